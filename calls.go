@@ -1,0 +1,133 @@
+package grid
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// callTable is the single requests of a session that wait for their answer.
+//
+// Who takes a call out of the table, and nobody else, answers it: so an answer
+// that comes late finds nothing, and a call can be reused as soon as its
+// answer has been received. Calls are kept by session, not in a global pool,
+// because their channels must not outlive a testing/synctest bubble.
+type callTable struct {
+	mu   sync.Mutex
+	m    map[uint64]*call
+	free []*call
+	err  error // set by close
+}
+
+// call is a single request that waits.
+type call struct {
+	id       uint64
+	answered chan answer // of capacity 1
+	// expires is when the table gives up on it; zero where the caller's
+	// context has a deadline.
+	expires time.Time
+}
+
+type answer struct {
+	payload []byte
+	err     error
+}
+
+// maxFreeCalls bounds what a burst of calls leaves behind.
+const maxFreeCalls = 256
+
+func (t *callTable) init() { t.m = make(map[uint64]*call) }
+
+// open adds a call. expires says that it has the default deadline.
+func (t *callTable) open(id uint64, expires bool) (*call, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err != nil {
+		return nil, t.err
+	}
+	var c *call
+	if n := len(t.free); n > 0 {
+		c, t.free = t.free[n-1], t.free[:n-1]
+	} else {
+		c = &call{answered: make(chan answer, 1)}
+	}
+	c.id = id
+	c.expires = time.Time{}
+	if expires {
+		c.expires = time.Now().Add(defaultDeadline)
+	}
+	t.m[id] = c
+	return c, nil
+}
+
+// answer answers a call, if it still waits.
+func (t *callTable) answer(id uint64, a answer) bool {
+	t.mu.Lock()
+	c, ok := t.m[id]
+	delete(t.m, id)
+	t.mu.Unlock()
+	if ok {
+		c.answered <- a
+	}
+	return ok
+}
+
+// waits tells whether a call is in the table.
+func (t *callTable) waits(id uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.m[id] != nil
+}
+
+func (t *callTable) size() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.m)
+}
+
+// result ends a call that was answered.
+func (t *callTable) result(c *call, a answer) ([]byte, error) {
+	t.mu.Lock()
+	if len(t.free) < maxFreeCalls {
+		t.free = append(t.free, c)
+	}
+	t.mu.Unlock()
+	return a.payload, a.err
+}
+
+// abandon ends a call that is no longer waited for, because of err. If it is
+// being answered just then, that answer counts.
+func (t *callTable) abandon(c *call, err error) ([]byte, error) {
+	t.mu.Lock()
+	if t.m[c.id] == c {
+		delete(t.m, c.id)
+		t.mu.Unlock()
+		return t.result(c, answer{err: err})
+	}
+	t.mu.Unlock()
+	return t.result(c, <-c.answered)
+}
+
+// expire gives up on the calls with the default deadline that have passed it.
+func (t *callTable) expire(now time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id, c := range t.m {
+		if !c.expires.IsZero() && !now.Before(c.expires) {
+			delete(t.m, id)
+			c.answered <- answer{err: context.DeadlineExceeded}
+		}
+	}
+}
+
+// close fails all calls, and those to come, with err.
+func (t *callTable) close(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.err = err
+	for id, c := range t.m {
+		delete(t.m, id)
+		c.answered <- answer{err: err}
+	}
+	t.free = nil
+}

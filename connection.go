@@ -1,0 +1,419 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gridrpc/grid/internal/wsconn"
+)
+
+// Connection is the way to one remote host. It is made by [NewManager], dials
+// or waits to be dialled, reconnects by itself, and lives as long as its
+// Manager. All methods may be called concurrently, and on a nil *Connection,
+// which is a host that can't be reached.
+type Connection struct {
+	// Set once.
+	local, remote string
+	localID       [16]byte
+	dials         bool  // this side dials
+	crc           flags // flagCRC, or 0 where the transport protects
+	opts          *ManagerOptions
+	handlers      *registry
+	log           *slog.Logger
+	caller        RemoteClient    // as handlers see the remote
+	closing       <-chan struct{} // closed when the manager is
+
+	lastMux atomic.Uint64 // never reset, so no ID is used twice
+	running atomic.Int64  // handlers, of all sessions
+	session atomic.Pointer[session]
+	state   stateMachine
+	errors  errorLog
+	stats   connectionCounters
+
+	// mu makes the session and the state change together. It is not the
+	// state's own lock, which those who wait for a state take.
+	mu sync.Mutex
+}
+
+func newConnection(m *Manager, remote string) *Connection {
+	c := &Connection{
+		local:    m.opts.Local,
+		remote:   remote,
+		localID:  m.ID,
+		dials:    shouldDial(m.opts.Local, remote),
+		crc:      flagCRC,
+		opts:     m.opts,
+		handlers: &m.handlers,
+		log:      m.opts.Logger.With("local", m.opts.Local, "remote", remote),
+		caller:   RemoteClient{Name: remote},
+		closing:  m.closing,
+	}
+	if isSecure(c.local) && isSecure(c.remote) {
+		c.crc = 0
+	}
+	return c
+}
+
+// SingleRequest calls handler id with payload and returns its answer.
+//
+// payload stays the caller's; the answer is the caller's, who may give it to
+// [PutByteBuffer]. nil and empty arrive as such in both directions. The
+// deadline of ctx travels along; without one it is a minute, after which the
+// error is [context.DeadlineExceeded].
+//
+// Other errors: [ErrDisconnected] (wrapped), at once where there is no
+// connection, and when it is lost meanwhile; the cause of ctx, at once when it
+// ends; [ErrMessageTooLarge] and [ErrUnknownHandler], before anything is sent;
+// [ErrProtocol]; and *[RemoteErr] for whatever the remote answered: the
+// handler's error, its panic, that there is no such handler, or that too many
+// are running.
+func (c *Connection) SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error) {
+	s, err := c.ready(id, payload)
+	if err != nil {
+		return nil, err
+	}
+	return s.single(ctx, id, nil, payload)
+}
+
+// NewStream opens a stream to handler id, and waits until the remote has taken
+// it on. payload stays the caller's. The end of ctx ends the stream and the
+// context of the handler; its deadline travels along, and without one there is
+// none.
+//
+// The errors are those of [Connection.SingleRequest].
+func (c *Connection) NewStream(ctx context.Context, id HandlerID, payload []byte) (*Stream, error) {
+	return rawStream(c.openStream(ctx, id, payload, capacities{}))
+}
+
+func (c *Connection) openStream(ctx context.Context, id HandlerID, payload []byte, caps capacities) (*muxClient, error) {
+	return c.open(ctx, id, nil, payload, caps)
+}
+
+func rawStream(m *muxClient, err error) (*Stream, error) {
+	if err != nil {
+		return nil, err
+	}
+	return newStream(m), nil
+}
+
+func (c *Connection) open(ctx context.Context, id HandlerID, sub *subHandlerID, payload []byte, caps capacities) (*muxClient, error) {
+	s, err := c.ready(id, payload)
+	if err != nil {
+		return nil, err
+	}
+	if !caps.known {
+		// What is registered here under the same name tells a version 1 peer's
+		// capacities.
+		if h := c.handlers.lookup(id, sub).stream; h != nil {
+			caps = capacities{out: h.outCapacity, in: h.inCapacity, known: !s.wide()}
+		}
+	}
+	return s.openStream(ctx, id, sub, payload, caps)
+}
+
+// ready returns the session, after the checks that every call makes first.
+func (c *Connection) ready(id HandlerID, payload []byte) (*session, error) {
+	if c == nil {
+		return nil, ErrDisconnected
+	}
+	if id == 0 {
+		return nil, ErrUnknownHandler
+	}
+	if len(payload) > c.opts.MaxMessageSize {
+		return nil, tooLargeError(len(payload), c.opts.MaxMessageSize)
+	}
+	s := c.session.Load()
+	if s == nil {
+		return nil, ErrDisconnected
+	}
+	return s, nil
+}
+
+// Subroute returns the connection to handlers that are registered under a
+// subroute; see [Subroute]. An empty s gives calls that fail.
+func (c *Connection) Subroute(s string) *Subroute {
+	if c == nil {
+		return nil
+	}
+	return newSubroute(c, s)
+}
+
+// HostName returns the base URL of the remote host; empty for nil.
+func (c *Connection) HostName() string {
+	if c == nil {
+		return ""
+	}
+	return c.remote
+}
+
+// State returns the present state; [StateUnconnected] for nil.
+func (c *Connection) State() State {
+	if c == nil {
+		return StateUnconnected
+	}
+	return c.state.get()
+}
+
+// WaitForConnect waits until the state is [StateConnected]. It returns the
+// cause of ctx if that ends before, and an error that wraps [ErrDisconnected]
+// at once after shutdown and for nil. The connection may be lost again by the
+// time it returns.
+func (c *Connection) WaitForConnect(ctx context.Context) error {
+	if c == nil {
+		return ErrDisconnected
+	}
+	return c.state.waitConnected(ctx)
+}
+
+func (c *Connection) nextMuxID() uint64 { return c.lastMux.Add(1) }
+
+// acquire takes a slot for a handler, which release gives back when it has
+// returned.
+func (c *Connection) acquire() bool {
+	if c.running.Add(1) > int64(c.opts.MaxHandlers) {
+		c.running.Add(-1)
+		return false
+	}
+	return true
+}
+
+func (c *Connection) release() { c.running.Add(-1) }
+
+var (
+	errClosed   = errors.New("the manager is closed")
+	errReplaced = errors.New("replaced by a new connection from the same host")
+)
+
+// probeTime is how long the present connection of a host has to show that it is
+// alive, before that of another process under the same name takes its place.
+const probeTime = time.Second
+
+// take makes s the session. It replaces the present one, unless that belongs to
+// another process which is alive: two of them under one name would otherwise
+// evict each other for ever.
+func (c *Connection) take(s *session) error {
+	var cleared *session // was probed, and is not alive
+	for {
+		c.mu.Lock()
+		old := c.session.Load()
+		if old != nil && old != cleared && old.peerID != s.peerID {
+			c.mu.Unlock()
+			if old.probe(min(probeTime, c.opts.HandshakeTimeout/2)) {
+				c.log.Error("grid: two processes use one host name; the second is refused",
+					"addr", s.ws.RemoteAddr(), "connected", old.ws.RemoteAddr())
+				return rejectf("another process is connected as %s, and alive", c.remote)
+			}
+			cleared = old
+			continue
+		}
+		if !c.state.set(StateConnected) {
+			c.mu.Unlock()
+			return rejectf("%v", errClosed)
+		}
+		c.session.Store(s)
+		c.stats.connected(s.start)
+		c.mu.Unlock()
+		if old != nil {
+			old.close(errReplaced)
+		}
+		return nil
+	}
+}
+
+// lost takes s away, unless it was replaced already.
+func (c *Connection) lost(s *session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.session.CompareAndSwap(s, nil) {
+		c.stats.lost(s)
+		c.state.set(StateConnectionError)
+	}
+}
+
+// shutdown ends the connection for good.
+func (c *Connection) shutdown() {
+	c.mu.Lock()
+	c.state.set(StateShutdown)
+	s := c.session.Load()
+	c.mu.Unlock()
+	if s != nil {
+		s.close(errClosed)
+	}
+}
+
+// serve runs a session until it ends, and tells whether it had lived: such a
+// peer is worth dialling again without delay.
+func (c *Connection) serve(s *session) (lived bool) {
+	if c.errors.told() {
+		c.log.Info("grid: connected", "addr", s.ws.RemoteAddr())
+	}
+	err := s.run()
+	life := time.Since(s.start)
+	if life > stableLife {
+		c.errors.reset()
+	}
+	c.fault("grid: connection lost", err)
+	return s.live.messages.Load() > 0 || life >= time.Second
+}
+
+// stableLife is how long a connection must have lived for its loss to be news.
+const stableLife = time.Minute
+
+// keepDialling connects, again and again, until ctx ends.
+func (c *Connection) keepDialling(ctx context.Context) {
+	if !waitFor(ctx, c.opts.BlockConnect) {
+		return
+	}
+	var b backoff
+	for ctx.Err() == nil {
+		c.state.set(StateConnecting)
+		s, err := c.dial(ctx)
+		if err != nil {
+			c.state.set(StateConnectionError)
+			c.fault("grid: cannot connect", err)
+		} else if c.serve(s) {
+			b.reset()
+		}
+		b.wait(ctx)
+	}
+}
+
+func (c *Connection) dial(ctx context.Context) (*session, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.opts.HandshakeTimeout)
+	defer cancel()
+	ws, err := wsconn.Dial(ctx, c.opts.dialURL(c.remote), wsconn.DialOptions{
+		Token:    c.opts.token(),
+		Dial:     c.opts.Dialer,
+		TLS:      c.opts.TLSConfig,
+		Limit:    c.opts.frameLimit(),
+		Counters: c.opts.counters(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	s, err := handshake(ctx, ws, func() (*session, error) {
+		s, err := c.greet(ws)
+		if err == nil {
+			err = c.take(s)
+		}
+		return s, err
+	})
+	if err != nil {
+		ws.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// handshake runs f, bounded by ctx, which has a deadline. It fails if ctx has
+// ended meanwhile, also where f has not noticed.
+func handshake(ctx context.Context, ws *wsconn.Conn, f func() (*session, error)) (*session, error) {
+	deadline, _ := ctx.Deadline()
+	if err := ws.SetDeadline(deadline); err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { ws.Close() })
+	s, err := f()
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	if stop() {
+		err = ws.SetDeadline(time.Time{})
+	} else {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		s.close(err)
+		return nil, err
+	}
+	return s, nil
+}
+
+// fault logs what went wrong, the first time and then once an hour.
+func (c *Connection) fault(what string, err error) {
+	select {
+	case <-c.closing:
+		return
+	default:
+	}
+	c.stats.fault(err)
+	if n, ok := c.errors.due(time.Now()); ok {
+		c.log.Warn(what, "error", err, "suppressed", n)
+	}
+}
+
+// errorLog rations the errors of one peer.
+type errorLog struct {
+	mu         sync.Mutex
+	last       time.Time // when one was logged
+	suppressed int       // since then
+}
+
+// due tells whether an error is to be logged, and how many were not.
+func (l *errorLog) due(now time.Time) (suppressed int, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.last.IsZero() && now.Sub(l.last) < time.Hour {
+		l.suppressed++
+		return 0, false
+	}
+	n := l.suppressed
+	l.last, l.suppressed = now, 0
+	return n, true
+}
+
+// told tells whether the last error was logged, or there was none.
+func (l *errorLog) told() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.suppressed == 0
+}
+
+// reset makes the next error a first one.
+func (l *errorLog) reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.last, l.suppressed = time.Time{}, 0
+}
+
+const (
+	minBackoff = 50 * time.Millisecond
+	maxBackoff = 5 * time.Second
+)
+
+// backoff is the pause between attempts to connect.
+type backoff struct{ next time.Duration }
+
+func (b *backoff) reset() { b.next = 0 }
+
+// wait pauses, longer every time, unless ctx ends.
+func (b *backoff) wait(ctx context.Context) {
+	b.next = min(max(2*b.next, minBackoff), maxBackoff)
+	// Jitter, so that the hosts of a cluster do not come all at once.
+	t := time.NewTimer(min(b.next+rand.N(b.next/2), maxBackoff))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// waitFor waits until c is closed, if it is not nil. It returns false if ctx
+// ends first.
+func waitFor(ctx context.Context, c <-chan struct{}) bool {
+	if c == nil {
+		return true
+	}
+	select {
+	case <-c:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,314 @@
+package grid
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// dispatchFrame handles the grid message, or the merged ones, of a websocket
+// message. None of what it calls blocks. An error ends the session.
+func (s *session) dispatchFrame(b []byte) error {
+	var m message
+	rest, err := m.parse(b)
+	if err != nil {
+		return err
+	}
+	if m.Op != opMerged {
+		return s.dispatch(&m)
+	}
+	return eachMerged(m.Seq, rest, func(b []byte) error {
+		if _, err := m.parse(b); err != nil {
+			return err
+		}
+		if m.Op == opMerged {
+			return protocolErrorf("merged message inside a merged one")
+		}
+		return s.dispatch(&m)
+	})
+}
+
+// dispatch handles one message. m and its payload are the read buffer's.
+func (s *session) dispatch(m *message) error {
+	if len(m.Payload) > s.opts.MaxMessageSize {
+		return fmt.Errorf("%v for mux %d: %w", m.Op, m.MuxID, tooLargeError(len(m.Payload), s.opts.MaxMessageSize))
+	}
+	switch m.Op {
+	case opRequest:
+		s.onRequest(m)
+	case opResponse:
+		s.onResponse(m)
+	case opConnectMux:
+		return s.onConnectMux(m)
+	case opMuxConnectError:
+		return s.onMuxConnectError(m)
+	case opMuxClientMsg:
+		s.onMuxClientMsg(m)
+	case opUnblockSrvMux:
+		s.toServer(m, (*muxServer).onUnblock)
+	case opDisconnectServerMux:
+		s.toServer(m, (*muxServer).onDisconnect)
+	case opAckMux:
+		s.onClientMsg(m, (*muxClient).onAck)
+	case opMuxServerMsg:
+		s.onClientMsg(m, (*muxClient).onMessage)
+	case opUnblockClMux:
+		s.toClient(m, (*muxClient).onUnblock)
+	case opDisconnectClientMux:
+		s.onDisconnectClientMux(m)
+	case opPing:
+		return s.onPing(m)
+	case opPong:
+		return s.onPong(m)
+	case opDisconnect:
+		return errPeerClosed
+	case opConnect, opConnectResponse:
+		return protocolErrorf("%v after the handshake", m.Op)
+	default:
+		s.onUnknown(m)
+	}
+	return nil
+}
+
+var errPeerClosed = errors.New("the peer has closed the connection")
+
+// singleTask runs the handler of a single request.
+type singleTask struct {
+	s        *session
+	id       uint64
+	handler  HandlerID
+	fn       SingleHandlerFn
+	payload  []byte
+	deadline time.Time // zero for none
+}
+
+// singleTasks holds no channels or timers, so it may be shared by all.
+var singleTasks = sync.Pool{New: func() any { return new(singleTask) }}
+
+func (s *session) onRequest(m *message) {
+	h := s.conn.handlers.lookup(m.Handler, m.Sub)
+	if h.single == nil {
+		s.refuse(m, noHandlerText("request", m, h.stream != nil))
+		return
+	}
+	if !s.conn.acquire() {
+		s.refuse(m, s.busyText(m))
+		return
+	}
+	t := singleTasks.Get().(*singleTask)
+	*t = singleTask{s: s, id: m.MuxID, handler: m.Handler, fn: h.single, payload: ownedPayload(m)}
+	if m.DeadlineMS > 0 {
+		t.deadline = s.now.Add(time.Duration(m.DeadlineMS) * time.Millisecond)
+	}
+	s.tasks = append(s.tasks, t)
+}
+
+// run implements task.
+func (t *singleTask) run() {
+	s := t.s
+	m := message{MuxID: t.id, Op: opResponse, Flags: flagEOF}
+	var resp []byte
+	result := errHandlerExited // stays if the handler ends its goroutine
+	defer func() {
+		result = handlerResult(recover(), result, t.handler, s.logger())
+		s.conn.release()
+		if t.deadline.IsZero() || time.Now().Before(t.deadline) {
+			switch {
+			case result != nil:
+				m.setError(result.Error())
+			case len(resp) > s.opts.MaxMessageSize:
+				m.setError("grid: handler's response: " + tooLargeError(len(resp), s.opts.MaxMessageSize).Error())
+			default:
+				m.setPayload(resp)
+			}
+			_ = s.out.send(nil, &m, nil) // fails only with the session
+		}
+		if result == nil {
+			PutByteBuffer(resp)
+		}
+		*t = singleTask{}
+		singleTasks.Put(t)
+	}()
+	resp, result = t.fn(t.payload)
+}
+
+func (s *session) onResponse(m *message) {
+	a := answer{}
+	if err := m.payloadErr(); err != nil {
+		a.err = err
+	} else {
+		a.payload = ownedPayload(m)
+	}
+	if s.calls.answer(m.MuxID, a) {
+		return
+	}
+	PutByteBuffer(a.payload)
+	if c, ok := s.streams.get(m.MuxID); ok {
+		c.fail(protocolErrorf("%v to a stream", m.Op))
+	}
+}
+
+func (s *session) onConnectMux(m *message) error {
+	if old, ok := s.served.get(m.MuxID); ok {
+		old.fail(protocolErrorf("mux %d opened twice", m.MuxID))
+		return nil
+	}
+	if m.Seq != 0 {
+		return protocolErrorf("%v for mux %d has number %d", m.Op, m.MuxID, m.Seq)
+	}
+	h := s.conn.handlers.lookup(m.Handler, m.Sub)
+	if h.stream == nil {
+		s.refuse(m, noHandlerText("stream", m, h.single != nil))
+		return nil
+	}
+	if !s.conn.acquire() {
+		s.refuse(m, s.busyText(m))
+		return nil
+	}
+	deadline := time.Duration(m.DeadlineMS) * time.Millisecond
+	c := newMuxServer(s, m.MuxID, m.Handler, h.stream, s.wide(), &s.conn.caller, deadline, m.Flags&flagEOF != 0, s.now)
+	c.maxMessage = s.opts.MaxMessageSize
+	c.payload = ownedPayload(m)
+	if !s.served.add(c.id, c) {
+		s.conn.release()
+		return nil // the session has ended
+	}
+	ack := message{MuxID: c.id, Op: opAckMux}
+	if c.wide {
+		ack.Payload = appendCredits(c.inCredits())
+	}
+	s.post(&ack, &c.sendSeq)
+	s.tasks = append(s.tasks, c)
+	return nil
+}
+
+// refuse answers a request or an open with an error. The handler, the deadline
+// and EOF are repeated, as version 1 does; a subroute's flag must not be, since
+// its bytes are not.
+func (s *session) refuse(m *message, text string) {
+	e := muxConnectError{Error: text}
+	payload, _ := e.MarshalMsg(make([]byte, 0, e.Msgsize()))
+	s.post(&message{
+		MuxID: m.MuxID, DeadlineMS: m.DeadlineMS, Handler: m.Handler,
+		Op: opMuxConnectError, Flags: m.Flags & flagEOF, Payload: payload,
+	}, nil)
+}
+
+func noHandlerText(kind string, m *message, otherKind bool) string {
+	text := fmt.Sprintf("grid: no %s handler with ID %d", kind, m.Handler)
+	if m.Sub != nil {
+		text += " under that subroute"
+	}
+	if otherKind {
+		text += ", only one of the other kind"
+	}
+	return text
+}
+
+func (s *session) busyText(m *message) string {
+	return fmt.Sprintf("grid: handler %d refused: %d handlers are running for this host, which is the limit", m.Handler, s.opts.MaxHandlers)
+}
+
+func (s *session) onMuxConnectError(m *message) error {
+	var e muxConnectError
+	if _, err := e.UnmarshalMsg(m.Payload); err != nil {
+		return protocolErrorf("%v for mux %d: %v", m.Op, m.MuxID, err)
+	}
+	if s.calls.answer(m.MuxID, answer{err: NewRemoteErrString(e.Error)}) {
+		return nil
+	}
+	s.toClient(m, func(c *muxClient, _ *message) { c.onConnectError(e.Error) })
+	return nil
+}
+
+// toServer passes m to the stream that it belongs to, if that is still served.
+func (s *session) toServer(m *message, f func(*muxServer, *message)) bool {
+	c, ok := s.served.get(m.MuxID)
+	if ok {
+		c.heard.Store(s.now.UnixNano())
+		f(c, m)
+	}
+	return ok
+}
+
+func (s *session) onMuxClientMsg(m *message) {
+	if !s.toServer(m, (*muxServer).onMessage) && m.Flags&flagEOF == 0 {
+		s.post(&message{MuxID: m.MuxID, Op: opDisconnectClientMux}, nil)
+	}
+}
+
+// toClient passes m to the stream that it belongs to, if that is still open.
+func (s *session) toClient(m *message, f func(*muxClient, *message)) bool {
+	c, ok := s.streams.get(m.MuxID)
+	if ok {
+		c.heard.Store(s.now.UnixNano())
+		f(c, m)
+	}
+	return ok
+}
+
+// onClientMsg passes m on like toClient; if the stream is not known, its
+// handler must stop.
+func (s *session) onClientMsg(m *message, f func(*muxClient, *message)) {
+	if s.toClient(m, f) {
+		return
+	}
+	if s.calls.waits(m.MuxID) {
+		s.calls.answer(m.MuxID, answer{err: protocolErrorf("%v to a single request", m.Op)})
+	}
+	if m.Flags&flagEOF == 0 {
+		s.post(&message{MuxID: m.MuxID, Op: opDisconnectServerMux}, nil)
+	}
+}
+
+func (s *session) onDisconnectClientMux(m *message) {
+	if s.toClient(m, (*muxClient).onDisconnect) {
+		return
+	}
+	err := error(ErrDisconnected)
+	if remote := m.payloadErr(); remote != nil {
+		err = remote
+	}
+	s.calls.answer(m.MuxID, answer{err: err})
+}
+
+func (s *session) onPing(m *message) error {
+	if m.MuxID != 0 {
+		if !s.toServer(m, func(c *muxServer, m *message) { c.onPing(m, s.now) }) {
+			s.post(pongFor(m, pongMsg{NotFound: true, T: s.now}), nil)
+		}
+		return nil
+	}
+	pong := pongMsg{T: s.now}
+	var ping pingMsg
+	if len(m.Payload) > 0 {
+		if _, err := ping.UnmarshalMsg(m.Payload); err != nil {
+			return protocolErrorf("%v: %v", m.Op, err)
+		}
+		pong.T = ping.T
+	}
+	return s.out.postUrgent(pongFor(m, pong))
+}
+
+func (s *session) onPong(m *message) error {
+	var p pongMsg
+	if _, err := p.UnmarshalMsg(m.Payload); err != nil {
+		return protocolErrorf("%v for mux %d: %v", m.Op, m.MuxID, err)
+	}
+	if m.MuxID == 0 {
+		s.live.pong(s.now, &p)
+		return nil
+	}
+	s.toClient(m, func(c *muxClient, _ *message) { c.onPong(&p) })
+	return nil
+}
+
+// onUnknown logs an op that this version does not know, once a session.
+func (s *session) onUnknown(m *message) {
+	word, bit := m.Op/64, uint64(1)<<(m.Op%64)
+	if s.unknown[word]&bit == 0 {
+		s.unknown[word] |= bit
+		s.logger().Warn("grid: message with an unknown op dropped", "op", uint8(m.Op), "bytes", len(m.Payload))
+	}
+}

@@ -1,0 +1,131 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// Errors that arise on this side. None of them ever stands for something that
+// the remote host said; that is a [RemoteErr].
+var (
+	// ErrDisconnected is returned, often wrapped with a reason, when there is
+	// no connection to the host, when it is lost while a call or stream is
+	// under way, and by every method of a nil [Connection] or [Subroute].
+	// Whether the remote has seen the request is then unknown, except where
+	// there was no connection to begin with.
+	ErrDisconnected = errors.New("grid: disconnected")
+
+	// ErrUnknownHandler is returned for the reserved handler ID 0.
+	ErrUnknownHandler = errors.New("grid: unknown handler")
+
+	// ErrHandlerAlreadyExists is returned, wrapped with the ID, by the
+	// registration of a second handler under one ID and subroute.
+	ErrHandlerAlreadyExists = errors.New("grid: handler already exists")
+
+	// ErrIncorrectSequence ends a stream whose messages did not arrive one
+	// after the other (protocol section 5).
+	ErrIncorrectSequence = errors.New("grid: stream message out of sequence")
+
+	// ErrFlowControl ends a stream whose remote end sent a message without a
+	// credit for it, or returned credits that it did not have (section 5).
+	ErrFlowControl = errors.New("grid: flow control violated")
+
+	// ErrMessageTooLarge is returned, wrapped with both sizes, for a payload
+	// above ManagerOptions.MaxMessageSize. Nothing has been sent then.
+	ErrMessageTooLarge = errors.New("grid: message too large")
+
+	// ErrProtocol ends a call, a stream or a connection whose remote end sent
+	// what the protocol does not allow there. It is wrapped with what it was.
+	ErrProtocol = errors.New("grid: protocol violated")
+)
+
+// RemoteErr is an error that came from the remote side: what a handler
+// returned, or the remote's reason for not running one. It travels as its text.
+//
+// A call returns it as *RemoteErr. [errors.As] finds it with a *RemoteErr or a
+// RemoteErr as the target. [errors.Is] compares the text, so a remote's answer
+// can be told by the sentinel that its handler returned; local conditions are
+// excepted: a RemoteErr never is [ErrDisconnected], [context.Canceled] or
+// [context.DeadlineExceeded], whatever its text.
+type RemoteErr string
+
+// NewRemoteErr makes a RemoteErr with the text of err. It returns nil for nil,
+// and err itself where err is a *RemoteErr.
+func NewRemoteErr(err error) *RemoteErr {
+	if err == nil {
+		return nil
+	}
+	if r, ok := err.(*RemoteErr); ok {
+		return r
+	}
+	return NewRemoteErrString(err.Error())
+}
+
+// NewRemoteErrf makes a RemoteErr with a text formatted by [fmt.Sprintf].
+func NewRemoteErrf(format string, a ...any) *RemoteErr {
+	return NewRemoteErrString(fmt.Sprintf(format, a...))
+}
+
+// NewRemoteErrString makes a RemoteErr with the text msg.
+func NewRemoteErrString(msg string) *RemoteErr {
+	r := RemoteErr(msg)
+	return &r
+}
+
+// IsRemoteErr tells whether err, or an error that it wraps, is a [RemoteErr].
+func IsRemoteErr(err error) bool {
+	var r RemoteErr
+	return errors.As(err, &r)
+}
+
+// Error returns the text that the remote sent.
+func (r RemoteErr) Error() string { return string(r) }
+
+// Is implements [errors.Is]: it compares the text, see [RemoteErr].
+func (r RemoteErr) Is(target error) bool {
+	switch target {
+	case nil, ErrDisconnected, context.Canceled, context.DeadlineExceeded:
+		return false
+	}
+	if p, ok := target.(*RemoteErr); ok {
+		return p != nil && *p == r
+	}
+	return string(r) == target.Error()
+}
+
+// As implements [errors.As] for both *RemoteErr and RemoteErr targets.
+func (r RemoteErr) As(target any) bool {
+	switch t := target.(type) {
+	case *RemoteErr:
+		*t = r
+	case **RemoteErr:
+		*t = &r
+	default:
+		return false
+	}
+	return true
+}
+
+func protocolErrorf(format string, a ...any) error {
+	return fmt.Errorf("%w: %s", ErrProtocol, fmt.Sprintf(format, a...))
+}
+
+func tooLargeError(size, limit int) error {
+	return fmt.Errorf("%w: payload of %d bytes, MaxMessageSize is %d bytes", ErrMessageTooLarge, size, limit)
+}
+
+// disconnected wraps the reason for which a session ended.
+func disconnected(reason error) error {
+	if reason == nil || errors.Is(reason, ErrDisconnected) {
+		return ErrDisconnected
+	}
+	return &disconnectError{reason}
+}
+
+// disconnectError is ErrDisconnected with its reason in the text only: a lost
+// connection must not be mistaken for whatever caused the loss.
+type disconnectError struct{ reason error }
+
+func (e *disconnectError) Error() string        { return ErrDisconnected.Error() + ": " + e.reason.Error() }
+func (e *disconnectError) Is(target error) bool { return target == ErrDisconnected }

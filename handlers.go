@@ -1,0 +1,186 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// SingleHandlerFn answers a single request.
+//
+// It owns payload, and may keep it, return it, or give it to [PutByteBuffer].
+// The buffer that it returns is grid's from then on; nil and empty arrive as
+// such. A non-nil error is what the caller gets, as *[RemoteErr]; the buffer is
+// ignored then. A panic is answered with an error.
+//
+// It runs on a goroutine of its own, concurrently with others, and may block.
+// If the caller's deadline has passed when it returns, nothing is sent.
+type SingleHandlerFn func(payload []byte) ([]byte, *RemoteErr)
+
+// StreamHandlerFn serves a stream.
+//
+// It owns payload and what it receives from in. What it sends to out is grid's
+// from then on. Sending blocks while the client has not kept up, but never
+// after the stream has ended; what is sent then is thrown away. It must not
+// close out, nor send to it after it has returned.
+//
+// in is closed when the client has ended its input; it is closed from the start
+// if the stream has none. When the stream is aborted ctx ends first, then in is
+// closed: so a handler that acts at the end of its input checks ctx.Err()
+// before. [context.Cause] of ctx is [context.Canceled] if the client gave up or
+// the handler has returned, [context.DeadlineExceeded] after the client's
+// deadline, wraps [ErrDisconnected] if the connection was lost, or is an error
+// of the protocol.
+//
+// A nil return ends the stream well, after everything sent before was
+// delivered; an error arrives as *[RemoteErr]. A panic is answered with an
+// error.
+type StreamHandlerFn func(ctx context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *RemoteErr
+
+// StreamHandler is a [StreamHandlerFn] and how to serve it.
+type StreamHandler struct {
+	// Handle serves the stream. It is required.
+	Handle StreamHandlerFn
+	// Subroute, if not empty, is where the handler is registered.
+	Subroute string
+	// OutCapacity is how many messages the handler may be ahead of its client
+	// at first, from 1 to 65536; the default is 1. Between two peers of this
+	// implementation it grows with a client that keeps up.
+	OutCapacity int
+	// InCapacity is the same for the client's messages. 0 means that the
+	// handler takes no input.
+	InCapacity int
+}
+
+// streamEntry is a registered stream handler.
+type streamEntry struct {
+	serve                   func(m *muxServer)
+	subroute                string
+	outCapacity, inCapacity int
+}
+
+// newStreamEntry checks the capacities and fills in their defaults.
+func newStreamEntry(subroute string, outCapacity, inCapacity int, serve func(m *muxServer)) (*streamEntry, error) {
+	if outCapacity == 0 {
+		outCapacity = 1
+	}
+	if outCapacity < 0 || outCapacity > maxCapacity {
+		return nil, fmt.Errorf("grid: OutCapacity is %d, must be 1 to %d", outCapacity, maxCapacity)
+	}
+	if inCapacity < 0 || inCapacity > maxCapacity {
+		return nil, fmt.Errorf("grid: InCapacity is %d, must be 0 to %d", inCapacity, maxCapacity)
+	}
+	return &streamEntry{serve: serve, subroute: subroute, outCapacity: outCapacity, inCapacity: inCapacity}, nil
+}
+
+// rawStreamEntry is the entry of an untyped handler.
+func rawStreamEntry(h StreamHandler) (*streamEntry, error) {
+	if h.Handle == nil {
+		return nil, errors.New("grid: StreamHandler without Handle")
+	}
+	raw := func(b []byte) ([]byte, error) { return b, nil }
+	return newStreamEntry(h.Subroute, h.OutCapacity, h.InCapacity, func(m *muxServer) {
+		serveStream(m, raw, raw, h.Handle)
+	})
+}
+
+// registry holds the handlers of a manager. Reading it takes no lock: each
+// registration makes a new table.
+type registry struct {
+	mu    sync.Mutex // serialises registrations
+	table atomic.Pointer[handlerTable]
+}
+
+// handler is one of the two kinds.
+type handler struct {
+	single SingleHandlerFn
+	stream *streamEntry
+}
+
+// handlerTable is never changed once it is published.
+type handlerTable struct {
+	plain [256]handler
+	sub   map[subHandlerID]handler
+}
+
+func (r *registry) init() { r.table.Store(&handlerTable{sub: map[subHandlerID]handler{}}) }
+
+// lookup returns the handler of a message; its zero value if there is none.
+func (r *registry) lookup(id HandlerID, sub *subHandlerID) handler {
+	t := r.table.Load()
+	if sub != nil {
+		return t.sub[*sub]
+	}
+	return t.plain[id]
+}
+
+func (r *registry) add(id HandlerID, subroute string, h handler) error {
+	if id == 0 {
+		return fmt.Errorf("%w: ID 0 is reserved", ErrUnknownHandler)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	old := r.table.Load()
+	t := &handlerTable{plain: old.plain, sub: make(map[subHandlerID]handler, len(old.sub)+1)}
+	for k, v := range old.sub {
+		t.sub[k] = v
+	}
+	if subroute == "" {
+		if h := t.plain[id]; h.single != nil || h.stream != nil {
+			return fmt.Errorf("%w: ID %d", ErrHandlerAlreadyExists, id)
+		}
+		t.plain[id] = h
+	} else {
+		key := newSubHandlerID(id, subroute)
+		if _, ok := t.sub[key]; ok {
+			return fmt.Errorf("%w: ID %d, subroute %q", ErrHandlerAlreadyExists, id, subroute)
+		}
+		t.sub[key] = h
+	}
+	r.table.Store(t)
+	return nil
+}
+
+// registeredSubroute joins the subroute parts of a registration.
+func registeredSubroute(parts []string) (string, error) {
+	if slices.Contains(parts, "") {
+		return "", fmt.Errorf("grid: empty subroute in %q", parts)
+	}
+	return joinSubroutes(parts...), nil
+}
+
+// RegisterSingleHandler makes h answer single requests to id, under the
+// subroute whose parts are given, joined with "/"; without any, requests that
+// name no subroute. It may be called at any time, also while serving, and
+// concurrently.
+//
+// It returns [ErrHandlerAlreadyExists] if there is a handler of either kind for
+// that ID and subroute, [ErrUnknownHandler] for ID 0, and an error for an empty
+// subroute or a nil h.
+func (m *Manager) RegisterSingleHandler(id HandlerID, h SingleHandlerFn, subroute ...string) error {
+	if h == nil {
+		return fmt.Errorf("grid: nil handler for ID %d", id)
+	}
+	route, err := registeredSubroute(subroute)
+	if err != nil {
+		return err
+	}
+	return m.handlers.add(id, route, handler{single: h})
+}
+
+// RegisterStreamingHandler makes h serve streams to id. It may be called at any
+// time, also while serving, and concurrently.
+//
+// It returns [ErrHandlerAlreadyExists] if there is a handler of either kind for
+// that ID and subroute, [ErrUnknownHandler] for ID 0, and an error for bad
+// capacities or a missing Handle.
+func (m *Manager) RegisterStreamingHandler(id HandlerID, h StreamHandler) error {
+	e, err := rawStreamEntry(h)
+	if err != nil {
+		return err
+	}
+	return m.handlers.add(id, h.Subroute, handler{stream: e})
+}

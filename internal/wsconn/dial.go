@@ -1,0 +1,109 @@
+package wsconn
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+
+	"github.com/gorilla/websocket"
+)
+
+// DialOptions says how to reach a server.
+type DialOptions struct {
+	// Token is sent as the bearer token of the upgrade request.
+	Token string
+	// Dial makes the connection; nil uses a [net.Dialer].
+	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// TLS is for wss URLs; nil is the zero configuration.
+	TLS *tls.Config
+	// Limit is the largest message that may be read, in bytes.
+	Limit int64
+	Counters
+}
+
+// Dial upgrades a new connection to url (ws or wss). ctx must have a deadline
+// and bounds the whole; once Dial has returned it has no more effect.
+func Dial(ctx context.Context, url string, o DialOptions) (*Conn, error) {
+	var l *link
+	release := func() bool { return true }
+	// The handshake reads without a context, so the end of ctx closes the
+	// socket under it.
+	guard := func(c net.Conn) net.Conn {
+		l = &link{Conn: c, counters: o.Counters}
+		release = context.AfterFunc(ctx, func() { c.Close() })
+		return l
+	}
+	dial := o.Dial
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
+	d := websocket.Dialer{
+		NetDialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := dial(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			return guard(c), nil
+		},
+		NetDialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := dial(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			t := tls.Client(c, clientTLS(o.TLS, addr))
+			if err := t.HandshakeContext(ctx); err != nil {
+				c.Close()
+				return nil, err
+			}
+			return guard(t), nil
+		},
+		ReadBufferSize:  readBufferSize,
+		WriteBufferSize: writeBufferSize,
+		WriteBufferPool: &writeBuffers,
+	}
+	ws, resp, err := d.DialContext(ctx, url, http.Header{"Authorization": {"Bearer " + o.Token}})
+	// If ctx ended meanwhile, the socket is closed or about to be.
+	if !release() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err == nil && len(resp.Header.Values("Sec-Websocket-Extensions")) > 0 {
+		err = errors.New("server chose a websocket extension that was not offered")
+	}
+	if err == nil {
+		// The dialer has left its deadline on the socket.
+		err = ws.NetConn().SetDeadline(noDeadline)
+	}
+	if err != nil {
+		if l != nil {
+			l.Close()
+		}
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if errors.Is(err, websocket.ErrBadHandshake) {
+			body, _ := io.ReadAll(io.LimitReader(resp.Body, 256))
+			return nil, refusedError(resp.Status, strings.TrimSpace(string(body)))
+		}
+		return nil, err
+	}
+	return newConn(ws, l, o.Limit), nil
+}
+
+// clientTLS completes a configuration for addr. A websocket needs HTTP/1.1.
+func clientTLS(c *tls.Config, addr string) *tls.Config {
+	if c == nil {
+		c = new(tls.Config)
+	}
+	c = c.Clone()
+	c.NextProtos = []string{"http/1.1"}
+	if c.ServerName == "" {
+		if host, _, err := net.SplitHostPort(addr); err == nil {
+			c.ServerName = host
+		}
+	}
+	return c
+}

@@ -1,0 +1,198 @@
+// Package wsconn is grid's websocket: dial, upgrade, read a message under a
+// limit, write a message. It is the only importer of gorilla/websocket.
+//
+// A [Conn] has one reader and one writer, which may be different goroutines;
+// Close and the counters may be called from anywhere at any time. It sets no
+// deadlines after the handshake: who owns it watches the counters.
+package wsconn
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/gridrpc/grid/internal/bytepool"
+)
+
+const (
+	readBufferSize  = 8 << 10
+	writeBufferSize = 64 << 10
+	// readStep is the room offered to the first read of a message.
+	readStep = 4 << 10
+)
+
+// writeBuffers is shared, so that only connections that are writing hold one.
+var writeBuffers sync.Pool
+
+// ErrTooLarge is returned by [Conn.ReadMessage] for a message above the limit.
+var ErrTooLarge = errors.New("websocket message above the size limit")
+
+// Conn is one websocket that carries binary messages.
+type Conn struct {
+	ws   *websocket.Conn
+	link *link
+
+	// pong holds the payload of a websocket ping that waits for its answer;
+	// a newer ping replaces it.
+	pong   atomic.Pointer[string]
+	onPing func()
+
+	inMessage atomic.Bool
+	inWrite   atomic.Bool
+}
+
+func newConn(ws *websocket.Conn, l *link, limit int64) *Conn {
+	c := &Conn{ws: ws, link: l, onPing: func() {}}
+	ws.SetReadLimit(limit)
+	// The library's own handlers write from the reader, and so would wait
+	// for a writer that is stuck.
+	ws.SetPingHandler(func(payload string) error {
+		c.pong.Store(&payload)
+		c.onPing()
+		return nil
+	})
+	ws.SetPongHandler(func(string) error { return nil })
+	ws.SetCloseHandler(func(int, string) error { return nil })
+	return c
+}
+
+// OnPing sets a function that the reader calls, and that must not block, when
+// a websocket ping waits to be answered by [Conn.WritePong]. Set it before the
+// first read.
+func (c *Conn) OnPing(f func()) { c.onPing = f }
+
+// ReadMessage reads the next binary message into a buffer from bytepool, which
+// the caller owns. It blocks without holding a buffer. After an error the
+// connection is of no further use.
+func (c *Conn) ReadMessage() ([]byte, error) {
+	typ, r, err := c.ws.NextReader()
+	if err != nil {
+		return nil, readError(err)
+	}
+	if typ != websocket.BinaryMessage {
+		return nil, errors.New("websocket message is not binary")
+	}
+	c.inMessage.Store(true)
+	defer c.inMessage.Store(false)
+	b := bytepool.Get(readStep)
+	for {
+		if len(b) == cap(b) {
+			b = bytepool.Grow(b, readStep)
+		}
+		n, err := r.Read(b[len(b):cap(b)])
+		b = b[:len(b)+n]
+		if err == io.EOF {
+			return b, nil
+		}
+		if err != nil {
+			bytepool.Put(b)
+			return nil, readError(err)
+		}
+	}
+}
+
+func readError(err error) error {
+	if errors.Is(err, websocket.ErrReadLimit) {
+		return ErrTooLarge
+	}
+	var closed *websocket.CloseError
+	if errors.As(err, &closed) && closed.Code == websocket.CloseAbnormalClosure {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// WriteMessage writes b as one binary message. b stays the caller's.
+func (c *Conn) WriteMessage(b []byte) error {
+	c.inWrite.Store(true)
+	defer c.inWrite.Store(false)
+	return c.ws.WriteMessage(websocket.BinaryMessage, b)
+}
+
+// WritePong answers a websocket ping, if one waits. Only the writer calls it.
+func (c *Conn) WritePong() error {
+	p := c.pong.Swap(nil)
+	if p == nil {
+		return nil
+	}
+	c.inWrite.Store(true)
+	defer c.inWrite.Store(false)
+	return c.ws.WriteMessage(websocket.PongMessage, []byte(*p))
+}
+
+// SetDeadline bounds reads and writes, as [net.Conn.SetDeadline] does.
+func (c *Conn) SetDeadline(t time.Time) error { return c.link.SetDeadline(t) }
+
+// Close closes the socket at once; a blocked reader and writer return.
+func (c *Conn) Close() error { return c.link.Close() }
+
+// Reading reports the bytes read so far, and whether the reader is inside a
+// message.
+func (c *Conn) Reading() (n int64, inMessage bool) { return c.link.read.Load(), c.inMessage.Load() }
+
+// Writing reports the bytes written so far, and whether the writer is inside a
+// write.
+func (c *Conn) Writing() (n int64, inWrite bool) { return c.link.written.Load(), c.inWrite.Load() }
+
+// RemoteAddr is the address of the other end of the socket.
+func (c *Conn) RemoteAddr() net.Addr { return c.link.RemoteAddr() }
+
+// Counters are told the bytes that went over a socket. They are called by the
+// reader and the writer, and must not block.
+type Counters struct {
+	Read, Written func(n int64)
+}
+
+// link counts what passes over a socket.
+type link struct {
+	net.Conn
+	counters      Counters
+	read, written atomic.Int64
+}
+
+func (l *link) Read(p []byte) (int, error) {
+	n, err := l.Conn.Read(p)
+	if n > 0 {
+		l.read.Add(int64(n))
+		if l.counters.Read != nil {
+			l.counters.Read(int64(n))
+		}
+	}
+	return n, err
+}
+
+// Write writes p in pieces, so that the counter shows progress inside a large
+// message.
+func (l *link) Write(p []byte) (int, error) {
+	done := 0
+	for {
+		n, err := l.Conn.Write(p[done:min(done+writeBufferSize, len(p))])
+		if n > 0 {
+			done += n
+			l.written.Add(int64(n))
+			if l.counters.Written != nil {
+				l.counters.Written(int64(n))
+			}
+		}
+		if err != nil {
+			return done, err
+		}
+		if done == len(p) {
+			return done, nil
+		}
+	}
+}
+
+// refusedError is a server's answer to a dial that was not an upgrade.
+func refusedError(status string, body string) error {
+	if body == "" {
+		return fmt.Errorf("upgrade refused: %s", status)
+	}
+	return fmt.Errorf("upgrade refused: %s: %q", status, body)
+}

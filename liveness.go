@@ -1,0 +1,141 @@
+package grid
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// liveness is what a session knows of its peer's being alive (section 7). All
+// of it is looked after by tick, for the session, its calls and its streams.
+type liveness struct {
+	messages atomic.Int64 // websocket messages that have arrived
+	rtt      atomic.Int64 // of the last pong, in nanoseconds
+
+	mu       sync.Mutex        // guards what follows
+	pinged   time.Time         // when the last ping was queued
+	ponged   time.Time         // when the last pong arrived
+	progress time.Time         // when a message in the middle of its transfer last moved
+	writing  time.Time         // when the writer last moved, or had nothing to do
+	read     int64             // bytes, at the last tick
+	written  int64             // likewise
+	probes   []chan<- struct{} // to be closed by the next pong
+}
+
+func (l *liveness) init(now time.Time) {
+	l.pinged, l.ponged, l.progress, l.writing = now, now, now, now
+}
+
+// pong takes in the answer to a ping.
+func (l *liveness) pong(now time.Time, p *pongMsg) {
+	if rtt := now.Sub(p.T); rtt >= 0 && rtt < time.Hour {
+		l.rtt.Store(int64(rtt))
+	}
+	l.mu.Lock()
+	l.ponged = now
+	for _, c := range l.probes {
+		close(c)
+	}
+	l.probes = nil
+	l.mu.Unlock()
+}
+
+// probe tells whether the peer answers a ping within the time given.
+func (s *session) probe(within time.Duration) bool {
+	answered := make(chan struct{})
+	s.live.mu.Lock()
+	s.live.probes = append(s.live.probes, answered)
+	s.live.mu.Unlock()
+	s.sendPing(time.Now())
+	timeout := time.NewTimer(within)
+	defer timeout.Stop()
+	select {
+	case <-answered:
+		return true
+	case <-s.done:
+	case <-timeout.C:
+	}
+	return false
+}
+
+var errNoPong = errors.New("no pong for two ping intervals")
+
+// look takes stock. It tells whether to ping, or why the session must end.
+// Deadlines are met a period early rather than late.
+func (l *liveness) look(s *session, now time.Time) (ping bool, err error) {
+	read, reading := s.ws.Reading()
+	written, writing := s.ws.Writing()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	moved := written != l.written
+	// While a large message is on its way, in either direction, no pong can
+	// get through, and none is needed.
+	if reading && read != l.read || writing && moved {
+		l.progress = now
+	}
+	if !writing || moved {
+		l.writing = now
+	}
+	l.read, l.written = read, written
+
+	if now.Sub(l.writing) >= s.opts.WriteTimeout {
+		return false, fmt.Errorf("the peer has read nothing for %v", s.opts.WriteTimeout)
+	}
+	heard := l.ponged
+	if l.progress.After(heard) {
+		heard = l.progress
+	}
+	if now.Sub(heard) >= 2*s.opts.PingInterval-s.period {
+		return false, errNoPong
+	}
+	if ping = now.Sub(l.pinged) >= s.opts.PingInterval-s.period; ping {
+		l.pinged = now
+	}
+	return ping, nil
+}
+
+// tickPeriod is how often a session looks after its timeouts.
+func tickPeriod(o *ManagerOptions) time.Duration {
+	return min(min(o.PingInterval, o.StreamPingInterval, o.WriteTimeout)/8, time.Second)
+}
+
+// tick looks after everything that the session waits for. It blocks on nothing
+// but short locks, and rearms itself.
+func (s *session) tick() {
+	now := time.Now()
+	ping, err := s.live.look(s, now)
+	if err != nil {
+		s.close(err)
+		return
+	}
+	if ping {
+		s.sendPing(now)
+	}
+	s.calls.expire(now)
+	for _, m := range s.streams.all(nil) {
+		m.tick(now, s.opts.StreamPingInterval, s.period)
+	}
+	for _, m := range s.served.all(nil) {
+		m.tick(now, s.opts.StreamPingInterval)
+	}
+	s.workers.trim()
+
+	s.live.mu.Lock()
+	defer s.live.mu.Unlock()
+	select {
+	case <-s.done:
+	default:
+		s.ticker.Reset(s.period)
+	}
+}
+
+func (s *session) sendPing(now time.Time) {
+	p := pingMsg{T: now}
+	payload, _ := p.MarshalMsg(make([]byte, 0, p.Msgsize()))
+	m := message{Op: opPing, DeadlineMS: uint32(s.opts.PingInterval.Milliseconds()), Payload: payload}
+	if err := s.out.postUrgent(&m); err != nil {
+		s.closeAsync(err)
+	}
+}

@@ -1,0 +1,226 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/google/uuid"
+
+	"github.com/gridrpc/grid/internal/wsconn"
+)
+
+// Manager is this host's end of the grid: it holds one [Connection] to every
+// other host, and the handlers that they may call. All methods may be called
+// concurrently.
+type Manager struct {
+	// ID is new for every Manager, so that its peers can tell a restart.
+	ID uuid.UUID
+
+	// Set once.
+	opts     *ManagerOptions
+	conns    map[string]*Connection
+	targets  []string
+	handlers registry
+	ctx      context.Context // ends with the manager
+	cancel   context.CancelFunc
+	closing  <-chan struct{} // of ctx
+	unwatch  func() bool     // ends the watch on the context of NewManager
+
+	mu     sync.Mutex // guards closed, so that nothing starts after Close waits
+	closed bool
+	work   sync.WaitGroup // goroutines of dialling, accepting and of sessions
+}
+
+// NewManager checks the options and begins to connect to the other hosts, at
+// once or when BlockConnect is closed. Mount [Manager.Handler] so that they can
+// reach this one. The end of ctx closes the Manager, as [Manager.Close] does.
+//
+// An error names the option that is wrong.
+func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
+	opts, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	m := &Manager{
+		ID:    uuid.New(),
+		opts:  opts,
+		conns: make(map[string]*Connection, len(opts.Hosts)),
+	}
+	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	m.closing = m.ctx.Done()
+	m.handlers.init()
+	for _, host := range opts.Hosts {
+		if host == opts.Local {
+			continue
+		}
+		m.conns[host] = newConnection(m, host)
+		m.targets = append(m.targets, host)
+	}
+	slices.Sort(m.targets)
+
+	for _, c := range m.conns {
+		if c.dials {
+			m.start(func() { c.keepDialling(m.ctx) })
+		}
+	}
+	m.unwatch = context.AfterFunc(ctx, m.close)
+	return m, nil
+}
+
+// HostName returns the base URL of this host.
+func (m *Manager) HostName() string { return m.opts.Local }
+
+// Targets returns the base URLs of the other hosts, sorted. The slice is the
+// caller's.
+func (m *Manager) Targets() []string { return slices.Clone(m.targets) }
+
+// Connection returns the connection to host, by its base URL; nil for the local
+// host and for one that is not known. The methods of a nil *Connection return
+// [ErrDisconnected].
+func (m *Manager) Connection(host string) *Connection { return m.conns[host] }
+
+// Handler returns the HTTP handler through which the other hosts connect. Mount
+// it at RoutePath; it needs HTTP/1.1 and a ResponseWriter that can be hijacked.
+//
+// A request that is no websocket upgrade is answered 426. One whose bearer token
+// AuthToken refuses, or where one of authReq is given, that any of those refuses
+// in place of AuthToken, is answered 403, and so is one that a browser sends for
+// a page of another origin. Upgrades are answered 503 once the Manager is closed.
+func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if !wsconn.IsUpgrade(r) {
+			w.Header().Set("Connection", "Upgrade")
+			w.Header().Set("Upgrade", "websocket")
+			http.Error(w, "grid: a websocket upgrade is required here", http.StatusUpgradeRequired)
+			return
+		}
+		if err := m.authorise(r, authReq); err != nil {
+			m.opts.Logger.Debug("grid: upgrade refused", "local", m.opts.Local, "addr", r.RemoteAddr, "error", err)
+			http.Error(w, "grid: forbidden", http.StatusForbidden)
+			return
+		}
+		if !m.begin() {
+			http.Error(w, "grid: closed", http.StatusServiceUnavailable)
+			return
+		}
+		s := m.accept(w, r)
+		if s == nil {
+			m.work.Done()
+			return
+		}
+		// The request ends here; the session goes on without what the HTTP
+		// server keeps for it.
+		go func() {
+			defer m.work.Done()
+			s.conn.serve(s)
+		}()
+	}
+}
+
+func (m *Manager) authorise(r *http.Request, authReq []func(*http.Request) error) error {
+	if len(authReq) == 0 {
+		token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		return m.opts.validate(token)
+	}
+	for _, check := range authReq {
+		if err := check(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// accept upgrades a request and performs the handshake. It returns nil if that
+// failed.
+func (m *Manager) accept(w http.ResponseWriter, r *http.Request) *session {
+	waitCtx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer context.AfterFunc(m.ctx, cancel)()
+	if !waitFor(waitCtx, m.opts.BlockConnect) {
+		http.Error(w, "grid: closed", http.StatusServiceUnavailable)
+		return nil
+	}
+	// From here on the request's context means nothing: hijacking ends it.
+	ctx, cancel := context.WithTimeout(m.ctx, m.opts.HandshakeTimeout)
+	defer cancel()
+	deadline, _ := ctx.Deadline()
+	ws, err := wsconn.Upgrade(w, r, m.opts.frameLimit(), deadline, m.opts.counters())
+	if err != nil {
+		m.opts.Logger.Debug("grid: upgrade failed", "local", m.opts.Local, "addr", r.RemoteAddr, "error", err)
+		return nil
+	}
+
+	var c *Connection
+	s, err := handshake(ctx, ws, func() (s *session, err error) {
+		c, s, err = m.answer(ws)
+		return s, err
+	})
+	if err == nil {
+		return s
+	}
+	ws.Close()
+	if c != nil {
+		c.fault("grid: handshake failed", err)
+	} else {
+		m.stranger(r, err)
+	}
+	return nil
+}
+
+// stranger logs the failed handshake of somebody who is not known.
+func (m *Manager) stranger(r *http.Request, err error) {
+	var rejected *rejectedError
+	if errors.As(err, &rejected) {
+		m.opts.Logger.Warn("grid: handshake failed", "local", m.opts.Local, "addr", r.RemoteAddr, "error", err)
+	}
+}
+
+// begin registers a goroutine that Close waits for, with m.work.Done to be
+// called at its end. It returns false once the manager is closed.
+func (m *Manager) begin() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.closed {
+		m.work.Add(1)
+	}
+	return !m.closed
+}
+
+func (m *Manager) start(f func()) {
+	if m.begin() {
+		go func() {
+			defer m.work.Done()
+			f()
+		}()
+	}
+}
+
+// Close closes all connections: calls and streams that are under way end with
+// [ErrDisconnected], also those of the remote hosts, and the contexts of
+// handlers end. It waits for everything that grid itself has started, but not
+// for handlers. It may be called more than once and from a handler, and always
+// returns nil.
+func (m *Manager) Close() error {
+	m.unwatch()
+	m.close()
+	m.work.Wait()
+	return nil
+}
+
+func (m *Manager) close() {
+	m.mu.Lock()
+	closed := m.closed
+	m.closed = true
+	m.mu.Unlock()
+	if closed {
+		return
+	}
+	m.cancel()
+	for _, c := range m.conns {
+		c.shutdown()
+	}
+}

@@ -1,0 +1,251 @@
+package grid
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"strings"
+	"time"
+
+	"github.com/tinylib/msgp/msgp"
+	"github.com/zeebo/xxh3"
+)
+
+//go:generate go -C tools tool msgp -unexported -file ../msg.go -o ../msg_gen.go -tests=false -io=false
+
+//msgp:tuple message
+//msgp:ignore subHandlerID
+//msgp:replace HandlerID with:uint8
+//msgp:replace op with:uint8
+//msgp:replace flags with:uint8
+//msgp:replace caps with:uint64
+
+// message is one grid message. Its payload is never owned: on the way out it is
+// copied into the batch, on the way in it points into the read buffer.
+type message struct {
+	MuxID      uint64
+	Seq        uint32
+	DeadlineMS uint32
+	Handler    HandlerID
+	Op         op
+	Flags      flags
+	Payload    []byte `msg:",zerocopy"`
+
+	// Sub follows the message where flagSubroute is set.
+	Sub *subHandlerID `msg:"-"`
+}
+
+// connectReq is the payload of Connect (section 3).
+type connectReq struct {
+	ID    [16]byte
+	Host  string
+	Time  time.Time
+	Token string
+	Caps  caps `msg:",omitempty"`
+}
+
+// connectResp is the payload of ConnectResponse (section 3).
+type connectResp struct {
+	ID             [16]byte
+	Accepted       bool
+	RejectedReason string
+	Caps           caps `msg:",omitempty"`
+}
+
+// muxConnectError is the payload of MuxConnectError (section 4).
+type muxConnectError struct {
+	Error string
+}
+
+// pingMsg is the payload of a connection's Ping (section 7).
+type pingMsg struct {
+	T time.Time `msg:"t"`
+}
+
+// pongMsg is the payload of Pong (section 7).
+type pongMsg struct {
+	NotFound bool      `msg:"nf"`
+	Err      *string   `msg:"e"`
+	T        time.Time `msg:"t"`
+}
+
+const (
+	checksumSize = 4
+	// mergedHeaderMax is the most that the head of a merged message takes.
+	mergedHeaderMax = 14
+)
+
+// subHandlerID is a handler under a subroute, as it follows a message on the
+// wire (section 2).
+type subHandlerID [32]byte
+
+func newSubHandlerID(id HandlerID, subroute string) subHandlerID {
+	return subHandlerID(sha256.Sum256([]byte(subroute))).withHandler(id)
+}
+
+func (s subHandlerID) withHandler(id HandlerID) subHandlerID {
+	s[0], s[1] = byte(id), 0
+	return s
+}
+
+// joinSubroutes is how several parts make one subroute (section 2).
+func joinSubroutes(parts ...string) string { return strings.Join(parts, "/") }
+
+// setPayload sets the payload and the flag that tells empty from nil.
+func (m *message) setPayload(b []byte) {
+	m.Payload = b
+	if b != nil && len(b) == 0 {
+		m.Flags |= flagPayloadIsZero
+	}
+}
+
+// setError makes the text of an error the payload.
+func (m *message) setError(text string) {
+	m.Flags |= flagPayloadIsErr
+	m.Payload = []byte(text)
+}
+
+// payloadErr is the error that the message carries, or nil.
+func (m *message) payloadErr() *RemoteErr {
+	if m.Flags&flagPayloadIsErr == 0 {
+		return nil
+	}
+	return NewRemoteErrString(string(m.Payload)) // copied: the buffer is reused
+}
+
+// size is the exact length of the encoded message.
+func (m *message) size() int {
+	n := 1 + uintSize(m.MuxID) + uintSize(uint64(m.Seq)) + uintSize(uint64(m.DeadlineMS)) +
+		uintSize(uint64(m.Handler)) + uintSize(uint64(m.Op)) + uintSize(uint64(m.Flags)) +
+		binHeaderSize(len(m.Payload)) + len(m.Payload)
+	if m.Flags&flagSubroute != 0 {
+		n += len(m.Sub)
+	}
+	if m.Flags&flagCRC != 0 {
+		n += checksumSize
+	}
+	return n
+}
+
+// appendTo encodes the message with what follows it.
+func (m *message) appendTo(b []byte) []byte {
+	start := len(b)
+	b, _ = m.MarshalMsg(b) // cannot fail: integers and bytes only
+	if m.Flags&flagSubroute != 0 {
+		b = append(b, m.Sub[:]...)
+	}
+	if m.Flags&flagCRC != 0 {
+		b = binary.LittleEndian.AppendUint32(b, uint32(xxh3.Hash(b[start:])))
+	}
+	return b
+}
+
+// parse decodes the message that b holds, checking its checksum. Payload and
+// Sub point into b. For a merged message it returns the bytes that follow; any
+// other must fill b.
+func (m *message) parse(b []byte) (rest []byte, err error) {
+	rest, err = m.UnmarshalMsg(b)
+	if err != nil {
+		return nil, protocolErrorf("undecodable message of %d bytes: %v", len(b), err)
+	}
+	m.Sub = nil
+	if m.Flags&flagSubroute != 0 {
+		if len(rest) < len(m.Sub) {
+			return nil, protocolErrorf("%v for mux %d ends inside its subroute", m.Op, m.MuxID)
+		}
+		m.Sub, rest = (*subHandlerID)(rest), rest[len(m.Sub):]
+	}
+	if m.Op == opMerged {
+		return rest, nil
+	}
+	if m.Flags&flagCRC != 0 {
+		if len(rest) < checksumSize {
+			return nil, protocolErrorf("%v for mux %d ends inside its checksum", m.Op, m.MuxID)
+		}
+		got, want := binary.LittleEndian.Uint32(rest), uint32(xxh3.Hash(b[:len(b)-len(rest)]))
+		if got != want {
+			return nil, protocolErrorf("%v for mux %d has checksum %08x, should be %08x", m.Op, m.MuxID, got, want)
+		}
+		rest = rest[checksumSize:]
+	}
+	if len(rest) > 0 {
+		return nil, protocolErrorf("%v for mux %d is followed by %d stray bytes", m.Op, m.MuxID, len(rest))
+	}
+	if len(m.Payload) == 0 {
+		m.Payload = nil
+		if m.Flags&flagPayloadIsZero != 0 {
+			m.Payload = []byte{}
+		}
+	}
+	return nil, nil
+}
+
+// eachMerged calls f with each of the count messages of a merged one (section
+// 6), given the bytes that follow its head.
+func eachMerged(count uint32, rest []byte, f func(b []byte) error) error {
+	for i := range count {
+		var b []byte
+		var err error
+		if b, rest, err = msgp.ReadBytesZC(rest); err != nil {
+			return protocolErrorf("merged message %d of %d: %v", i+1, count, err)
+		}
+		if err = f(b); err != nil {
+			return err
+		}
+	}
+	if len(rest) > 0 {
+		return protocolErrorf("merged message of %d is followed by %d stray bytes", count, len(rest))
+	}
+	return nil
+}
+
+func uintSize(v uint64) int {
+	switch {
+	case v < 1<<7:
+		return 1
+	case v < 1<<8:
+		return 2
+	case v < 1<<16:
+		return 3
+	case v < 1<<32:
+		return 5
+	}
+	return 9
+}
+
+// The heads of the three widths of bin.
+const (
+	bin8, bin16, bin32 = 0xc4, 0xc5, 0xc6
+	binHeaderMax       = 5
+)
+
+func binHeaderSize(n int) int {
+	switch {
+	case n < 1<<8:
+		return 2
+	case n < 1<<16:
+		return 3
+	}
+	return binHeaderMax
+}
+
+// binHeaderSizeAt is the size of a bin header that starts with lead.
+func binHeaderSizeAt(lead byte) int {
+	switch lead {
+	case bin8:
+		return 2
+	case bin16:
+		return 3
+	}
+	return binHeaderMax
+}
+
+// appendBinHeader appends the header of a bin of n bytes.
+func appendBinHeader(b []byte, n int) []byte {
+	switch binHeaderSize(n) {
+	case 2:
+		return append(b, bin8, byte(n))
+	case 3:
+		return binary.BigEndian.AppendUint16(append(b, bin16), uint16(n))
+	}
+	return binary.BigEndian.AppendUint32(append(b, bin32), uint32(n))
+}

@@ -1,0 +1,445 @@
+package grid
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/tinylib/msgp/msgp"
+
+	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/credit"
+)
+
+// frameSender is what the two ends of a stream need of the session that carries
+// them: to queue a message that takes the next number of seq.
+type frameSender interface {
+	// send waits for room until done is closed or the session has ended.
+	send(done <-chan struct{}, m *message, seq *uint32) error
+	// post never waits. What it can't queue ends the session.
+	post(m *message, seq *uint32)
+}
+
+// clientHost is the session as the opening end of a stream sees it.
+type clientHost interface {
+	frameSender
+	// clientEnded takes the stream out of the session's table.
+	clientEnded(m *muxClient)
+}
+
+// capacities are what one side knows of a handler's.
+type capacities struct {
+	out, in int
+	known   bool
+}
+
+// muxClient is the opening end of a stream.
+//
+// The session's reader calls its on* methods, which never block; the consumer
+// calls results; senders call send. It ends once, by finish, with whatever came
+// first: the handler's return, the caller's context, a broken rule, or the end
+// of the session.
+type muxClient struct {
+	// Set once.
+	host       clientHost
+	id         uint64
+	handler    HandlerID
+	wide       bool // the peer has wide credits
+	caps       capacities
+	ctx        context.Context // the caller's
+	deadline   time.Time       // of ctx, zero for none
+	maxMessage int
+	closing    <-chan struct{} // closed when the manager is
+	opened     chan struct{}   // closed by the ack
+	done       chan struct{}   // closed by finish
+
+	in        inbox
+	credits   credit.Credits // for what we send
+	sendSeq   uint32         // guarded by the outgoing queue
+	takesData bool           // the handler takes input; set before opened is closed
+	sendUsed  atomic.Bool    // input comes through send, not through a channel
+	sendEnded atomic.Bool
+
+	// The reader's own.
+	recvSeq uint32
+	acked   bool
+
+	// Unix nanoseconds: when anything was heard of the stream, and when it was
+	// last pinged.
+	heard, pinged atomic.Int64
+
+	mu    sync.Mutex // guards what follows
+	ended bool
+	err   error
+	stop  func() bool // ends the watch on ctx
+}
+
+// ending says what goes with the end of a stream besides its error.
+type ending uint8
+
+const (
+	// dropWaiting throws away what has arrived and was not consumed.
+	dropWaiting ending = 1 << iota
+	// tellPeer sends the other end a disconnect.
+	tellPeer
+	// tellReason sends it with the error's text.
+	tellReason
+)
+
+func newMuxClient(ctx context.Context, host clientHost, id uint64, handler HandlerID, c capacities, wide bool, now time.Time) *muxClient {
+	m := &muxClient{
+		host:    host,
+		id:      id,
+		handler: handler,
+		wide:    wide,
+		caps:    c,
+		ctx:     ctx,
+		opened:  make(chan struct{}),
+		done:    make(chan struct{}),
+	}
+	m.deadline, _ = ctx.Deadline()
+	if !c.known {
+		m.caps.out, m.caps.in = 1, 1
+	}
+	// A peer of ours is right about its own handler's capacity, whatever is
+	// registered here, and does not tell; one of version 1 is taken to have
+	// what we know.
+	m.in.init(m.caps.out, !wide, wide)
+	m.heard.Store(now.UnixNano())
+	m.pinged.Store(now.UnixNano())
+	return m
+}
+
+// open asks for the stream and waits until the peer has taken it on.
+func (m *muxClient) open(payload []byte, sub *subHandlerID, noInput bool) error {
+	msg := message{MuxID: m.id, Handler: m.handler, Op: opConnectMux}
+	msg.setPayload(payload)
+	if sub != nil {
+		msg.Sub = sub
+		msg.Flags |= flagSubroute
+	}
+	if noInput {
+		msg.Flags |= flagEOF
+	}
+	var err error
+	if msg.DeadlineMS, err = remainingMS(m.deadline, 0); err != nil {
+		m.finish(err, 0)
+		return err
+	}
+	// The stream is in the session's table, so it ends with the session; done
+	// tells of that as well as of the context.
+	m.watch()
+	if err := m.host.send(m.done, &msg, &m.sendSeq); err != nil {
+		m.finish(err, dropWaiting)
+		return m.endError()
+	}
+	select {
+	case <-m.opened:
+		return nil
+	case <-m.done:
+	}
+	select {
+	case <-m.opened: // and ended already
+		return nil
+	default:
+		return m.endError()
+	}
+}
+
+// watch ends the stream with the caller's context.
+func (m *muxClient) watch() {
+	if m.ctx.Done() == nil {
+		return
+	}
+	stop := context.AfterFunc(m.ctx, m.cancelled)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ended {
+		stop()
+		return
+	}
+	m.stop = stop
+}
+
+func (m *muxClient) cancelled() { m.cancel(context.Cause(m.ctx)) }
+
+// cancel gives the stream up: what waits is dropped, the handler's context
+// ends.
+func (m *muxClient) cancel(cause error) { m.finish(cause, dropWaiting|tellPeer) }
+
+// finish ends the stream, the first time it is called.
+func (m *muxClient) finish(err error, how ending) {
+	m.mu.Lock()
+	if m.ended {
+		m.mu.Unlock()
+		return
+	}
+	m.ended, m.err = true, err
+	stop := m.stop
+	m.mu.Unlock()
+
+	m.host.clientEnded(m)
+	if how&dropWaiting != 0 {
+		m.in.drop(err)
+	} else {
+		m.in.end(err)
+	}
+	if err != nil {
+		m.credits.Close(err)
+	} else {
+		m.credits.Close(io.EOF)
+	}
+	close(m.done)
+	if stop != nil {
+		stop()
+	}
+	if how&(tellPeer|tellReason) != 0 {
+		msg := message{MuxID: m.id, Op: opDisconnectServerMux}
+		if how&tellReason != 0 {
+			msg.setError(err.Error())
+		}
+		m.host.post(&msg, nil)
+	}
+}
+
+// fail ends the stream because the peer broke a rule.
+func (m *muxClient) fail(err error) { m.finish(err, tellReason) }
+
+// endError is how the stream ended, nil while it has not, or has ended well.
+func (m *muxClient) endError() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.err
+}
+
+// results calls next with every message, which is next's from then on, and
+// returns how the stream ended.
+func (m *muxClient) results(next func([]byte) error) error {
+	for {
+		msg, grant, ok, ended, err := m.in.take()
+		switch {
+		case ok && m.ctx.Err() != nil:
+			bytepool.Put(msg)
+			return m.stopConsuming(context.Cause(m.ctx))
+		case ok:
+			m.grant(grant)
+			if err := next(msg); err != nil {
+				return m.stopConsuming(err)
+			}
+		case ended:
+			return err
+		default:
+			<-m.in.signal
+		}
+	}
+}
+
+// stopConsuming drops what has arrived, also where the stream itself has ended.
+func (m *muxClient) stopConsuming(cause error) error {
+	m.cancel(cause)
+	m.in.drop(cause)
+	return cause
+}
+
+// grant returns credits to the handler.
+func (m *muxClient) grant(n int) {
+	if n == 0 {
+		return
+	}
+	msg := message{MuxID: m.id, Op: opUnblockSrvMux, Payload: creditPayload(n)}
+	// If it can't be sent the stream is over, and the next take says so.
+	_ = m.host.send(m.done, &msg, &m.sendSeq)
+}
+
+// send sends one message, waiting for a credit and for room. b stays the
+// caller's.
+func (m *muxClient) send(b []byte) error {
+	if len(b) > m.maxMessage {
+		return tooLargeError(len(b), m.maxMessage)
+	}
+	if m.sendEnded.Load() {
+		return fmt.Errorf("grid: send on a stream whose input was closed")
+	}
+	if err := m.credits.Reserve(context.Background()); err != nil {
+		return err
+	}
+	msg := message{MuxID: m.id, Op: opMuxClientMsg}
+	msg.setPayload(notNil(b))
+	if err := m.host.send(m.done, &msg, &m.sendSeq); err != nil {
+		return m.sendError(err)
+	}
+	return nil
+}
+
+// sendError is why a message could not be sent: the end of the stream.
+func (m *muxClient) sendError(err error) error {
+	if err != errSendCancelled {
+		return err
+	}
+	if err := m.endError(); err != nil {
+		return err
+	}
+	return io.EOF
+}
+
+// closeSend tells the handler that no more input comes.
+func (m *muxClient) closeSend() {
+	if !m.takesData || m.sendEnded.Swap(true) {
+		return
+	}
+	msg := message{MuxID: m.id, Op: opMuxClientMsg, Flags: flagEOF}
+	_ = m.host.send(m.done, &msg, &m.sendSeq)
+}
+
+// checkSeq checks the number of a message that is numbered.
+func (m *muxClient) checkSeq(msg *message) bool {
+	if msg.Seq != m.recvSeq {
+		m.fail(fmt.Errorf("%w: %v has number %d, expected %d", ErrIncorrectSequence, msg.Op, msg.Seq, m.recvSeq))
+		return false
+	}
+	m.recvSeq++
+	if m.acked == (msg.Op == opAckMux) {
+		m.fail(protocolErrorf("unexpected %v", msg.Op))
+		return false
+	}
+	return true
+}
+
+func (m *muxClient) onAck(msg *message) {
+	if !m.checkSeq(msg) {
+		return
+	}
+	m.acked = true
+	n, limit := m.caps.in, m.caps.in
+	if m.wide {
+		var err error
+		if n, err = parseCredits(msg.Payload); err != nil {
+			m.fail(err)
+			return
+		}
+		limit = maxCapacity
+	}
+	m.credits.Reset(n, limit)
+	m.takesData = n > 0
+	close(m.opened)
+}
+
+func (m *muxClient) onMessage(msg *message) {
+	if !m.checkSeq(msg) {
+		return
+	}
+	if err := msg.payloadErr(); err != nil {
+		m.finish(err, 0)
+		return
+	}
+	eof := msg.Flags&flagEOF != 0
+	if !eof || len(msg.Payload) > 0 {
+		if err := m.in.push(ownedPayload(msg)); err != nil {
+			m.fail(err)
+			return
+		}
+	}
+	if eof {
+		m.finish(nil, 0)
+	}
+}
+
+func (m *muxClient) onUnblock(msg *message) {
+	if !m.checkSeq(msg) {
+		return
+	}
+	if err := addCredits(&m.credits, msg, m.wide); err != nil {
+		m.fail(err)
+	}
+}
+
+func (m *muxClient) onConnectError(text string) { m.finish(NewRemoteErrString(text), 0) }
+
+func (m *muxClient) onDisconnect(msg *message) {
+	err := msg.payloadErr()
+	switch {
+	case err == nil:
+		m.finish(disconnected(fmt.Errorf("the remote dropped the stream")), 0)
+	case !m.deadline.IsZero() && err.Error() == context.DeadlineExceeded.Error():
+		// The server's clock was a little ahead of ours.
+		m.finish(context.DeadlineExceeded, 0)
+	default:
+		m.finish(err, 0)
+	}
+}
+
+func (m *muxClient) onPong(p *pongMsg) {
+	if p.NotFound {
+		m.finish(disconnected(fmt.Errorf("the remote does not know the stream")), 0)
+	}
+}
+
+// tick pings the stream and looks after its life (section 7).
+func (m *muxClient) tick(now time.Time, interval, slack time.Duration) {
+	if !m.deadline.IsZero() && m.deadline.Sub(now) <= interval {
+		return
+	}
+	if now.Sub(time.Unix(0, m.heard.Load())) >= 2*interval-slack {
+		m.finish(disconnected(fmt.Errorf("nothing heard of the stream for two ping intervals")), tellPeer)
+		return
+	}
+	if now.Sub(time.Unix(0, m.pinged.Load())) >= interval-slack {
+		m.pinged.Store(now.UnixNano())
+		m.host.post(&message{MuxID: m.id, Op: opPing}, &m.sendSeq)
+	}
+}
+
+// creditPayload is the payload of a message that returns n credits.
+func creditPayload(n int) []byte {
+	if n == 1 {
+		return nil
+	}
+	return appendCredits(n)
+}
+
+// appendCredits encodes a number of credits.
+func appendCredits(n int) []byte { return msgp.AppendUint(nil, uint(n)) }
+
+// parseCredits reads a number of credits.
+func parseCredits(b []byte) (int, error) {
+	n, rest, err := msgp.ReadUint64Bytes(b)
+	if err != nil || len(rest) > 0 || n > maxCapacity {
+		return 0, protocolErrorf("bad number of credits %x", b)
+	}
+	return int(n), nil
+}
+
+// addCredits takes in the credits that msg returns.
+func addCredits(c *credit.Credits, msg *message, wide bool) error {
+	n := 1
+	if wide && len(msg.Payload) > 0 {
+		var err error
+		if n, err = parseCredits(msg.Payload); err != nil {
+			return err
+		}
+	}
+	if err := c.Add(n); err != nil {
+		return fmt.Errorf("%w: %v returns more credits than the stream has", ErrFlowControl, msg.Op)
+	}
+	return nil
+}
+
+// notNil makes nil empty: a stream message is never sent with a nil payload
+// (section 5).
+func notNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+// ownedPayload copies a payload out of the read buffer.
+func ownedPayload(m *message) []byte {
+	if len(m.Payload) == 0 {
+		return m.Payload
+	}
+	return append(bytepool.Get(len(m.Payload)), m.Payload...)
+}

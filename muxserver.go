@@ -1,0 +1,403 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/credit"
+)
+
+// serverHost is the session as the serving end of a stream sees it.
+type serverHost interface {
+	frameSender
+	// serverEnded takes the stream out of the session's table.
+	serverEnded(m *muxServer)
+	// serverDone frees the handler's slot.
+	serverDone(m *muxServer)
+	logger() *slog.Logger
+}
+
+// muxServer is the serving end of a stream.
+//
+// The session's reader calls its on* methods, which never block. Its handler
+// runs on a worker (run), its output is sent by one goroutine (pumpOutput), and
+// its input, where it takes any, is handed on by another (feedInput). It ends
+// when the handler has returned and everything it sent is out, or at once by
+// abort.
+type muxServer struct {
+	// Set once.
+	host       serverHost
+	id         uint64
+	handler    *streamEntry
+	handlerID  HandlerID
+	wide       bool // the peer has wide credits
+	hasInput   bool
+	payload    []byte // the handler's, once it runs
+	ctx        context.Context
+	cancel     context.CancelCauseFunc
+	deadline   time.Time     // zero for none
+	maxMessage int           //
+	dead       chan struct{} // closed by abort
+	returned   chan struct{} // closed when the handler has returned, with result
+
+	in      inbox
+	credits credit.Credits // for what we send
+	sendSeq uint32         // guarded by the outgoing queue
+	result  *RemoteErr     // of the handler; published by returned
+
+	// The reader's own.
+	recvSeq  uint32
+	inputEOF bool
+
+	heard atomic.Int64 // Unix nanoseconds: when the client last gave a sign
+
+	mu      sync.Mutex // guards what follows
+	aborted error
+	stop    func() bool // ends the watch on the deadline
+}
+
+func newMuxServer(host serverHost, id uint64, handlerID HandlerID, h *streamEntry, wide bool, caller *RemoteClient, deadline time.Duration, eof bool, now time.Time) *muxServer {
+	m := &muxServer{
+		host:      host,
+		id:        id,
+		handler:   h,
+		handlerID: handlerID,
+		wide:      wide,
+		hasInput:  h.inCapacity > 0 && !eof,
+		inputEOF:  eof,
+		recvSeq:   1, // ConnectMux was 0
+		dead:      make(chan struct{}),
+		returned:  make(chan struct{}),
+	}
+	limit := h.outCapacity
+	if wide {
+		limit = maxCapacity
+	}
+	m.credits.Reset(h.outCapacity, limit)
+	m.in.init(m.inCredits(), true, wide)
+	m.heard.Store(now.UnixNano())
+
+	base, cancel := context.WithCancelCause(context.Background())
+	m.cancel = cancel
+	if deadline > 0 {
+		m.deadline = now.Add(deadline)
+		var release context.CancelFunc
+		base, release = context.WithDeadline(base, m.deadline)
+		m.cancel = func(cause error) { cancel(cause); release() }
+	}
+	m.ctx = &handlerContext{Context: base, caller: caller, subroute: h.subroute}
+	return m
+}
+
+// inCredits is how many messages the client may send at first.
+func (m *muxServer) inCredits() int {
+	if !m.hasInput {
+		return 0
+	}
+	return m.handler.inCapacity
+}
+
+// run runs the handler; see task.
+func (m *muxServer) run() {
+	if !m.deadline.IsZero() {
+		m.watch(context.AfterFunc(m.ctx, m.expired))
+	}
+	m.handler.serve(m)
+}
+
+// watch keeps stop for the end of the stream.
+func (m *muxServer) watch(stop func() bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.aborted != nil {
+		stop()
+		return
+	}
+	m.stop = stop
+}
+
+// expired is called when the handler's context has ended, by the deadline or
+// otherwise.
+func (m *muxServer) expired() {
+	if errors.Is(context.Cause(m.ctx), context.DeadlineExceeded) {
+		m.abort(context.DeadlineExceeded, tellReason)
+	}
+}
+
+// abort ends the stream at once, the first time it is called: the handler's
+// context first, then its input; what it sends is thrown away.
+func (m *muxServer) abort(cause error, how ending) {
+	m.mu.Lock()
+	if m.aborted != nil {
+		m.mu.Unlock()
+		return
+	}
+	m.aborted = cause
+	stop := m.stop
+	m.mu.Unlock()
+
+	m.cancel(cause)
+	m.host.serverEnded(m)
+	m.in.drop(cause)
+	m.credits.Close(cause)
+	close(m.dead)
+	if stop != nil {
+		stop()
+	}
+	if how&tellReason != 0 {
+		msg := message{MuxID: m.id, Op: opDisconnectClientMux}
+		msg.setError(cause.Error())
+		m.host.post(&msg, nil)
+	}
+}
+
+func (m *muxServer) isAborted() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.aborted != nil
+}
+
+// fail ends the stream because the peer broke a rule.
+func (m *muxServer) fail(err error) { m.abort(err, tellReason) }
+
+// serveStream runs a handler over channels of any type: the raw and the typed
+// ones are this, with different ways to decode and encode. decode and encode
+// own the buffer that they are given, and give away the one that they return.
+func serveStream[In, Out any](m *muxServer, decode func([]byte) (In, error), encode func(Out) ([]byte, error),
+	handle func(ctx context.Context, payload []byte, in <-chan In, out chan<- Out) *RemoteErr,
+) {
+	out := make(chan Out, min(m.handler.outCapacity, maxOutBuffer))
+	in := make(chan In)
+	if m.hasInput {
+		go feedInput(m, in, decode)
+	} else {
+		close(in)
+	}
+	go pumpOutput(m, out, encode)
+
+	defer close(m.returned)
+	defer func() { m.result = handlerResult(recover(), m.result, m.handlerID, m.host.logger()) }()
+	m.result = errHandlerExited // stays if the handler ends its goroutine
+	payload := m.payload
+	m.payload = nil
+	m.result = handle(m.ctx, payload, in, out)
+}
+
+// maxOutBuffer bounds the buffer of a handler's output channel, in messages.
+const maxOutBuffer = 64
+
+// errHandlerExited is the result of a handler that called runtime.Goexit.
+var errHandlerExited = NewRemoteErrString("handler ended its goroutine")
+
+// handlerResult makes a panic of a handler its result.
+func handlerResult(recovered any, result *RemoteErr, id HandlerID, log *slog.Logger) *RemoteErr {
+	if recovered == nil {
+		return result
+	}
+	log.Error("grid: handler panicked", "handler", id, "panic", recovered, "stack", string(debug.Stack()))
+	return NewRemoteErrf("grid: handler %d panicked: %v", id, recovered)
+}
+
+// feedInput hands the client's messages to the handler, and returns a credit
+// for each that it has taken. It closes in at the end of the input, and also
+// when the stream is aborted; the handler's context has ended before then.
+func feedInput[In any](m *muxServer, in chan<- In, decode func([]byte) (In, error)) {
+	defer close(in)
+	for {
+		msg, grant, ok, ended, _ := m.in.take()
+		switch {
+		case ok:
+			v, err := decode(msg)
+			if err != nil {
+				m.fail(err)
+				return
+			}
+			select {
+			case in <- v:
+			case <-m.dead:
+				return
+			case <-m.returned:
+				return
+			}
+			if grant > 0 {
+				m.send(&message{Op: opUnblockClMux, Payload: creditPayload(grant)})
+			}
+		case ended:
+			return
+		default:
+			select {
+			case <-m.in.signal:
+			case <-m.returned:
+				return
+			}
+		}
+	}
+}
+
+// pumpOutput sends what the handler sends, and then its result.
+func pumpOutput[Out any](m *muxServer, out <-chan Out, encode func(Out) ([]byte, error)) {
+	defer m.host.serverDone(m)
+	for {
+		select {
+		case v := <-out:
+			sendOutput(m, v, encode)
+			continue
+		case <-m.returned:
+		}
+		break
+	}
+	m.handlerReturned()
+	// What was sent before the return, and no more: a goroutine that the
+	// handler has left behind must not keep the stream going.
+	for range len(out) {
+		sendOutput(m, <-out, encode)
+	}
+	m.sendResult()
+}
+
+func sendOutput[Out any](m *muxServer, v Out, encode func(Out) ([]byte, error)) {
+	b, err := encode(v)
+	if err != nil {
+		m.fail(fmt.Errorf("grid: handler %d: encoding a message: %w", m.handlerID, err))
+		return
+	}
+	defer bytepool.Put(b)
+	if len(b) > m.maxMessage {
+		m.fail(tooLargeError(len(b), m.maxMessage))
+		return
+	}
+	if m.credits.Reserve(context.Background()) != nil {
+		return // aborted
+	}
+	msg := message{Op: opMuxServerMsg}
+	msg.setPayload(notNil(b))
+	m.send(&msg)
+}
+
+// send queues a message of the stream. Where it fails, the stream has been
+// aborted.
+func (m *muxServer) send(msg *message) {
+	msg.MuxID = m.id
+	_ = m.host.send(m.dead, msg, &m.sendSeq)
+}
+
+// handlerReturned ends the handler's context. Its deadline stays in force while
+// what it has sent waits for the client.
+func (m *muxServer) handlerReturned() {
+	if m.deadline.IsZero() {
+		m.cancel(nil)
+		return
+	}
+	left := time.Until(m.deadline)
+	if left <= 0 {
+		m.abort(context.DeadlineExceeded, tellReason)
+		return
+	}
+	m.mu.Lock()
+	stop := m.stop
+	m.mu.Unlock()
+	if stop != nil && stop() {
+		m.watch(time.AfterFunc(left, func() { m.abort(context.DeadlineExceeded, tellReason) }).Stop)
+	}
+	m.cancel(nil)
+}
+
+// sendResult sends the end of the stream. To a version 1 peer it spends a
+// credit, and is followed by a disconnect, as it was with such a server.
+func (m *muxServer) sendResult() {
+	if !m.wide {
+		_ = m.credits.Reserve(context.Background())
+	}
+	if !m.isAborted() {
+		msg := message{Op: opMuxServerMsg, Flags: flagEOF}
+		if m.result != nil {
+			msg.setError(m.result.Error())
+		}
+		m.send(&msg)
+	}
+	// The end of a stream that has ended: it only releases what it holds.
+	m.abort(errStreamOver, 0)
+	if !m.wide {
+		m.host.post(&message{MuxID: m.id, Op: opDisconnectClientMux}, nil)
+	}
+}
+
+var errStreamOver = errors.New("grid: stream is over")
+
+// checkSeq checks the number of a message that is numbered.
+func (m *muxServer) checkSeq(msg *message) bool {
+	if msg.Seq != m.recvSeq {
+		m.fail(fmt.Errorf("%w: %v has number %d, expected %d", ErrIncorrectSequence, msg.Op, msg.Seq, m.recvSeq))
+		return false
+	}
+	m.recvSeq++
+	return true
+}
+
+func (m *muxServer) onMessage(msg *message) {
+	if !m.checkSeq(msg) {
+		return
+	}
+	eof := msg.Flags&flagEOF != 0
+	if m.inputEOF {
+		m.fail(protocolErrorf("%v after the end of the input", msg.Op))
+		return
+	}
+	if !eof || len(msg.Payload) > 0 {
+		if err := m.in.push(ownedPayload(msg)); err != nil {
+			m.fail(err)
+			return
+		}
+	}
+	if eof {
+		m.inputEOF = true
+		m.in.end(nil)
+	}
+}
+
+func (m *muxServer) onUnblock(msg *message) {
+	if !m.checkSeq(msg) {
+		return
+	}
+	if err := addCredits(&m.credits, msg, m.wide); err != nil {
+		m.fail(err)
+	}
+}
+
+func (m *muxServer) onPing(msg *message, now time.Time) {
+	if !m.checkSeq(msg) {
+		return
+	}
+	m.host.post(pongFor(msg, pongMsg{T: now}), nil)
+}
+
+func (m *muxServer) onDisconnect(msg *message) {
+	var cause error = context.Canceled
+	if err := msg.payloadErr(); err != nil {
+		cause = err
+	}
+	m.abort(cause, 0)
+}
+
+// tick aborts a stream whose client has fallen silent (section 7).
+func (m *muxServer) tick(now time.Time, interval time.Duration) {
+	if !m.deadline.IsZero() && m.deadline.Sub(now) <= 4*interval {
+		return
+	}
+	if now.Sub(time.Unix(0, m.heard.Load())) > 4*interval {
+		m.abort(disconnected(errors.New("the client has not pinged its stream")), tellReason)
+	}
+}
+
+// pongFor is the answer to a ping: it repeats the ping's number (section 5).
+func pongFor(ping *message, p pongMsg) *message {
+	payload, _ := p.MarshalMsg(make([]byte, 0, p.Msgsize()))
+	return &message{MuxID: ping.MuxID, Op: opPong, Seq: ping.Seq, DeadlineMS: ping.DeadlineMS, Payload: payload}
+}

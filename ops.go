@@ -1,0 +1,67 @@
+package grid
+
+import "fmt"
+
+// HandlerID names a handler. IDs are shared by all servers of a cluster; 0 is
+// reserved.
+type HandlerID uint8
+
+// op says what a message is (protocol section 2).
+type op uint8
+
+const (
+	opConnect op = iota + 1
+	opConnectResponse
+	opPing
+	opPong
+	opConnectMux
+	opMuxConnectError
+	opDisconnectClientMux
+	opDisconnectServerMux
+	opMuxClientMsg
+	opMuxServerMsg
+	opUnblockSrvMux
+	opUnblockClMux
+	opAckMux
+	opRequest
+	opResponse
+	opDisconnect
+	opMerged
+)
+
+var opNames = [...]string{
+	"", "Connect", "ConnectResponse", "Ping", "Pong", "ConnectMux", "MuxConnectError",
+	"DisconnectClientMux", "DisconnectServerMux", "MuxClientMsg", "MuxServerMsg",
+	"UnblockSrvMux", "UnblockClMux", "AckMux", "Request", "Response", "Disconnect", "Merged",
+}
+
+func (o op) String() string {
+	if o == 0 || int(o) >= len(opNames) {
+		return fmt.Sprintf("op %d", uint8(o))
+	}
+	return opNames[o]
+}
+
+// flags qualify a message (section 2).
+type flags uint8
+
+const (
+	flagCRC flags = 1 << iota
+	flagEOF
+	flagStateless
+	flagPayloadIsErr
+	flagPayloadIsZero
+	flagSubroute
+)
+
+// caps are the extensions that a peer announces (section 8).
+type caps uint64
+
+const (
+	capWideCredits caps = 1 << iota
+	capFragments
+	capDrain
+)
+
+// ourCaps are the extensions that this implementation speaks.
+const ourCaps = capWideCredits

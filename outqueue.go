@@ -1,0 +1,238 @@
+package grid
+
+import (
+	"errors"
+	"sync"
+
+	"github.com/gridrpc/grid/internal/bytepool"
+)
+
+const (
+	// pendingLimit bounds, in bytes, what waits for a session's writer. A
+	// sender that finds more than that waits; a single larger message is
+	// taken when nothing else waits.
+	pendingLimit = 256 << 10
+	// postedLimit bounds what may be queued without waiting: answers that the
+	// reader owes. A peer that makes us owe more than that, and does not read
+	// it, is misbehaving.
+	postedLimit = 256 << 10
+	// urgentLimit is the same for connection pings and pongs.
+	urgentLimit = 4 << 10
+	// firstBuffer is what a session that was idle starts its batch with.
+	firstBuffer = 1 << 10
+)
+
+var (
+	// errSendCancelled is returned by outQueue.send when done ended the wait.
+	errSendCancelled = errors.New("grid: send cancelled")
+	errFlooded       = errors.New("peer makes us answer more than it reads")
+)
+
+// outQueue collects encoded messages for a session's writer. Messages are
+// encoded straight into the batch that goes out next, under a lock that is
+// never held while waiting, so the order of sequence numbers is the order on
+// the wire.
+//
+// Any number of goroutines may send and post; one takes. It ends with close.
+type outQueue struct {
+	crc flags // flagCRC, or 0; set once
+
+	wake chan struct{} // holds a token when an idle writer should look
+
+	mu     sync.Mutex
+	batch  batch
+	urgent batch // connection pings and pongs overtake the rest
+	posted int   // bytes of batch that were posted
+	hint   int   // size of the last batch
+	idle   bool  // the writer waits on wake, and no token is in it
+	poked  bool  // the writer has something other than batches to look after
+	room   chan struct{}
+	err    error // set by close
+}
+
+// batch is messages in the form that they have inside a merged one, behind
+// room for the head of that.
+type batch struct {
+	buf   []byte
+	count uint32
+}
+
+func (q *outQueue) init(crc flags) {
+	q.crc = crc
+	q.wake = make(chan struct{}, 1)
+	q.hint = firstBuffer
+}
+
+// send queues m, waiting for room until done is closed or the queue is. The
+// message takes its number from seq, if that is given, and increments it.
+// m.Payload stays the caller's. After an error nothing was queued.
+func (q *outQueue) send(done <-chan struct{}, m *message, seq *uint32) error {
+	m.Flags |= q.crc
+	for {
+		q.mu.Lock()
+		if q.err != nil {
+			q.mu.Unlock()
+			return q.err
+		}
+		if q.batch.count == 0 || len(q.batch.buf)+m.Msgsize() <= pendingLimit {
+			q.addLocked(m, seq)
+			q.mu.Unlock()
+			return nil
+		}
+		if q.room == nil {
+			q.room = make(chan struct{})
+		}
+		room := q.room
+		q.mu.Unlock()
+
+		select {
+		case <-room:
+		case <-done:
+			return errSendCancelled
+		}
+	}
+}
+
+// post queues m without ever waiting. It fails when the queue is closed, or
+// holds as much already as may be posted; the session must end then.
+func (q *outQueue) post(m *message, seq *uint32) error {
+	m.Flags |= q.crc
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.err != nil {
+		return q.err
+	}
+	if q.posted > postedLimit {
+		return errFlooded
+	}
+	before := len(q.batch.buf)
+	q.addLocked(m, seq)
+	q.posted += len(q.batch.buf) - before
+	return nil
+}
+
+// postUrgent queues a connection ping or pong in front of everything else. It
+// never waits, and fails like post.
+func (q *outQueue) postUrgent(m *message) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.err != nil {
+		return q.err
+	}
+	if len(q.urgent.buf) > urgentLimit {
+		return errFlooded
+	}
+	q.urgent.add(m, firstBuffer)
+	q.wakeLocked()
+	return nil
+}
+
+func (q *outQueue) addLocked(m *message, seq *uint32) {
+	if seq != nil {
+		m.Seq = *seq
+		*seq++
+	}
+	q.batch.add(m, q.hint)
+	q.wakeLocked()
+}
+
+func (q *outQueue) wakeLocked() {
+	if q.idle {
+		q.idle = false
+		q.wake <- struct{}{}
+	}
+}
+
+// poke makes the next wait return, even if nothing is queued.
+func (q *outQueue) poke() {
+	q.mu.Lock()
+	q.poked = true
+	q.wakeLocked()
+	q.mu.Unlock()
+}
+
+// wait blocks until there may be something to take, and returns the error of
+// close once that was called.
+func (q *outQueue) wait() error {
+	q.mu.Lock()
+	if q.err == nil && q.batch.count == 0 && q.urgent.count == 0 && !q.poked {
+		q.idle = true
+		q.mu.Unlock()
+		<-q.wake
+		q.mu.Lock()
+	}
+	q.poked = false
+	err := q.err
+	q.mu.Unlock()
+	return err
+}
+
+// take hands over what is queued. The batches are the caller's, who must call
+// release with each.
+func (q *outQueue) take() (urgent, normal batch) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	urgent, q.urgent = q.urgent, batch{}
+	normal, q.batch = q.batch, batch{}
+	if normal.count > 0 {
+		q.hint = min(max(len(normal.buf), firstBuffer), bytepool.MaxCap)
+	}
+	q.posted = 0
+	if q.room != nil {
+		close(q.room)
+		q.room = nil
+	}
+	return urgent, normal
+}
+
+// close ends the queue: what it holds is dropped, senders that wait and all
+// that come later get err. Only the first call has an effect.
+func (q *outQueue) close(err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.err != nil {
+		return
+	}
+	q.err = err
+	q.batch.release()
+	q.urgent.release()
+	if q.room != nil {
+		close(q.room)
+		q.room = nil
+	}
+	q.wakeLocked()
+}
+
+// add appends m. hint is the capacity to start with.
+func (b *batch) add(m *message, hint int) {
+	// The estimate is an upper bound, so that nothing is reallocated outside
+	// of the pool.
+	need := m.Msgsize() + len(subHandlerID{}) + checksumSize + binHeaderMax
+	if b.buf == nil {
+		b.buf = bytepool.Get(max(hint, mergedHeaderMax+need))[:mergedHeaderMax]
+	}
+	b.buf = bytepool.Grow(b.buf, need)
+	b.buf = appendBinHeader(b.buf, m.size())
+	b.buf = m.appendTo(b.buf)
+	b.count++
+}
+
+// frame is the websocket message that carries the batch (section 6): the grid
+// message itself where there is only one.
+func (b *batch) frame() []byte {
+	if b.count == 1 {
+		return b.buf[mergedHeaderMax+binHeaderSizeAt(b.buf[mergedHeaderMax]):]
+	}
+	var room [64]byte // what the encoder asks for, though it takes at most mergedHeaderMax
+	head := message{Op: opMerged, Seq: b.count}
+	h := head.appendTo(room[:0])
+	start := mergedHeaderMax - len(h)
+	copy(b.buf[start:], h)
+	return b.buf[start:]
+}
+
+// release gives the batch's buffer back.
+func (b *batch) release() {
+	bytepool.Put(b.buf)
+	*b = batch{}
+}

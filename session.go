@@ -1,0 +1,324 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/wsconn"
+)
+
+// session is the life of one websocket after its handshake. It owns the tables
+// of calls and streams, the outgoing queue, and two goroutines: the reader, on
+// which run is called, and the writer. A timer runs tick.
+//
+// When any of them finds a reason to end it, or the connection does, close ends
+// all that it carries, each exactly once; nothing survives into a later
+// session.
+type session struct {
+	// Set once.
+	conn   *Connection
+	ws     *wsconn.Conn
+	opts   *ManagerOptions
+	peerID [16]byte
+	caps   caps // in use: both sides have named them
+	start  time.Time
+
+	out     outQueue
+	workers workers
+	calls   callTable
+	done    chan struct{} // closed by close
+	stopped chan struct{} // closed when the writer is gone
+
+	streams muxTable[*muxClient]
+	served  muxTable[*muxServer]
+
+	ticker *time.Timer
+	period time.Duration // of ticker
+
+	// The reader's own.
+	tasks   []task
+	now     time.Time // when the present websocket message had been read
+	unknown [4]uint64 // the unknown ops that were logged, a bit each
+
+	live liveness
+
+	closeOnce sync.Once
+	err       error // why the session ended; published by done
+}
+
+func newSession(c *Connection, ws *wsconn.Conn, peerID [16]byte, peerCaps caps) *session {
+	s := &session{
+		conn:    c,
+		ws:      ws,
+		opts:    c.opts,
+		peerID:  peerID,
+		caps:    peerCaps & ourCaps,
+		start:   time.Now(),
+		done:    make(chan struct{}),
+		stopped: make(chan struct{}),
+	}
+	s.out.init(c.crc)
+	s.workers.init()
+	s.calls.init()
+	s.streams.init()
+	s.served.init()
+	s.live.init(s.start)
+	s.period = tickPeriod(s.opts)
+	ws.OnPing(s.out.poke)
+	return s
+}
+
+func (s *session) wide() bool { return s.caps&capWideCredits != 0 }
+
+// run reads until the session ends, and returns why. It is the reader; all that
+// the session has started is gone when it returns, but for handlers that are
+// still running.
+func (s *session) run() error {
+	go s.write()
+	// Under the lock of tick's rearming, so that a close meanwhile stops it.
+	s.live.mu.Lock()
+	s.ticker = time.AfterFunc(s.period, s.tick)
+	s.live.mu.Unlock()
+
+	s.close(s.read())
+	<-s.stopped
+	return s.err
+}
+
+func (s *session) read() error {
+	for {
+		b, err := s.ws.ReadMessage()
+		if err != nil {
+			if errors.Is(err, wsconn.ErrTooLarge) {
+				return tooLargeFrameError(s.opts.MaxMessageSize)
+			}
+			return err
+		}
+		s.now = time.Now()
+		s.live.messages.Add(1)
+		err = s.dispatchFrame(b)
+		bytepool.Put(b)
+		s.workers.submit(s.tasks)
+		clear(s.tasks)
+		s.tasks = s.tasks[:0]
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func (s *session) write() {
+	defer close(s.stopped)
+	for s.out.wait() == nil {
+		// Others that are about to send join the batch.
+		runtime.Gosched()
+		urgent, normal := s.out.take()
+		err := s.ws.WritePong()
+		for _, b := range [...]batch{urgent, normal} {
+			if err == nil && b.count > 0 {
+				err = s.ws.WriteMessage(b.frame())
+			}
+			b.release()
+		}
+		if err != nil {
+			s.close(fmt.Errorf("write: %w", err))
+			return
+		}
+	}
+}
+
+// close ends the session for a reason. All calls and streams on it have been
+// told when it returns; it waits for nothing. Only the first call has an effect.
+func (s *session) close(reason error) {
+	s.closeOnce.Do(func() {
+		s.err = disconnected(reason)
+		close(s.done)
+		s.conn.lost(s) // no new calls
+		s.out.close(s.err)
+		s.ws.Close()
+		s.live.mu.Lock()
+		if s.ticker != nil {
+			s.ticker.Stop()
+		}
+		s.live.mu.Unlock()
+		s.calls.close(s.err)
+		for _, m := range s.streams.close() {
+			m.finish(s.err, 0)
+		}
+		for _, m := range s.served.close() {
+			m.abort(s.err, 0)
+		}
+		s.workers.close()
+	})
+}
+
+// send implements frameSender.
+func (s *session) send(done <-chan struct{}, m *message, seq *uint32) error {
+	return s.out.send(done, m, seq)
+}
+
+// post implements frameSender.
+func (s *session) post(m *message, seq *uint32) {
+	if err := s.out.post(m, seq); err != nil {
+		s.closeAsync(err)
+	}
+}
+
+// closeAsync is close for callers that hold locks which close takes.
+func (s *session) closeAsync(reason error) {
+	select {
+	case <-s.done:
+	default:
+		go s.close(reason)
+	}
+}
+
+func (s *session) clientEnded(m *muxClient) { s.streams.remove(m.id) }
+func (s *session) serverEnded(m *muxServer) { s.served.remove(m.id) }
+func (s *session) serverDone(*muxServer)    { s.conn.release() }
+func (s *session) logger() *slog.Logger     { return s.conn.log }
+
+// single makes a single request and waits for its answer.
+func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, payload []byte) ([]byte, error) {
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	deadline, hasDeadline := ctx.Deadline()
+	ms, err := remainingMS(deadline, defaultDeadline)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.calls.open(s.conn.nextMuxID(), !hasDeadline)
+	if err != nil {
+		return nil, err
+	}
+	m := message{MuxID: c.id, DeadlineMS: ms, Handler: id, Op: opRequest, Flags: flagEOF}
+	m.setPayload(payload)
+	if sub != nil {
+		m.Sub = sub
+		m.Flags |= flagSubroute
+	}
+	if err := s.out.send(ctx.Done(), &m, nil); err != nil {
+		if err == errSendCancelled {
+			err = context.Cause(ctx)
+		}
+		return s.calls.abandon(c, err)
+	}
+	if ctx.Done() == nil {
+		return s.calls.result(c, <-c.answered)
+	}
+	select {
+	case a := <-c.answered:
+		return s.calls.result(c, a)
+	case <-ctx.Done():
+		return s.calls.abandon(c, context.Cause(ctx))
+	}
+}
+
+// openStream opens a stream and waits until the peer has taken it on.
+func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerID, payload []byte, c capacities) (*muxClient, error) {
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	m := newMuxClient(ctx, s, s.conn.nextMuxID(), id, c, s.wide(), time.Now())
+	m.maxMessage = s.opts.MaxMessageSize
+	m.closing = s.conn.closing
+	if !s.streams.add(m.id, m) {
+		return nil, s.endError()
+	}
+	if err := m.open(payload, sub, c.known && c.in == 0); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// endError is why the session ended; it has.
+func (s *session) endError() error {
+	<-s.done
+	return s.err
+}
+
+// defaultDeadline is that of a single request whose context has none.
+const defaultDeadline = time.Minute
+
+// remainingMS is the time left until deadline as it travels: whole
+// milliseconds, at least one. Without a deadline it is that of def, where 0 is
+// none.
+func remainingMS(deadline time.Time, def time.Duration) (uint32, error) {
+	left := def
+	if !deadline.IsZero() {
+		if left = time.Until(deadline); left <= 0 {
+			return 0, context.DeadlineExceeded
+		}
+		left = max(left, time.Millisecond)
+	}
+	return uint32(min(left.Milliseconds(), 1<<32-1)), nil
+}
+
+// muxTable is the streams of a session by their ID.
+type muxTable[T any] struct {
+	mu     sync.Mutex
+	m      map[uint64]T
+	closed bool
+}
+
+func (t *muxTable[T]) init() { t.m = make(map[uint64]T) }
+
+// add publishes a complete stream, unless the table is closed.
+func (t *muxTable[T]) add(id uint64, v T) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return false
+	}
+	t.m[id] = v
+	return true
+}
+
+func (t *muxTable[T]) get(id uint64) (T, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	v, ok := t.m[id]
+	return v, ok
+}
+
+func (t *muxTable[T]) remove(id uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.m, id)
+}
+
+func (t *muxTable[T]) size() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.m)
+}
+
+// all appends the streams to buf.
+func (t *muxTable[T]) all(buf []T) []T {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, v := range t.m {
+		buf = append(buf, v)
+	}
+	return buf
+}
+
+// close refuses further streams, and returns those that there are.
+func (t *muxTable[T]) close() []T {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	return t.all(nil)
+}
+
+// tooLargeFrameError is a websocket message above the limit.
+func tooLargeFrameError(limit int) error {
+	return fmt.Errorf("%w: the peer sent more than %d bytes, MaxMessageSize is %d bytes", ErrMessageTooLarge, limit+frameOverhead, limit)
+}

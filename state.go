@@ -1,0 +1,110 @@
+package grid
+
+import (
+	"context"
+	"fmt"
+	"sync"
+)
+
+// State is that of a [Connection].
+type State uint32
+
+const (
+	// StateUnconnected is the state before the first connection: the side
+	// that dials has not begun to, the other has not been dialled.
+	StateUnconnected State = iota
+	// StateConnecting is the state of a side that is dialling.
+	StateConnecting
+	// StateConnected is the only state in which calls can be made.
+	StateConnected
+	// StateConnectionError is the state after a connection was lost or could
+	// not be made. The side that dials will try again.
+	StateConnectionError
+	// StateShutdown is the last state, once the Manager is closed.
+	StateShutdown
+)
+
+// String returns the state's name, such as "connected".
+func (s State) String() string {
+	switch s {
+	case StateUnconnected:
+		return "unconnected"
+	case StateConnecting:
+		return "connecting"
+	case StateConnected:
+		return "connected"
+	case StateConnectionError:
+		return "connection error"
+	case StateShutdown:
+		return "shutdown"
+	}
+	return fmt.Sprintf("state %d", uint32(s))
+}
+
+// transitions are the legal ones; docs/design.md shows them as a picture.
+// Connected to Connected is a connection that the peer has replaced.
+var transitions = map[State][]State{
+	StateUnconnected:     {StateConnecting, StateConnected, StateShutdown},
+	StateConnecting:      {StateConnected, StateConnectionError, StateShutdown},
+	StateConnected:       {StateConnected, StateConnectionError, StateShutdown},
+	StateConnectionError: {StateConnecting, StateConnected, StateShutdown},
+	StateShutdown:        {},
+}
+
+// stateMachine is a state that can be waited for.
+type stateMachine struct {
+	mu      sync.Mutex
+	state   State
+	changed chan struct{} // closed by the next change; made by the first who waits
+}
+
+func (s *stateMachine) get() State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state
+}
+
+// set changes the state. It returns false, and changes nothing, where that is
+// not legal.
+func (s *stateMachine) set(to State) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, legal := range transitions[s.state] {
+		if to == legal {
+			s.state = to
+			if s.changed != nil {
+				close(s.changed)
+				s.changed = nil
+			}
+			return true
+		}
+	}
+	return false
+}
+
+// waitConnected waits for StateConnected. It returns the cause of ctx if that
+// ends before, and ErrDisconnected once the state is StateShutdown.
+func (s *stateMachine) waitConnected(ctx context.Context) error {
+	for {
+		s.mu.Lock()
+		switch s.state {
+		case StateConnected:
+			s.mu.Unlock()
+			return nil
+		case StateShutdown:
+			s.mu.Unlock()
+			return disconnected(errClosed)
+		}
+		if s.changed == nil {
+			s.changed = make(chan struct{})
+		}
+		changed := s.changed
+		s.mu.Unlock()
+
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}

@@ -1,0 +1,203 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"iter"
+	"runtime"
+)
+
+// Stream is the opening end of a two-way stream; see [Connection.NewStream].
+//
+// One goroutine consumes it, with Results or All; that may happen while others
+// send. A stream that is not consumed to its end must be ended by its context,
+// or it holds resources here and on the remote host. It ends when the handler
+// has returned, when the context ends, when the consumer stops early, or with
+// the connection.
+type Stream struct {
+	// Requests takes the messages for the handler; nil if it takes none.
+	// Closing it tells the handler that the input has ended, and must be done
+	// once there is no more, also where none was sent. A buffer sent to it is
+	// grid's from then on.
+	//
+	// Sending blocks while the handler has not kept up. It never blocks for
+	// ever: once the stream has ended, what is sent is thrown away. Only a
+	// send after the Manager was closed, or through a copy of this channel
+	// whose Stream nobody holds any more, is not looked after.
+	Requests chan<- []byte
+
+	mux *muxClient
+}
+
+// newStream wraps a stream that the peer has taken on.
+func newStream(m *muxClient) *Stream {
+	s := &Stream{mux: m}
+	if m.takesData {
+		reqs := make(chan []byte)
+		s.Requests = reqs
+		go forwardRequests(s, m, reqs, func(b []byte) ([]byte, error) { return b, nil })
+	}
+	return s
+}
+
+// Send sends one message to the handler, waiting while it has not kept up. b
+// stays the caller's, and nil arrives as empty.
+//
+// It returns nil once the message is queued. If the stream has ended it returns
+// the error with which it did, or [io.EOF] if it ended well; Results tells the
+// rest. A message above the size limit is refused with [ErrMessageTooLarge], and
+// the stream lives on.
+//
+// Send may be called concurrently, but not with CloseSend. A stream is sent to
+// either with Send and CloseSend or through Requests.
+func (s *Stream) Send(b []byte) error {
+	s.mux.sendUsed.Store(true)
+	return s.mux.send(b)
+}
+
+// CloseSend ends the input of the handler, for streams that are sent to with
+// Send; it stands for closing Requests, which must not be used any more. Only
+// the first call has an effect.
+func (s *Stream) CloseSend() {
+	s.mux.sendUsed.Store(true)
+	s.mux.closeSend()
+}
+
+// Results calls next with every message from the handler, in order, until the
+// stream ends. The buffer is next's from then on.
+//
+// It returns nil only if the handler returned nil and all its messages were
+// passed on. Otherwise: the handler's error, or the remote's reason for giving
+// up, as *[RemoteErr]; the cause of the caller's context; an error that wraps
+// [ErrDisconnected] if the connection was lost; [ErrIncorrectSequence],
+// [ErrFlowControl] or [ErrProtocol] if the remote broke the protocol; or the
+// error of next, which also ends the stream and the context of the handler.
+//
+// While next runs, the handler can be no further ahead than its window: so slow
+// consumers slow down their handler.
+func (s *Stream) Results(next func([]byte) error) error { return s.mux.results(next) }
+
+// All is Results as an iterator. A stream that does not end well yields its
+// error last, with a nil message. Breaking off ends the stream and the context
+// of the handler.
+func (s *Stream) All() iter.Seq2[[]byte, error] { return allOf(s.Results) }
+
+// Done is closed when the stream has ended. Messages may still wait to be
+// consumed then.
+func (s *Stream) Done() <-chan struct{} { return s.mux.done }
+
+// Err returns nil until Done is closed. Then it is how the stream ended, as
+// Results says it.
+func (s *Stream) Err() error { return s.mux.endError() }
+
+// errBreak ends a stream whose consumer broke off its loop.
+var errBreak = errors.New("grid: the consumer of the stream broke off")
+
+// allOf makes an iterator of a Results method.
+func allOf[T any](results func(func(T) error) error) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		err := results(func(v T) error {
+			if !yield(v, nil) {
+				return errBreak
+			}
+			return nil
+		})
+		if err != nil && err != errBreak {
+			var zero T
+			yield(zero, err)
+		}
+	}
+}
+
+// forwardRequests sends what comes through reqs, until that is closed or the
+// stream has ended. owner is the handle that the user holds; encode gives away
+// the buffer that it returns.
+func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req, encode func(Req) ([]byte, error)) {
+	for {
+		select {
+		case v, ok := <-reqs:
+			if !ok {
+				m.closeSend()
+				return
+			}
+			b, err := encode(v)
+			if err == nil {
+				err = m.send(b)
+				PutByteBuffer(b)
+			}
+			// There is nobody to return it to but the consumer; it changes
+			// nothing where the stream has ended already.
+			if err != nil {
+				m.cancel(err)
+			}
+		case <-m.done:
+			if m.sendUsed.Load() {
+				return // nobody sends to reqs
+			}
+			abandoned := make(chan struct{})
+			runtime.AddCleanup(owner, func(c chan struct{}) { close(c) }, abandoned)
+			// Not as a call: this goroutine's stack holds on to owner.
+			go drainRequests(reqs, abandoned, m.closing)
+			return
+		}
+	}
+}
+
+// drainRequests throws away what is sent to a stream that has ended, so that a
+// sender that has not noticed does not block for ever.
+func drainRequests[Req any](reqs <-chan Req, abandoned, closing <-chan struct{}) {
+	for {
+		select {
+		case _, ok := <-reqs:
+			if !ok {
+				return
+			}
+		case <-abandoned:
+			return
+		case <-closing:
+			return
+		}
+	}
+}
+
+// RemoteClient is the host that called a handler.
+type RemoteClient struct {
+	// Name is the base URL that the host goes by.
+	Name string
+}
+
+// handlerContext is the context of a handler.
+type handlerContext struct {
+	context.Context
+	caller   *RemoteClient
+	subroute string
+}
+
+// handlerContextKey finds the handlerContext under contexts derived from it.
+type handlerContextKey struct{}
+
+func (c *handlerContext) Value(key any) any {
+	if key == (handlerContextKey{}) {
+		return c
+	}
+	return c.Context.Value(key)
+}
+
+// GetCaller returns the host that called the handler whose context ctx is, or
+// is derived from; nil for any other context.
+func GetCaller(ctx context.Context) *RemoteClient {
+	if c, ok := ctx.Value(handlerContextKey{}).(*handlerContext); ok {
+		return c.caller
+	}
+	return nil
+}
+
+// GetSubroute returns the subroute under which the handler whose context ctx
+// is, or is derived from, is registered; empty if it has none, or for any other
+// context.
+func GetSubroute(ctx context.Context) string {
+	if c, ok := ctx.Value(handlerContextKey{}).(*handlerContext); ok {
+		return c.subroute
+	}
+	return ""
+}

@@ -1,0 +1,104 @@
+package grid
+
+import (
+	"context"
+	"errors"
+)
+
+// Subroute is a [Connection] to the handlers that are registered under a
+// subroute: a name of the application's, such as that of a disk, under which
+// the same handler IDs mean something of their own. It is cheap to keep and
+// safe for concurrent use. Its methods may be called on nil.
+type Subroute struct {
+	conn  *Connection
+	route string
+	hash  subHandlerID // for any handler
+	err   error
+}
+
+var errEmptySubroute = errors.New("grid: empty subroute")
+
+func newSubroute(c *Connection, route string) *Subroute {
+	s := &Subroute{conn: c, route: route, hash: newSubHandlerID(0, route)}
+	if route == "" {
+		s.err = errEmptySubroute
+	}
+	return s
+}
+
+// SingleRequest is [Connection.SingleRequest] to a handler under the subroute.
+func (s *Subroute) SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error) {
+	if s == nil {
+		return nil, ErrDisconnected
+	}
+	if s.err != nil {
+		return nil, s.err
+	}
+	session, err := s.conn.ready(id, payload)
+	if err != nil {
+		return nil, err
+	}
+	sub := s.hash.withHandler(id)
+	return session.single(ctx, id, &sub, payload)
+}
+
+// NewStream is [Connection.NewStream] to a handler under the subroute.
+func (s *Subroute) NewStream(ctx context.Context, id HandlerID, payload []byte) (*Stream, error) {
+	return rawStream(s.openStream(ctx, id, payload, capacities{}))
+}
+
+func (s *Subroute) openStream(ctx context.Context, id HandlerID, payload []byte, caps capacities) (*muxClient, error) {
+	if s == nil {
+		return nil, ErrDisconnected
+	}
+	if s.err != nil {
+		return nil, s.err
+	}
+	sub := s.hash.withHandler(id)
+	return s.conn.open(ctx, id, &sub, payload, caps)
+}
+
+// Subroute returns the subroute below this one: the names are joined with "/".
+// An empty name gives calls that fail.
+func (s *Subroute) Subroute(name string) *Subroute {
+	if s == nil {
+		return nil
+	}
+	sub := newSubroute(s.conn, joinSubroutes(s.route, name))
+	if name == "" || s.err != nil {
+		sub.err = errEmptySubroute
+	}
+	return sub
+}
+
+// String returns the subroute's name; empty for nil.
+func (s *Subroute) String() string {
+	if s == nil {
+		return ""
+	}
+	return s.route
+}
+
+// State is [Connection.State].
+func (s *Subroute) State() State {
+	if s == nil {
+		return StateUnconnected
+	}
+	return s.conn.State()
+}
+
+// WaitForConnect is [Connection.WaitForConnect].
+func (s *Subroute) WaitForConnect(ctx context.Context) error {
+	if s == nil {
+		return ErrDisconnected
+	}
+	return s.conn.WaitForConnect(ctx)
+}
+
+// Stats is [Connection.Stats].
+func (s *Subroute) Stats() ConnectionStats {
+	if s == nil {
+		return ConnectionStats{}
+	}
+	return s.conn.Stats()
+}

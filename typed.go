@@ -1,0 +1,236 @@
+package grid
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"sync"
+)
+
+// Requester makes single requests: a [*Connection] or a [*Subroute], or a test's
+// stand-in for one.
+type Requester interface {
+	SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error)
+}
+
+// SingleHandler is a single request with typed arguments, for both sides: one
+// Registers it, the other Calls it. Make it with [NewSingleHandler], usually as
+// a package variable; once configured it is safe for concurrent use, and may be
+// registered with several managers.
+type SingleHandler[Req, Resp RoundTripper] struct {
+	id            HandlerID
+	reqs          valuePool[Req]
+	resps         valuePool[Resp]
+	sharedResp    bool
+	poolRequests  bool
+	ignoreNilConn bool
+}
+
+// NewSingleHandler makes a typed single request. newReq and newResp make the
+// values to decode into; they must not be nil, and may be called concurrently.
+func NewSingleHandler[Req, Resp RoundTripper](id HandlerID, newReq func() Req, newResp func() Resp) *SingleHandler[Req, Resp] {
+	h := &SingleHandler[Req, Resp]{id: id}
+	h.reqs.init(newReq)
+	h.resps.init(newResp)
+	return h
+}
+
+// WithSharedResponse says that the values which the handler returns are held by
+// others as well, and so must not be reused. It returns h.
+func (h *SingleHandler[Req, Resp]) WithSharedResponse() *SingleHandler[Req, Resp] {
+	h.sharedResp = true
+	return h
+}
+
+// AllowCallRequestPool says whether Call may reuse the requests that it is
+// given, as if by a Recycle of its own; by default they stay the caller's. It
+// returns h.
+func (h *SingleHandler[Req, Resp]) AllowCallRequestPool(b bool) *SingleHandler[Req, Resp] {
+	h.poolRequests = b
+	return h
+}
+
+// IgnoreNilConn makes a Call on a nil connection do nothing and return no error,
+// for loops over hosts that include the local one. By default it returns
+// [ErrDisconnected]. It returns h.
+func (h *SingleHandler[Req, Resp]) IgnoreNilConn() *SingleHandler[Req, Resp] {
+	h.ignoreNilConn = true
+	return h
+}
+
+// NewRequest returns a value for a request, new or reused. It is the caller's.
+func (h *SingleHandler[Req, Resp]) NewRequest() Req { return h.reqs.get() }
+
+// NewResponse returns a value for a response, new or reused. It is the caller's.
+func (h *SingleHandler[Req, Resp]) NewResponse() Resp { return h.resps.get() }
+
+// PutResponse gives back a response that Call has returned. Nothing of it may be
+// used afterwards. It is optional.
+func (h *SingleHandler[Req, Resp]) PutResponse(r Resp) { h.resps.put(r) }
+
+// Register makes handle answer the request on m, under the subroute whose parts
+// are given; see [Manager.RegisterSingleHandler], also for the errors.
+//
+// The request is handle's until it returns; what it returns is grid's from then
+// on, unless WithSharedResponse says otherwise. It may return the request
+// itself. The zero value of Resp arrives as such. A request that can't be
+// decoded is answered with an error, and handle is not called.
+func (h *SingleHandler[Req, Resp]) Register(m *Manager, handle func(req Req) (Resp, *RemoteErr), subroute ...string) error {
+	if handle == nil {
+		return fmt.Errorf("grid: nil handler for ID %d", h.id)
+	}
+	return m.RegisterSingleHandler(h.id, func(payload []byte) ([]byte, *RemoteErr) {
+		req := h.reqs.get()
+		err := decode(req, payload)
+		PutByteBuffer(payload)
+		if err != nil {
+			return nil, NewRemoteErrf("grid: handler %d: request: %v", h.id, err)
+		}
+		resp, rerr := handle(req)
+		b, rerr := h.encodeResponse(resp, rerr)
+		// A handler may return its request: that is put back once.
+		if any(req) != any(resp) {
+			h.reqs.put(req)
+		}
+		if !h.sharedResp {
+			h.resps.put(resp)
+		}
+		return b, rerr
+	}, subroute...)
+}
+
+func (h *SingleHandler[Req, Resp]) encodeResponse(resp Resp, rerr *RemoteErr) ([]byte, *RemoteErr) {
+	if rerr != nil || isZero(resp) {
+		return nil, rerr
+	}
+	b, err := encode(resp)
+	if err != nil {
+		return nil, NewRemoteErrf("grid: handler %d: response: %v", h.id, err)
+	}
+	return b, nil
+}
+
+// Call makes the request over conn, a [*Connection] or a [*Subroute]. req stays
+// the caller's, unless AllowCallRequestPool says otherwise; the response is the
+// caller's, who may give it to PutResponse.
+//
+// The errors are those of [Connection.SingleRequest], and a local one for a
+// request that can't be encoded or a response that can't be decoded. With an
+// error the response is the zero value.
+func (h *SingleHandler[Req, Resp]) Call(ctx context.Context, conn Requester, req Req) (Resp, error) {
+	var zero Resp
+	if isNil(conn) {
+		if h.ignoreNilConn {
+			return zero, nil
+		}
+		return zero, ErrDisconnected
+	}
+	payload, err := encode(req)
+	if err != nil {
+		return zero, fmt.Errorf("grid: handler %d: request: %w", h.id, err)
+	}
+	answer, err := conn.SingleRequest(ctx, h.id, payload)
+	PutByteBuffer(payload)
+	if h.poolRequests {
+		h.reqs.put(req)
+	}
+	if err != nil {
+		return zero, err
+	}
+	if answer == nil {
+		return zero, nil
+	}
+	resp := h.resps.get()
+	err = decode(resp, answer)
+	PutByteBuffer(answer)
+	if err != nil {
+		return zero, fmt.Errorf("grid: handler %d: response: %w", h.id, err)
+	}
+	return resp, nil
+}
+
+// isNil finds a connection that is missing, with or without a type.
+func isNil(conn any) bool {
+	switch c := conn.(type) {
+	case nil:
+		return true
+	case *Connection:
+		return c == nil
+	case *Subroute:
+		return c == nil
+	}
+	return false
+}
+
+func isZero[T comparable](v T) bool {
+	var zero T
+	return v == zero
+}
+
+// encode marshals v into a buffer of the pool. It is user code, and runs on
+// goroutines of grid: a panic becomes an error.
+func encode[T RoundTripper](v T) (b []byte, err error) {
+	defer recovered(&err, "encoding", v)
+	b, err = v.MarshalMsg(GetByteBufferCap(v.Msgsize()))
+	if err != nil {
+		return nil, fmt.Errorf("encoding %T: %w", v, err)
+	}
+	if b == nil {
+		b = []byte{}
+	}
+	return b, nil
+}
+
+// decode unmarshals b, all of it, into v. b stays the caller's.
+func decode[T RoundTripper](v T, b []byte) (err error) {
+	defer recovered(&err, "decoding", v)
+	rest, err := v.UnmarshalMsg(b)
+	if err != nil {
+		return fmt.Errorf("decoding %T: %w", v, err)
+	}
+	if len(rest) > 0 {
+		return fmt.Errorf("decoding %T: %d bytes are left over", v, len(rest))
+	}
+	return nil
+}
+
+func recovered(err *error, doing string, v any) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("%s %T: panic: %v", doing, v, p)
+	}
+}
+
+// valuePool keeps payload values for reuse: those with a Recycle method by that,
+// others by itself.
+type valuePool[T RoundTripper] struct {
+	pool    sync.Pool
+	newFn   func() T
+	recycle bool
+}
+
+func (p *valuePool[T]) init(newFn func() T) {
+	p.newFn = newFn
+	var zero T
+	_, p.recycle = any(zero).(Recycler)
+}
+
+func (p *valuePool[T]) get() T {
+	if v, ok := p.pool.Get().(T); ok {
+		return v
+	}
+	return p.newFn()
+}
+
+func (p *valuePool[T]) put(v T) {
+	switch {
+	case isZero(v):
+	case p.recycle:
+		any(v).(Recycler).Recycle()
+	default:
+		// What a decoder leaves out must not be what the last one read.
+		if r := reflect.ValueOf(v); r.Kind() == reflect.Pointer {
+			r.Elem().SetZero()
+			p.pool.Put(v)
+		}
+	}
+}

@@ -1,0 +1,260 @@
+package grid
+
+import (
+	"context"
+	"fmt"
+	"iter"
+)
+
+// Streamer opens streams: a [*Connection] or a [*Subroute].
+type Streamer interface {
+	NewStream(ctx context.Context, id HandlerID, payload []byte) (*Stream, error)
+
+	openStream(ctx context.Context, id HandlerID, payload []byte, caps capacities) (*muxClient, error)
+}
+
+// StreamTypeHandler is a stream with typed messages, for both sides: one
+// Registers it, the other Calls it. Make it with [NewStream], usually as a
+// package variable; once configured it is safe for concurrent use, and may be
+// registered with several managers.
+type StreamTypeHandler[Payload, Req, Resp RoundTripper] struct {
+	// WithPayload says that a payload goes with the opening of the stream. It
+	// is set if NewStream was given a constructor for one.
+	WithPayload bool
+	// OutCapacity and InCapacity are those of [StreamHandler]. They begin as
+	// 1; InCapacity as 0 if NewStream was given no constructor for requests.
+	OutCapacity, InCapacity int
+
+	id         HandlerID
+	payloads   valuePool[Payload]
+	reqs       valuePool[Req]
+	resps      valuePool[Resp]
+	sharedResp bool
+}
+
+// NewStream makes a typed stream. The functions make the values to decode into,
+// and may be called concurrently. newPayload and newReq may be nil for streams
+// without a payload, or without messages from the client.
+func NewStream[Payload, Req, Resp RoundTripper](id HandlerID, newPayload func() Payload, newReq func() Req, newResp func() Resp) *StreamTypeHandler[Payload, Req, Resp] {
+	h := &StreamTypeHandler[Payload, Req, Resp]{id: id, WithPayload: newPayload != nil, OutCapacity: 1}
+	if newReq != nil {
+		h.InCapacity = 1
+	}
+	h.payloads.init(newPayload)
+	h.reqs.init(newReq)
+	h.resps.init(newResp)
+	return h
+}
+
+// WithOutCapacity sets OutCapacity and returns h.
+func (h *StreamTypeHandler[Payload, Req, Resp]) WithOutCapacity(n int) *StreamTypeHandler[Payload, Req, Resp] {
+	h.OutCapacity = n
+	return h
+}
+
+// WithInCapacity sets InCapacity and returns h.
+func (h *StreamTypeHandler[Payload, Req, Resp]) WithInCapacity(n int) *StreamTypeHandler[Payload, Req, Resp] {
+	h.InCapacity = n
+	return h
+}
+
+// WithSharedResponse says that the values which the handler sends are held by
+// others as well, and so must not be reused. It returns h.
+func (h *StreamTypeHandler[Payload, Req, Resp]) WithSharedResponse() *StreamTypeHandler[Payload, Req, Resp] {
+	h.sharedResp = true
+	return h
+}
+
+// NewRequest returns a value to send to the handler, new or reused. It is the
+// caller's.
+func (h *StreamTypeHandler[Payload, Req, Resp]) NewRequest() Req { return h.reqs.get() }
+
+// NewResponse returns a value to send to the client, new or reused. It is the
+// caller's.
+func (h *StreamTypeHandler[Payload, Req, Resp]) NewResponse() Resp { return h.resps.get() }
+
+// PutRequest gives back a value that the handler has received, or that was given
+// to [TypedStream.Send]. Nothing of it may be used afterwards. It is optional.
+func (h *StreamTypeHandler[Payload, Req, Resp]) PutRequest(r Req) { h.reqs.put(r) }
+
+// PutResponse gives back a value that the client has received. Nothing of it may
+// be used afterwards. It is optional.
+func (h *StreamTypeHandler[Payload, Req, Resp]) PutResponse(r Resp) { h.resps.put(r) }
+
+// Register makes handle serve the stream on m, under the subroute whose parts
+// are given. What [StreamHandlerFn] says of in, out, the context and the result
+// holds here too; the errors are those of [Manager.RegisterStreamingHandler].
+//
+// handle owns the payload and what it receives. What it sends is grid's from
+// then on, unless WithSharedResponse says otherwise. A payload or a message that
+// can't be decoded, and one that can't be encoded, ends the stream with an error
+// on both sides.
+func (h *StreamTypeHandler[Payload, Req, Resp]) Register(m *Manager, handle func(ctx context.Context, p Payload, in <-chan Req, out chan<- Resp) *RemoteErr, subroute ...string) error {
+	if handle == nil {
+		return fmt.Errorf("grid: nil handler for ID %d", h.id)
+	}
+	if h.InCapacity > 0 && h.reqs.newFn == nil {
+		return fmt.Errorf("grid: handler %d has InCapacity %d, but no constructor for requests", h.id, h.InCapacity)
+	}
+	if h.WithPayload && h.payloads.newFn == nil {
+		return fmt.Errorf("grid: handler %d has WithPayload, but no constructor for it", h.id)
+	}
+	route, err := registeredSubroute(subroute)
+	if err != nil {
+		return err
+	}
+	e, err := newStreamEntry(route, h.OutCapacity, h.InCapacity, func(s *muxServer) {
+		serveStream(s, h.decodeRequest, h.encodeResponse, func(ctx context.Context, payload []byte, in <-chan Req, out chan<- Resp) *RemoteErr {
+			var p Payload
+			if h.WithPayload {
+				p = h.payloads.get()
+				err := decode(p, payload)
+				PutByteBuffer(payload)
+				if err != nil {
+					return NewRemoteErrf("grid: handler %d: payload: %v", h.id, err)
+				}
+			}
+			return handle(ctx, p, in, out)
+		})
+	})
+	if err != nil {
+		return err
+	}
+	return m.handlers.add(h.id, route, handler{stream: e})
+}
+
+// RegisterNoInput is Register for a handler that takes no messages. It sets
+// InCapacity to 0.
+func (h *StreamTypeHandler[Payload, Req, Resp]) RegisterNoInput(m *Manager, handle func(ctx context.Context, p Payload, out chan<- Resp) *RemoteErr, subroute ...string) error {
+	if handle == nil {
+		return fmt.Errorf("grid: nil handler for ID %d", h.id)
+	}
+	h.InCapacity = 0
+	return h.Register(m, func(ctx context.Context, p Payload, _ <-chan Req, out chan<- Resp) *RemoteErr {
+		return handle(ctx, p, out)
+	}, subroute...)
+}
+
+// RegisterNoPayload is Register for a handler without a payload. It sets
+// WithPayload to false.
+func (h *StreamTypeHandler[Payload, Req, Resp]) RegisterNoPayload(m *Manager, handle func(ctx context.Context, in <-chan Req, out chan<- Resp) *RemoteErr, subroute ...string) error {
+	if handle == nil {
+		return fmt.Errorf("grid: nil handler for ID %d", h.id)
+	}
+	h.WithPayload = false
+	return h.Register(m, func(ctx context.Context, _ Payload, in <-chan Req, out chan<- Resp) *RemoteErr {
+		return handle(ctx, in, out)
+	}, subroute...)
+}
+
+// decodeRequest owns b.
+func (h *StreamTypeHandler[Payload, Req, Resp]) decodeRequest(b []byte) (Req, error) {
+	return decodeNext(&h.reqs, b, h.id)
+}
+
+func (h *StreamTypeHandler[Payload, Req, Resp]) encodeResponse(v Resp) ([]byte, error) {
+	b, err := encode(v)
+	if !h.sharedResp {
+		h.resps.put(v)
+	}
+	return b, err
+}
+
+// decodeNext decodes a message of a stream. It owns b.
+func decodeNext[T RoundTripper](p *valuePool[T], b []byte, id HandlerID) (T, error) {
+	v := p.get()
+	err := decode(v, b)
+	PutByteBuffer(b)
+	if err != nil {
+		var zero T
+		return zero, fmt.Errorf("grid: handler %d: %w", id, err)
+	}
+	return v, nil
+}
+
+// Call opens the stream over conn, a [*Connection] or a [*Subroute]. payload
+// stays the caller's, and is not looked at without WithPayload. The rest is as
+// with [Connection.NewStream], and a local error for a payload that can't be
+// encoded.
+func (h *StreamTypeHandler[Payload, Req, Resp]) Call(ctx context.Context, conn Streamer, payload Payload) (*TypedStream[Req, Resp], error) {
+	if isNil(conn) {
+		return nil, ErrDisconnected
+	}
+	var b []byte
+	if h.WithPayload {
+		var err error
+		if b, err = encode(payload); err != nil {
+			return nil, fmt.Errorf("grid: handler %d: payload: %w", h.id, err)
+		}
+		defer PutByteBuffer(b)
+	}
+	m, err := conn.openStream(ctx, h.id, b, capacities{out: h.OutCapacity, in: h.InCapacity, known: true})
+	if err != nil {
+		return nil, err
+	}
+	s := &TypedStream[Req, Resp]{mux: m, id: h.id, resps: &h.resps}
+	if m.takesData {
+		reqs := make(chan Req)
+		s.Requests = reqs
+		go forwardRequests(s, m, reqs, func(v Req) ([]byte, error) {
+			b, err := encode(v)
+			h.reqs.put(v)
+			return b, err
+		})
+	}
+	return s, nil
+}
+
+// TypedStream is the opening end of a stream with typed messages. What [Stream]
+// says holds here too.
+type TypedStream[Req, Resp RoundTripper] struct {
+	// Requests takes the messages for the handler; nil if it takes none. Like
+	// [Stream].Requests it must be closed when there are no more. A value sent
+	// to it is grid's from then on.
+	Requests chan<- Req
+
+	mux   *muxClient
+	id    HandlerID
+	resps *valuePool[Resp]
+}
+
+// Send is [Stream.Send]. req stays the caller's. One that can't be encoded is
+// refused, and the stream lives on.
+func (s *TypedStream[Req, Resp]) Send(req Req) error {
+	s.mux.sendUsed.Store(true)
+	b, err := encode(req)
+	if err != nil {
+		return fmt.Errorf("grid: handler %d: %w", s.id, err)
+	}
+	defer PutByteBuffer(b)
+	return s.mux.send(b)
+}
+
+// CloseSend is [Stream.CloseSend].
+func (s *TypedStream[Req, Resp]) CloseSend() {
+	s.mux.sendUsed.Store(true)
+	s.mux.closeSend()
+}
+
+// Results is [Stream.Results]. The value is next's from then on, who may give it
+// to PutResponse. A message that can't be decoded ends the stream with an error
+// on both sides.
+func (s *TypedStream[Req, Resp]) Results(next func(resp Resp) error) error {
+	return s.mux.results(func(b []byte) error {
+		v, err := decodeNext(s.resps, b, s.id)
+		if err != nil {
+			s.mux.fail(err)
+			return err
+		}
+		return next(v)
+	})
+}
+
+// All is [Stream.All]: Results as an iterator.
+func (s *TypedStream[Req, Resp]) All() iter.Seq2[Resp, error] { return allOf(s.Results) }
+
+// Done is [Stream.Done].
+func (s *TypedStream[Req, Resp]) Done() <-chan struct{} { return s.mux.done }
+
+// Err is [Stream.Err].
+func (s *TypedStream[Req, Resp]) Err() error { return s.mux.endError() }

@@ -1,0 +1,114 @@
+package grid
+
+import "sync"
+
+// workers runs a session's handlers on goroutines that are reused.
+//
+// Whenever a task waits, a worker is on its way to it that runs no handler: a
+// worker that takes a task and leaves others behind first sees to it that a
+// colleague has been woken. So no handler, however long it runs, holds up a
+// task behind it; yet short handlers that arrive in a batch are worked off by
+// one or two goroutines, without a wake-up each.
+//
+// How many tasks there may be is for the caller to bound.
+type workers struct {
+	mu     sync.Mutex
+	cond   sync.Cond // of mu; idle workers wait on it
+	queue  []task
+	head   int  // of queue
+	idle   int  // workers that wait
+	waking bool // a worker was woken or started, and has not looked yet
+	unused int  // the fewest that were idle since the last trim
+	excess int  // workers that are to end
+	closed bool
+}
+
+// task is something to run. It must not panic.
+type task interface{ run() }
+
+func (w *workers) init() { w.cond.L = &w.mu }
+
+// submit queues tasks, in order. They run even if the workers are closed.
+func (w *workers) submit(tasks []task) {
+	if len(tasks) == 0 {
+		return
+	}
+	w.mu.Lock()
+	if w.head > 0 && len(w.queue)+len(tasks) > cap(w.queue) {
+		n := copy(w.queue, w.queue[w.head:])
+		clear(w.queue[n:])
+		w.queue, w.head = w.queue[:n], 0
+	}
+	w.queue = append(w.queue, tasks...)
+	w.callLocked()
+	w.mu.Unlock()
+}
+
+// callLocked sees to it that a worker is on its way.
+func (w *workers) callLocked() {
+	if w.waking {
+		return
+	}
+	w.waking = true
+	if w.idle > 0 {
+		w.cond.Signal()
+		return
+	}
+	go w.work()
+}
+
+func (w *workers) work() {
+	w.mu.Lock()
+	w.waking = false
+	for {
+		if w.head < len(w.queue) {
+			t := w.queue[w.head]
+			w.queue[w.head] = nil
+			w.head++
+			if w.head < len(w.queue) {
+				w.callLocked()
+			} else {
+				w.queue, w.head = w.queue[:0], 0
+			}
+			w.mu.Unlock()
+			t.run()
+			w.mu.Lock()
+			continue
+		}
+		if w.closed {
+			break
+		}
+		if w.excess > 0 {
+			w.excess--
+			break
+		}
+		w.idle++
+		w.cond.Wait()
+		w.idle--
+		w.unused = min(w.unused, w.idle)
+		w.waking = false
+	}
+	w.mu.Unlock()
+}
+
+// trim ends the workers that have had nothing to do since the last trim.
+func (w *workers) trim() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.excess = min(w.unused, w.idle)
+	for range w.excess {
+		w.cond.Signal()
+	}
+	w.unused = w.idle - w.excess
+	if w.head == len(w.queue) {
+		w.queue, w.head = nil, 0 // a burst's room is not kept
+	}
+}
+
+// close ends the workers; those that run a handler end with it.
+func (w *workers) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.closed = true
+	w.cond.Broadcast()
+}
