@@ -16,6 +16,7 @@ type callTable struct {
 	mu   sync.Mutex
 	m    map[uint64]*call
 	free []*call
+	idle idleSignal
 	err  error // set by close
 }
 
@@ -85,11 +86,25 @@ func (t *callTable) size() int {
 	return len(t.m)
 }
 
+// busy returns nil if no call waits, else what is closed when that may have
+// changed.
+func (t *callTable) busy() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.m) == 0 {
+		return nil
+	}
+	return t.idle.wait()
+}
+
 // result ends a call that was answered.
 func (t *callTable) result(c *call, a answer) ([]byte, error) {
 	t.mu.Lock()
 	if len(t.free) < maxFreeCalls {
 		t.free = append(t.free, c)
+	}
+	if len(t.m) == 0 {
+		t.idle.notify()
 	}
 	t.mu.Unlock()
 	return a.payload, a.err

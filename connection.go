@@ -27,9 +27,10 @@ type Connection struct {
 	log           *slog.Logger
 	caller        RemoteClient    // as handlers see the remote
 	closing       <-chan struct{} // closed when the manager is
+	draining      *atomic.Bool    // the manager takes nothing new
 
 	lastMux atomic.Uint64 // never reset, so no ID is used twice
-	running atomic.Int64  // handlers, of all sessions
+	slots   slots         // of handlers, for all sessions
 	session atomic.Pointer[session]
 	state   stateMachine
 	errors  errorLog
@@ -52,6 +53,7 @@ func newConnection(m *Manager, remote string) *Connection {
 		log:      m.opts.Logger.With("local", m.opts.Local, "remote", remote),
 		caller:   RemoteClient{Name: remote},
 		closing:  m.closing,
+		draining: &m.draining,
 	}
 	if isSecure(c.local) && isSecure(c.remote) {
 		c.crc = 0
@@ -131,6 +133,9 @@ func (c *Connection) ready(id HandlerID, payload []byte) (*session, error) {
 	if s == nil {
 		return nil, ErrDisconnected
 	}
+	if c.draining.Load() {
+		return nil, disconnected(errShuttingDown)
+	}
 	return s, nil
 }
 
@@ -171,18 +176,6 @@ func (c *Connection) WaitForConnect(ctx context.Context) error {
 }
 
 func (c *Connection) nextMuxID() uint64 { return c.lastMux.Add(1) }
-
-// acquire takes a slot for a handler, which release gives back when it has
-// returned.
-func (c *Connection) acquire() bool {
-	if c.running.Add(1) > int64(c.opts.MaxHandlers) {
-		c.running.Add(-1)
-		return false
-	}
-	return true
-}
-
-func (c *Connection) release() { c.running.Add(-1) }
 
 var (
 	errClosed   = errors.New("the manager is closed")
@@ -290,7 +283,7 @@ func (c *Connection) dial(ctx context.Context) (*session, error) {
 		Token:    c.opts.token(),
 		Dial:     c.opts.Dialer,
 		TLS:      c.opts.TLSConfig,
-		Limit:    c.opts.frameLimit(),
+		Limit:    handshakeLimit,
 		Counters: c.opts.counters(),
 	})
 	if err != nil {
@@ -332,6 +325,7 @@ func handshake(ctx context.Context, ws *wsconn.Conn, f func() (*session, error))
 		s.close(err)
 		return nil, err
 	}
+	ws.SetLimit(s.opts.frameLimit())
 	return s, nil
 }
 

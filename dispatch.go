@@ -92,8 +92,8 @@ func (s *session) onRequest(m *message) {
 		s.refuse(m, noHandlerText("request", m, h.stream != nil))
 		return
 	}
-	if !s.conn.acquire() {
-		s.refuse(m, s.busyText(m))
+	if text := s.admit(m); text != "" {
+		s.refuse(m, text)
 		return
 	}
 	t := singleTasks.Get().(*singleTask)
@@ -112,7 +112,7 @@ func (t *singleTask) run() {
 	result := errHandlerExited // stays if the handler ends its goroutine
 	defer func() {
 		result = handlerResult(recover(), result, t.handler, s.logger())
-		s.conn.release()
+		s.conn.slots.release()
 		if t.deadline.IsZero() || time.Now().Before(t.deadline) {
 			switch {
 			case result != nil:
@@ -162,8 +162,8 @@ func (s *session) onConnectMux(m *message) error {
 		s.refuse(m, noHandlerText("stream", m, h.single != nil))
 		return nil
 	}
-	if !s.conn.acquire() {
-		s.refuse(m, s.busyText(m))
+	if text := s.admit(m); text != "" {
+		s.refuse(m, text)
 		return nil
 	}
 	deadline := time.Duration(m.DeadlineMS) * time.Millisecond
@@ -171,7 +171,7 @@ func (s *session) onConnectMux(m *message) error {
 	c.maxMessage = s.opts.MaxMessageSize
 	c.payload = ownedPayload(m)
 	if !s.served.add(c.id, c) {
-		s.conn.release()
+		s.conn.slots.release()
 		return nil // the session has ended
 	}
 	ack := message{MuxID: c.id, Op: opAckMux}
@@ -206,8 +206,15 @@ func noHandlerText(kind string, m *message, otherKind bool) string {
 	return text
 }
 
-func (s *session) busyText(m *message) string {
-	return fmt.Sprintf("grid: handler %d refused: %d handlers are running for this host, which is the limit", m.Handler, s.opts.MaxHandlers)
+// admit takes a slot for a handler, or says why there is none.
+func (s *session) admit(m *message) (refusal string) {
+	if s.conn.draining.Load() {
+		return "grid: " + errShuttingDown.Error()
+	}
+	if !s.conn.slots.acquire(s.opts.MaxHandlers) {
+		return fmt.Sprintf("grid: handler %d refused: %d handlers are running for this host, which is the limit", m.Handler, s.opts.MaxHandlers)
+	}
+	return ""
 }
 
 func (s *session) onMuxConnectError(m *message) error {

@@ -2,11 +2,13 @@ package grid
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -62,6 +64,8 @@ type testGrid struct {
 	addrs []net.Listener // over TCP, until a node listens
 	nodes []*node
 	edit  func(i int, o *ManagerOptions)
+	// prepare, if set, may change the server of a node before it serves.
+	prepare func(n *node)
 }
 
 // newTestGrid starts n nodes over an in-memory network, for use in a synctest
@@ -100,7 +104,13 @@ func (g *testGrid) startAll() {
 	g.waitConnected()
 }
 
-func (g *testGrid) addr(i int) string { return g.hosts[i][len("http://"):] }
+func (g *testGrid) addr(i int) string { return hostAddr(g.hosts[i]) }
+
+// hostAddr is the address of a host by its base URL.
+func hostAddr(host string) string {
+	_, addr, _ := strings.Cut(host, "://")
+	return addr
+}
 
 // start starts node i, which must not be running.
 func (g *testGrid) start(i int) *node {
@@ -126,6 +136,12 @@ func (g *testGrid) start(i int) *node {
 	mux := http.NewServeMux()
 	mux.Handle(m.opts.RoutePath, m.Handler())
 	n := &node{Manager: m, host: g.hosts[i], server: &http.Server{Handler: mux, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}}
+	if g.prepare != nil {
+		g.prepare(n)
+	}
+	if n.server.TLSConfig != nil {
+		l = tls.NewListener(l, n.server.TLSConfig)
+	}
 	go n.server.Serve(l)
 	g.nodes[i] = n
 	return n

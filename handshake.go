@@ -14,6 +14,10 @@ import (
 // maxClockSkew is how far the clocks of two hosts may be apart (section 3).
 const maxClockSkew = 5 * time.Minute
 
+// handshakeLimit is the largest message, in bytes, that is read from somebody
+// who is not known yet.
+const handshakeLimit = 64 << 10
+
 // shouldDial tells whether local dials remote, rather than the reverse (section
 // 1).
 func shouldDial(local, remote string) bool {

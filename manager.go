@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/google/uuid"
 
@@ -29,6 +30,7 @@ type Manager struct {
 	cancel   context.CancelFunc
 	closing  <-chan struct{} // of ctx
 	unwatch  func() bool     // ends the watch on the context of NewManager
+	draining atomic.Bool     // set by Shutdown
 
 	mu     sync.Mutex // guards closed, so that nothing starts after Close waits
 	closed bool
@@ -148,7 +150,7 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request) *session {
 	ctx, cancel := context.WithTimeout(m.ctx, m.opts.HandshakeTimeout)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
-	ws, err := wsconn.Upgrade(w, r, m.opts.frameLimit(), deadline, m.opts.counters())
+	ws, err := wsconn.Upgrade(w, r, handshakeLimit, deadline, m.opts.counters())
 	if err != nil {
 		m.opts.Logger.Debug("grid: upgrade failed", "local", m.opts.Local, "addr", r.RemoteAddr, "error", err)
 		return nil

@@ -181,7 +181,7 @@ func (s *session) closeAsync(reason error) {
 
 func (s *session) clientEnded(m *muxClient) { s.streams.remove(m.id) }
 func (s *session) serverEnded(m *muxServer) { s.served.remove(m.id) }
-func (s *session) serverDone(*muxServer)    { s.conn.release() }
+func (s *session) serverDone(*muxServer)    { s.conn.slots.release() }
 func (s *session) logger() *slog.Logger     { return s.conn.log }
 
 // single makes a single request and waits for its answer.
@@ -265,6 +265,7 @@ func remainingMS(deadline time.Time, def time.Duration) (uint32, error) {
 type muxTable[T any] struct {
 	mu     sync.Mutex
 	m      map[uint64]T
+	idle   idleSignal
 	closed bool
 }
 
@@ -292,6 +293,20 @@ func (t *muxTable[T]) remove(id uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(t.m, id)
+	if len(t.m) == 0 {
+		t.idle.notify()
+	}
+}
+
+// busy returns nil if the table is empty, else what is closed when that may have
+// changed.
+func (t *muxTable[T]) busy() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.m) == 0 {
+		return nil
+	}
+	return t.idle.wait()
 }
 
 func (t *muxTable[T]) size() int {

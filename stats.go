@@ -82,7 +82,7 @@ func (c *Connection) Stats() ConnectionStats {
 		HostName: c.remote,
 		State:    c.state.get(),
 		Dials:    c.dials,
-		Handlers: int(c.running.Load()),
+		Handlers: int(c.slots.n.Load()),
 	}
 	c.stats.mu.Lock()
 	st.LastConnect = c.stats.last

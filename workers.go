@@ -1,25 +1,32 @@
 package grid
 
-import "sync"
+import (
+	"sync"
+	"sync/atomic"
+)
 
 // workers runs a session's handlers on goroutines that are reused.
 //
-// Whenever a task waits, a worker is on its way to it that runs no handler: a
-// worker that takes a task and leaves others behind first sees to it that a
-// colleague has been woken. So no handler, however long it runs, holds up a
-// task behind it; yet short handlers that arrive in a batch are worked off by
-// one or two goroutines, without a wake-up each.
+// Whenever a task waits, a worker is looking for it that runs no handler: a
+// worker that takes a task and leaves others behind first sees to it that there
+// is one. So no handler, however long it runs, holds up a task behind it; yet
+// short handlers that arrive in a batch are worked off by a few goroutines,
+// without a wake-up each.
 //
 // How many tasks there may be is for the caller to bound.
 type workers struct {
-	mu     sync.Mutex
-	cond   sync.Cond // of mu; idle workers wait on it
+	// looking counts the workers that are about to look at the queue. It is
+	// added to on behalf of a worker before that is started or woken, and by a
+	// worker itself when it has run a task.
+	looking atomic.Int32
+
+	mu     sync.Mutex // guards what follows
+	cond   sync.Cond  // of mu; idle workers wait on it
 	queue  []task
-	head   int  // of queue
-	idle   int  // workers that wait
-	waking bool // a worker was woken or started, and has not looked yet
-	unused int  // the fewest that were idle since the last trim
-	excess int  // workers that are to end
+	head   int // of queue
+	idle   int // workers that wait and have not been woken
+	unused int // the fewest that were idle since the last trim
+	excess int // workers that are to end
 	closed bool
 }
 
@@ -44,24 +51,32 @@ func (w *workers) submit(tasks []task) {
 	w.mu.Unlock()
 }
 
-// callLocked sees to it that a worker is on its way.
+// callLocked sees to it that a worker is looking.
 func (w *workers) callLocked() {
-	if w.waking {
+	if w.looking.Load() > 0 {
 		return
 	}
-	w.waking = true
 	if w.idle > 0 {
-		w.cond.Signal()
+		w.wakeLocked()
 		return
 	}
+	w.looking.Add(1)
 	go w.work()
+}
+
+// wakeLocked wakes one of the idle workers.
+func (w *workers) wakeLocked() {
+	w.idle--
+	w.unused = min(w.unused, w.idle)
+	w.looking.Add(1)
+	w.cond.Signal()
 }
 
 func (w *workers) work() {
 	w.mu.Lock()
-	w.waking = false
 	for {
 		if w.head < len(w.queue) {
+			w.looking.Add(-1)
 			t := w.queue[w.head]
 			w.queue[w.head] = nil
 			w.head++
@@ -72,9 +87,11 @@ func (w *workers) work() {
 			}
 			w.mu.Unlock()
 			t.run()
+			w.looking.Add(1)
 			w.mu.Lock()
 			continue
 		}
+		w.looking.Add(-1)
 		if w.closed {
 			break
 		}
@@ -84,9 +101,6 @@ func (w *workers) work() {
 		}
 		w.idle++
 		w.cond.Wait()
-		w.idle--
-		w.unused = min(w.unused, w.idle)
-		w.waking = false
 	}
 	w.mu.Unlock()
 }
@@ -97,9 +111,9 @@ func (w *workers) trim() {
 	defer w.mu.Unlock()
 	w.excess = min(w.unused, w.idle)
 	for range w.excess {
-		w.cond.Signal()
+		w.wakeLocked()
 	}
-	w.unused = w.idle - w.excess
+	w.unused = w.idle
 	if w.head == len(w.queue) {
 		w.queue, w.head = nil, 0 // a burst's room is not kept
 	}
@@ -110,5 +124,7 @@ func (w *workers) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.closed = true
-	w.cond.Broadcast()
+	for w.idle > 0 {
+		w.wakeLocked()
+	}
 }

@@ -23,7 +23,7 @@ import (
 const (
 	readBufferSize  = 8 << 10
 	writeBufferSize = 64 << 10
-	// readStep is the room offered to the first read of a message.
+	// readStep is the least room offered to a read of a message.
 	readStep = 4 << 10
 )
 
@@ -43,13 +43,15 @@ type Conn struct {
 	pong   atomic.Pointer[string]
 	onPing func()
 
+	expect int // size of the last message: the next is often like it; the reader's own
+
 	inMessage atomic.Bool
 	inWrite   atomic.Bool
 }
 
 func newConn(ws *websocket.Conn, l *link, limit int64) *Conn {
 	c := &Conn{ws: ws, link: l, onPing: func() {}}
-	ws.SetReadLimit(limit)
+	c.SetLimit(limit)
 	// The library's own handlers write from the reader, and so would wait
 	// for a writer that is stuck.
 	ws.SetPingHandler(func(payload string) error {
@@ -80,7 +82,7 @@ func (c *Conn) ReadMessage() ([]byte, error) {
 	}
 	c.inMessage.Store(true)
 	defer c.inMessage.Store(false)
-	b := bytepool.Get(readStep)
+	b := bytepool.Get(max(readStep, min(c.expect, bytepool.MaxCap)))
 	for {
 		if len(b) == cap(b) {
 			b = bytepool.Grow(b, readStep)
@@ -88,6 +90,7 @@ func (c *Conn) ReadMessage() ([]byte, error) {
 		n, err := r.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
 		if err == io.EOF {
+			c.expect = len(b) + 1 // room to see the end
 			return b, nil
 		}
 		if err != nil {
@@ -107,6 +110,10 @@ func readError(err error) error {
 	}
 	return err
 }
+
+// SetLimit sets the size above which a message is not read. Only the reader may
+// call it.
+func (c *Conn) SetLimit(bytes int64) { c.ws.SetReadLimit(bytes) }
 
 // WriteMessage writes b as one binary message. b stays the caller's.
 func (c *Conn) WriteMessage(b []byte) error {

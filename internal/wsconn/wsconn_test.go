@@ -1,0 +1,213 @@
+package wsconn
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/gridrpc/grid/internal/bytepool"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const limit = 1 << 20
+
+// serve runs accept with every connection that is upgraded.
+func serve(t *testing.T, accept func(c *Conn)) (url string) {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c, err := Upgrade(w, r, limit, time.Now().Add(10*time.Second), Counters{})
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		accept(c)
+	}))
+	t.Cleanup(s.Close)
+	return "ws" + strings.TrimPrefix(s.URL, "http")
+}
+
+func dial(t *testing.T, url string, o DialOptions) (*Conn, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if o.Limit == 0 {
+		o.Limit = limit
+	}
+	c, err := Dial(ctx, url, o)
+	if err == nil {
+		t.Cleanup(func() { c.Close() })
+	}
+	return c, err
+}
+
+func echo(c *Conn) {
+	for {
+		b, err := c.ReadMessage()
+		if err != nil {
+			return
+		}
+		err = c.WriteMessage(b)
+		bytepool.Put(b)
+		if err != nil {
+			return
+		}
+	}
+}
+
+func TestMessagesOfAllSizesBothWays(t *testing.T) {
+	var in, out atomic.Int64
+	c, err := dial(t, serve(t, echo), DialOptions{Counters: Counters{
+		Read: func(n int64) { in.Add(n) }, Written: func(n int64) { out.Add(n) },
+	}})
+	require.NoError(t, err)
+	before := bytepool.Out()
+	for _, n := range []int{0, 1, 125, 126, 4095, 4096, 4097, 65535, 65536, 100_000, limit} {
+		msg := bytes.Repeat([]byte{byte(n), 1}, n/2+1)[:n]
+		require.NoError(t, c.WriteMessage(msg))
+		b, err := c.ReadMessage()
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(msg, b), "%d bytes", n)
+		bytepool.Put(b)
+	}
+	require.LessOrEqual(t, bytepool.Out(), before+1) // the echo's own may be out
+	read, _ := c.Reading()
+	written, _ := c.Writing()
+	require.Equal(t, in.Load(), read)
+	require.Equal(t, out.Load(), written)
+	require.Greater(t, read, int64(limit))
+}
+
+func TestMessageAboveTheLimit(t *testing.T) {
+	got := make(chan error, 1)
+	c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
+	require.NoError(t, err)
+	_ = c.WriteMessage(make([]byte, limit+1))
+	require.ErrorIs(t, <-got, ErrTooLarge)
+}
+
+// A frame header that claims 2^63-1 bytes is refused on its claim.
+func TestFrameHeaderThatClaimsEverything(t *testing.T) {
+	for _, claim := range []string{"\x7f\xff\xff\xff\xff\xff\xff\xff", "\xff\xff\xff\xff\xff\xff\xff\xff", "\x00\x00\x00\x00\x80\x00\x00\x00"} {
+		got := make(chan error, 1)
+		c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
+		require.NoError(t, err)
+		_, err = c.link.Write([]byte("\x82\xff" + claim + "mask"))
+		require.NoError(t, err)
+		require.Error(t, <-got)
+	}
+}
+
+func TestTextMessageIsRefused(t *testing.T) {
+	got := make(chan error, 1)
+	c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
+	require.NoError(t, err)
+	require.NoError(t, c.ws.WriteMessage(websocket.TextMessage, []byte("hello")))
+	require.ErrorContains(t, <-got, "not binary")
+}
+
+// The reader answers a websocket ping without waiting for the writer, whatever
+// that does.
+func TestWebsocketPingIsLeftToTheWriter(t *testing.T) {
+	poked := make(chan struct{}, 10)
+	done := make(chan struct{})
+	c, err := dial(t, serve(t, func(c *Conn) {
+		c.OnPing(func() { poked <- struct{}{} })
+		go func() {
+			defer close(done)
+			_, _ = c.ReadMessage()
+		}()
+		<-poked
+		<-poked
+		require.NoError(t, c.WritePong())
+		require.NoError(t, c.WritePong(), "one answer for both")
+		<-done
+	}), DialOptions{})
+	require.NoError(t, err)
+	pongs := make(chan string, 10)
+	c.ws.SetPongHandler(func(s string) error { pongs <- s; return nil })
+	require.NoError(t, c.ws.WriteMessage(websocket.PingMessage, []byte("one")))
+	require.NoError(t, c.ws.WriteMessage(websocket.PingMessage, []byte("two")))
+	go func() { _, _ = c.ReadMessage() }()
+	require.Equal(t, "two", <-pongs)
+	require.NoError(t, c.Close())
+	<-done
+	require.Empty(t, pongs)
+}
+
+func TestDialRefused(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.Error(w, "go away: "+r.Header.Get("Authorization"), http.StatusForbidden)
+	}))
+	defer s.Close()
+	_, err := dial(t, "ws"+strings.TrimPrefix(s.URL, "http"), DialOptions{Token: "secret"})
+	require.EqualError(t, err, `upgrade refused: 403 Forbidden: "go away: Bearer secret"`)
+}
+
+// A server must not switch on what was not offered: decompression has no limit.
+func TestDialRefusesCompressionThatWasNotOffered(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		require.Empty(t, r.Header.Get("Sec-Websocket-Extensions"))
+		u := websocket.Upgrader{EnableCompression: true}
+		r.Header.Set("Sec-Websocket-Extensions", "permessage-deflate")
+		c, err := u.Upgrade(w, r, nil)
+		if err == nil {
+			_, _, _ = c.ReadMessage()
+			c.Close()
+		}
+	}))
+	defer s.Close()
+	_, err := dial(t, "ws"+strings.TrimPrefix(s.URL, "http"), DialOptions{})
+	require.ErrorContains(t, err, "not offered")
+}
+
+func TestUpgradeTakesNoCompression(t *testing.T) {
+	url := serve(t, echo)
+	d := websocket.Dialer{EnableCompression: true}
+	c, resp, err := d.DialContext(t.Context(), url, nil)
+	require.NoError(t, err)
+	defer c.Close()
+	require.Empty(t, resp.Header.Get("Sec-Websocket-Extensions"))
+}
+
+// A server that accepts and says nothing holds a dial no longer than its
+// context, however that ends.
+func TestDialEndsWithItsContext(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			cancel()
+			_, _ = io.Copy(io.Discard, c) // until the dialler has closed it
+			c.Close()
+		}
+	}()
+	_, err = Dial(ctx, "ws://"+l.Addr().String(), DialOptions{Limit: limit})
+	require.ErrorIs(t, err, context.Canceled)
+}
+
+func TestPeerThatGoesAwayInsideAMessage(t *testing.T) {
+	got := make(chan error, 1)
+	before := bytepool.Out()
+	c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
+	require.NoError(t, err)
+	_, err = c.link.Write([]byte("\x82\xff\x00\x00\x00\x00\x00\x00\x10\x00maskhello"))
+	require.NoError(t, err)
+	c.Close()
+	require.ErrorIs(t, <-got, io.ErrUnexpectedEOF)
+	require.Equal(t, before, bytepool.Out())
+}

@@ -1,0 +1,199 @@
+package grid
+
+import (
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid/internal/bytepool"
+)
+
+func newOutQueue() *outQueue {
+	q := new(outQueue)
+	q.init(flagCRC)
+	return q
+}
+
+// takeMessages decodes what is queued, the urgent first.
+func takeMessages(t *testing.T, q *outQueue) (msgs []message) {
+	t.Helper()
+	urgent, normal := q.take()
+	for _, b := range []batch{urgent, normal} {
+		if b.count == 0 {
+			continue
+		}
+		var m message
+		rest, err := m.parse(append([]byte(nil), b.frame()...))
+		require.NoError(t, err)
+		if m.Op == opMerged {
+			require.NoError(t, eachMerged(m.Seq, rest, func(b []byte) error {
+				var m message
+				_, err := m.parse(b)
+				msgs = append(msgs, m)
+				return err
+			}))
+		} else {
+			msgs = append(msgs, m)
+		}
+		b.release()
+	}
+	return msgs
+}
+
+// The order of sequence numbers is the order on the wire, whoever sends.
+func TestOutQueueNumbersInTheOrderSent(t *testing.T) {
+	q := newOutQueue()
+	var seqs [3]uint32
+	var wg sync.WaitGroup
+	for i := range 12 {
+		wg.Go(func() {
+			for j := range 500 {
+				m := message{MuxID: uint64(i % 3), Op: opMuxClientMsg, Payload: make([]byte, j)}
+				require.NoError(t, q.send(nil, &m, &seqs[i%3]))
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { wg.Wait(); close(done) }()
+	var next [3]uint32
+	for total := 0; total < 12*500; {
+		msgs := takeMessages(t, q)
+		for _, m := range msgs {
+			require.Equal(t, next[m.MuxID], m.Seq)
+			next[m.MuxID]++
+		}
+		total += len(msgs)
+	}
+	<-done
+}
+
+func TestOutQueueIsBoundedAndWaitsForRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := bytepool.Out()
+		q := newOutQueue()
+		send := func(done <-chan struct{}, n int) error {
+			return q.send(done, &message{Op: opRequest, Payload: make([]byte, n)}, nil)
+		}
+		// One that is too large for the limit goes when nothing else waits.
+		require.NoError(t, send(nil, 10*pendingLimit))
+		result := make(chan error, 3)
+		done := make(chan struct{})
+		go func() { result <- send(done, 1) }()
+		synctest.Wait()
+		require.Empty(t, result)
+		close(done)
+		require.ErrorIs(t, <-result, errSendCancelled)
+
+		go func() { result <- send(nil, pendingLimit-200) }()
+		go func() { result <- send(nil, pendingLimit-200) }()
+		synctest.Wait()
+		require.Empty(t, result)
+		require.Len(t, takeMessages(t, q), 1)
+		require.NoError(t, <-result)
+		synctest.Wait()
+		require.Empty(t, result, "there is room for one of them")
+
+		// What must be answered is taken all the same, and the end of the
+		// queue ends the wait.
+		require.NoError(t, q.post(&message{Op: opPong}, nil))
+		gone := errors.New("gone")
+		q.close(gone)
+		q.close(errors.New("too late"))
+		require.ErrorIs(t, <-result, gone)
+		require.ErrorIs(t, send(nil, 1), gone)
+		require.ErrorIs(t, q.post(&message{Op: opPong}, nil), gone)
+		require.ErrorIs(t, q.postUrgent(&message{Op: opPong}), gone)
+		require.ErrorIs(t, q.wait(), gone)
+		require.Equal(t, out, bytepool.Out(), "buffers are missing")
+	})
+}
+
+// A peer that floods us with what must be answered, and reads nothing, can't
+// make the queue grow without end.
+func TestOutQueueRefusesAFloodOfAnswers(t *testing.T) {
+	q := newOutQueue()
+	for _, post := range []func() error{
+		func() error { return q.post(&message{Op: opPong, Payload: make([]byte, 30)}, nil) },
+		func() error { return q.postUrgent(&message{Op: opPong, Payload: make([]byte, 30)}) },
+	} {
+		var err error
+		n := 0
+		for ; err == nil && n < 1_000_000; n++ {
+			err = post()
+		}
+		require.ErrorIs(t, err, errFlooded)
+		require.Greater(t, n, 50)
+	}
+	require.Less(t, cap(q.batch.buf)+cap(q.urgent.buf), 4*postedLimit)
+	takeMessages(t, q)
+	require.NoError(t, q.post(&message{Op: opPong}, nil), "once it was written there is room again")
+	q.close(errClosed)
+}
+
+func TestOutQueuePingsOvertakeData(t *testing.T) {
+	q := newOutQueue()
+	require.NoError(t, q.send(nil, &message{Op: opRequest, Payload: make([]byte, pendingLimit)}, nil))
+	require.NoError(t, q.postUrgent(&message{Op: opPing}))
+	msgs := takeMessages(t, q)
+	require.Equal(t, []op{opPing, opRequest}, []op{msgs[0].Op, msgs[1].Op})
+	require.Zero(t, msgs[0].Flags&flagCRC, "section 2: connection pings carry no checksum")
+	require.NotZero(t, msgs[1].Flags&flagCRC)
+}
+
+func TestOutQueueWakesItsWriter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newOutQueue()
+		var woken int
+		go func() {
+			for q.wait() == nil {
+				woken++
+				takeMessages(t, q)
+			}
+		}()
+		for i, wake := range []func(){
+			func() { require.NoError(t, q.send(nil, &message{Op: opRequest}, nil)) },
+			func() { require.NoError(t, q.post(&message{Op: opPong}, nil)) },
+			func() { require.NoError(t, q.postUrgent(&message{Op: opPong})) },
+			q.poke,
+		} {
+			synctest.Wait()
+			wake()
+			synctest.Wait()
+			require.Equal(t, i+1, woken)
+		}
+		q.poke()
+		q.close(errClosed)
+	})
+}
+
+// After one huge message the queue is as small as before.
+func TestOutQueueKeepsNoLargeBuffer(t *testing.T) {
+	q := newOutQueue()
+	require.NoError(t, q.send(nil, &message{Op: opRequest, Payload: make([]byte, 8<<20)}, nil))
+	takeMessages(t, q)
+	require.Nil(t, q.batch.buf)
+	require.LessOrEqual(t, q.hint, bytepool.MaxCap)
+	require.NoError(t, q.send(nil, &message{Op: opRequest}, nil))
+	takeMessages(t, q)
+	require.NoError(t, q.send(nil, &message{Op: opRequest}, nil))
+	require.LessOrEqual(t, cap(q.batch.buf), firstBuffer)
+	takeMessages(t, q)
+}
+
+func BenchmarkOutQueue(b *testing.B) {
+	q := newOutQueue()
+	m := message{MuxID: 1 << 20, Op: opRequest, Handler: 1, Payload: make([]byte, 512)}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if q.send(nil, &m, nil) != nil {
+			b.Fatal()
+		}
+		if i%64 == 63 {
+			_, n := q.take()
+			n.release()
+		}
+	}
+}

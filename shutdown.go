@@ -1,0 +1,112 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+)
+
+var errShuttingDown = errors.New("the manager is shutting down")
+
+// Shutdown closes the Manager gracefully: no call or stream is begun any more,
+// neither here nor by the remote hosts, which get an error that says so; what is
+// under way may finish until ctx ends; then it does as [Manager.Close]. It
+// returns the cause of ctx if that ended before everything had finished, else
+// nil.
+func (m *Manager) Shutdown(ctx context.Context) error {
+	m.draining.Store(true)
+	err := m.waitIdle(ctx)
+	m.Close()
+	return err
+}
+
+// waitIdle waits until no call, stream or handler is under way.
+func (m *Manager) waitIdle(ctx context.Context) error {
+	for _, c := range m.conns {
+		for {
+			busy := c.busy()
+			if busy == nil {
+				break
+			}
+			select {
+			case <-busy:
+			case <-m.closing:
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+	}
+	return nil
+}
+
+// busy returns nil if nothing is under way on the connection, else what is
+// closed when that may have changed.
+func (c *Connection) busy() <-chan struct{} {
+	if s := c.session.Load(); s != nil {
+		if busy := s.calls.busy(); busy != nil {
+			return busy
+		}
+		if busy := s.streams.busy(); busy != nil {
+			return busy
+		}
+	}
+	return c.slots.busy()
+}
+
+// idleSignal is a channel that is closed when something has become idle, made
+// when somebody wants to know. Its owner's lock guards it.
+type idleSignal struct{ c chan struct{} }
+
+func (i *idleSignal) wait() <-chan struct{} {
+	if i.c == nil {
+		i.c = make(chan struct{})
+	}
+	return i.c
+}
+
+func (i *idleSignal) notify() {
+	if i.c != nil {
+		close(i.c)
+		i.c = nil
+	}
+}
+
+// slots counts the handlers that run for one host.
+type slots struct {
+	n      atomic.Int64
+	wanted atomic.Bool // somebody waits for n to become 0
+	mu     sync.Mutex
+	idle   idleSignal
+}
+
+// acquire takes a slot for a handler, unless limit are taken. release gives it
+// back when the handler has returned.
+func (s *slots) acquire(limit int) bool {
+	if s.n.Add(1) > int64(limit) {
+		s.release()
+		return false
+	}
+	return true
+}
+
+func (s *slots) release() {
+	if s.n.Add(-1) == 0 && s.wanted.Load() {
+		s.mu.Lock()
+		s.idle.notify()
+		s.mu.Unlock()
+	}
+}
+
+// busy returns nil if no slot is taken, else what is closed when that may have
+// changed.
+func (s *slots) busy() <-chan struct{} {
+	s.wanted.Store(true)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.n.Load() == 0 {
+		return nil
+	}
+	return s.idle.wait()
+}
