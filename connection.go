@@ -204,11 +204,14 @@ func (c *Connection) take(s *session) error {
 			cleared = old
 			continue
 		}
+		// The session is there before the state says so to those who wait.
+		c.session.Store(s)
 		if !c.state.set(StateConnected) {
+			c.session.Store(old)
 			c.mu.Unlock()
+			s.close(errClosed)
 			return rejectf("%v", errClosed)
 		}
-		c.session.Store(s)
 		c.stats.connected(s.start)
 		c.mu.Unlock()
 		if old != nil {

@@ -140,9 +140,9 @@ func (b *inbox) grantLocked() int {
 	b.run++
 	if b.window > b.capacity && b.window*b.largest > maxWindowBytes {
 		b.window-- // messages have become larger: this credit is not returned
-		return 0
+	} else {
+		b.owed++
 	}
-	b.owed++
 	// A consumer that has emptied the queue after a whole window keeps up, and
 	// the sender may be waiting for it: more may be under way.
 	if b.head == len(b.queue) && b.run >= b.window {

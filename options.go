@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -112,20 +114,23 @@ const (
 
 // withDefaults checks o and returns a copy of it that is complete.
 func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
+	// Names are compared letter by letter, but two that differ in capitals alone
+	// are one host.
 	hosts := make(map[string]bool, len(o.Hosts))
 	for _, h := range o.Hosts {
 		if err := checkHost(h); err != nil {
 			return nil, fmt.Errorf("grid: host %q: %w", h, err)
 		}
-		if hosts[h] {
+		key := strings.ToLower(h)
+		if hosts[key] {
 			return nil, fmt.Errorf("grid: host %q is given twice", h)
 		}
-		hosts[h] = true
+		hosts[key] = true
 	}
 	switch {
 	case o.Local == "":
 		return nil, errors.New("grid: ManagerOptions.Local is empty")
-	case !hosts[o.Local]:
+	case !slices.Contains(o.Hosts, o.Local):
 		return nil, fmt.Errorf("grid: local host %q is not in Hosts %q", o.Local, o.Hosts)
 	case o.AuthFn == nil && !o.Insecure:
 		return nil, errors.New("grid: ManagerOptions.AuthFn is missing, and Insecure is not set")
@@ -186,8 +191,15 @@ func checkHost(host string) error {
 		return errors.New("URL has no host name")
 	case u.User != nil:
 		return errors.New("URL has a user name")
-	case u.Path != "" || u.RawQuery != "" || u.Fragment != "" || u.ForceQuery:
+	case u.Path != "" || u.RawQuery != "" || u.ForceQuery || strings.Contains(host, "#"):
 		return errors.New("URL must end after the host and port")
+	case strings.Contains(u.Hostname(), ":") && !strings.HasPrefix(u.Host, "["):
+		return errors.New("IPv6 address must be in square brackets")
+	}
+	if port := u.Port(); port != "" || strings.HasSuffix(u.Host, ":") {
+		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+			return fmt.Errorf("port %q must be 1 to 65535", port)
+		}
 	}
 	return nil
 }

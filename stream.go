@@ -4,7 +4,8 @@ import (
 	"context"
 	"errors"
 	"iter"
-	"runtime"
+	"time"
+	"weak"
 )
 
 // Stream is the opening end of a two-way stream; see [Connection.NewStream].
@@ -96,13 +97,15 @@ var errBreak = errors.New("grid: the consumer of the stream broke off")
 // allOf makes an iterator of a Results method.
 func allOf[T any](results func(func(T) error) error) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
+		broke := false
 		err := results(func(v T) error {
-			if !yield(v, nil) {
-				return errBreak
+			if yield(v, nil) {
+				return nil
 			}
-			return nil
+			broke = true
+			return errBreak
 		})
-		if err != nil && err != errBreak {
+		if err != nil && !broke {
 			var zero T
 			yield(zero, err)
 		}
@@ -134,26 +137,37 @@ func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req
 			if m.sendUsed.Load() {
 				return // nobody sends to reqs
 			}
-			abandoned := make(chan struct{})
-			runtime.AddCleanup(owner, func(c chan struct{}) { close(c) }, abandoned)
 			// Not as a call: this goroutine's stack holds on to owner.
-			go drainRequests(reqs, abandoned, m.closing)
+			go drainRequests(weak.Make(owner), reqs, m.closing)
 			return
 		}
 	}
 }
 
+// drainLook is how often a stream that has ended is looked at for whether
+// anybody still holds it.
+const drainLook = time.Minute
+
 // drainRequests throws away what is sent to a stream that has ended, so that a
-// sender that has not noticed does not block for ever.
-func drainRequests[Req any](reqs <-chan Req, abandoned, closing <-chan struct{}) {
+// sender that has not noticed does not block for ever. That nobody holds owner
+// any more is looked for rather than told by a cleanup function, because those
+// can't wake a goroutine in a testing/synctest bubble.
+func drainRequests[Owner, Req any](owner weak.Pointer[Owner], reqs <-chan Req, closing <-chan struct{}) {
+	look := time.NewTicker(drainLook)
+	defer look.Stop()
+	used := false // since the last look
 	for {
 		select {
 		case _, ok := <-reqs:
 			if !ok {
 				return
 			}
-		case <-abandoned:
-			return
+			used = true
+		case <-look.C:
+			if !used && owner.Value() == nil {
+				return
+			}
+			used = false
 		case <-closing:
 			return
 		}

@@ -1,0 +1,92 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// shutdownGrid is two nodes; a request to testUnused on node 1 waits for
+// release.
+func shutdownGrid(t *testing.T) (g *testGrid, release chan struct{}) {
+	g = newTestGrid(t, 2, nil)
+	release = make(chan struct{})
+	require.NoError(t, g.nodes[1].RegisterSingleHandler(testUnused, func(b []byte) ([]byte, *RemoteErr) {
+		<-release
+		return b, nil
+	}))
+	return g, release
+}
+
+func TestShutdownLetsWhatRunsFinish(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, release := shutdownGrid(t)
+		in := make(chan error, 1) // a call to the node that shuts down
+		go func() {
+			_, err := g.conn(0, 1).SingleRequest(t.Context(), testUnused, nil)
+			in <- err
+		}()
+		out, err := g.conn(1, 0).NewStream(t.Context(), testTwoWay, nil) // one from it
+		require.NoError(t, err)
+		synctest.Wait()
+
+		ended := make(chan error, 1)
+		go func() { ended <- g.nodes[1].Shutdown(t.Context()) }()
+		synctest.Wait()
+		require.Empty(t, ended)
+		_, err = g.conn(1, 0).SingleRequest(t.Context(), testEcho, nil)
+		require.ErrorIs(t, err, ErrDisconnected)
+		_, err = g.conn(0, 1).SingleRequest(t.Context(), testEcho, nil)
+		require.EqualError(t, err, "grid: the manager is shutting down")
+		require.True(t, IsRemoteErr(err))
+		_, err = g.conn(0, 1).NewStream(t.Context(), testTwoWay, nil)
+		require.True(t, IsRemoteErr(err))
+
+		close(release)
+		require.NoError(t, <-in)
+		synctest.Wait()
+		require.Empty(t, ended, "its own stream is open")
+		require.NoError(t, out.Send([]byte("still there")))
+		close(out.Requests)
+		n := 0
+		require.NoError(t, out.Results(func(b []byte) error { n++; PutByteBuffer(b); return nil }))
+		require.Equal(t, 1, n)
+		require.NoError(t, <-ended)
+		require.Equal(t, StateShutdown, g.conn(1, 0).State())
+	})
+}
+
+func TestShutdownEndsWithItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, release := shutdownGrid(t)
+		in := make(chan error, 1)
+		go func() {
+			_, err := g.conn(0, 1).SingleRequest(t.Context(), testUnused, nil)
+			in <- err
+		}()
+		synctest.Wait()
+		enough := errors.New("enough")
+		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, enough)
+		defer cancel()
+		start := time.Now()
+		require.ErrorIs(t, g.nodes[1].Shutdown(ctx), enough)
+		require.Equal(t, time.Second, time.Since(start))
+		require.ErrorIs(t, <-in, ErrDisconnected)
+		close(release)
+	})
+}
+
+func TestShutdownOfAnIdleOrClosedManagerReturnsAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newTestGrid(t, 2, nil)
+		start := time.Now()
+		require.NoError(t, g.nodes[0].Shutdown(t.Context()))
+		require.NoError(t, g.nodes[0].Shutdown(t.Context()))
+		require.NoError(t, g.nodes[0].Close())
+		require.Zero(t, time.Since(start))
+	})
+}
