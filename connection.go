@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -33,7 +32,8 @@ type Connection struct {
 	slots   slots         // of handlers, for all sessions
 	session atomic.Pointer[session]
 	state   stateMachine
-	errors  errorLog
+	errors  errorLog // of connections that were lost or could not be made
+	refused errorLog // of handshakes that were refused, perhaps beside a connection
 	stats   connectionCounters
 
 	// mu makes the session and the state change together. It is not the
@@ -197,9 +197,7 @@ func (c *Connection) take(s *session) error {
 		if old != nil && old != cleared && old.peerID != s.peerID {
 			c.mu.Unlock()
 			if old.probe(min(probeTime, c.opts.HandshakeTimeout/2)) {
-				c.log.Error("grid: two processes use one host name; the second is refused",
-					"addr", s.ws.RemoteAddr(), "connected", old.ws.RemoteAddr())
-				return rejectf("another process is connected as %s, and alive", c.remote)
+				return rejectf("two processes use one host name: another is connected as %s, from %v, and alive", c.remote, old.ws.RemoteAddr())
 			}
 			cleared = old
 			continue
@@ -334,83 +332,28 @@ func handshake(ctx context.Context, ws *wsconn.Conn, f func() (*session, error))
 
 // fault logs what went wrong, the first time and then once an hour.
 func (c *Connection) fault(what string, err error) {
-	select {
-	case <-c.closing:
+	if c.isClosing() {
 		return
-	default:
 	}
 	c.stats.fault(err)
-	if n, ok := c.errors.due(time.Now()); ok {
-		c.log.Warn(what, "error", err, "suppressed", n)
+	c.errors.warn(c.log, what, err)
+}
+
+// refusal logs a failed handshake of the remote's, the first and then one an
+// hour. It says nothing about a connection that there may be.
+func (c *Connection) refusal(addr string, err error) {
+	if c.isClosing() {
+		return
 	}
+	c.stats.fault(err)
+	c.refused.warn(c.log.With("addr", addr), "grid: handshake failed", err)
 }
 
-// errorLog rations the errors of one peer.
-type errorLog struct {
-	mu         sync.Mutex
-	last       time.Time // when one was logged
-	suppressed int       // since then
-}
-
-// due tells whether an error is to be logged, and how many were not.
-func (l *errorLog) due(now time.Time) (suppressed int, ok bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.last.IsZero() && now.Sub(l.last) < time.Hour {
-		l.suppressed++
-		return 0, false
-	}
-	n := l.suppressed
-	l.last, l.suppressed = now, 0
-	return n, true
-}
-
-// told tells whether the last error was logged, or there was none.
-func (l *errorLog) told() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.suppressed == 0
-}
-
-// reset makes the next error a first one.
-func (l *errorLog) reset() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.last, l.suppressed = time.Time{}, 0
-}
-
-const (
-	minBackoff = 50 * time.Millisecond
-	maxBackoff = 5 * time.Second
-)
-
-// backoff is the pause between attempts to connect.
-type backoff struct{ next time.Duration }
-
-func (b *backoff) reset() { b.next = 0 }
-
-// wait pauses, longer every time, unless ctx ends.
-func (b *backoff) wait(ctx context.Context) {
-	b.next = min(max(2*b.next, minBackoff), maxBackoff)
-	// Jitter, so that the hosts of a cluster do not come all at once.
-	t := time.NewTimer(min(b.next+rand.N(b.next/2), maxBackoff))
-	defer t.Stop()
+func (c *Connection) isClosing() bool {
 	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
-}
-
-// waitFor waits until c is closed, if it is not nil. It returns false if ctx
-// ends first.
-func waitFor(ctx context.Context, c <-chan struct{}) bool {
-	if c == nil {
+	case <-c.closing:
 		return true
-	}
-	select {
-	case <-c:
-		return true
-	case <-ctx.Done():
+	default:
 		return false
 	}
 }

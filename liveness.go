@@ -12,6 +12,7 @@ import (
 // of it is looked after by tick, for the session, its calls and its streams.
 type liveness struct {
 	messages atomic.Int64 // websocket messages that have arrived
+	sent     atomic.Int64 // likewise, that were written
 	rtt      atomic.Int64 // of the last pong, in nanoseconds
 
 	mu       sync.Mutex        // guards what follows
@@ -19,9 +20,22 @@ type liveness struct {
 	ponged   time.Time         // when the last pong arrived
 	progress time.Time         // when a message in the middle of its transfer last moved
 	writing  time.Time         // when the writer last moved, or had nothing to do
-	read     int64             // bytes, at the last tick
-	written  int64             // likewise
+	reading  transfer          // at the last tick
+	sending  transfer          // likewise
 	probes   []chan<- struct{} // to be closed by the next pong
+}
+
+// transfer is how far the messages of one direction have come.
+type transfer struct {
+	bytes    int64
+	message  int64 // how many came before
+	underway bool  // in the middle of that message
+}
+
+// largeSince tells whether one message has been on its way since before, and
+// has moved.
+func (t transfer) largeSince(before transfer) bool {
+	return t.underway && before.underway && t.message == before.message && t.bytes != before.bytes
 }
 
 func (l *liveness) init(now time.Time) {
@@ -65,20 +79,20 @@ var errNoPong = errors.New("no pong for two ping intervals")
 // look takes stock. It tells whether to ping, or why the session must end.
 // Deadlines are met a period early rather than late.
 func (l *liveness) look(s *session, now time.Time) (ping bool, err error) {
-	read, reading := s.ws.Reading()
-	written, writing := s.ws.Writing()
+	reading, sending := transfer{message: l.messages.Load()}, transfer{message: l.sent.Load()}
+	reading.bytes, reading.underway = s.ws.Reading()
+	sending.bytes, sending.underway = s.ws.Writing()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	moved := written != l.written
 	// While a large message is on its way, in either direction, no pong can
-	// get through, and none is needed.
-	if reading && read != l.read || writing && moved {
+	// get through, and none is needed. Small ones do not stand for a pong.
+	if reading.largeSince(l.reading) || sending.largeSince(l.sending) {
 		l.progress = now
 	}
-	if !writing || moved {
+	if !sending.underway || sending.bytes != l.sending.bytes {
 		l.writing = now
 	}
-	l.read, l.written = read, written
+	l.reading, l.sending = reading, sending
 
 	if now.Sub(l.writing) >= s.opts.WriteTimeout {
 		return false, fmt.Errorf("the peer has read nothing for %v", s.opts.WriteTimeout)

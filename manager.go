@@ -2,7 +2,6 @@ package grid
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -31,6 +30,7 @@ type Manager struct {
 	closing  <-chan struct{} // of ctx
 	unwatch  func() bool     // ends the watch on the context of NewManager
 	draining atomic.Bool     // set by Shutdown
+	unknown  errorLog        // handshakes of hosts that are not known
 
 	mu     sync.Mutex // guards closed, so that nothing starts after Close waits
 	closed bool
@@ -166,19 +166,17 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request) *session {
 	}
 	ws.Close()
 	if c != nil {
-		c.fault("grid: handshake failed", err)
+		c.refusal(r.RemoteAddr, err)
 	} else {
 		m.stranger(r, err)
 	}
 	return nil
 }
 
-// stranger logs the failed handshake of somebody who is not known.
+// stranger logs the failed handshake of somebody who is not known, the first
+// and then one an hour: they must not fill the log.
 func (m *Manager) stranger(r *http.Request, err error) {
-	var rejected *rejectedError
-	if errors.As(err, &rejected) {
-		m.opts.Logger.Warn("grid: handshake failed", "local", m.opts.Local, "addr", r.RemoteAddr, "error", err)
-	}
+	m.unknown.warn(m.opts.Logger.With("local", m.opts.Local, "addr", r.RemoteAddr), "grid: handshake failed", err)
 }
 
 // begin registers a goroutine that Close waits for, with m.work.Done to be

@@ -2,6 +2,7 @@ package grid
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"sync"
@@ -260,8 +261,11 @@ func (m *muxClient) send(b []byte) error {
 	if len(b) > m.maxMessage {
 		return tooLargeError(len(b), m.maxMessage)
 	}
-	if m.sendEnded.Load() {
-		return fmt.Errorf("grid: send on a stream whose input was closed")
+	switch {
+	case m.sendEnded.Load():
+		return errors.New("grid: send on a stream whose input was closed")
+	case !m.takesData:
+		return errors.New("grid: send on a stream whose handler takes no input")
 	}
 	if err := m.credits.Reserve(context.Background()); err != nil {
 		return err
@@ -289,6 +293,11 @@ func (m *muxClient) sendError(err error) error {
 func (m *muxClient) closeSend() {
 	if !m.takesData || m.sendEnded.Swap(true) {
 		return
+	}
+	select {
+	case <-m.done:
+		return // nobody is there to be told
+	default:
 	}
 	msg := message{MuxID: m.id, Op: opMuxClientMsg, Flags: flagEOF}
 	_ = m.host.send(m.done, &msg, &m.sendSeq)

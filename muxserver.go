@@ -246,7 +246,11 @@ func pumpOutput[Out any](m *muxServer, out <-chan Out, encode func(Out) ([]byte,
 	defer m.host.serverDone(m)
 	for {
 		select {
-		case v := <-out:
+		case v, ok := <-out:
+			if !ok {
+				out = nil // closed, which it must not be
+				continue
+			}
 			sendOutput(m, v, encode)
 			continue
 		case <-m.returned:

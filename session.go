@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"runtime"
 	"sync"
@@ -95,10 +96,20 @@ func (s *session) read() error {
 	for {
 		b, err := s.ws.ReadMessage()
 		if err != nil {
-			if errors.Is(err, wsconn.ErrTooLarge) {
+			switch {
+			case errors.Is(err, wsconn.ErrTooLarge):
 				return tooLargeFrameError(s.opts.MaxMessageSize)
+			case errors.Is(err, io.ErrUnexpectedEOF):
+				return errPeerClosed
 			}
 			return err
+		}
+		select {
+		case <-s.done:
+			// What the socket still held is for calls that were told of the end.
+			bytepool.Put(b)
+			return s.err
+		default:
 		}
 		s.now = time.Now()
 		s.live.messages.Add(1)
@@ -123,6 +134,7 @@ func (s *session) write() {
 		for _, b := range [...]batch{urgent, normal} {
 			if err == nil && b.count > 0 {
 				err = s.ws.WriteMessage(b.frame())
+				s.live.sent.Add(1)
 			}
 			b.release()
 		}

@@ -27,6 +27,10 @@ func Upgrade(w http.ResponseWriter, r *http.Request, limit int64, deadline time.
 		WriteBufferSize: writeBufferSize,
 		WriteBufferPool: &writeBuffers,
 		// CheckOrigin is left at its default: same origin, or none.
+		Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
+			w.Header().Set("Sec-Websocket-Version", "13")
+			http.Error(w, reason.Error(), status) // ends up in the dialler's log
+		},
 	}
 	ws, err := u.Upgrade(&h, r, nil)
 	if err == nil {

@@ -1,0 +1,90 @@
+package grid
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// errorLog rations the errors of one peer.
+type errorLog struct {
+	mu         sync.Mutex
+	last       time.Time // when one was logged
+	suppressed int       // since then
+}
+
+// warn logs an error, if one is due.
+func (l *errorLog) warn(log *slog.Logger, what string, err error) {
+	switch n, ok := l.due(time.Now()); {
+	case !ok:
+	case n > 0:
+		log.Warn(what, "error", err, "suppressed", n)
+	default:
+		log.Warn(what, "error", err)
+	}
+}
+
+// due tells whether an error is to be logged, and how many were not.
+func (l *errorLog) due(now time.Time) (suppressed int, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.last.IsZero() && now.Sub(l.last) < time.Hour {
+		l.suppressed++
+		return 0, false
+	}
+	n := l.suppressed
+	l.last, l.suppressed = now, 0
+	return n, true
+}
+
+// told tells whether the last error was logged, or there was none.
+func (l *errorLog) told() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.suppressed == 0
+}
+
+// reset makes the next error a first one.
+func (l *errorLog) reset() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.last, l.suppressed = time.Time{}, 0
+}
+
+const (
+	minBackoff = 50 * time.Millisecond
+	maxBackoff = 5 * time.Second
+)
+
+// backoff is the pause between attempts to connect.
+type backoff struct{ next time.Duration }
+
+func (b *backoff) reset() { b.next = 0 }
+
+// wait pauses, longer every time, unless ctx ends.
+func (b *backoff) wait(ctx context.Context) {
+	b.next = min(max(2*b.next, minBackoff), maxBackoff)
+	// Jitter, so that the hosts of a cluster do not come all at once.
+	t := time.NewTimer(min(b.next+rand.N(b.next/2), maxBackoff))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// waitFor waits until c is closed, if it is not nil. It returns false if ctx
+// ends first.
+func waitFor(ctx context.Context, c <-chan struct{}) bool {
+	if c == nil {
+		return true
+	}
+	select {
+	case <-c:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
