@@ -1,0 +1,140 @@
+// Command cluster shows what grid is for: servers that ask each other small
+// things and stream each other long ones.
+//
+//	go run ./examples/cluster
+//
+// starts three of them in one process, uses them, cuts a connection between two,
+// and checks all that comes of it. With -listen, -hosts and -secret it is one
+// server of a cluster of processes; see -help.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// demoTime is how long the demonstration may take, with a large -dir.
+const demoTime = 5 * time.Minute
+
+const usage = `A cluster of servers that ask each other about their disks and files.
+
+Three nodes in this process, which show what grid does and check it:
+
+  cluster [-dir directory]
+
+One node of a cluster of processes; the same on each, but for -listen:
+
+  cluster -listen 127.0.0.1:9001 -secret s3cret \
+      -hosts http://127.0.0.1:9001,http://127.0.0.1:9002,http://127.0.0.1:9003
+
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// The first signal asks, a second one ends the process.
+	context.AfterFunc(ctx, stop)
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is the program, until ctx ends. It returns the exit code: 0 only if
+// everything that was checked held, 2 for a wrong command line.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	m, err := parse(args, stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		fmt.Fprintf(stderr, "cluster: %v (see -help)\n", err)
+		return 2
+	}
+	r := newReport(stdout)
+	if m.listen != "" {
+		err = m.run(ctx, r)
+	} else {
+		timed, cancel := context.WithTimeout(ctx, demoTime)
+		defer cancel()
+		err = demo(timed, r, m.dir)
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "cluster: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+// parse reads the command line. Without -listen only dir is set.
+func parse(args []string, stderr io.Writer) (*member, error) {
+	m := &member{}
+	fl := flag.NewFlagSet("cluster", flag.ContinueOnError)
+	fl.SetOutput(stderr)
+	fl.Usage = func() {
+		fmt.Fprint(stderr, usage)
+		fl.PrintDefaults()
+	}
+	fl.StringVar(&m.listen, "listen", "", "run as one node, and listen at this `address`")
+	hosts := fl.String("hosts", "", "base `URLs` of all nodes, separated by commas")
+	fl.StringVar(&m.local, "local", "", "the `URL` in -hosts that is this node (default: that of -listen)")
+	fl.StringVar(&m.secret, "secret", "", "`token` that all nodes share")
+	fl.StringVar(&m.dir, "dir", "", "`directory` whose tree is streamed (default: the sources of the Go installation)")
+	fl.BoolVar(&m.once, "once", false, "as one node: end when all nodes are done, instead of serving on")
+	if err := fl.Parse(args); err != nil {
+		return nil, err
+	}
+	for h := range strings.SplitSeq(*hosts, ",") {
+		if h = strings.TrimSpace(h); h != "" {
+			m.hosts = append(m.hosts, h)
+		}
+	}
+	switch {
+	case fl.NArg() > 0:
+		return nil, fmt.Errorf("unexpected argument %q", fl.Arg(0))
+	case m.listen == "" && (len(m.hosts) > 0 || m.local != "" || m.secret != "" || m.once):
+		return nil, errors.New("-hosts, -local, -secret and -once need -listen")
+	case m.listen != "" && len(m.hosts) < 2:
+		return nil, errors.New("-listen needs -hosts with two URLs or more")
+	case m.listen != "" && m.secret == "":
+		return nil, errors.New("-listen needs a -secret")
+	case m.local != "" && !slices.Contains(m.hosts, m.local):
+		return nil, fmt.Errorf("-local %s is not in -hosts", m.local)
+	}
+	for _, h := range m.hosts {
+		if !strings.HasPrefix(h, "http://") {
+			return nil, fmt.Errorf("-hosts: %q does not begin with http://", h)
+		}
+	}
+	var err error
+	m.dir, err = openDir(m.dir)
+	return m, err
+}
+
+// openDir checks the directory to stream.
+func openDir(dir string) (string, error) {
+	if dir == "" {
+		if dir = goSource(); dir == "" {
+			return "", errors.New("no Go installation was found, name a directory with -dir")
+		}
+	}
+	// A walk would take a link for a single entry.
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return "", fmt.Errorf("-dir: %w", err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", fmt.Errorf("-dir: %w", err)
+	}
+	if len(entries) == 0 {
+		return "", fmt.Errorf("-dir: %s is empty", dir)
+	}
+	return dir, nil
+}

@@ -1,0 +1,123 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+)
+
+// member is one node of a cluster of processes.
+type member struct {
+	listen string
+	hosts  []string
+	local  string // the one of hosts that the node is; empty to go by listen
+	secret string
+	dir    string
+	once   bool // end when all peers are done
+}
+
+// localHost is the one of the hosts that the node itself is: the one with the
+// address that it listens on, or, where that names no host, its port.
+func (m *member) localHost() (string, error) {
+	if m.local != "" {
+		return m.local, nil
+	}
+	host, port, err := net.SplitHostPort(m.listen)
+	if err != nil {
+		return "", fmt.Errorf("-listen: %w", err)
+	}
+	var found []string
+	for _, h := range m.hosts {
+		u, err := url.Parse(h)
+		if err != nil {
+			return "", fmt.Errorf("-hosts: %w", err)
+		}
+		if u.Port() == port && (host == "" || u.Hostname() == host) {
+			found = append(found, h)
+		}
+	}
+	if len(found) != 1 {
+		return "", fmt.Errorf("-listen %s is the address of %d of -hosts, must be one; say which with -local", m.listen, len(found))
+	}
+	return found[0], nil
+}
+
+// run serves until ctx ends, or with once until all peers are done, and uses
+// the others meanwhile.
+func (m *member) run(ctx context.Context, r *report) error {
+	local, err := m.localHost()
+	if err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", m.listen)
+	if err != nil {
+		return err
+	}
+	n, err := startNode(ctx, local, local, m.hosts, l, m.secret, m.dir, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	if err != nil {
+		return err
+	}
+	defer n.stop()
+	r.title("%s, serving %s", local, m.dir)
+	r.line("waiting for %s", strings.Join(n.Targets(), " and "))
+	start := time.Now()
+	if err := n.waitConnected(ctx); err != nil {
+		return err
+	}
+	r.check(true, "all connected after %v", took(start))
+	for _, host := range n.Targets() {
+		m.use(ctx, r, n, host)
+	}
+	err = r.end()
+	for _, host := range n.Targets() {
+		if derr := n.tellDone(ctx, host); derr != nil && err == nil {
+			err = fmt.Errorf("telling %s: %w", host, derr)
+		}
+	}
+	if m.once {
+		select {
+		case <-n.peersDone():
+		case <-ctx.Done():
+			if err == nil {
+				err = fmt.Errorf("while waiting for the others to be done: %w", context.Cause(ctx))
+			}
+		}
+		return err
+	}
+	r.line("serving; stop with Ctrl-C")
+	<-ctx.Done()
+	return err
+}
+
+// use asks a peer for its disk and streams its tree.
+func (m *member) use(ctx context.Context, r *report, n *node, host string) {
+	r.title("%s", host)
+	conn := n.Connection(host)
+	start := time.Now()
+	d, err := disks.Call(ctx, conn, new(diskRequest))
+	if !r.check(err == nil, "asked for its disk in %v", took(start)) {
+		r.line("%v", err)
+		return
+	}
+	r.line("%s, of which %s are free", size(d.Total), size(d.Free))
+	start = time.Now()
+	got, err := n.walkOf(ctx, host, func(t *tally) {
+		r.progress("%s entries, %s", number(t.entries()), size(uint64(t.Bytes)))
+	})
+	if !r.check(err == nil, "streamed its tree in %v", took(start)) {
+		r.line("%v", err)
+		return
+	}
+	want, err := counts.Call(ctx, conn, struct{}{})
+	if err != nil {
+		r.check(false, "asked for a count: %v", err)
+		return
+	}
+	r.check(*got == *want, "%s entries, %s; it counts %s itself",
+		number(got.entries()), size(uint64(got.Bytes)), number(want.entries()))
+}

@@ -1,0 +1,235 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gridrpc/grid"
+)
+
+// stopTime is how long a node may take to let what runs finish.
+const stopTime = 5 * time.Second
+
+// leaveGrace is how long a peer that is done may take to come back.
+const leaveGrace = time.Second
+
+// node is one server of the cluster: a manager behind an HTTP server, with a
+// directory that the others may ask about.
+type node struct {
+	*grid.Manager
+
+	name, dir string
+	links     *links
+	srv       *http.Server
+	served    chan struct{} // closed when Serve has returned
+	finished  chan struct{} // see peersDone
+
+	mu      sync.Mutex
+	pending map[string]bool // peers that have not said that they are done
+}
+
+// startNode serves dir at l, which it owns from then on.
+func startNode(ctx context.Context, name, host string, hosts []string, l net.Listener, secret, dir string, log *slog.Logger) (*node, error) {
+	n := &node{
+		name:     name,
+		dir:      dir,
+		links:    &links{},
+		served:   make(chan struct{}),
+		finished: make(chan struct{}),
+		pending:  make(map[string]bool),
+	}
+	// The manager is ended by stop, not by ctx: an interrupt must leave time
+	// for what is under way.
+	m, err := grid.NewManager(context.WithoutCancel(ctx), grid.ManagerOptions{
+		Local:     host,
+		Hosts:     hosts,
+		AuthFn:    func() string { return secret },
+		AuthToken: tokenCheck(secret),
+		Dialer:    n.links.dial,
+		Logger:    log,
+	})
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	n.Manager = m
+	for _, peer := range m.Targets() {
+		n.pending[peer] = true
+	}
+	if err := n.register(); err != nil {
+		m.Close()
+		l.Close()
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	mux.Handle(grid.RoutePath, m.Handler())
+	n.srv = &http.Server{
+		Handler:           mux,
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	go func() {
+		defer close(n.served)
+		if err := n.srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+			log.Error("serving ended", "node", name, "error", err)
+		}
+	}()
+	return n, nil
+}
+
+// tokenCheck accepts secret alone. Comparing the hashes takes as long for a good
+// guess as for a bad one, whatever its length.
+func tokenCheck(secret string) grid.ValidateTokenFn {
+	want := sha256.Sum256([]byte(secret))
+	return func(token string) error {
+		got := sha256.Sum256([]byte(token))
+		if subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
+			return errors.New("wrong token; is -secret the same on all nodes?")
+		}
+		return nil
+	}
+}
+
+func (n *node) register() error {
+	return errors.Join(
+		disks.Register(n.Manager, n.serveDisk),
+		counts.Register(n.Manager, n.serveCount),
+		walks.RegisterNoInput(n.Manager, n.serveWalk),
+		n.RegisterSingleHandler(doneID, n.serveDone),
+	)
+}
+
+func (n *node) serveDisk(req *diskRequest) (*diskInfo, *grid.RemoteErr) {
+	dir := req.Dir
+	if dir == "" {
+		dir = n.dir
+	}
+	d, err := readDisk(dir)
+	if err != nil {
+		return nil, grid.NewRemoteErrf("disk of %s: %v", dir, err)
+	}
+	return d, nil
+}
+
+func (n *node) serveCount(grid.NoPayload) (*tally, *grid.RemoteErr) {
+	t, err := count(context.Background(), n.dir)
+	return t, grid.NewRemoteErr(err)
+}
+
+func (n *node) serveWalk(ctx context.Context, req *walkRequest, out chan<- *entry) *grid.RemoteErr {
+	send := func(e *entry) error {
+		select {
+		case out <- e: // grid's from here on
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	err := walk(ctx, n.dir, send)
+	for req.Forever && err == nil {
+		err = walk(ctx, n.dir, send)
+	}
+	return grid.NewRemoteErr(err)
+}
+
+// serveDone is told by a peer, whose name is the payload, that it needs this
+// node no more.
+func (n *node) serveDone(payload []byte) ([]byte, *grid.RemoteErr) {
+	host := string(payload)
+	grid.PutByteBuffer(payload)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.pending[host] {
+		return nil, nil
+	}
+	delete(n.pending, host)
+	if len(n.pending) == 0 {
+		close(n.finished)
+	}
+	return nil, nil
+}
+
+// peersDone is closed when all peers have said that they are done.
+func (n *node) peersDone() <-chan struct{} { return n.finished }
+
+// hasLeft tells whether a peer that said it is done stays away.
+func (n *node) hasLeft(ctx context.Context, host string) bool {
+	n.mu.Lock()
+	done := !n.pending[host]
+	n.mu.Unlock()
+	if !done {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, leaveGrace)
+	defer cancel()
+	return n.Connection(host).WaitForConnect(ctx) != nil
+}
+
+// tellDone tells a peer that this node needs it no more. A peer leaves when all
+// have told it so and it has told all; so one that is done and has left was told,
+// though its answer was lost.
+func (n *node) tellDone(ctx context.Context, host string) error {
+	conn := n.Connection(host)
+	for {
+		_, err := conn.SingleRequest(ctx, doneID, []byte(n.HostName()))
+		if !errors.Is(err, grid.ErrDisconnected) {
+			return err
+		}
+		if n.hasLeft(ctx, host) {
+			return context.Cause(ctx)
+		}
+		if err := conn.WaitForConnect(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// stop lets what runs finish, for a while, and closes the node.
+func (n *node) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+	defer cancel()
+	n.Shutdown(ctx) // closes the manager in any case
+	n.srv.Close()
+	<-n.served
+}
+
+// waitConnected waits for all peers.
+func (n *node) waitConnected(ctx context.Context) error {
+	for _, host := range n.Targets() {
+		conn := n.Connection(host)
+		if err := conn.WaitForConnect(ctx); err != nil {
+			return fmt.Errorf("%s is not connected: %w (state: %v; last error: %s)",
+				host, err, conn.State(), conn.Stats().LastError)
+		}
+	}
+	return nil
+}
+
+// walkOf streams the tree of a peer. It calls seen after each entry, and returns
+// what has come.
+func (n *node) walkOf(ctx context.Context, host string, seen func(*tally)) (*tally, error) {
+	t := new(tally)
+	s, err := walks.Call(ctx, n.Connection(host), new(walkRequest))
+	if err != nil {
+		return t, err
+	}
+	err = s.Results(func(e *entry) error {
+		t.add(e)
+		walks.PutResponse(e)
+		seen(t)
+		return nil
+	})
+	return t, err
+}
+
+// addr is what a host is dialled by.
+func addr(host string) string { return strings.TrimPrefix(host, "http://") }
