@@ -1,0 +1,478 @@
+package grid_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/subtle"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"time"
+
+	"github.com/gridrpc/grid"
+)
+
+// The README shows these examples; TestReadme keeps the two the same.
+
+func Example() {
+	// Two hosts of one cluster, in one process for once. Each is named by its
+	// base URL, and knows those of all.
+	listenA, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	listenB, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	hostA, hostB := "http://"+listenA.Addr().String(), "http://"+listenB.Addr().String()
+
+	// start is what each host does: make its manager, and serve it.
+	start := func(local string, l net.Listener) *grid.Manager {
+		m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
+			Local:  local,
+			Hosts:  []string{hostA, hostB},
+			AuthFn: func() string { return "our secret" },
+			AuthToken: func(token string) error {
+				if token != "our secret" {
+					return errors.New("wrong token")
+				}
+				return nil
+			},
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+		mux := http.NewServeMux()
+		mux.Handle(grid.RoutePath, m.Handler())
+		go http.Serve(l, mux)
+		return m
+	}
+	a, b := start(hostA, listenA), start(hostB, listenB)
+	defer listenA.Close()
+	defer listenB.Close()
+	defer a.Close()
+	defer b.Close()
+
+	// B answers requests with ID 1.
+	const greet grid.HandlerID = 1
+	err = b.RegisterSingleHandler(greet, func(payload []byte) ([]byte, *grid.RemoteErr) {
+		return append([]byte("hello "), payload...), nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// A waits for the link to B, and asks.
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	conn := a.Connection(hostB)
+	if err := conn.WaitForConnect(ctx); err != nil {
+		log.Fatal(err)
+	}
+	answer, err := conn.SingleRequest(ctx, greet, []byte("world"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(string(answer))
+	// Output: hello world
+}
+
+// pair does the same for the other examples. server is one host, conn the
+// connection of another host to it.
+func pair() (server *grid.Manager, conn *grid.Connection, stop func()) {
+	var hosts []string
+	var listeners []net.Listener
+	for range 2 {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			log.Fatal(err)
+		}
+		listeners = append(listeners, l)
+		hosts = append(hosts, "http://"+l.Addr().String())
+	}
+	var managers []*grid.Manager
+	for i, l := range listeners {
+		m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
+			Local:    hosts[i],
+			Hosts:    hosts,
+			Insecure: true,
+			Logger:   slog.New(slog.DiscardHandler),
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+		mux := http.NewServeMux()
+		mux.Handle(grid.RoutePath, m.Handler())
+		go http.Serve(l, mux)
+		managers = append(managers, m)
+	}
+	conn = managers[1].Connection(hosts[0])
+	if err := conn.WaitForConnect(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	return managers[0], conn, func() {
+		for i, l := range listeners {
+			l.Close()
+			managers[i].Close()
+		}
+	}
+}
+
+func ExampleConnection_SingleRequest() {
+	server, conn, stop := pair()
+	defer stop()
+	ctx := context.Background()
+
+	const reverse grid.HandlerID = 1
+
+	// On one host:
+	err := server.RegisterSingleHandler(reverse, func(payload []byte) ([]byte, *grid.RemoteErr) {
+		if len(payload) == 0 {
+			return nil, grid.NewRemoteErrString("nothing to reverse")
+		}
+		slices.Reverse(payload)
+		return payload, nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// On any other:
+	answer, err := conn.SingleRequest(ctx, reverse, []byte("stressed"))
+	fmt.Println(string(answer), err)
+	_, err = conn.SingleRequest(ctx, reverse, nil)
+	fmt.Println(err)
+	// Output:
+	// desserts <nil>
+	// nothing to reverse
+}
+
+func ExampleNewSingleHandler() {
+	server, conn, stop := pair()
+	defer stop()
+	ctx := context.Background()
+
+	type disk struct {
+		Path string
+		Free uint64
+	}
+	disks := grid.NewJSONPool[disk]()
+
+	// Both hosts share this, usually as a package variable: the ID, and how to
+	// make a request and a response.
+	diskInfo := grid.NewSingleHandler(1, grid.NewMSS, disks.NewJSON)
+
+	// On one host:
+	err := diskInfo.Register(server, func(req *grid.MSS) (*grid.JSON[disk], *grid.RemoteErr) {
+		return disks.NewJSONWith(&disk{Path: req.Get("path"), Free: 42 << 30}), nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// On any other:
+	resp, err := diskInfo.Call(ctx, conn, grid.NewMSSWith(map[string]string{"path": "/data"}))
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(resp.Value().Path, resp.Value().Free)
+	diskInfo.PutResponse(resp) // optional: resp can be reused
+	// Output: /data 45097156608
+}
+
+func ExampleConnection_NewStream() {
+	server, conn, stop := pair()
+	defer stop()
+	ctx := context.Background()
+
+	const upper grid.HandlerID = 1
+
+	// On one host:
+	err := server.RegisterStreamingHandler(upper, grid.StreamHandler{
+		Handle: func(ctx context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+			for word := range in {
+				out <- bytes.ToUpper(word)
+			}
+			if ctx.Err() != nil { // given up, not at its end
+				return grid.NewRemoteErr(context.Cause(ctx))
+			}
+			return nil
+		},
+		InCapacity:  8, // how far a sender may be ahead at first
+		OutCapacity: 8,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// On any other:
+	stream, err := conn.NewStream(ctx, upper, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	go func() {
+		defer stream.CloseSend()
+		for _, word := range []string{"one", "two", "three"} {
+			if err := stream.Send([]byte(word)); err != nil {
+				return // Results tells why
+			}
+		}
+	}()
+	err = stream.Results(func(word []byte) error {
+		fmt.Println(string(word))
+		return nil
+	})
+	fmt.Println("end:", err)
+	// Output:
+	// ONE
+	// TWO
+	// THREE
+	// end: <nil>
+}
+
+func ExampleNewStream() {
+	server, conn, stop := pair()
+	defer stop()
+	ctx := context.Background()
+
+	type entry struct {
+		Name string
+		Size int64
+	}
+	entries := grid.NewJSONPool[entry]()
+
+	// A request with a payload, no messages from the client, and any number of
+	// entries as the answer.
+	list := grid.NewStream[*grid.MSS, grid.NoPayload, *grid.JSON[entry]](1, grid.NewMSS, nil, entries.NewJSON)
+
+	// On one host:
+	err := list.RegisterNoInput(server, func(ctx context.Context, req *grid.MSS, out chan<- *grid.JSON[entry]) *grid.RemoteErr {
+		for i := range 3 {
+			out <- entries.NewJSONWith(&entry{Name: fmt.Sprint(req.Get("dir"), "/", i), Size: int64(i) << 10})
+		}
+		return nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// On any other:
+	stream, err := list.Call(ctx, conn, grid.NewMSSWith(map[string]string{"dir": "/data"}))
+	if err != nil {
+		log.Fatal(err)
+	}
+	for e, err := range stream.All() {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(e.Value().Name, e.Value().Size)
+		list.PutResponse(e)
+	}
+	// Output:
+	// /data/0 0
+	// /data/1 1024
+	// /data/2 2048
+}
+
+func ExampleConnection_Subroute() {
+	server, conn, stop := pair()
+	defer stop()
+	ctx := context.Background()
+
+	const status grid.HandlerID = 1
+
+	for _, disk := range []string{"disk1", "disk2"} {
+		err := server.RegisterSingleHandler(status, func([]byte) ([]byte, *grid.RemoteErr) {
+			return []byte(disk + " is well"), nil
+		}, "pool1", disk)
+		if err != nil {
+			log.Fatal(err)
+		}
+	}
+
+	pool := conn.Subroute("pool1")
+	answer, err := pool.Subroute("disk2").SingleRequest(ctx, status, nil)
+	fmt.Println(string(answer), err)
+	answer, err = conn.Subroute("pool1/disk1").SingleRequest(ctx, status, nil) // the same, in one
+	fmt.Println(string(answer), err)
+	// Output:
+	// disk2 is well <nil>
+	// disk1 is well <nil>
+}
+
+func ExampleGetByteBuffer() {
+	server, conn, stop := pair()
+	defer stop()
+	ctx := context.Background()
+
+	const upper grid.HandlerID = 1
+
+	err := server.RegisterSingleHandler(upper, func(payload []byte) ([]byte, *grid.RemoteErr) {
+		answer := append(grid.GetByteBufferCap(len(payload)), bytes.ToUpper(payload)...)
+		grid.PutByteBuffer(payload) // a handler owns its payload
+		return answer, nil          // and gives away what it returns
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	request := append(grid.GetByteBuffer(), "abc"...)
+	answer, err := conn.SingleRequest(ctx, upper, request)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(string(answer))
+	grid.PutByteBuffer(request) // stayed the caller's
+	grid.PutByteBuffer(answer)  // is the caller's
+	// Output: ABC
+}
+
+func ExampleRemoteErr() {
+	server, conn, stop := pair()
+	defer stop()
+	ctx := context.Background()
+
+	errNotFound := errors.New("file not found") // both hosts know it
+
+	const read, missing grid.HandlerID = 1, 2
+	err := server.RegisterSingleHandler(read, func([]byte) ([]byte, *grid.RemoteErr) {
+		return nil, grid.NewRemoteErr(errNotFound)
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	tell := func(err error) {
+		var remote *grid.RemoteErr
+		switch {
+		case errors.Is(err, errNotFound):
+			fmt.Println("the handler's own error:", err)
+		case errors.As(err, &remote):
+			fmt.Println("another error from the remote host:", remote)
+		case errors.Is(err, grid.ErrDisconnected):
+			fmt.Println("the remote host can't be reached:", err)
+		default:
+			fmt.Println("something on this side:", err)
+		}
+	}
+	_, err = conn.SingleRequest(ctx, read, nil)
+	tell(err)
+	_, err = conn.SingleRequest(ctx, missing, nil)
+	tell(err)
+	_, err = server.Connection("http://unknown").SingleRequest(ctx, read, nil)
+	tell(err)
+	_, err = conn.SingleRequest(ctx, read, make([]byte, 33<<20))
+	tell(err)
+	// Output:
+	// the handler's own error: file not found
+	// another error from the remote host: grid: no request handler with ID 2
+	// the remote host can't be reached: grid: disconnected
+	// something on this side: grid: message too large: payload of 34603008 bytes, MaxMessageSize is 33554432 bytes
+}
+
+func ExampleConnection_SingleRequest_deadline() {
+	server, conn, stop := pair()
+	defer stop()
+	ctx := context.Background()
+
+	const sleep, ticks grid.HandlerID = 1, 2
+
+	// A deadline travels with the call. This handler takes longer.
+	release := make(chan struct{})
+	defer close(release)
+	err := server.RegisterSingleHandler(sleep, func([]byte) ([]byte, *grid.RemoteErr) {
+		<-release
+		return nil, nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	_, err = conn.SingleRequest(short, sleep, nil)
+	fmt.Println(err)
+
+	// The handler of a stream has a context, which ends with the caller's.
+	stopped := make(chan error, 1)
+	err = server.RegisterStreamingHandler(ticks, grid.StreamHandler{
+		Handle: func(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+			for i := 0; ctx.Err() == nil; i++ {
+				out <- fmt.Append(nil, "tick ", i) // blocks no more once ctx has ended
+			}
+			stopped <- context.Cause(ctx)
+			return nil
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	watching, giveUp := context.WithCancelCause(ctx)
+	stream, err := conn.NewStream(watching, ticks, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	err = stream.Results(func(tick []byte) error {
+		fmt.Println(string(tick))
+		if string(tick) == "tick 1" {
+			giveUp(errors.New("seen enough"))
+		}
+		return nil
+	})
+	fmt.Println("here:", err)
+	fmt.Println("there:", <-stopped)
+	// Output:
+	// context deadline exceeded
+	// tick 0
+	// tick 1
+	// here: seen enough
+	// there: context canceled
+}
+
+func ExampleManagerOptions_tls() {
+	// Two HTTPS servers, and the authority for their certificates.
+	muxA, muxB := http.NewServeMux(), http.NewServeMux()
+	serverA, serverB := httptest.NewTLSServer(muxA), httptest.NewTLSServer(muxB)
+	defer serverA.Close()
+	defer serverB.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(serverA.Certificate())
+	roots.AddCert(serverB.Certificate())
+	secret := []byte("read from a file that all hosts have")
+
+	start := func(local string, mux *http.ServeMux) *grid.Manager {
+		m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
+			Local:     local,
+			Hosts:     []string{serverA.URL, serverB.URL}, // https://...
+			TLSConfig: &tls.Config{RootCAs: roots},
+			AuthFn:    func() string { return string(secret) },
+			AuthToken: func(token string) error {
+				if subtle.ConstantTimeCompare([]byte(token), secret) != 1 {
+					return errors.New("wrong token")
+				}
+				return nil
+			},
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+		mux.Handle(grid.RoutePath, m.Handler())
+		return m
+	}
+	a, b := start(serverA.URL, muxA), start(serverB.URL, muxB)
+	defer a.Close()
+	defer b.Close()
+	conn := a.Connection(serverB.URL)
+	if err := conn.WaitForConnect(context.Background()); err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(conn.State())
+	// Output: connected
+}

@@ -1,0 +1,123 @@
+package grid_test
+
+import (
+	"go/ast"
+	"go/doc"
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// example is an Example function of example_test.go.
+type example struct {
+	name   string
+	lines  []string // of its body
+	output []string
+	used   bool // by the README
+}
+
+func readExamples(t *testing.T) []*example {
+	const file = "example_test.go"
+	src, err := os.ReadFile(file)
+	require.NoError(t, err)
+	fset := token.NewFileSet()
+	f, err := parser.ParseFile(fset, file, src, parser.ParseComments)
+	require.NoError(t, err)
+	lines := strings.Split(string(src), "\n")
+	var all []*example
+	for _, e := range doc.Examples(f) {
+		body := e.Code.(*ast.BlockStmt)
+		first, last := fset.Position(body.Lbrace).Line, fset.Position(body.Rbrace).Line
+		all = append(all, &example{
+			name:   "Example" + e.Name,
+			lines:  lines[first : last-1],
+			output: strings.Split(strings.TrimSpace(e.Output), "\n"),
+		})
+	}
+	return all
+}
+
+var fence = regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$")
+
+// The README shows nothing that is not compiled and run, and leaves out none of
+// the examples that are meant for it.
+func TestReadmeShowsTheExamples(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	examples := readExamples(t)
+	for _, block := range fence.FindAllSubmatch(readme, -1) {
+		lines := strings.Split(strings.TrimSuffix(string(block[2]), "\n"), "\n")
+		switch lang := string(block[1]); lang {
+		case "go":
+			i := slices.IndexFunc(examples, func(e *example) bool { return contains(e.lines, lines) })
+			require.GreaterOrEqual(t, i, 0, "no example has these lines:\n%s", block[2])
+			examples[i].used = true
+		case "text":
+			require.True(t, slices.ContainsFunc(examples, func(e *example) bool { return slices.Equal(e.output, lines) }),
+				"no example has this output:\n%s", block[2])
+		case "console": // of the cluster example, whose own test looks at it
+		default:
+			t.Errorf("README.md has a block in %q:\n%s", lang, block[2])
+		}
+	}
+	for _, e := range examples {
+		require.True(t, e.used, "README.md shows nothing of %s", e.name)
+	}
+}
+
+// contains tells whether part stands in lines, at any indentation.
+func contains(lines, part []string) bool {
+	for i := range len(lines) - len(part) + 1 {
+		if slices.Equal(dedent(lines[i:i+len(part)]), part) {
+			return true
+		}
+	}
+	return false
+}
+
+// dedent removes the indentation that all lines share.
+func dedent(lines []string) []string {
+	for {
+		shared, out := false, make([]string, len(lines))
+		for i, l := range lines {
+			if l == "" {
+				continue
+			}
+			if l[0] != '\t' {
+				return lines
+			}
+			shared, out[i] = true, l[1:]
+		}
+		if !shared {
+			return lines
+		}
+		lines = out
+	}
+}
+
+var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+
+func TestReadmeAndDocsLinkToFilesThatExist(t *testing.T) {
+	files, err := filepath.Glob("docs/*.md")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	for _, file := range append(files, "README.md") {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		for _, m := range link.FindAllSubmatch(fence.ReplaceAll(text, nil), -1) {
+			target, _, _ := strings.Cut(string(m[1]), "#")
+			if target == "" || strings.Contains(target, "://") {
+				continue
+			}
+			_, err := os.Stat(filepath.Join(filepath.Dir(file), target))
+			require.NoError(t, err, "%s links to %s", file, target)
+		}
+	}
+}
