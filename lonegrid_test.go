@@ -32,9 +32,8 @@ func rawHostFor(t testing.TB, rawDials bool) string {
 
 // newLoneGrid starts one node in memory, and returns the name of a second host,
 // which the test plays itself. edit may be nil. Where rawDials is false the
-// node keeps dialling; listen on g.net before the grid is made, with the
-// network given, for the first attempt to succeed.
-func newLoneGrid(t testing.TB, n *faultconn.Network, rawDials bool, edit func(o *ManagerOptions)) (g *testGrid, raw string) {
+// node keeps dialling; see listenLone. prepare is that of testGrid.
+func newLoneGrid(t testing.TB, n *faultconn.Network, rawDials bool, edit func(o *ManagerOptions), prepare ...func(n *node)) (g *testGrid, raw string) {
 	t.Helper()
 	raw = rawHostFor(t, rawDials)
 	g = &testGrid{t: t, net: n, hosts: []string{loneHost}, edit: func(_ int, o *ManagerOptions) {
@@ -43,6 +42,10 @@ func newLoneGrid(t testing.TB, n *faultconn.Network, rawDials bool, edit func(o 
 			edit(o)
 		}
 	}}
+	g.guests = !rawDials // listenMemory looks at the sockets
+	for _, f := range prepare {
+		g.prepare = f
+	}
 	g.startAll()
 	return g, raw
 }
@@ -65,6 +68,12 @@ func listenMemory(t testing.TB, n *faultconn.Network, host string) net.Listener 
 	t.Helper()
 	l, err := n.Listen(hostAddr(host))
 	require.NoError(t, err)
+	t.Cleanup(func() {
+		l.Close()
+		if !t.Failed() {
+			require.Zero(t, n.Conns(), "sockets are left")
+		}
+	})
 	return l
 }
 
@@ -86,7 +95,6 @@ func waitState(t testing.TB, c *Connection, states ...State) {
 		}
 		select {
 		case <-changed:
-		case <-context.Background().Done():
 		case <-t.Context().Done():
 			require.Fail(t, "state never came", "is %v", now)
 		}
@@ -126,4 +134,21 @@ next:
 		lines = append(lines, line)
 	}
 	return lines
+}
+
+// requireWorks makes a call from every node to every other.
+func (g *testGrid) requireWorks() {
+	g.t.Helper()
+	for i, a := range g.nodes {
+		for j, b := range g.nodes {
+			if i == j || a == nil || b == nil {
+				continue
+			}
+			text := fmt.Sprintf("%d to %d", i, j)
+			got, err := g.conn(i, j).SingleRequest(context.Background(), testEcho, []byte(text))
+			require.NoError(g.t, err, text)
+			require.Equal(g.t, text, string(got))
+			PutByteBuffer(got)
+		}
+	}
 }

@@ -2,6 +2,7 @@ package grid
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -36,6 +37,7 @@ type rawConfig struct {
 	Bare        bool                                                              // leaves the handshake to the test
 	ManualPings bool                                                              // does not answer connection pings, recv returns them
 	Unread      bool                                                              // reads nothing after the handshake until startReading
+	Timeout     time.Duration                                                     // rawTimeout if 0
 }
 
 func (c rawConfig) instance() []byte {
@@ -72,7 +74,7 @@ type rawPeer struct {
 
 func newRawPeer(t testing.TB, ws *websocket.Conn, c rawConfig) *rawPeer {
 	return &rawPeer{
-		t: t, c: c, ws: ws, timeout: rawTimeout,
+		t: t, c: c, ws: ws, timeout: cmp.Or(c.Timeout, rawTimeout),
 		writing: make(chan struct{}, 1), news: make(chan struct{}, 1),
 	}
 }

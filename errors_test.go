@@ -1,0 +1,103 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestNewRemoteErr(t *testing.T) {
+	require.Nil(t, NewRemoteErr(nil))
+	var none *RemoteErr
+	require.Nil(t, NewRemoteErr(none), "a nil pointer in an error is no error either")
+	require.EqualError(t, NewRemoteErr(io.EOF), "EOF")
+	r := NewRemoteErrString("as it is")
+	require.Same(t, r, NewRemoteErr(r))
+	require.EqualError(t, NewRemoteErr(fmt.Errorf("more: %w", r)), "more: as it is")
+	require.EqualError(t, NewRemoteErr(RemoteErr("value")), "value")
+	require.EqualError(t, NewRemoteErrf("%d of %q", 1, "a"), `1 of "a"`)
+	require.EqualError(t, NewRemoteErrString("100%"), "100%")
+	require.EqualError(t, NewRemoteErrString(""), "")
+	require.NotNil(t, NewRemoteErrString(""), "an error without a text is still one")
+}
+
+func TestRemoteErrIsFoundThroughWrapping(t *testing.T) {
+	r := NewRemoteErrString("broken")
+	for name, err := range map[string]error{
+		"pointer":        r,
+		"value":          RemoteErr("broken"),
+		"wrapped":        fmt.Errorf("call: %w", r),
+		"wrapped value":  fmt.Errorf("call: %w", RemoteErr("broken")),
+		"twice":          fmt.Errorf("a: %w", fmt.Errorf("b: %w", r)),
+		"joined":         errors.Join(io.EOF, r),
+		"joined, nested": errors.Join(io.EOF, fmt.Errorf("b: %w", r)),
+	} {
+		require.True(t, IsRemoteErr(err), name)
+		var p *RemoteErr
+		require.ErrorAs(t, err, &p, name)
+		require.Equal(t, "broken", string(*p), name)
+		var v RemoteErr
+		require.ErrorAs(t, err, &v, name)
+		require.Equal(t, "broken", string(v), name)
+		require.ErrorIs(t, err, r, name)
+		require.ErrorIs(t, err, NewRemoteErrString("broken"), name)
+		require.ErrorIs(t, err, RemoteErr("broken"), name)
+		require.NotErrorIs(t, err, NewRemoteErrString("other"), name)
+		require.NotErrorIs(t, err, RemoteErr("other"), name)
+	}
+	for _, err := range []error{nil, io.EOF, ErrDisconnected, context.Canceled, fmt.Errorf("call: %w", io.EOF)} {
+		require.False(t, IsRemoteErr(err), err)
+	}
+	var closed interface{ Timeout() bool }
+	require.False(t, errors.As(r, &closed))
+}
+
+// A value that was found must not change with the error, nor the reverse.
+func TestRemoteErrAsGivesACopyToValues(t *testing.T) {
+	r := NewRemoteErrString("first")
+	var v RemoteErr
+	require.ErrorAs(t, r, &v)
+	*r = "second"
+	require.Equal(t, RemoteErr("first"), v)
+}
+
+func TestRemoteErrIsComparesTheText(t *testing.T) {
+	notFound := errors.New("file not found")
+	require.ErrorIs(t, NewRemoteErr(notFound), notFound, "the sentinel of the handler")
+	require.ErrorIs(t, fmt.Errorf("call: %w", NewRemoteErr(notFound)), notFound)
+	require.ErrorIs(t, NewRemoteErr(io.EOF), io.EOF)
+	require.NotErrorIs(t, NewRemoteErr(fmt.Errorf("a: %w", notFound)), notFound, "only the whole text counts")
+	require.NotErrorIs(t, NewRemoteErr(notFound), io.EOF)
+	require.NotErrorIs(t, notFound, NewRemoteErr(notFound), "a local error is no remote one")
+
+	r := NewRemoteErrString("x")
+	require.False(t, r.Is(nil))
+	var none *RemoteErr
+	require.False(t, r.Is(none))
+	require.False(t, errors.Is(r, nil))
+}
+
+// Whatever a remote says, it can't look like something that happened here.
+func TestRemoteErrIsNeverALocalCondition(t *testing.T) {
+	for _, local := range []error{ErrDisconnected, context.Canceled, context.DeadlineExceeded} {
+		for _, err := range []error{NewRemoteErr(local), RemoteErr(local.Error()), fmt.Errorf("call: %w", NewRemoteErr(local))} {
+			require.NotErrorIs(t, err, local)
+			require.True(t, IsRemoteErr(err))
+		}
+	}
+}
+
+func TestDisconnectedKeepsItsReasonInTheTextOnly(t *testing.T) {
+	require.Equal(t, ErrDisconnected, disconnected(nil))
+	for _, reason := range []error{io.EOF, context.Canceled, context.DeadlineExceeded, NewRemoteErrString("x"), ErrProtocol} {
+		err := disconnected(reason)
+		require.ErrorIs(t, err, ErrDisconnected)
+		require.NotErrorIs(t, err, reason)
+		require.False(t, IsRemoteErr(err))
+		require.EqualError(t, err, "grid: disconnected: "+reason.Error())
+	}
+}

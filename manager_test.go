@@ -1,0 +1,308 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid/internal/faultconn"
+)
+
+func TestManagerTellsWhoIsWho(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newTestGrid(t, 4, nil)
+		ids := map[uuid.UUID]bool{uuid.Nil: true}
+		for i, n := range g.nodes {
+			require.Equal(t, g.hosts[i], n.HostName())
+			require.Len(t, n.Targets(), 3)
+			require.IsIncreasing(t, n.Targets())
+			require.NotContains(t, n.Targets(), n.HostName())
+			require.Nil(t, n.Connection(n.HostName()), "a connection to itself")
+			require.Nil(t, n.Connection("http://stranger:9000"))
+			require.Nil(t, n.Connection(""))
+			require.False(t, ids[n.ID], "an ID was used before")
+			ids[n.ID] = true
+
+			st := n.Stats()
+			require.Equal(t, g.hosts[i], st.HostName)
+			require.Equal(t, 3, st.Connected)
+			for j, target := range n.Targets() {
+				require.Equal(t, target, st.Connections[j].HostName)
+				require.Equal(t, target, n.Connection(target).HostName())
+				require.Equal(t, dialOrder(g.hosts[i], target), st.Connections[j].Dials)
+				require.Equal(t, StateConnected, st.Connections[j].State)
+				require.Zero(t, st.Connections[j].Reconnects)
+				require.False(t, st.Connections[j].LastConnect.IsZero())
+			}
+		}
+	})
+}
+
+func TestStatsFollowTheConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newTestGrid(t, 2, nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		st, err := g.conn(0, 1).NewStream(ctx, testBlock, nil)
+		require.NoError(t, err)
+		time.Sleep(11 * time.Second) // a ping
+		synctest.Wait()
+		caller, server := g.conn(0, 1).Stats(), g.conn(1, 0).Stats()
+		require.Equal(t, [4]int{0, 1, 0, 0}, [4]int{caller.Calls, caller.Streams, caller.Handlers, caller.StreamsServed})
+		require.Equal(t, [4]int{0, 0, 1, 1}, [4]int{server.Calls, server.Streams, server.Handlers, server.StreamsServed})
+		cancel()
+		require.ErrorIs(t, st.Results(func([]byte) error { return nil }), context.Canceled)
+		synctest.Wait()
+		require.Zero(t, g.conn(1, 0).Stats().Handlers)
+		require.Zero(t, g.conn(1, 0).Stats().StreamsServed)
+		require.Zero(t, g.conn(0, 1).Stats().Streams)
+
+		before := g.conn(0, 1).Stats()
+		time.Sleep(time.Second)
+		g.cut(0, 1)
+		synctest.Wait()
+		g.waitConnected()
+		after := g.conn(0, 1).Stats()
+		require.Equal(t, 1, after.Reconnects)
+		require.NotEmpty(t, after.LastError)
+		require.True(t, after.LastConnect.After(before.LastConnect))
+		require.GreaterOrEqual(t, after.BytesIn, before.BytesIn, "bytes of the first connection are forgotten")
+		require.GreaterOrEqual(t, after.BytesOut, before.BytesOut)
+	})
+}
+
+func TestByteCountersAgreeOnBothSides(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var in, out [2]atomic.Int64
+		g := newTestGrid(t, 2, func(i int, o *ManagerOptions) {
+			o.Incoming = func(n int64) { in[i].Add(n) }
+			o.Outgoing = func(n int64) { out[i].Add(n) }
+		})
+		synctest.Wait()
+		dialler := 0
+		if g.conn(1, 0).dials {
+			dialler = 1
+		}
+		// The acceptor's HTTP server has read the upgrade request itself.
+		request := out[dialler].Load() - in[1-dialler].Load()
+		require.Positive(t, request)
+		require.Equal(t, out[1-dialler].Load(), in[dialler].Load())
+		require.Positive(t, in[dialler].Load())
+
+		const size = 1 << 20
+		b, err := g.conn(0, 1).SingleRequest(t.Context(), testEcho, make([]byte, size))
+		require.NoError(t, err)
+		PutByteBuffer(b)
+		synctest.Wait()
+		require.Greater(t, out[0].Load(), int64(size))
+		require.Greater(t, in[0].Load(), int64(size))
+		require.Less(t, out[0].Load()+in[0].Load(), int64(2*size+10_000))
+		require.Equal(t, out[dialler].Load(), in[1-dialler].Load()+request)
+		require.Equal(t, out[1-dialler].Load(), in[dialler].Load())
+
+		// What the connection counts is the same.
+		for i := range 2 {
+			st := g.conn(i, 1-i).Stats()
+			require.Equal(t, in[i].Load(), st.BytesIn)
+			require.Equal(t, out[i].Load(), st.BytesOut)
+		}
+	})
+}
+
+func TestDialerIsUsed(t *testing.T) {
+	var dialled atomic.Int64
+	g := newTCPGrid(t, 2, func(_ int, o *ManagerOptions) {
+		o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if _, ok := ctx.Deadline(); !ok || network != "tcp" {
+				return nil, errors.New("no deadline, or another network: " + network)
+			}
+			dialled.Add(1)
+			return new(net.Dialer).DialContext(ctx, network, addr)
+		}
+	})
+	require.Equal(t, int64(1), dialled.Load())
+	g.requireWorks()
+}
+
+func TestBlockConnectHoldsBackBothDirections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, blocked := range [][]int{{0}, {1}, {0, 1}} {
+			var dialled atomic.Int64
+			block := make(chan struct{})
+			g := &testGrid{t: t, net: faultconn.NewNetwork(), hosts: []string{"http://a:1", "http://b:1"}}
+			g.nodes = make([]*node, 2)
+			g.edit = func(i int, o *ManagerOptions) {
+				for _, b := range blocked {
+					if i == b {
+						o.BlockConnect = block
+					}
+				}
+				dial := o.Dialer
+				o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+					dialled.Add(1)
+					return dial(ctx, network, addr)
+				}
+			}
+			g.start(0)
+			g.start(1)
+			time.Sleep(time.Hour)
+			synctest.Wait()
+			for i := range 2 {
+				require.NotEqual(t, StateConnected, g.conn(i, 1-i).State())
+				_, err := g.conn(i, 1-i).SingleRequest(t.Context(), testEcho, nil)
+				require.ErrorIs(t, err, ErrDisconnected)
+			}
+			if len(blocked) == 2 {
+				require.Zero(t, dialled.Load())
+				require.Equal(t, StateUnconnected, g.conn(0, 1).State())
+				require.Equal(t, StateUnconnected, g.conn(1, 0).State())
+			}
+			close(block)
+			begin := time.Now()
+			g.waitConnected()
+			require.Less(t, time.Since(begin), 2*maxBackoff)
+			g.requireWorks()
+			g.stopAll()
+		}
+	})
+}
+
+func TestRegistrationErrors(t *testing.T) {
+	m, err := NewManager(t.Context(), testOptions(loneHost, []string{loneHost}))
+	require.NoError(t, err)
+	defer m.Close()
+	single := func([]byte) ([]byte, *RemoteErr) { return nil, nil }
+	stream := func(subroute string) StreamHandler {
+		return StreamHandler{Subroute: subroute, Handle: func(context.Context, []byte, <-chan []byte, chan<- []byte) *RemoteErr { return nil }}
+	}
+	require.ErrorIs(t, m.RegisterSingleHandler(0, single), ErrUnknownHandler)
+	require.ErrorIs(t, m.RegisterSingleHandler(0, single, "sub"), ErrUnknownHandler)
+	require.ErrorIs(t, m.RegisterStreamingHandler(0, stream("")), ErrUnknownHandler)
+
+	require.NoError(t, m.RegisterSingleHandler(1, single))
+	require.NoError(t, m.RegisterSingleHandler(255, single))
+	require.NoError(t, m.RegisterSingleHandler(1, single, "sub"))
+	require.NoError(t, m.RegisterSingleHandler(1, single, "a", "b"))
+	require.NoError(t, m.RegisterStreamingHandler(2, stream("")))
+	require.NoError(t, m.RegisterStreamingHandler(2, stream("sub")))
+	for _, err := range []error{
+		m.RegisterSingleHandler(1, single),
+		m.RegisterSingleHandler(1, single, "sub"),
+		m.RegisterSingleHandler(1, single, "a/b"),
+		m.RegisterSingleHandler(2, single),
+		m.RegisterSingleHandler(2, single, "sub"),
+		m.RegisterStreamingHandler(1, stream("")),
+		m.RegisterStreamingHandler(1, stream("a/b")),
+		m.RegisterStreamingHandler(2, stream("sub")),
+	} {
+		require.ErrorIs(t, err, ErrHandlerAlreadyExists)
+		require.Regexp(t, "ID [12]", err.Error())
+	}
+
+	require.Error(t, m.RegisterSingleHandler(3, nil))
+	require.Error(t, m.RegisterSingleHandler(3, single, ""))
+	require.Error(t, m.RegisterSingleHandler(3, single, "a", ""))
+	require.Error(t, m.RegisterStreamingHandler(3, StreamHandler{}))
+	for _, n := range []int{-1, maxCapacity + 1} {
+		h := stream("")
+		h.OutCapacity = n
+		require.ErrorContains(t, m.RegisterStreamingHandler(3, h), "OutCapacity")
+		h.OutCapacity, h.InCapacity = 0, n
+		require.ErrorContains(t, m.RegisterStreamingHandler(3, h), "InCapacity")
+	}
+	require.NoError(t, m.RegisterSingleHandler(3, single), "a refused registration has left something")
+}
+
+// Lesson A23: the race detector watches.
+func TestHandlersAreRegisteredWhileRequestsArrive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newTestGrid(t, 2, nil)
+		var callers sync.WaitGroup
+		for w := range 8 {
+			callers.Go(func() {
+				for id := testUnused; id < 250; id++ {
+					for {
+						b, err := g.conn(0, 1).SingleRequest(t.Context(), id, []byte{byte(id)})
+						if err == nil {
+							if len(b) != 1 || b[0] != byte(id) {
+								t.Errorf("handler %d answered %v", id, b)
+							}
+							PutByteBuffer(b)
+							break
+						}
+						if !IsRemoteErr(err) {
+							t.Errorf("handler %d, caller %d: %v", id, w, err)
+							return
+						}
+					}
+				}
+			})
+		}
+		for id := testUnused; id < 250; id++ {
+			echo := func(b []byte) ([]byte, *RemoteErr) { return b, nil }
+			require.NoError(t, g.nodes[1].RegisterSingleHandler(id, echo))
+			require.NoError(t, g.nodes[1].RegisterSingleHandler(id, echo, "sub"))
+		}
+		callers.Wait()
+	})
+}
+
+func TestEveryMethodOfNilIsSafe(t *testing.T) {
+	var c *Connection
+	var s *Subroute
+	require.Nil(t, c.Subroute("a"))
+	require.Nil(t, s.Subroute("a"))
+	require.Empty(t, c.HostName())
+	require.Empty(t, s.String())
+	for _, nobody := range []interface {
+		Requester
+		Streamer
+		State() State
+		WaitForConnect(context.Context) error
+		Stats() ConnectionStats
+	}{c, s} {
+		_, err := nobody.SingleRequest(t.Context(), testEcho, nil)
+		require.ErrorIs(t, err, ErrDisconnected)
+		_, err = nobody.SingleRequest(t.Context(), 0, nil)
+		require.ErrorIs(t, err, ErrDisconnected)
+		require.ErrorIs(t, nobody.WaitForConnect(t.Context()), ErrDisconnected)
+		require.Equal(t, StateUnconnected, nobody.State())
+		require.Zero(t, nobody.Stats())
+	}
+	_, err := c.NewStream(t.Context(), testStream, nil)
+	require.ErrorIs(t, err, ErrDisconnected)
+	_, err = s.NewStream(t.Context(), testStream, nil)
+	require.ErrorIs(t, err, ErrDisconnected)
+}
+
+// Lesson A24 (M20635): the HTTP server's timeouts are for its own requests.
+func TestServerTimeoutsDoNotEndALink(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := &testGrid{t: t, net: faultconn.NewNetwork(), hosts: []string{"http://a:1", "http://b:1"}}
+		g.prepare = func(n *node) {
+			n.server.ReadTimeout = 3 * time.Second
+			n.server.ReadHeaderTimeout = 2 * time.Second
+			n.server.WriteTimeout = 4 * time.Second
+			n.server.IdleTimeout = time.Second
+			n.server.Handler = n.Handler()
+		}
+		g.startAll()
+		st, err := g.conn(0, 1).NewStream(t.Context(), testTwoWay, nil)
+		require.NoError(t, err)
+		for range 100 {
+			time.Sleep(7 * time.Second)
+			g.requireWorks()
+		}
+		require.NoError(t, st.Send([]byte("still here")))
+		st.CloseSend()
+		require.NoError(t, st.Results(func(b []byte) error { PutByteBuffer(b); return nil }))
+		require.Zero(t, g.conn(0, 1).Stats().Reconnects)
+	})
+}

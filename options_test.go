@@ -1,0 +1,212 @@
+package grid
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"log/slog"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestBadOptionsAreNamed(t *testing.T) {
+	const local, other = "http://node1:9000", "http://node2:9000"
+	host := func(name string) func(*ManagerOptions) {
+		return func(o *ManagerOptions) { o.Hosts = append(o.Hosts, name) }
+	}
+	for _, c := range []struct {
+		name    string
+		edit    func(o *ManagerOptions)
+		culprit string
+	}{
+		{"no local host", func(o *ManagerOptions) { o.Local = "" }, "ManagerOptions.Local"},
+		{"no hosts", func(o *ManagerOptions) { o.Hosts = nil }, local},
+		{"local host not in the list", func(o *ManagerOptions) { o.Local = "http://node3:9000" }, "http://node3:9000"},
+		{"local host in another spelling", func(o *ManagerOptions) { o.Local = "http://NODE1:9000" }, "http://NODE1:9000"},
+		{"local host twice", host(local), local},
+		{"another host twice", host(other), other},
+		{"a host twice, in capitals", host("http://NODE2:9000"), "http://NODE2:9000"},
+		{"empty host", host(""), `host ""`},
+		{"host without a scheme", host("node3:9000"), "node3:9000"},
+		{"address without a scheme", host("10.0.0.3:9000"), "10.0.0.3:9000"},
+		{"websocket scheme", host("ws://node3:9000"), "ws://node3:9000"},
+		{"scheme in capitals", host("HTTP://node3:9000"), "HTTP://node3:9000"},
+		{"unknown scheme", host("ftp://node3:9000"), "ftp://node3:9000"},
+		{"scheme alone", host("http://"), "http://"},
+		{"port without a name", host("http://:9000"), "http://:9000"},
+		{"trailing slash", host("http://node3:9000/"), "http://node3:9000/"},
+		{"path", host("http://node3:9000/grid"), "http://node3:9000/grid"},
+		{"query", host("http://node3:9000?a=b"), "http://node3:9000?a=b"},
+		{"empty query", host("http://node3:9000?"), "http://node3:9000?"},
+		{"fragment", host("http://node3:9000#a"), "http://node3:9000#a"},
+		{"empty fragment", host("http://node3:9000#"), "http://node3:9000#"},
+		{"user", host("http://user@node3:9000"), "http://user@node3:9000"},
+		{"no URL", host("http://node3:port"), "http://node3:port"},
+		{"port without a number", host("http://node3:"), "http://node3:"},
+		{"port 0", host("http://node3:0"), "http://node3:0"},
+		{"port too high", host("http://node3:65536"), "http://node3:65536"},
+		{"space", host("http://node 3:9000"), "http://node 3:9000"},
+		{"bare IPv6", host("http://::1:9000"), "http://::1:9000"},
+		{"open bracket", host("http://[::1:9000"), "http://[::1:9000"},
+		{"no AuthFn", func(o *ManagerOptions) { o.AuthFn = nil }, "AuthFn"},
+		{"no AuthToken", func(o *ManagerOptions) { o.AuthToken = nil }, "AuthToken"},
+		{"route without a slash", func(o *ManagerOptions) { o.RoutePath = "grid" }, `RoutePath "grid"`},
+		{"negative message size", func(o *ManagerOptions) { o.MaxMessageSize = -1 }, "MaxMessageSize is -1"},
+		{"message size above the protocol's", func(o *ManagerOptions) { o.MaxMessageSize = 1<<31 - 1 }, "MaxMessageSize is 2147483647"},
+		{"negative handlers", func(o *ManagerOptions) { o.MaxHandlers = -1 }, "MaxHandlers is -1"},
+		{"negative ping interval", func(o *ManagerOptions) { o.PingInterval = -time.Second }, "PingInterval is -1s"},
+		{"tiny ping interval", func(o *ManagerOptions) { o.PingInterval = 1 }, "PingInterval is 1ns"},
+		{"negative stream ping interval", func(o *ManagerOptions) { o.StreamPingInterval = -1 }, "StreamPingInterval is -1ns"},
+		{"negative write timeout", func(o *ManagerOptions) { o.WriteTimeout = -1 }, "WriteTimeout is -1ns"},
+		{"negative handshake timeout", func(o *ManagerOptions) { o.HandshakeTimeout = -1 }, "HandshakeTimeout is -1ns"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			o := testOptions(local, []string{local, other})
+			c.edit(&o)
+			m, err := NewManager(t.Context(), o)
+			if err == nil {
+				m.Close()
+			}
+			require.ErrorContains(t, err, c.culprit)
+			require.True(t, strings.HasPrefix(err.Error(), "grid: "), err)
+			require.Nil(t, m)
+		})
+	}
+}
+
+func TestUsableHosts(t *testing.T) {
+	hosts := []string{
+		"http://node1:9000", "https://node1:9000", "https://node2", "http://localhost", "http://NODE3.Example:80",
+		"http://10.0.0.1:9000", "https://10.0.0.1:9001", "http://[::1]:9000", "https://[2001:db8::1]", "http://[fe80::1%25eth0]:9000",
+		"http://node_4:65535", "http://xn--bcher-kva.example:1",
+	}
+	for _, local := range hosts {
+		o, err := testOptions(local, hosts).withDefaults()
+		require.NoError(t, err, local)
+		require.Equal(t, hosts, o.Hosts)
+		require.Equal(t, local, o.Local)
+	}
+	// A cluster of one has nobody to talk to, and is none the worse for it.
+	m, err := NewManager(t.Context(), testOptions(hosts[0], hosts[:1]))
+	require.NoError(t, err)
+	require.Empty(t, m.Targets())
+	require.NoError(t, m.Close())
+}
+
+func TestHostsAreDialledAtTheRoute(t *testing.T) {
+	for host, url := range map[string]string{
+		"http://node1:9000":   "ws://node1:9000/grid/v1",
+		"https://node1":       "wss://node1/grid/v1",
+		"https://[::1]:9000":  "wss://[::1]:9000/grid/v1",
+		"http://http.example": "ws://http.example/grid/v1",
+	} {
+		o, err := testOptions(host, []string{host}).withDefaults()
+		require.NoError(t, err)
+		require.Equal(t, url, o.dialURL(host))
+		o.RoutePath = "/other"
+		require.Equal(t, strings.TrimSuffix(url, RoutePath)+"/other", o.dialURL(host))
+	}
+}
+
+func TestInsecureAllowsAuthenticationToBeLeftOut(t *testing.T) {
+	local := "http://node1:9000"
+	o, err := ManagerOptions{Local: local, Hosts: []string{local}, Insecure: true}.withDefaults()
+	require.NoError(t, err)
+	require.Empty(t, o.token())
+	require.NoError(t, o.validate("anything"))
+
+	// What is given counts all the same.
+	given := testOptions(local, []string{local})
+	given.Insecure = true
+	o, err = given.withDefaults()
+	require.NoError(t, err)
+	require.Equal(t, testToken, o.token())
+	require.Error(t, o.validate("anything"))
+}
+
+// The zero value of a field is a default, which its documentation states.
+func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
+	local := "http://node1:9000"
+	o, err := ManagerOptions{Local: local, Hosts: []string{local}, Insecure: true}.withDefaults()
+	require.NoError(t, err)
+	docs := optionDocs(t)
+	stated := regexp.MustCompile(`default is (\d+)( MiB| s|)\b`)
+	v := reflect.ValueOf(*o)
+	for i := range v.NumField() {
+		name := v.Type().Field(i).Name
+		doc := docs[name]
+		require.NotEmpty(t, doc, "%s is not documented", name)
+		var want string
+		if m := stated.FindStringSubmatch(doc); m != nil {
+			want = m[1] + m[2]
+		}
+		switch f := v.Field(i).Interface().(type) {
+		case int:
+			if want == fmt.Sprintf("%d MiB", f>>20) && f%(1<<20) == 0 {
+				continue
+			}
+			require.Equal(t, want, fmt.Sprint(f), name)
+		case time.Duration:
+			require.Equal(t, want, fmt.Sprintf("%.0f s", f.Seconds()), name)
+		default:
+			require.Regexp(t, `default|[Rr]equired|must|if not nil|allows`, doc, "%s does not say what its zero value means", name)
+		}
+	}
+	require.Equal(t, RoutePath, o.RoutePath)
+	require.Equal(t, "/grid/v1", RoutePath)
+	require.Same(t, slog.Default(), o.Logger)
+}
+
+// optionDocs are the comments on the fields of ManagerOptions, on one line each.
+func optionDocs(t *testing.T) map[string]string {
+	file, err := parser.ParseFile(token.NewFileSet(), "options.go", nil, parser.ParseComments)
+	require.NoError(t, err)
+	docs := map[string]string{}
+	ast.Inspect(file, func(n ast.Node) bool {
+		spec, ok := n.(*ast.TypeSpec)
+		if !ok || spec.Name.Name != "ManagerOptions" {
+			return true
+		}
+		for _, field := range spec.Type.(*ast.StructType).Fields.List {
+			for _, name := range field.Names {
+				docs[name.Name] = strings.Join(strings.Fields(field.Doc.Text()), " ")
+			}
+		}
+		return false
+	})
+	return docs
+}
+
+func TestOptionsAreCopied(t *testing.T) {
+	given := testOptions("https://node1:9000", []string{"https://node1:9000", "https://node2:9000"})
+	given.TLSConfig = &tls.Config{ServerName: "name"}
+	blocked := make(chan struct{})
+	given.BlockConnect = blocked
+	m, err := NewManager(context.Background(), given)
+	require.NoError(t, err)
+	defer m.Close()
+
+	given.Hosts[1] = "https://other:9000"
+	given.TLSConfig.ServerName = "other"
+	given.AuthFn, given.AuthToken = nil, nil
+	require.Equal(t, []string{"https://node2:9000"}, m.Targets())
+	require.Equal(t, "name", m.opts.TLSConfig.ServerName)
+	require.Equal(t, testToken, m.opts.token())
+
+	// What the accessors return is the caller's.
+	m.Targets()[0] = "https://other:9000"
+	require.Equal(t, []string{"https://node2:9000"}, m.Targets())
+
+	// And the defaults are not written into what was given.
+	require.Zero(t, given.MaxMessageSize)
+	require.Zero(t, given.PingInterval)
+	require.Empty(t, given.RoutePath)
+}

@@ -1,0 +1,342 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// numbered are n messages.
+func numbered(n int) (all []string) {
+	for i := range n {
+		all = append(all, fmt.Sprint("message ", i))
+	}
+	return all
+}
+
+// The three shapes, with capacities that have nothing to do with the number of
+// messages.
+func TestStreamShapesAndCapacities(t *testing.T) {
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		var got []string // by the handler
+		id := testHandler
+		for _, out := range []int{0, 1, 2, 65} {
+			for _, in := range []int{0, 1, 3, 1000} {
+				id++
+				require.NoError(t, g.nodes[1].RegisterStreamingHandler(id, StreamHandler{
+					OutCapacity: out, InCapacity: in,
+					Handle: func(_ context.Context, payload []byte, input <-chan []byte, output chan<- []byte) *RemoteErr {
+						got = nil
+						for i := range int(payload[0]) {
+							output <- fmt.Append(nil, "message ", i)
+						}
+						for b := range input {
+							got = append(got, string(b))
+							if payload[1] != 0 {
+								output <- b
+							}
+						}
+						return nil
+					},
+				}))
+				for _, n := range []int{0, 1, 3, 70} {
+					what := fmt.Sprint("out ", out, " in ", in, " messages ", n)
+					s, err := c.NewStream(t.Context(), id, []byte{byte(n), 0})
+					require.NoError(t, err)
+					require.Equal(t, in > 0, s.Requests != nil, what)
+					if in > 0 {
+						close(s.Requests)
+					}
+					results, err := collect(s, 0)
+					require.NoError(t, err, what)
+					require.Equal(t, numbered(n), results, what)
+					if in == 0 {
+						continue
+					}
+
+					for _, echo := range []byte{0, 1} {
+						s, err = c.NewStream(t.Context(), id, []byte{0, echo})
+						require.NoError(t, err)
+						go func() {
+							for _, text := range numbered(n) {
+								s.Requests <- pooled(text)
+							}
+							close(s.Requests)
+						}()
+						results, err = collect(s, 0)
+						require.NoError(t, err, what)
+						require.Equal(t, numbered(n), got, what)
+						if echo != 0 {
+							require.Equal(t, numbered(n), results, what)
+						}
+					}
+				}
+			}
+		}
+	})
+}
+
+func TestStreamSendAndCloseSend(t *testing.T) {
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		s, err := c.NewStream(t.Context(), testTwoWay, nil)
+		require.NoError(t, err)
+		sent := make(chan error, 1)
+		go func() {
+			buf := make([]byte, 0, 100) // stays ours, so we use it again at once
+			for _, text := range numbered(200) {
+				if err := s.Send(append(buf, text...)); err != nil {
+					sent <- err
+					return
+				}
+				clear(buf[:cap(buf)])
+			}
+			s.CloseSend()
+			s.CloseSend()
+			sent <- s.Send([]byte("more"))
+		}()
+		got, err := collect(s, 0)
+		require.NoError(t, err)
+		require.Equal(t, numbered(200), got)
+		require.ErrorContains(t, <-sent, "input was closed")
+	})
+}
+
+func TestStreamSendIsSafeForConcurrentUse(t *testing.T) {
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		s, err := c.NewStream(t.Context(), testTwoWay, nil)
+		require.NoError(t, err)
+		all := numbered(160)
+		done := make(chan struct{})
+		for part := range slices.Chunk(all, 20) {
+			go func() {
+				for _, text := range part {
+					if err := s.Send([]byte(text)); err != nil {
+						t.Error(err)
+					}
+				}
+				done <- struct{}{}
+			}()
+		}
+		go func() {
+			for range 8 {
+				<-done
+			}
+			s.CloseSend()
+		}()
+		got, err := collect(s, 0)
+		require.NoError(t, err)
+		require.ElementsMatch(t, all, got)
+	})
+}
+
+func TestStreamSendWithoutInputIsAnErrorAtOnce(t *testing.T) {
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		s, err := c.NewStream(t.Context(), testStream, make([]byte, 3))
+		require.NoError(t, err)
+		require.Zero(t, elapsed(func() { require.ErrorContains(t, s.Send([]byte("x")), "takes no input") }))
+		s.CloseSend()
+		got, err := collect(s, 0)
+		require.NoError(t, err)
+		require.Len(t, got, 3)
+	})
+}
+
+func TestStreamSendAboveTheSizeLimitIsRefusedAndTheStreamLivesOn(t *testing.T) {
+	const limit = 100_000
+	edit := func(_ int, o *ManagerOptions) { o.MaxMessageSize = limit }
+	inPair(t, edit, func(t *testing.T, g *testGrid, c *Connection) {
+		s, err := c.NewStream(t.Context(), testTwoWay, nil)
+		require.NoError(t, err)
+		go func() {
+			for range 5 { // takes no credit
+				err := s.Send(make([]byte, limit+1))
+				if !errors.Is(err, ErrMessageTooLarge) || s.Send(make([]byte, limit)) != nil {
+					t.Error(err)
+				}
+			}
+			s.CloseSend()
+		}()
+		n := 0
+		require.NoError(t, s.Results(func(b []byte) error { n += len(b); return nil }))
+		require.Equal(t, 5*limit, n)
+
+		// Through the channel there is nobody to refuse it to but the consumer.
+		s, err = c.NewStream(t.Context(), testTwoWay, nil)
+		require.NoError(t, err)
+		s.Requests <- make([]byte, limit+1)
+		close(s.Requests)
+		_, err = collect(s, 0)
+		require.ErrorIs(t, err, ErrMessageTooLarge)
+		require.Zero(t, c.Stats().Reconnects)
+	})
+}
+
+func TestStreamMessageAboveTheSizeLimitFromAHandler(t *testing.T) {
+	const limit = 100_000
+	edit := func(_ int, o *ManagerOptions) { o.MaxMessageSize = limit }
+	inPair(t, edit, func(t *testing.T, g *testGrid, c *Connection) {
+		causes := make(chan error, 1)
+		g.stream(4, 0, func(ctx context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *RemoteErr {
+			out <- make([]byte, limit)
+			out <- make([]byte, limit+1)
+			<-ctx.Done()
+			causes <- context.Cause(ctx)
+			return nil
+		})
+		s := openStream(t, t.Context(), c)
+		got, err := collect(s, 0)
+		require.Len(t, got, 1)
+		require.True(t, IsRemoteErr(err), err)
+		require.ErrorContains(t, err, "100001 bytes")
+		require.ErrorContains(t, err, "100000 bytes")
+		require.ErrorIs(t, <-causes, ErrMessageTooLarge)
+		require.Zero(t, c.Stats().Reconnects)
+	})
+}
+
+func TestStreamDoneAndErr(t *testing.T) {
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		release := make(chan struct{})
+		g.stream(2, 0, func(_ context.Context, payload []byte, _ <-chan []byte, out chan<- []byte) *RemoteErr {
+			out <- []byte("waits")
+			<-release
+			if len(payload) > 0 {
+				return NewRemoteErrString(string(payload))
+			}
+			return nil
+		})
+		for _, fail := range []string{"", "failed"} {
+			s := openStream(t, t.Context(), c, []byte(fail)...)
+			synctest.Wait()
+			select {
+			case <-s.Done():
+				require.Fail(t, "ended too early")
+			default:
+			}
+			require.NoError(t, s.Err())
+			release <- struct{}{}
+			<-s.Done()
+			want := error(nil)
+			if fail != "" {
+				want = NewRemoteErrString(fail)
+			}
+			require.Equal(t, want, s.Err())
+			got, err := collect(s, 0)
+			require.Equal(t, want, err)
+			require.Equal(t, []string{"waits"}, got, "what came before the end is delivered after it")
+			require.Equal(t, want, s.Err())
+		}
+	})
+}
+
+func TestStreamAll(t *testing.T) {
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		ended := make(chan error, 1)
+		g.stream(3, 0, func(ctx context.Context, payload []byte, _ <-chan []byte, out chan<- []byte) *RemoteErr {
+			defer func() { ended <- ctx.Err() }()
+			for _, text := range numbered(int(payload[0])) {
+				out <- pooled(text)
+			}
+			if len(payload) > 1 {
+				return NewRemoteErrString("failed")
+			}
+			return nil
+		})
+		loop := func(s *Stream, most int) (got []string, err error) {
+			for b, failed := range s.All() {
+				require.NoError(t, err, "nothing follows an error")
+				if err = failed; err != nil {
+					require.Nil(t, b)
+					continue
+				}
+				if got = append(got, string(b)); len(got) == most {
+					break
+				}
+			}
+			return got, err
+		}
+		got, err := loop(openStream(t, t.Context(), c, 10), 100)
+		require.NoError(t, err)
+		require.Equal(t, numbered(10), got)
+		require.NoError(t, <-ended)
+
+		got, err = loop(openStream(t, t.Context(), c, 10, 'f'), 100)
+		require.Equal(t, NewRemoteErrString("failed"), err)
+		require.Equal(t, numbered(10), got)
+		require.NoError(t, <-ended)
+
+		// Breaking off ends the stream and the handler's context. It is not
+		// mistaken for the end of the stream by whoever looks again.
+		s := openStream(t, t.Context(), c, 200)
+		got, err = loop(s, 4)
+		require.NoError(t, err)
+		require.Equal(t, numbered(4), got)
+		require.Equal(t, context.Canceled, <-ended)
+		<-s.Done()
+		require.Error(t, s.Err())
+		got, err = loop(s, 100)
+		require.Error(t, err)
+		require.Empty(t, got)
+	})
+}
+
+func TestStreamSubroutesCallerAndDerivedContexts(t *testing.T) {
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		type key struct{}
+		describe := func(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *RemoteErr {
+			derived, cancel := context.WithTimeout(context.WithValue(ctx, key{}, "own"), time.Hour)
+			defer cancel()
+			for _, ctx := range []context.Context{ctx, derived, context.WithoutCancel(derived)} {
+				out <- fmt.Appendf(nil, "%s %q", GetCaller(ctx).Name, GetSubroute(ctx))
+			}
+			return nil
+		}
+		for _, route := range []string{"", "a", "a/b"} {
+			require.NoError(t, g.nodes[1].RegisterStreamingHandler(testHandler, StreamHandler{Handle: describe, Subroute: route}))
+		}
+		for conn, want := range map[Streamer]string{
+			c:                               "http://node0:9000 \"\"",
+			c.Subroute("a"):                 "http://node0:9000 \"a\"",
+			c.Subroute("a/b"):               "http://node0:9000 \"a/b\"",
+			c.Subroute("a").Subroute("b"):   "http://node0:9000 \"a/b\"",
+			g.nodes[0].Connection(c.remote): "http://node0:9000 \"\"",
+		} {
+			s, err := conn.NewStream(t.Context(), testHandler, nil)
+			require.NoError(t, err)
+			got, err := collect(s, 0)
+			require.NoError(t, err)
+			require.Equal(t, []string{want, want, want}, got)
+		}
+		require.Nil(t, GetCaller(t.Context()))
+		require.Empty(t, GetSubroute(t.Context()))
+		require.ErrorIs(t, g.nodes[1].RegisterStreamingHandler(testHandler, StreamHandler{Handle: describe, Subroute: "a"}), ErrHandlerAlreadyExists)
+	})
+}
+
+func TestStreamRegistrationChecksItsArguments(t *testing.T) {
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		serve := func(context.Context, []byte, <-chan []byte, chan<- []byte) *RemoteErr { return nil }
+		m := g.nodes[1].Manager
+		require.ErrorContains(t, m.RegisterStreamingHandler(testHandler, StreamHandler{}), "without Handle")
+		for _, h := range []StreamHandler{
+			{OutCapacity: -1}, {OutCapacity: maxCapacity + 1}, {InCapacity: -1}, {InCapacity: maxCapacity + 1},
+		} {
+			h.Handle = serve
+			require.ErrorContains(t, m.RegisterStreamingHandler(testHandler, h), "must be")
+		}
+		require.NoError(t, m.RegisterStreamingHandler(testHandler, StreamHandler{Handle: serve, OutCapacity: maxCapacity, InCapacity: maxCapacity}))
+		s := openStream(t, t.Context(), c)
+		require.NoError(t, s.Results(nil))
+		// The channel was never closed: nothing is left behind when the
+		// manager closes.
+		require.NotNil(t, s.Requests)
+		require.Equal(t, io.EOF, s.Send(nil))
+	})
+}
