@@ -40,7 +40,7 @@ func (s *session) dispatch(m *message) error {
 	case opResponse:
 		s.onResponse(m)
 	case opConnectMux:
-		return s.onConnectMux(m)
+		s.onConnectMux(m)
 	case opMuxConnectError:
 		return s.onMuxConnectError(m)
 	case opMuxClientMsg:
@@ -112,7 +112,6 @@ func (t *singleTask) run() {
 	result := errHandlerExited // stays if the handler ends its goroutine
 	defer func() {
 		result = handlerResult(recover(), result, t.handler, s.logger())
-		s.conn.slots.release()
 		if t.deadline.IsZero() || time.Now().Before(t.deadline) {
 			switch {
 			case result != nil:
@@ -129,6 +128,8 @@ func (t *singleTask) run() {
 		}
 		*t = singleTask{}
 		singleTasks.Put(t)
+		// Not before the answer is queued: who waits for room needs a slot too.
+		s.conn.slots.release()
 	}()
 	resp, result = t.fn(t.payload)
 }
@@ -149,30 +150,32 @@ func (s *session) onResponse(m *message) {
 	}
 }
 
-func (s *session) onConnectMux(m *message) error {
+func (s *session) onConnectMux(m *message) {
 	if old, ok := s.served.get(m.MuxID); ok {
 		old.fail(protocolErrorf("mux %d opened twice", m.MuxID))
-		return nil
+		return
 	}
 	if m.Seq != 0 {
-		return protocolErrorf("%v for mux %d has number %d", m.Op, m.MuxID, m.Seq)
+		s.refuse(m, fmt.Sprintf("%v: %v has number %d, expected 0", ErrIncorrectSequence, m.Op, m.Seq))
+		return
 	}
 	h := s.conn.handlers.lookup(m.Handler, m.Sub)
 	if h.stream == nil {
 		s.refuse(m, noHandlerText("stream", m, h.single != nil))
-		return nil
+		return
 	}
 	if text := s.admit(m); text != "" {
 		s.refuse(m, text)
-		return nil
+		return
 	}
 	deadline := time.Duration(m.DeadlineMS) * time.Millisecond
 	c := newMuxServer(s, m.MuxID, m.Handler, h.stream, s.wide(), &s.conn.caller, deadline, m.Flags&flagEOF != 0, s.now)
 	c.maxMessage = s.opts.MaxMessageSize
 	c.payload = ownedPayload(m)
 	if !s.served.add(c.id, c) {
+		c.cancel(ErrDisconnected)
 		s.conn.slots.release()
-		return nil // the session has ended
+		return // the session has ended
 	}
 	ack := message{MuxID: c.id, Op: opAckMux}
 	if c.wide {
@@ -180,7 +183,6 @@ func (s *session) onConnectMux(m *message) error {
 	}
 	s.post(&ack, &c.sendSeq)
 	s.tasks = append(s.tasks, c)
-	return nil
 }
 
 // refuse answers a request or an open with an error. The handler, the deadline

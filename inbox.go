@@ -116,8 +116,30 @@ func (b *inbox) drop(err error) {
 func (b *inbox) take() (msg []byte, grant int, ok, ended bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if msg, ok, ended, err = b.nextLocked(); ok {
+		grant = b.grantLocked()
+	}
+	return msg, grant, ok, ended, err
+}
+
+// hold is take for a consumer that has to pass the message on first: it counts
+// as taken, and its credit is due, when that calls passed.
+func (b *inbox) hold() (msg []byte, ok, ended bool, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.nextLocked()
+}
+
+// passed returns how many credits are due for a message that was held.
+func (b *inbox) passed() (grant int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.grantLocked()
+}
+
+func (b *inbox) nextLocked() (msg []byte, ok, ended bool, err error) {
 	if b.head == len(b.queue) {
-		return nil, 0, false, b.ended, b.err
+		return nil, false, b.ended, b.err
 	}
 	msg = b.queue[b.head]
 	b.queue[b.head] = nil
@@ -125,7 +147,7 @@ func (b *inbox) take() (msg []byte, grant int, ok, ended bool, err error) {
 	if b.head == len(b.queue) {
 		b.queue, b.head = b.queue[:0], 0
 	}
-	return msg, b.grantLocked(), true, false, nil
+	return msg, true, false, nil
 }
 
 // grantLocked accounts for a message that was taken.

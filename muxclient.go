@@ -102,12 +102,13 @@ func newMuxClient(ctx context.Context, host clientHost, id uint64, handler Handl
 		done:    make(chan struct{}),
 	}
 	m.deadline, _ = ctx.Deadline()
-	if !c.known {
+	// A peer of ours is right about its own handler's capacity, whatever is
+	// registered here, and does not tell: it has 1 at least, and a client that
+	// took it for more would wait for messages that may not be sent. One of
+	// version 1 is taken to have what we know.
+	if !c.known || wide {
 		m.caps.out, m.caps.in = 1, 1
 	}
-	// A peer of ours is right about its own handler's capacity, whatever is
-	// registered here, and does not tell; one of version 1 is taken to have
-	// what we know.
 	m.in.init(m.caps.out, !wide, wide)
 	m.heard.Store(now.UnixNano())
 	m.pinged.Store(now.UnixNano())

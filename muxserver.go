@@ -60,6 +60,7 @@ type muxServer struct {
 
 	mu      sync.Mutex // guards what follows
 	aborted error
+	told    bool        // the client gets the reason of it
 	stop    func() bool // ends the watch on the deadline
 }
 
@@ -78,7 +79,7 @@ func newMuxServer(host serverHost, id uint64, handlerID HandlerID, h *streamEntr
 	}
 	limit := h.outCapacity
 	if wide {
-		limit = maxCapacity
+		limit = maxCapacity + maxWindow // the client does not know outCapacity
 	}
 	m.credits.Reset(h.outCapacity, limit)
 	m.in.init(m.inCredits(), true, wide)
@@ -140,6 +141,7 @@ func (m *muxServer) abort(cause error, how ending) {
 		return
 	}
 	m.aborted = cause
+	m.told = how&tellReason != 0
 	stop := m.stop
 	m.mu.Unlock()
 
@@ -162,6 +164,14 @@ func (m *muxServer) isAborted() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.aborted != nil
+}
+
+// wasTold tells whether the client has been told, or is about to be, why the
+// stream was aborted.
+func (m *muxServer) wasTold() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.told
 }
 
 // fail ends the stream because the peer broke a rule.
@@ -211,7 +221,7 @@ func handlerResult(recovered any, result *RemoteErr, id HandlerID, log *slog.Log
 func feedInput[In any](m *muxServer, in chan<- In, decode func([]byte) (In, error)) {
 	defer close(in)
 	for {
-		msg, grant, ok, ended, _ := m.in.take()
+		msg, ok, ended, _ := m.in.hold()
 		switch {
 		case ok:
 			v, err := decode(msg)
@@ -226,7 +236,7 @@ func feedInput[In any](m *muxServer, in chan<- In, decode func([]byte) (In, erro
 			case <-m.returned:
 				return
 			}
-			if grant > 0 {
+			if grant := m.in.passed(); grant > 0 {
 				m.send(&message{Op: opUnblockClMux, Payload: creditPayload(grant)})
 			}
 		case ended:
@@ -314,7 +324,8 @@ func (m *muxServer) handlerReturned() {
 }
 
 // sendResult sends the end of the stream. To a version 1 peer it spends a
-// credit, and is followed by a disconnect, as it was with such a server.
+// credit, and is followed by a disconnect, as it was with such a server; but not
+// by a second one, which could overtake the first and its reason.
 func (m *muxServer) sendResult() {
 	if !m.wide {
 		_ = m.credits.Reserve(context.Background())
@@ -328,7 +339,7 @@ func (m *muxServer) sendResult() {
 	}
 	// The end of a stream that has ended: it only releases what it holds.
 	m.abort(errStreamOver, 0)
-	if !m.wide {
+	if !m.wide && !m.wasTold() {
 		m.host.post(&message{MuxID: m.id, Op: opDisconnectClientMux}, nil)
 	}
 }

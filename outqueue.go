@@ -47,7 +47,8 @@ type outQueue struct {
 	idle   bool  // the writer waits on wake, and no token is in it
 	poked  bool  // the writer has something other than batches to look after
 	room   chan struct{}
-	err    error // set by close
+	empty  idleSignal // of everything being written
+	err    error      // set by close
 }
 
 // batch is messages in the form that they have inside a merged one, behind
@@ -157,6 +158,7 @@ func (q *outQueue) wait() error {
 	q.mu.Lock()
 	if q.err == nil && q.batch.count == 0 && q.urgent.count == 0 && !q.poked {
 		q.idle = true
+		q.empty.notify()
 		q.mu.Unlock()
 		<-q.wake
 		q.mu.Lock()
@@ -165,6 +167,17 @@ func (q *outQueue) wait() error {
 	err := q.err
 	q.mu.Unlock()
 	return err
+}
+
+// busy returns nil if everything has been written, or the queue is closed, else
+// what is closed when that may have changed.
+func (q *outQueue) busy() <-chan struct{} {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.idle || q.err != nil {
+		return nil
+	}
+	return q.empty.wait()
 }
 
 // take hands over what is queued. The batches are the caller's, who must call
@@ -194,6 +207,7 @@ func (q *outQueue) close(err error) {
 		return
 	}
 	q.err = err
+	q.empty.notify()
 	q.batch.release()
 	q.urgent.release()
 	if q.room != nil {

@@ -44,15 +44,20 @@ func (m *Manager) waitIdle(ctx context.Context) error {
 // busy returns nil if nothing is under way on the connection, else what is
 // closed when that may have changed.
 func (c *Connection) busy() <-chan struct{} {
-	if s := c.session.Load(); s != nil {
-		if busy := s.calls.busy(); busy != nil {
-			return busy
-		}
-		if busy := s.streams.busy(); busy != nil {
-			return busy
-		}
+	if busy := c.slots.busy(); busy != nil {
+		return busy
 	}
-	return c.slots.busy()
+	s := c.session.Load()
+	if s == nil {
+		return nil
+	}
+	if busy := s.calls.busy(); busy != nil {
+		return busy
+	}
+	if busy := s.streams.busy(); busy != nil {
+		return busy
+	}
+	return s.out.busy() // the last answers
 }
 
 // idleSignal is a channel that is closed when something has become idle, made

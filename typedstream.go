@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"sync/atomic"
 )
 
 // Streamer opens streams: a [*Connection] or a [*Subroute].
@@ -30,6 +31,8 @@ type StreamTypeHandler[Payload, Req, Resp RoundTripper] struct {
 	reqs       valuePool[Req]
 	resps      valuePool[Resp]
 	sharedResp bool
+	// Set by RegisterNoInput and RegisterNoPayload, perhaps while calls are made.
+	noInput, noPayload atomic.Bool
 }
 
 // NewStream makes a typed stream. The functions make the values to decode into,
@@ -93,20 +96,21 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) Register(m *Manager, handle func
 	if handle == nil {
 		return fmt.Errorf("grid: nil handler for ID %d", h.id)
 	}
-	if h.InCapacity > 0 && h.reqs.newFn == nil {
-		return fmt.Errorf("grid: handler %d has InCapacity %d, but no constructor for requests", h.id, h.InCapacity)
+	in, withPayload := h.inCapacity(), h.withPayload()
+	if in > 0 && h.reqs.newFn == nil {
+		return fmt.Errorf("grid: handler %d has InCapacity %d, but no constructor for requests", h.id, in)
 	}
-	if h.WithPayload && h.payloads.newFn == nil {
+	if withPayload && h.payloads.newFn == nil {
 		return fmt.Errorf("grid: handler %d has WithPayload, but no constructor for it", h.id)
 	}
 	route, err := registeredSubroute(subroute)
 	if err != nil {
 		return err
 	}
-	e, err := newStreamEntry(route, h.OutCapacity, h.InCapacity, func(s *muxServer) {
+	e, err := newStreamEntry(route, h.OutCapacity, in, func(s *muxServer) {
 		serveStream(s, h.decodeRequest, h.encodeResponse, func(ctx context.Context, payload []byte, in <-chan Req, out chan<- Resp) *RemoteErr {
 			var p Payload
-			if h.WithPayload {
+			if withPayload {
 				p = h.payloads.get()
 				err := decode(p, payload)
 				PutByteBuffer(payload)
@@ -123,28 +127,39 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) Register(m *Manager, handle func
 	return m.handlers.add(h.id, route, handler{stream: e})
 }
 
-// RegisterNoInput is Register for a handler that takes no messages. It sets
-// InCapacity to 0.
+// RegisterNoInput is Register for a handler that takes no messages. From then on
+// h is as if its InCapacity were 0.
 func (h *StreamTypeHandler[Payload, Req, Resp]) RegisterNoInput(m *Manager, handle func(ctx context.Context, p Payload, out chan<- Resp) *RemoteErr, subroute ...string) error {
 	if handle == nil {
 		return fmt.Errorf("grid: nil handler for ID %d", h.id)
 	}
-	h.InCapacity = 0
+	h.noInput.Store(true)
 	return h.Register(m, func(ctx context.Context, p Payload, _ <-chan Req, out chan<- Resp) *RemoteErr {
 		return handle(ctx, p, out)
 	}, subroute...)
 }
 
-// RegisterNoPayload is Register for a handler without a payload. It sets
-// WithPayload to false.
+// RegisterNoPayload is Register for a handler without a payload. From then on h
+// is as if WithPayload were false.
 func (h *StreamTypeHandler[Payload, Req, Resp]) RegisterNoPayload(m *Manager, handle func(ctx context.Context, in <-chan Req, out chan<- Resp) *RemoteErr, subroute ...string) error {
 	if handle == nil {
 		return fmt.Errorf("grid: nil handler for ID %d", h.id)
 	}
-	h.WithPayload = false
+	h.noPayload.Store(true)
 	return h.Register(m, func(ctx context.Context, _ Payload, in <-chan Req, out chan<- Resp) *RemoteErr {
 		return handle(ctx, in, out)
 	}, subroute...)
+}
+
+func (h *StreamTypeHandler[Payload, Req, Resp]) inCapacity() int {
+	if h.noInput.Load() {
+		return 0
+	}
+	return h.InCapacity
+}
+
+func (h *StreamTypeHandler[Payload, Req, Resp]) withPayload() bool {
+	return h.WithPayload && !h.noPayload.Load()
 }
 
 // decodeRequest owns b.
@@ -181,14 +196,14 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) Call(ctx context.Context, conn S
 		return nil, ErrDisconnected
 	}
 	var b []byte
-	if h.WithPayload {
+	if h.withPayload() {
 		var err error
 		if b, err = encode(payload); err != nil {
 			return nil, fmt.Errorf("grid: handler %d: payload: %w", h.id, err)
 		}
 		defer PutByteBuffer(b)
 	}
-	m, err := conn.openStream(ctx, h.id, b, capacities{out: h.OutCapacity, in: h.InCapacity, known: true})
+	m, err := conn.openStream(ctx, h.id, b, capacities{out: h.OutCapacity, in: h.inCapacity(), known: true})
 	if err != nil {
 		return nil, err
 	}
