@@ -15,11 +15,22 @@ import (
 // about.
 const testHandler HandlerID = 100
 
+// inBubble runs f in a bubble, which may not take for ever. A test that waits for
+// what never comes would do so otherwise, because of the pings.
+func inBubble(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		stuck := time.AfterFunc(12*time.Hour, func() { panic("the test is stuck") })
+		defer stuck.Stop()
+		f(t)
+	})
+}
+
 // inPair runs f in a bubble with a grid of two nodes and the connection from
 // the first to the second. edit may change their options; it may be nil.
 func inPair(t *testing.T, edit func(i int, o *ManagerOptions), f func(t *testing.T, g *testGrid, c *Connection)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		g := newTestGrid(t, 2, edit)
 		f(t, g, g.conn(0, 1))
 	})

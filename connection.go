@@ -211,6 +211,9 @@ func (c *Connection) take(s *session) error {
 			return rejectf("%v", errClosed)
 		}
 		c.stats.connected(s.start)
+		if old != nil {
+			c.stats.lost(old)
+		}
 		c.mu.Unlock()
 		if old != nil {
 			old.close(errReplaced)

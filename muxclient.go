@@ -184,15 +184,16 @@ func (m *muxClient) finish(err error, how ending) {
 	m.mu.Unlock()
 
 	m.host.clientEnded(m)
-	if how&dropWaiting != 0 {
-		m.in.drop(err)
-	} else {
-		m.in.end(err)
-	}
+	// Before the consumer sees the end, who may then send once more.
 	if err != nil {
 		m.credits.Close(err)
 	} else {
 		m.credits.Close(io.EOF)
+	}
+	if how&dropWaiting != 0 {
+		m.in.drop(err)
+	} else {
+		m.in.end(err)
 	}
 	close(m.done)
 	if stop != nil {
@@ -295,10 +296,11 @@ func (m *muxClient) closeSend() {
 	if !m.takesData || m.sendEnded.Swap(true) {
 		return
 	}
-	select {
-	case <-m.done:
+	m.mu.Lock()
+	ended := m.ended
+	m.mu.Unlock()
+	if ended {
 		return // nobody is there to be told
-	default:
 	}
 	msg := message{MuxID: m.id, Op: opMuxClientMsg, Flags: flagEOF}
 	_ = m.host.send(m.done, &msg, &m.sendSeq)
@@ -372,7 +374,7 @@ func (m *muxClient) onDisconnect(msg *message) {
 	err := msg.payloadErr()
 	switch {
 	case err == nil:
-		m.finish(disconnected(fmt.Errorf("the remote dropped the stream")), 0)
+		m.finish(disconnected(errors.New("the remote dropped the stream")), 0)
 	case !m.deadline.IsZero() && err.Error() == context.DeadlineExceeded.Error():
 		// The server's clock was a little ahead of ours.
 		m.finish(context.DeadlineExceeded, 0)
@@ -382,8 +384,11 @@ func (m *muxClient) onDisconnect(msg *message) {
 }
 
 func (m *muxClient) onPong(p *pongMsg) {
-	if p.NotFound {
-		m.finish(disconnected(fmt.Errorf("the remote does not know the stream")), 0)
+	switch {
+	case p.NotFound:
+		m.finish(disconnected(errors.New("the remote does not know the stream")), 0)
+	case p.Err != nil:
+		m.finish(NewRemoteErrString(*p.Err), tellPeer)
 	}
 }
 
@@ -393,7 +398,7 @@ func (m *muxClient) tick(now time.Time, interval, slack time.Duration) {
 		return
 	}
 	if now.Sub(time.Unix(0, m.heard.Load())) >= 2*interval-slack {
-		m.finish(disconnected(fmt.Errorf("nothing heard of the stream for two ping intervals")), tellPeer)
+		m.finish(disconnected(errors.New("nothing heard of the stream for two ping intervals")), tellPeer)
 		return
 	}
 	if now.Sub(time.Unix(0, m.pinged.Load())) >= interval-slack {

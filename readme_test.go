@@ -62,7 +62,7 @@ func TestReadmeShowsTheExamples(t *testing.T) {
 		case "text":
 			require.True(t, slices.ContainsFunc(examples, func(e *example) bool { return slices.Equal(e.output, lines) }),
 				"no example has this output:\n%s", block[2])
-		case "console": // of the cluster example, whose own test looks at it
+		case "console", "sh": // the cluster example, which has a test of its own
 		default:
 			t.Errorf("README.md has a block in %q:\n%s", lang, block[2])
 		}

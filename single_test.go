@@ -138,7 +138,7 @@ func TestSingleLongerDeadlineThanTheDefaultHolds(t *testing.T) {
 }
 
 func TestSingleDeadlineTravels(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		g, raw := newLoneGrid(t, faultconn.NewNetwork(), true, nil)
 		peer := g.dialLone(raw, rawConfig{})
 		c := g.nodes[0].Connection(raw)
@@ -169,7 +169,7 @@ func TestSingleDeadlineTravels(t *testing.T) {
 }
 
 func TestSingleIsNotAnsweredAfterItsDeadline(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		g, raw := newLoneGrid(t, faultconn.NewNetwork(), true, nil)
 		require.NoError(t, g.nodes[0].RegisterSingleHandler(testHandler, func(b []byte) ([]byte, *RemoteErr) {
 			time.Sleep(time.Duration(len(b)) * time.Millisecond)

@@ -78,6 +78,8 @@ func (c *Connection) Stats() ConnectionStats {
 	if c == nil {
 		return ConnectionStats{}
 	}
+	// Under the lock with which they change, so that they are of one moment.
+	c.mu.Lock()
 	st := ConnectionStats{
 		HostName: c.remote,
 		State:    c.state.get(),
@@ -90,7 +92,9 @@ func (c *Connection) Stats() ConnectionStats {
 	st.LastError = c.stats.lastError
 	st.BytesIn, st.BytesOut = c.stats.in, c.stats.out
 	c.stats.mu.Unlock()
-	if s := c.session.Load(); s != nil {
+	s := c.session.Load()
+	c.mu.Unlock()
+	if s != nil {
 		in, _ := s.ws.Reading()
 		out, _ := s.ws.Writing()
 		st.BytesIn += in

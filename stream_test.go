@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -322,21 +321,33 @@ func TestStreamSubroutesCallerAndDerivedContexts(t *testing.T) {
 
 func TestStreamRegistrationChecksItsArguments(t *testing.T) {
 	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
-		serve := func(context.Context, []byte, <-chan []byte, chan<- []byte) *RemoteErr { return nil }
+		echo := func(_ context.Context, _ []byte, in <-chan []byte, out chan<- []byte) *RemoteErr {
+			for b := range in {
+				out <- b
+			}
+			return nil
+		}
 		m := g.nodes[1].Manager
 		require.ErrorContains(t, m.RegisterStreamingHandler(testHandler, StreamHandler{}), "without Handle")
 		for _, h := range []StreamHandler{
 			{OutCapacity: -1}, {OutCapacity: maxCapacity + 1}, {InCapacity: -1}, {InCapacity: maxCapacity + 1},
 		} {
-			h.Handle = serve
+			h.Handle = echo
 			require.ErrorContains(t, m.RegisterStreamingHandler(testHandler, h), "must be")
 		}
-		require.NoError(t, m.RegisterStreamingHandler(testHandler, StreamHandler{Handle: serve, OutCapacity: maxCapacity, InCapacity: maxCapacity}))
+
+		// The largest capacities work; the windows that are wider than any other
+		// still grow.
+		require.NoError(t, m.RegisterStreamingHandler(testHandler, StreamHandler{Handle: echo, OutCapacity: maxCapacity, InCapacity: maxCapacity}))
 		s := openStream(t, t.Context(), c)
-		require.NoError(t, s.Results(nil))
-		// The channel was never closed: nothing is left behind when the
-		// manager closes.
-		require.NotNil(t, s.Requests)
-		require.Equal(t, io.EOF, s.Send(nil))
+		go func() {
+			for _, text := range numbered(3000) {
+				s.Requests <- pooled(text)
+			}
+			close(s.Requests)
+		}()
+		got, err := collect(s, 0)
+		require.NoError(t, err)
+		require.Equal(t, numbered(3000), got)
 	})
 }

@@ -20,7 +20,7 @@ import (
 // connected to it.
 func withPeer(t *testing.T, c rawConfig, f func(t *testing.T, g *testGrid, conn *Connection, peer *rawPeer)) {
 	t.Helper()
-	synctest.Test(t, func(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
 		g, raw := newLoneGrid(t, faultconn.NewNetwork(), true, nil)
 		peer := g.dialLone(raw, c)
 		f(t, g, g.nodes[0].Connection(raw), peer)

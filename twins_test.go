@@ -69,7 +69,7 @@ func TestSecondProcessUnderOneNameIsRefused(t *testing.T) {
 		log, twinLog := newLogBook()
 		twin := tw.startTwin(log)
 		c := twin.Connection(tw.hosts[tw.acceptor])
-		for range 55 {
+		for range 30 {
 			time.Sleep(time.Minute)
 			tw.requireWorks()
 			require.NotEqual(t, StateConnected, c.State())

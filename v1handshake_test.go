@@ -80,6 +80,10 @@ func TestV1ConnectIsAccepted(t *testing.T) {
 			require.Zero(t, a.node.Connection(a.raw).session.Load().caps)
 			p.close()
 		}
+		// A checksum is not asked for, but looked at.
+		m := connectMsg(a.hello().encode())
+		m.Flags = rawFlagCRC
+		a.accepted(m)
 	})
 }
 

@@ -2,6 +2,7 @@ package grid
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -56,12 +57,17 @@ func (r *v1Rig) open(ctx context.Context) *v1Stream {
 	return c
 }
 
-// say sends a message of the stream with the next number.
-func (c *v1Stream) say(m rawMsg) {
-	c.r.Helper()
+// numbered is m as the next message of the stream.
+func (c *v1Stream) numbered(m rawMsg) rawMsg {
 	m.MuxID, m.Seq = c.id, c.seq
 	c.seq++
-	c.r.peer.send(m)
+	return m
+}
+
+// say sends the next message of the stream.
+func (c *v1Stream) say(m rawMsg) {
+	c.r.Helper()
+	c.r.peer.send(c.numbered(m))
 }
 
 // unnumbered sends a message of the stream that has no number.
@@ -254,6 +260,22 @@ func TestV1StreamWhoseServerOverrunsItsWindowFails(t *testing.T) {
 			r.alive()
 		})
 	}
+}
+
+func TestV1StreamToAHandlerThatIsNotKnownHereHasCapacitiesOfOne(t *testing.T) {
+	inV1(t, rawConfig{}, nil, func(r *v1Rig) {
+		c := r.open(r.Context())
+		go func() { _ = errors.Join(c.s.Send([]byte("a")), c.s.Send([]byte("b"))) }()
+		for seq, payload := range []string{"a", "b"} {
+			r.expect(rawMsg{MuxID: c.id, Seq: uint32(seq + 1), Op: rawOpMuxClientMsg, Flags: rawFlagCRC, Payload: []byte(payload)})
+			r.quiet()
+			c.say(rawMsg{Op: rawOpUnblockClMux})
+		}
+		c.say(serverMsg("x"))
+		c.say(serverMsg("x"))
+		r.expectDropped(rawOpDisconnectServerMux, c.id, ErrFlowControl)
+		r.alive()
+	})
 }
 
 func TestV1StreamMessagesThatAreEmpty(t *testing.T) {

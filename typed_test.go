@@ -1,0 +1,288 @@
+package grid
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid/internal/bytepool"
+)
+
+func TestTypedCall(t *testing.T) {
+	h := NewSingleHandler(testHandler, func() *rpcRequest { return new(rpcRequest) }, func() *rpcResponse { return new(rpcResponse) })
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		answer := func(req *rpcRequest) (*rpcResponse, *RemoteErr) {
+			switch req.Num {
+			case 1:
+				return nil, nil
+			case 2:
+				return &rpcResponse{OrgNum: 2}, NewRemoteErrString(req.String)
+			}
+			return &rpcResponse{OrgNum: req.Num, OrgString: req.String, Embedded: *req}, nil
+		}
+		require.NoError(t, h.Register(g.nodes[1].Manager, answer))
+		require.NoError(t, h.Register(g.nodes[1].Manager, answer, "a", "b"))
+		require.NoError(t, h.Register(g.nodes[0].Manager, answer), "and with another manager")
+		require.ErrorIs(t, h.Register(g.nodes[1].Manager, answer, "a/b"), ErrHandlerAlreadyExists)
+		require.ErrorContains(t, h.Register(g.nodes[1].Manager, answer, ""), "empty subroute")
+		require.ErrorContains(t, h.Register(g.nodes[1].Manager, nil, "c"), "nil handler")
+		require.ErrorIs(t, NewSingleHandler(0, NewMSS, NewMSS).Register(g.nodes[1].Manager, func(m *MSS) (*MSS, *RemoteErr) { return m, nil }), ErrUnknownHandler)
+
+		for _, conn := range []Requester{c, c.Subroute("a/b"), c.Subroute("a").Subroute("b"), g.conn(1, 0)} {
+			req := &rpcRequest{Num: 7, String: "seven"}
+			resp, err := h.Call(t.Context(), conn, req)
+			require.NoError(t, err)
+			require.Equal(t, &rpcResponse{OrgNum: 7, OrgString: "seven", Embedded: *req}, resp)
+			require.Equal(t, &rpcRequest{Num: 7, String: "seven"}, req, "the request stays the caller's")
+			h.PutResponse(resp)
+
+			resp, err = h.Call(t.Context(), conn, &rpcRequest{Num: 1})
+			require.NoError(t, err)
+			require.Nil(t, resp, "nil arrives as nil")
+
+			resp, err = h.Call(t.Context(), conn, &rpcRequest{Num: 2, String: "failed"})
+			require.Equal(t, NewRemoteErrString("failed"), err)
+			require.Nil(t, resp)
+		}
+	})
+}
+
+func TestTypedCallOnNilConnections(t *testing.T) {
+	h := NewSingleHandler(testHandler, newFickle, newFickle)
+	none := []Requester{nil, (*Connection)(nil), (*Subroute)(nil), (*Connection)(nil).Subroute("a")}
+	for _, conn := range none {
+		resp, err := h.Call(t.Context(), conn, &fickle{Text: marshalPanic}) // is not looked at
+		require.Equal(t, ErrDisconnected, err)
+		require.Nil(t, resp)
+	}
+	h = NewSingleHandler(testHandler, newFickle, newFickle).IgnoreNilConn()
+	for _, conn := range none {
+		resp, err := h.Call(t.Context(), conn, &fickle{Text: marshalPanic})
+		require.NoError(t, err)
+		require.Nil(t, resp)
+	}
+}
+
+// standIn is a Requester of a test's own.
+type standIn func(payload []byte) ([]byte, error)
+
+func (s standIn) SingleRequest(_ context.Context, _ HandlerID, payload []byte) ([]byte, error) {
+	return s(payload)
+}
+
+func TestTypedCallOverAStandIn(t *testing.T) {
+	h := NewSingleHandler(testHandler, NewMSS, NewMSS)
+	resp, err := h.Call(t.Context(), standIn(func(b []byte) ([]byte, error) { return append([]byte(nil), b...), nil }), NewMSSWith(map[string]string{"a": "b"}))
+	require.NoError(t, err)
+	require.Equal(t, "b", resp.Get("a"))
+	_, err = h.Call(t.Context(), standIn(func([]byte) ([]byte, error) { return nil, errTestCause }), NewMSS())
+	require.Equal(t, errTestCause, err)
+}
+
+func TestTypedCallUnencodableAndUndecodable(t *testing.T) {
+	h := NewSingleHandler(testHandler, newFickle, newFickle)
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		called := 0
+		require.NoError(t, h.Register(g.nodes[1].Manager, func(req *fickle) (*fickle, *RemoteErr) {
+			called++
+			return &fickle{Text: req.Extra}, nil
+		}))
+		call := func(request, response string) error {
+			resp, err := h.Call(t.Context(), c, &fickle{Text: request, Extra: response})
+			if err != nil {
+				require.Nil(t, resp, "nothing half filled")
+			}
+			return err
+		}
+		require.NoError(t, call("fine", "fine"))
+		called = 0
+
+		// Requests: here, and there.
+		for _, request := range []string{marshalError, marshalPanic} {
+			err := call(request, "")
+			requireKind(t, err, isNothingElse, request)
+			require.ErrorContains(t, err, "grid: handler 100: request: encoding *grid.fickle: ")
+			require.ErrorContains(t, err, "fickle")
+		}
+		require.ErrorIs(t, call(marshalError, ""), errFickle)
+		for _, request := range []string{unmarshalError, unmarshalPanic} {
+			err := call(request, "")
+			requireKind(t, err, isRemote, request)
+			require.ErrorContains(t, err, "grid: handler 100: request: decoding *grid.fickle: ")
+		}
+		for _, garbage := range [][]byte{nil, {}, {0xc1}, {0xa5, 'x'}, append([]byte{0xa1, 'x'}, 0)} {
+			_, err := c.SingleRequest(t.Context(), testHandler, garbage)
+			requireKind(t, err, isRemote, fmt.Sprint(garbage))
+		}
+		require.Zero(t, called, "the handler is not called")
+
+		// Responses: there, and here.
+		for _, response := range []string{marshalError, marshalPanic} {
+			err := call("fine", response)
+			requireKind(t, err, isRemote, response)
+			require.ErrorContains(t, err, "grid: handler 100: response: encoding *grid.fickle: ")
+		}
+		for _, response := range []string{unmarshalError, unmarshalPanic} {
+			err := call("fine", response)
+			requireKind(t, err, isNothingElse, response)
+			require.ErrorContains(t, err, "grid: handler 100: response: decoding *grid.fickle: ")
+		}
+		require.ErrorIs(t, call("fine", unmarshalError), errFickle)
+		_, err := NewSingleHandler(testEcho, newFickle, NewMSS).Call(t.Context(), c, &fickle{Text: "a string, no map"})
+		requireKind(t, err, isNothingElse, "another type")
+
+		require.NoError(t, call("fine", "fine"))
+		synctest.Wait()
+		require.Zero(t, g.conn(1, 0).Stats().Handlers)
+	})
+}
+
+func TestTypedHandlerPanic(t *testing.T) {
+	h := NewSingleHandler(testHandler, NewBytes, NewBytes)
+	for name, bad := range badEnds {
+		inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+			require.NoError(t, h.Register(g.nodes[1].Manager, func(*Bytes) (*Bytes, *RemoteErr) { bad.end(); return nil, nil }))
+			_, err := h.Call(t.Context(), c, NewBytesWith(nil))
+			requireKind(t, err, isRemote, name)
+			require.ErrorContains(t, err, bad.want)
+			synctest.Wait()
+			require.Zero(t, g.conn(1, 0).Stats().Handlers)
+		})
+	}
+}
+
+// What grid is done with is recycled once, and nothing else is.
+func TestTypedCallRecyclesOnce(t *testing.T) {
+	type result struct{ request, handlerRequest, handlerResponse, response int64 }
+	for _, test := range []struct {
+		name      string
+		configure func(h *SingleHandler[*counted, *counted])
+		returns   string // the handler: "new", "request", "error", "nil"
+		want      result
+	}{
+		{"default", nil, "new", result{0, 1, 1, 1}},
+		{"handler fails", nil, "error", result{0, 1, 1, 0}},
+		{"handler returns nil", nil, "nil", result{0, 1, 0, 0}},
+		{"handler returns its request", nil, "request", result{0, 1, 0, 1}},
+		{"shared response", func(h *SingleHandler[*counted, *counted]) { h.WithSharedResponse() }, "new", result{0, 1, 0, 1}},
+		{"shared response is the request", func(h *SingleHandler[*counted, *counted]) { h.WithSharedResponse() }, "request", result{0, 0, 0, 1}},
+		{"call may pool", func(h *SingleHandler[*counted, *counted]) { h.AllowCallRequestPool(true) }, "new", result{1, 1, 1, 1}},
+		{"call may pool, fails", func(h *SingleHandler[*counted, *counted]) { h.AllowCallRequestPool(true) }, "error", result{1, 1, 1, 0}},
+		{"call may not pool after all", func(h *SingleHandler[*counted, *counted]) {
+			h.AllowCallRequestPool(true).AllowCallRequestPool(false)
+		}, "new", result{0, 1, 1, 1}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var handlerRequest, handlerResponse, response atomic.Int64
+			counting := func(times *atomic.Int64) func() *counted {
+				return func() *counted { return &counted{fickle{times: times}} }
+			}
+			// The two sides have handlers of their own, as two processes do.
+			server := NewSingleHandler(testHandler, counting(&handlerRequest), counting(nil))
+			client := NewSingleHandler(testHandler, counting(nil), counting(&response))
+			if test.configure != nil {
+				test.configure(server)
+				test.configure(client)
+			}
+			inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+				require.NoError(t, server.Register(g.nodes[1].Manager, func(req *counted) (*counted, *RemoteErr) {
+					switch test.returns {
+					case "request":
+						return req, nil
+					case "nil":
+						return nil, nil
+					}
+					resp := &counted{fickle{Text: "response", times: &handlerResponse}}
+					if test.returns == "error" {
+						return resp, NewRemoteErrString("failed")
+					}
+					return resp, nil
+				}))
+				req, request := newCounted("request")
+				resp, err := client.Call(t.Context(), c, req)
+				require.Equal(t, test.returns == "error", err != nil)
+				require.Zero(t, response.Load(), "it is the caller's")
+				client.PutResponse(resp)
+				synctest.Wait()
+				require.Equal(t, test.want, result{request.Load(), handlerRequest.Load(), handlerResponse.Load(), response.Load()})
+			})
+		})
+	}
+}
+
+// A value that is pooled by the handler comes back empty, whatever its decoder
+// leaves out.
+func TestTypedCallsNeverSeeOldContents(t *testing.T) {
+	h := NewSingleHandler(testHandler, newFickle, newFickle).AllowCallRequestPool(true)
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		require.NoError(t, h.Register(g.nodes[1].Manager, func(req *fickle) (*fickle, *RemoteErr) {
+			resp := h.NewResponse()
+			if *resp != (fickle{}) {
+				return nil, NewRemoteErrf("response %v", *resp)
+			}
+			resp.Text, resp.Extra = req.Text, req.Extra
+			return resp, nil
+		}))
+		for i := range 200 {
+			want := fickle{Text: fmt.Sprint(i)}
+			if i%2 == 0 {
+				want.Extra = fmt.Sprint("secret ", i)
+			}
+			req := h.NewRequest()
+			require.Equal(t, fickle{}, *req)
+			*req = want
+			resp, err := h.Call(t.Context(), c, req)
+			require.NoError(t, err)
+			require.Equal(t, want, *resp)
+			h.PutResponse(resp)
+		}
+	})
+}
+
+func TestTypedCallsManyAtOnceGiveEverythingBack(t *testing.T) {
+	rpc := NewSingleHandler(testHandler, func() *rpcRequest { return new(rpcRequest) }, func() *rpcResponse { return new(rpcResponse) }).AllowCallRequestPool(true)
+	echo := NewSingleHandler(testHandler+1, NewBytes, NewBytes)
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		require.NoError(t, rpc.Register(g.nodes[1].Manager, func(req *rpcRequest) (*rpcResponse, *RemoteErr) {
+			resp := rpc.NewResponse()
+			resp.OrgNum, resp.OrgString, resp.Embedded = req.Num, req.String, *req
+			return resp, nil
+		}))
+		require.NoError(t, echo.Register(g.nodes[1].Manager, func(req *Bytes) (*Bytes, *RemoteErr) { return req, nil }))
+		synctest.Wait()
+		before := bytepool.Out()
+		var callers sync.WaitGroup
+		for caller := range 8 {
+			callers.Go(func() {
+				for i := range 100 {
+					req := rpc.NewRequest()
+					*req = rpcRequest{Num: i, String: fmt.Sprint(caller, " ", i)}
+					want := *req
+					resp, err := rpc.Call(t.Context(), c, req)
+					if err != nil || resp.Embedded != want || resp.OrgString != want.String {
+						t.Errorf("%v was answered %v, %v", want, resp, err)
+						return
+					}
+					rpc.PutResponse(resp)
+
+					b := NewBytesWithCopyOf([]byte(want.String))
+					answer, err := echo.Call(t.Context(), c, b)
+					b.Recycle()
+					if err != nil || string(*answer) != want.String {
+						t.Errorf("%v was answered %v, %v", want, answer, err)
+						return
+					}
+					echo.PutResponse(answer)
+				}
+			})
+		}
+		callers.Wait()
+		synctest.Wait()
+		require.Equal(t, before, bytepool.Out(), "all buffers are put back")
+	})
+}

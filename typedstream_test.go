@@ -1,0 +1,437 @@
+package grid
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid/internal/bytepool"
+)
+
+// fickleStream is a typed stream of what can go wrong.
+type fickleStream = StreamTypeHandler[*fickle, *fickle, *fickle]
+
+func newFickleStream() *fickleStream { return NewStream(testHandler, newFickle, newFickle, newFickle) }
+
+// collectTyped consumes a typed stream.
+func collectTyped(s *TypedStream[*fickle, *fickle]) (got []string, err error) {
+	err = s.Results(func(f *fickle) error { got = append(got, f.Text); return nil })
+	return got, err
+}
+
+// echoTyped answers with the payload and then its input.
+func echoTyped(_ context.Context, payload *fickle, in <-chan *fickle, out chan<- *fickle) *RemoteErr {
+	if payload != nil {
+		out <- payload
+	}
+	for v := range in {
+		out <- v
+	}
+	return nil
+}
+
+func TestTypedStreamShapes(t *testing.T) {
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		m := g.nodes[1].Manager
+		h := newFickleStream()
+		require.NoError(t, h.Register(m, echoTyped))
+		require.NoError(t, h.Register(m, echoTyped, "a", "b"))
+		require.True(t, h.WithPayload)
+		require.Equal(t, [2]int{1, 1}, [2]int{h.OutCapacity, h.InCapacity})
+		require.ErrorIs(t, h.Register(m, echoTyped), ErrHandlerAlreadyExists)
+		require.ErrorContains(t, h.Register(m, echoTyped, ""), "empty subroute")
+		require.ErrorContains(t, h.Register(m, nil, "c"), "nil handler")
+
+		for _, conn := range []Streamer{c, c.Subroute("a").Subroute("b")} {
+			s, err := h.Call(t.Context(), conn, &fickle{Text: "payload"})
+			require.NoError(t, err)
+			require.NoError(t, s.Err())
+			go func() {
+				for i := range 50 {
+					s.Requests <- &fickle{Text: fmt.Sprint(i)}
+				}
+				close(s.Requests)
+			}()
+			got, err := collectTyped(s)
+			require.NoError(t, err)
+			require.Len(t, got, 51)
+			require.Equal(t, []string{"payload", "0", "1"}, got[:3])
+			<-s.Done()
+			require.NoError(t, s.Err())
+
+			s, err = h.Call(t.Context(), conn, &fickle{Text: "payload"})
+			require.NoError(t, err)
+			go func() {
+				v := &fickle{} // stays ours
+				for i := range 50 {
+					v.Text = fmt.Sprint(i)
+					if err := s.Send(v); err != nil {
+						t.Error(err)
+					}
+				}
+				s.CloseSend()
+			}()
+			n := 0
+			for v, err := range s.All() {
+				require.NoError(t, err)
+				require.Equal(t, n > 0, v.Text != "payload")
+				n++
+			}
+			require.Equal(t, 51, n)
+			require.Error(t, s.Send(&fickle{}))
+		}
+
+		// Breaking off.
+		s, err := h.Call(t.Context(), c, &fickle{Text: "payload"})
+		require.NoError(t, err)
+		for range s.All() {
+			break
+		}
+		<-s.Done()
+		require.Error(t, s.Err())
+	})
+}
+
+func TestTypedStreamWithoutInputOrPayload(t *testing.T) {
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		m := g.nodes[1].Manager
+		source := func(_ context.Context, p *fickle, out chan<- *fickle) *RemoteErr {
+			for range 5 {
+				out <- &fickle{Text: p.Text}
+			}
+			return nil
+		}
+		noInput := newFickleStream()
+		require.ErrorContains(t, noInput.RegisterNoInput(m, nil), "nil handler")
+		require.NoError(t, noInput.RegisterNoInput(m, source))
+		// A client that does not know that hears of it.
+		for _, client := range []*fickleStream{noInput, newFickleStream(), NewStream[*fickle, *fickle](testHandler, newFickle, nil, newFickle)} {
+			s, err := client.Call(t.Context(), c, &fickle{Text: "x"})
+			require.NoError(t, err)
+			require.Nil(t, s.Requests)
+			require.Error(t, s.Send(&fickle{}))
+			got, err := collectTyped(s)
+			require.NoError(t, err)
+			require.Equal(t, []string{"x", "x", "x", "x", "x"}, got)
+		}
+
+		noPayload := NewStream[NoPayload](testHandler+1, nil, newFickle, newFickle)
+		require.False(t, noPayload.WithPayload)
+		require.ErrorContains(t, noPayload.RegisterNoPayload(m, nil), "nil handler")
+		require.NoError(t, noPayload.RegisterNoPayload(m, func(ctx context.Context, in <-chan *fickle, out chan<- *fickle) *RemoteErr {
+			return echoTyped(ctx, nil, in, out)
+		}))
+		s, err := noPayload.Call(t.Context(), c, NoPayload{})
+		require.NoError(t, err)
+		s.Requests <- &fickle{Text: "one"}
+		close(s.Requests)
+		got, err := collectTyped(s)
+		require.NoError(t, err)
+		require.Equal(t, []string{"one"}, got)
+
+		// Without WithPayload the payload is not looked at.
+		h := NewStream(testHandler+2, newFickle, newFickle, newFickle)
+		require.NoError(t, h.RegisterNoPayload(m, func(context.Context, <-chan *fickle, chan<- *fickle) *RemoteErr { return nil }))
+		s, err = h.Call(t.Context(), c, &fickle{Text: marshalPanic})
+		require.NoError(t, err)
+		close(s.Requests)
+		require.NoError(t, s.Results(nil))
+
+		require.ErrorContains(t, NewStream[*fickle, *fickle](testUnused, newFickle, nil, newFickle).WithInCapacity(1).Register(m, echoTyped), "no constructor for requests")
+		bad := NewStream[*fickle](testUnused, nil, newFickle, newFickle)
+		bad.WithPayload = true
+		require.ErrorContains(t, bad.Register(m, echoTyped), "no constructor for it")
+		require.ErrorContains(t, newFickleStream().WithOutCapacity(-1).Register(m, echoTyped, "x"), "OutCapacity")
+		require.ErrorContains(t, newFickleStream().WithInCapacity(maxCapacity+1).Register(m, echoTyped, "x"), "InCapacity")
+	})
+}
+
+// The capacities that a client's own handler value has mean nothing between two
+// peers of ours.
+func TestTypedStreamCapacitiesMayDiffer(t *testing.T) {
+	capacities := [][2]int{{0, 1}, {1, 1}, {1, 50}, {50, 1}, {50, 50}}
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		for i, server := range capacities {
+			id := testHandler + HandlerID(i)
+			h := NewStream(id, newFickle, newFickle, newFickle).WithOutCapacity(server[0]).WithInCapacity(server[1])
+			require.NoError(t, h.Register(g.nodes[1].Manager, echoTyped))
+			for _, client := range capacities {
+				h := NewStream(id, newFickle, newFickle, newFickle).WithOutCapacity(client[0]).WithInCapacity(client[1])
+				s, err := h.Call(ctx, c, &fickle{Text: "payload"})
+				require.NoError(t, err)
+				go func() {
+					for i := range 120 {
+						s.Requests <- &fickle{Text: fmt.Sprint(i)}
+					}
+					close(s.Requests)
+				}()
+				got, err := collectTyped(s)
+				require.NoError(t, err, "server %v, client %v", server, client)
+				require.Len(t, got, 121)
+			}
+		}
+	})
+}
+
+func TestTypedStreamUndecodablePayload(t *testing.T) {
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		h := newFickleStream()
+		called := false
+		require.NoError(t, h.Register(g.nodes[1].Manager, func(context.Context, *fickle, <-chan *fickle, chan<- *fickle) *RemoteErr {
+			called = true
+			return nil
+		}))
+		for _, text := range []string{marshalError, marshalPanic} {
+			_, err := h.Call(t.Context(), c, &fickle{Text: text})
+			requireKind(t, err, isNothingElse, text)
+			require.ErrorContains(t, err, "grid: handler 100: payload: encoding *grid.fickle: ")
+		}
+		for _, text := range []string{unmarshalError, unmarshalPanic} {
+			s, err := h.Call(t.Context(), c, &fickle{Text: text})
+			require.NoError(t, err)
+			err = s.Results(nil)
+			requireKind(t, err, isRemote, text)
+			require.ErrorContains(t, err, "grid: handler 100: payload: decoding *grid.fickle: ")
+		}
+		require.False(t, called)
+		require.Equal(t, ErrDisconnected, errOf(h.Call(t.Context(), nil, &fickle{})))
+		require.Equal(t, ErrDisconnected, errOf(h.Call(t.Context(), (*Connection)(nil), &fickle{})))
+		require.Equal(t, ErrDisconnected, errOf(h.Call(t.Context(), (*Subroute)(nil), &fickle{})))
+	})
+}
+
+func errOf[T any](_ T, err error) error { return err }
+
+// One bad message, in either direction, by either side's fault: the stream ends
+// with an error on both, and nobody sees it half filled.
+func TestTypedStreamUndecodableMessageEndsBothSides(t *testing.T) {
+	bad := []string{marshalError, marshalPanic, unmarshalError, unmarshalPanic}
+	for _, text := range bad {
+		t.Run("request/"+text, func(t *testing.T) {
+			inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+				h := newFickleStream().WithInCapacity(10)
+				var seen []string
+				causes := make(chan error, 1)
+				require.NoError(t, h.Register(g.nodes[1].Manager, func(ctx context.Context, _ *fickle, in <-chan *fickle, _ chan<- *fickle) *RemoteErr {
+					for v := range in {
+						seen = append(seen, v.Text)
+					}
+					causes <- context.Cause(ctx)
+					return nil // a handler that does not tell
+				}))
+				s, err := h.Call(t.Context(), c, newFickle())
+				require.NoError(t, err)
+				go func() {
+					for _, text := range []string{"good", text, "not to be seen", "not to be seen"} {
+						s.Requests <- &fickle{Text: text}
+					}
+					close(s.Requests)
+				}()
+				err = s.Results(nil)
+				require.ErrorContains(t, err, "coding *grid.fickle: ")
+				require.ErrorContains(t, err, "fickle")
+				local := text == marshalError || text == marshalPanic
+				require.Equal(t, !local, IsRemoteErr(err))
+				require.Equal(t, err, s.Err())
+				require.Error(t, <-causes)
+				require.NotContains(t, seen, text)
+				require.NotContains(t, seen, "not to be seen")
+			})
+		})
+		t.Run("response/"+text, func(t *testing.T) {
+			inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+				h := newFickleStream().WithOutCapacity(10)
+				causes := make(chan error, 1)
+				require.NoError(t, h.Register(g.nodes[1].Manager, func(ctx context.Context, _ *fickle, _ <-chan *fickle, out chan<- *fickle) *RemoteErr {
+					for _, text := range []string{"good", text, "not to be seen", "not to be seen"} {
+						out <- &fickle{Text: text}
+					}
+					<-ctx.Done()
+					causes <- context.Cause(ctx)
+					return nil
+				}))
+				s, err := h.Call(t.Context(), c, newFickle())
+				require.NoError(t, err)
+				got, err := collectTyped(s)
+				require.Equal(t, []string{"good"}, got)
+				require.ErrorContains(t, err, "coding")
+				require.ErrorContains(t, err, "fickle")
+				remote := text == marshalError || text == marshalPanic
+				require.Equal(t, remote, IsRemoteErr(err))
+				require.Equal(t, err, s.Err())
+				require.ErrorContains(t, <-causes, "fickle", "the handler hears what it was")
+				s.CloseSend()
+			})
+		})
+	}
+}
+
+func TestTypedStreamSendOfTheUnencodableIsRefusedAndTheStreamLivesOn(t *testing.T) {
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		h := newFickleStream()
+		require.NoError(t, h.Register(g.nodes[1].Manager, echoTyped))
+		s, err := h.Call(t.Context(), c, &fickle{Text: "payload"})
+		require.NoError(t, err)
+		require.ErrorIs(t, s.Send(&fickle{Text: marshalError}), errFickle)
+		require.ErrorContains(t, s.Send(&fickle{Text: marshalPanic}), "panic")
+		require.NoError(t, s.Send(&fickle{Text: "good"}))
+		s.CloseSend()
+		got, err := collectTyped(s)
+		require.NoError(t, err)
+		require.Equal(t, []string{"payload", "good"}, got)
+		require.ErrorContains(t, s.Send(newFickle()), "input was closed")
+	})
+}
+
+func TestTypedStreamHandlerPanicIsAnErrorAndNothingLeaks(t *testing.T) {
+	for name, bad := range badEnds {
+		inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+			h := newFickleStream()
+			require.NoError(t, h.Register(g.nodes[1].Manager, func(ctx context.Context, _ *fickle, in <-chan *fickle, out chan<- *fickle) *RemoteErr {
+				go func() {
+					for ctx.Err() == nil {
+						select {
+						case v := <-in:
+							_ = v
+						case out <- &fickle{Text: "from the goroutine"}:
+						case <-ctx.Done():
+						}
+					}
+				}()
+				bad.end()
+				return nil
+			}))
+			s, err := h.Call(t.Context(), c, newFickle())
+			require.NoError(t, err)
+			go func() {
+				for range 20 {
+					s.Requests <- newFickle()
+				}
+				close(s.Requests)
+			}()
+			_, err = collectTyped(s)
+			requireKind(t, err, isRemote, name)
+			require.ErrorContains(t, err, bad.want)
+			synctest.Wait()
+			require.Zero(t, g.conn(1, 0).Stats().Handlers)
+			require.ErrorIs(t, s.Send(newFickle()), err)
+		})
+	}
+}
+
+func TestTypedStreamRecyclesOnce(t *testing.T) {
+	for _, shared := range []bool{false, true} {
+		t.Run(fmt.Sprint("shared=", shared), func(t *testing.T) {
+			newEmpty := func() *counted { return new(counted) }
+			h := NewStream(testHandler, newEmpty, newEmpty, newEmpty)
+			if shared {
+				h.WithSharedResponse()
+			}
+			var responses, payload, sent, given atomic.Int64
+			inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+				require.NoError(t, h.Register(g.nodes[1].Manager, func(_ context.Context, _ *counted, in <-chan *counted, out chan<- *counted) *RemoteErr {
+					for v := range in {
+						out <- &counted{fickle{Text: v.Text, times: &responses}}
+						h.PutRequest(v)
+					}
+					return nil
+				}))
+				for _, through := range []string{"Send", "Requests"} {
+					s, err := h.Call(t.Context(), c, &counted{fickle{times: &payload}})
+					require.NoError(t, err)
+					go func() {
+						for range 10 {
+							if through == "Send" {
+								if err := s.Send(&counted{fickle{times: &sent}}); err != nil {
+									t.Error(err)
+								}
+							} else {
+								s.Requests <- &counted{fickle{times: &given}}
+							}
+						}
+						if through == "Send" {
+							s.CloseSend()
+						} else {
+							close(s.Requests)
+						}
+					}()
+					n := 0
+					require.NoError(t, s.Results(func(v *counted) error { n++; h.PutResponse(v); return nil }))
+					require.Equal(t, 10, n)
+				}
+				synctest.Wait()
+				require.Zero(t, payload.Load(), "the payload stays the caller's")
+				require.Zero(t, sent.Load(), "what is given to Send stays the caller's")
+				require.EqualValues(t, 10, given.Load(), "what is sent to Requests does not")
+				if shared {
+					require.Zero(t, responses.Load())
+				} else {
+					require.EqualValues(t, 20, responses.Load())
+				}
+			})
+		})
+	}
+}
+
+func TestTypedStreamsGiveEverythingBack(t *testing.T) {
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		h := NewStream(testHandler, NewBytes, NewBytes, NewBytes)
+		require.NoError(t, h.Register(g.nodes[1].Manager, func(_ context.Context, p *Bytes, in <-chan *Bytes, out chan<- *Bytes) *RemoteErr {
+			out <- p
+			for v := range in {
+				out <- v
+			}
+			return nil
+		}))
+		synctest.Wait()
+		before := bytepool.Out()
+		for i := range 100 {
+			payload := NewBytesWithCopyOf([]byte("payload"))
+			s, err := h.Call(t.Context(), c, payload)
+			require.NoError(t, err)
+			payload.Recycle()
+			go func() {
+				for range 5 {
+					b := h.NewRequest()
+					*b = append(*b, fmt.Sprint("message ", i)...)
+					s.Requests <- b
+				}
+				close(s.Requests)
+			}()
+			n := 0
+			require.NoError(t, s.Results(func(v *Bytes) error {
+				if want := fmt.Sprint("message ", i); n > 0 && string(*v) != want {
+					return fmt.Errorf("%q in place of %q", *v, want)
+				}
+				n++
+				h.PutResponse(v)
+				return nil
+			}))
+			require.Equal(t, 6, n)
+		}
+
+		// What nobody gets to see is put back as well.
+		for range 20 {
+			ctx, cancel := context.WithCancel(t.Context())
+			s, err := h.Call(ctx, c, NewBytesWith(nil))
+			require.NoError(t, err)
+			for range 3 {
+				require.NoError(t, s.Send(NewBytesWith([]byte("thrown away"))))
+			}
+			synctest.Wait()
+			cancel()
+			require.Equal(t, context.Canceled, s.Results(nil))
+			require.NotEqual(t, io.EOF, s.Send(NewBytesWith(nil)))
+		}
+		synctest.Wait()
+		require.LessOrEqual(t, bytepool.Out(), before, "all buffers are put back")
+	})
+}
