@@ -246,7 +246,7 @@ func (c *Connection) shutdown() {
 // serve runs a session until it ends, and tells whether it had lived: such a
 // peer is worth dialling again without delay.
 func (c *Connection) serve(s *session) (lived bool) {
-	if c.errors.told() {
+	if c.errors.recovered() {
 		c.log.Info("grid: connected", "addr", s.ws.RemoteAddr())
 	}
 	err := s.run()

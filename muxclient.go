@@ -265,7 +265,12 @@ func (m *muxClient) send(b []byte) error {
 	}
 	switch {
 	case m.sendEnded.Load():
-		return errors.New("grid: send on a stream whose input was closed")
+		select {
+		case <-m.done:
+			return m.sendError(errSendCancelled)
+		default:
+			return errors.New("grid: send on a stream whose input was closed")
+		}
 	case !m.takesData:
 		return errors.New("grid: send on a stream whose handler takes no input")
 	}
@@ -377,7 +382,7 @@ func (m *muxClient) onDisconnect(msg *message) {
 		m.finish(disconnected(errors.New("the remote dropped the stream")), 0)
 	case !m.deadline.IsZero() && err.Error() == context.DeadlineExceeded.Error():
 		// The server's clock was a little ahead of ours.
-		m.finish(context.DeadlineExceeded, 0)
+		m.finish(context.DeadlineExceeded, dropWaiting)
 	default:
 		m.finish(err, 0)
 	}

@@ -13,6 +13,7 @@ type errorLog struct {
 	mu         sync.Mutex
 	last       time.Time // when one was logged
 	suppressed int       // since then
+	logged     bool      // since the last recovery
 }
 
 // warn logs an error, if one is due.
@@ -35,15 +36,18 @@ func (l *errorLog) due(now time.Time) (suppressed int, ok bool) {
 		return 0, false
 	}
 	n := l.suppressed
-	l.last, l.suppressed = now, 0
+	l.last, l.suppressed, l.logged = now, 0, true
 	return n, true
 }
 
-// told tells whether the last error was logged, or there was none.
-func (l *errorLog) told() bool {
+// recovered tells whether it is news that all is well: an error was logged since
+// it last was, or nothing ever was.
+func (l *errorLog) recovered() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.suppressed == 0
+	news := l.logged || l.last.IsZero()
+	l.logged = false
+	return news
 }
 
 // reset makes the next error a first one.

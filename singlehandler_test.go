@@ -19,7 +19,7 @@ var badEnds = map[string]struct {
 	"panic":         {func() { panic("boom") }, "handler 100 panicked: boom"},
 	"panic error":   {func() { panic(errors.New("bad")) }, "handler 100 panicked: bad"},
 	"panic nil":     {func() { panic(nil) }, "handler 100 panicked: "},
-	"runtime error": {func() { var m map[string]int; m["a"]++ }, "handler 100 panicked: assignment to entry in nil map"},
+	"runtime error": {func() { var none []int; none[0]++ }, "handler 100 panicked: runtime error: index out of range [0]"},
 	"Goexit":        {runtime.Goexit, "handler ended its goroutine"},
 }
 

@@ -130,6 +130,24 @@ func TestStreamThatTheServerDoesNotKnowEnds(t *testing.T) {
 	})
 }
 
+func TestStreamWhosePongCarriesAnErrorEndsWithIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, raw := newLoneGrid(t, faultconn.NewNetwork(), true, nil)
+		p := g.dialLone(raw, rawConfig{Timeout: time.Minute})
+		st := openToRaw(t, t.Context(), g.nodes[0].Connection(raw), p)
+		pong := rawMuxPong(p.expect(rawOpPing), false)
+		text := "handler is gone"
+		var err error
+		pong.Payload, err = (&pongMsg{Err: &text, T: time.Now()}).MarshalMsg(nil)
+		require.NoError(t, err)
+		p.send(pong)
+		err = consume(st)
+		require.EqualError(t, err, text)
+		require.True(t, IsRemoteErr(err))
+		p.expect(rawOpDisconnectServerMux)
+	})
+}
+
 func TestServerAnswersStreamPings(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := newLoneGrid(t, faultconn.NewNetwork(), true, nil)
