@@ -53,7 +53,7 @@ func requireBackoff(t *testing.T, gaps []time.Duration) {
 	t.Helper()
 	want := minBackoff
 	for i, gap := range gaps {
-		require.GreaterOrEqual(t, gap, want, "pause %d of %v", i, gaps)
+		require.GreaterOrEqual(t, gap, min(want, maxBackoff*3/4), "pause %d of %v", i, gaps)
 		require.LessOrEqual(t, gap, min(want*3/2, maxBackoff), "pause %d of %v", i, gaps)
 		want = min(2*want, maxBackoff)
 	}
@@ -70,11 +70,11 @@ func TestBackoffGrowsFrom50MillisecondsTo5Seconds(t *testing.T) {
 			gaps := d.gaps()
 			require.Greater(t, len(gaps), 15)
 			requireBackoff(t, gaps)
-			require.Equal(t, maxBackoff, gaps[len(gaps)-1])
 			jittered[gaps[0]] = true
+			jittered[gaps[len(gaps)-1]] = true
 		})
 	}
-	require.Greater(t, len(jittered), 5, "no jitter: all of a cluster would come at once")
+	require.Greater(t, len(jittered), 15, "no jitter: all of a cluster would come at once")
 }
 
 // A peer that takes the connection and drops it at once is no better than one
@@ -152,7 +152,7 @@ func TestOneErrorAnHourIsLoggedPerPeer(t *testing.T) {
 			synctest.Wait()
 		}
 		for _, line := range book.about("level=WARN")[dialled:] {
-			require.Regexp(t, `suppressed=7[0-9][0-9]$`, line, "one every 5 s") // and not lost
+			require.Regexp(t, `suppressed=[78][0-9][0-9]$`, line, "one every 4 to 5 s") // and not lost
 		}
 		require.Len(t, book.about(""), len(book.about("level=WARN")), "nothing else is worth a line")
 	})
@@ -182,7 +182,7 @@ func TestLinkThatFlapsIsLoggedOnce(t *testing.T) {
 	})
 }
 
-// Lesson A19 (M18701, M18834): the dialler's log says once what the other does
+// Lesson 19: the dialler's log says once what the other does
 // not like, and no socket is left, however often it tries.
 func TestRefusedDiallerLogsTheReasonOnce(t *testing.T) {
 	for name, c := range map[string]struct {

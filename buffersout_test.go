@@ -12,7 +12,7 @@ import (
 	"github.com/gridrpc/grid/internal/bytepool"
 )
 
-// Lesson A30: what has been taken from the pool comes back, once everybody has
+// Lesson 30: what has been taken from the pool comes back, once everybody has
 // given back what is his. Under the race detector the pool itself looks for
 // buffers that are put back twice or used afterwards.
 func TestBuffersComeBackToThePool(t *testing.T) {

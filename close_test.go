@@ -112,6 +112,24 @@ func TestCloseFromAHandler(t *testing.T) {
 	})
 }
 
+func TestCloseWaitsForWhatGridHasStarted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, _ := newLoneGrid(t, faultconn.NewNetwork(), false, func(o *ManagerOptions) {
+			o.Dialer = func(ctx context.Context, _, _ string) (net.Conn, error) {
+				<-ctx.Done()
+				time.Sleep(time.Second) // in no hurry
+				return nil, ctx.Err()
+			}
+		})
+		synctest.Wait()
+		begin := time.Now()
+		second := inBackground(g.nodes[0].Close)
+		require.NoError(t, g.nodes[0].Close())
+		require.NoError(t, <-second)
+		require.Equal(t, time.Second, time.Since(begin))
+	})
+}
+
 func TestCloseWaitsForNoHandler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newTestGrid(t, 2, nil)
@@ -133,7 +151,7 @@ func TestCloseWaitsForNoHandler(t *testing.T) {
 	})
 }
 
-// Lesson A21: ending the context does what Close does.
+// Lesson 21: ending the context does what Close does.
 func TestCancellingTheContextStopsDiallingAndCloses(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()

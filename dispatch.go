@@ -31,7 +31,7 @@ func (s *session) dispatchFrame(b []byte) error {
 
 // dispatch handles one message. m and its payload are the read buffer's.
 func (s *session) dispatch(m *message) error {
-	if len(m.Payload) > s.opts.MaxMessageSize {
+	if m.isOversized(s.opts.MaxMessageSize) {
 		return fmt.Errorf("%v for mux %d: %w", m.Op, m.MuxID, tooLargeError(len(m.Payload), s.opts.MaxMessageSize))
 	}
 	switch m.Op {
@@ -168,12 +168,10 @@ func (s *session) onConnectMux(m *message) {
 		s.refuse(m, text)
 		return
 	}
-	deadline := time.Duration(m.DeadlineMS) * time.Millisecond
-	c := newMuxServer(s, m.MuxID, m.Handler, h.stream, s.wide(), &s.conn.caller, deadline, m.Flags&flagEOF != 0, s.now)
-	c.maxMessage = s.opts.MaxMessageSize
-	c.payload = ownedPayload(m)
+	c := newMuxServer(s, m, h.stream, s.wide(), &s.conn.caller, s.opts.MaxMessageSize, s.now)
 	if !s.served.add(c.id, c) {
 		c.cancel(ErrDisconnected)
+		PutByteBuffer(c.payload)
 		s.conn.slots.release()
 		return // the session has ended
 	}
@@ -189,7 +187,7 @@ func (s *session) onConnectMux(m *message) {
 // and EOF are repeated, as version 1 does; a subroute's flag must not be, since
 // its bytes are not.
 func (s *session) refuse(m *message, text string) {
-	e := muxConnectError{Error: text}
+	e := muxConnectError{Error: clipText(text)}
 	payload, _ := e.MarshalMsg(make([]byte, 0, e.Msgsize()))
 	s.post(&message{
 		MuxID: m.MuxID, DeadlineMS: m.DeadlineMS, Handler: m.Handler,

@@ -46,8 +46,8 @@ var (
 // A call returns it as *RemoteErr. [errors.As] finds it with a *RemoteErr or a
 // RemoteErr as the target. [errors.Is] compares the text, so a remote's answer
 // can be told by the sentinel that its handler returned; local conditions are
-// excepted: a RemoteErr never is [ErrDisconnected], [context.Canceled] or
-// [context.DeadlineExceeded], whatever its text.
+// excepted: a RemoteErr never is one of the errors of this package,
+// [context.Canceled] or [context.DeadlineExceeded], whatever its text.
 type RemoteErr string
 
 // NewRemoteErr makes a RemoteErr with the text of err. It returns nil for nil,
@@ -75,6 +75,9 @@ func NewRemoteErrString(msg string) *RemoteErr {
 
 // IsRemoteErr tells whether err, or an error that it wraps, is a [RemoteErr].
 func IsRemoteErr(err error) bool {
+	if p, ok := err.(*RemoteErr); ok && p == nil {
+		return false
+	}
 	var r RemoteErr
 	return errors.As(err, &r)
 }
@@ -85,7 +88,8 @@ func (r RemoteErr) Error() string { return string(r) }
 // Is implements [errors.Is]: it compares the text, see [RemoteErr].
 func (r RemoteErr) Is(target error) bool {
 	switch target {
-	case nil, ErrDisconnected, context.Canceled, context.DeadlineExceeded:
+	case nil, ErrDisconnected, ErrUnknownHandler, ErrHandlerAlreadyExists, ErrIncorrectSequence,
+		ErrFlowControl, ErrMessageTooLarge, ErrProtocol, context.Canceled, context.DeadlineExceeded:
 		return false
 	}
 	if p, ok := target.(*RemoteErr); ok {

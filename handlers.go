@@ -25,7 +25,8 @@ type SingleHandlerFn func(payload []byte) ([]byte, *RemoteErr)
 // It owns payload and what it receives from in. What it sends to out is grid's
 // from then on. Sending blocks while the client has not kept up, but never
 // after the stream has ended; what is sent then is thrown away. It must not
-// close out, nor send to it after it has returned.
+// close out, nor send to it after it has returned: nobody reads it then, so a
+// goroutine that it leaves behind must select on ctx.Done() as well.
 //
 // in is closed when the client has ended its input; it is closed from the start
 // if the stream has none. When the stream is aborted ctx ends first, then in is
@@ -46,9 +47,10 @@ type StreamHandler struct {
 	Handle StreamHandlerFn
 	// Subroute, if not empty, is where the handler is registered.
 	Subroute string
-	// OutCapacity is how many messages the handler may be ahead of its client
-	// at first, from 1 to 65536; the default is 1. Between two peers of this
-	// implementation it grows with a client that keeps up.
+	// OutCapacity is how many messages may be on their way to the client at
+	// first, from 1 to 65536; the default is 1. Between two peers of this
+	// implementation it grows with a client that keeps up. As many again, 64 at
+	// most, fit into the handler's channel.
 	OutCapacity int
 	// InCapacity is the same for the client's messages. 0 means that the
 	// handler takes no input.

@@ -33,12 +33,12 @@ type inbox struct {
 	ended bool  // nothing arrives any more
 	err   error // how it ended; nil is well
 
-	credits  int // held by the sender
-	capacity int // the window never falls below what it began with
-	window   int // credits held by the sender, messages that wait, credits owed
-	owed     int // messages taken whose credit was not returned
-	run      int // messages taken since the window grew
-	largest  int // size of the largest message so far
+	credits int // held by the sender
+	window  int // credits held by the sender, messages that wait, credits owed
+	grown   int // how much of the window was added: it never falls below what it began with
+	owed    int // messages taken whose credit was not returned
+	run     int // messages taken since the window grew
+	largest int // size of the largest message so far
 }
 
 // init sets how many messages the sender may send at first. known is false
@@ -46,11 +46,7 @@ type inbox struct {
 func (b *inbox) init(capacity int, known, wide bool) {
 	b.wide = wide
 	b.signal = make(chan struct{}, 1)
-	b.setCapacity(capacity, known)
-}
-
-func (b *inbox) setCapacity(capacity int, known bool) {
-	b.capacity, b.window, b.credits = capacity, capacity, capacity
+	b.window, b.credits = capacity, capacity
 	if !known {
 		b.credits = maxCapacity
 	}
@@ -160,7 +156,8 @@ func (b *inbox) grantLocked() int {
 		return 1
 	}
 	b.run++
-	if b.window > b.capacity && b.window*b.largest > maxWindowBytes {
+	if b.grown > 0 && b.window*b.largest > maxWindowBytes {
+		b.grown--
 		b.window-- // messages have become larger: this credit is not returned
 	} else {
 		b.owed++
@@ -171,6 +168,7 @@ func (b *inbox) grantLocked() int {
 		wider := min(2*b.window, maxWindow)
 		if wider > b.window && wider*b.largest <= maxWindowBytes {
 			b.owed += wider - b.window
+			b.grown += wider - b.window
 			b.window = wider
 		}
 		b.run = 0

@@ -37,7 +37,7 @@ func consume(st *Stream) error {
 	return st.Results(func(b []byte) error { PutByteBuffer(b); return nil })
 }
 
-// Lesson A18 (M19703, M18988), the kinds that get as far as the handshake: the
+// Lesson 18, the kinds that get as far as the handshake: the
 // end of the session reaches everything that waits.
 func TestMutePeerIsNoticedWithinTwoPingIntervals(t *testing.T) {
 	for name, mute := range map[string]rawConfig{
@@ -90,7 +90,7 @@ func TestMutePeerIsNoticedWithinTwoPingIntervals(t *testing.T) {
 	}
 }
 
-// Lesson A18, half-open TCP.
+// Lesson 18, half-open TCP.
 func TestHalfOpenLinkIsNoticedWithinTwoPingIntervals(t *testing.T) {
 	for _, age := range []time.Duration{0, 9 * time.Second, 10 * time.Second, time.Minute} {
 		synctest.Test(t, func(t *testing.T) {
@@ -142,7 +142,7 @@ func TestHalfOpenLinkIsNoticedWithinTwoPingIntervals(t *testing.T) {
 	}
 }
 
-// Lesson A18, the kinds that do not get so far.
+// Lesson 18, the kinds that do not get so far.
 func TestPeerThatNeverAnswersTheHandshakeIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // no answer to the upgrade
 		n := faultconn.NewNetwork()

@@ -109,23 +109,22 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 			http.Error(w, "grid: closed", http.StatusServiceUnavailable)
 			return
 		}
-		s := m.accept(w, r)
-		if s == nil {
-			m.work.Done()
-			return
+		// Also where a function of the application has panicked.
+		defer m.work.Done()
+		if s := m.accept(w, r); s != nil {
+			// The request ends here; the session goes on without what the HTTP
+			// server keeps for it.
+			m.start(func() { s.conn.serve(s) })
 		}
-		// The request ends here; the session goes on without what the HTTP
-		// server keeps for it.
-		go func() {
-			defer m.work.Done()
-			s.conn.serve(s)
-		}()
 	}
 }
 
 func (m *Manager) authorise(r *http.Request, authReq []func(*http.Request) error) error {
 	if len(authReq) == 0 {
-		token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if !ok {
+			token = ""
+		}
 		return m.opts.validate(token)
 	}
 	for _, check := range authReq {
@@ -156,21 +155,26 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request) *session {
 		return nil
 	}
 
+	var s *session
+	defer func() {
+		// Also where a function of the application has panicked.
+		if s == nil {
+			ws.Close()
+		}
+	}()
 	var c *Connection
-	s, err := handshake(ctx, ws, func() (s *session, err error) {
+	s, err = handshake(ctx, ws, func() (s *session, err error) {
 		c, s, err = m.answer(ws)
 		return s, err
 	})
-	if err == nil {
-		return s
-	}
-	ws.Close()
-	if c != nil {
+	switch {
+	case err == nil:
+	case c != nil:
 		c.refusal(r.RemoteAddr, err)
-	} else {
+	default:
 		m.stranger(r, err)
 	}
-	return nil
+	return s
 }
 
 // stranger logs the failed handshake of somebody who is not known, the first
@@ -190,6 +194,7 @@ func (m *Manager) begin() bool {
 	return !m.closed
 }
 
+// start runs f on a goroutine that Close waits for, unless it is closed.
 func (m *Manager) start(f func()) {
 	if m.begin() {
 		go func() {

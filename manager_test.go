@@ -220,7 +220,7 @@ func TestRegistrationErrors(t *testing.T) {
 	require.NoError(t, m.RegisterSingleHandler(3, single), "a refused registration has left something")
 }
 
-// Lesson A23: the race detector watches.
+// Lesson 23: the race detector watches.
 func TestHandlersAreRegisteredWhileRequestsArrive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newTestGrid(t, 2, nil)
@@ -254,6 +254,35 @@ func TestHandlersAreRegisteredWhileRequestsArrive(t *testing.T) {
 	})
 }
 
+func TestConcurrentRegistrationsAreAllKept(t *testing.T) {
+	m, err := NewManager(t.Context(), testOptions(loneHost, []string{loneHost}))
+	require.NoError(t, err)
+	defer m.Close()
+	var registrars sync.WaitGroup
+	var kept atomic.Int64
+	for range 4 { // all of them want the same
+		registrars.Go(func() {
+			for id := HandlerID(1); id < 200; id++ {
+				for _, sub := range [][]string{nil, {"sub"}} {
+					err := m.RegisterSingleHandler(id, func(b []byte) ([]byte, *RemoteErr) { return b, nil }, sub...)
+					if err == nil {
+						kept.Add(1)
+					} else if !errors.Is(err, ErrHandlerAlreadyExists) {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	registrars.Wait()
+	require.Equal(t, int64(2*199), kept.Load())
+	for id := HandlerID(1); id < 200; id++ {
+		sub := newSubHandlerID(id, "sub")
+		require.NotNil(t, m.handlers.lookup(id, nil).single)
+		require.NotNil(t, m.handlers.lookup(id, &sub).single)
+	}
+}
+
 func TestEveryMethodOfNilIsSafe(t *testing.T) {
 	var c *Connection
 	var s *Subroute
@@ -282,7 +311,7 @@ func TestEveryMethodOfNilIsSafe(t *testing.T) {
 	require.ErrorIs(t, err, ErrDisconnected)
 }
 
-// Lesson A24 (M20635): the HTTP server's timeouts are for its own requests.
+// Lesson 24: the HTTP server's timeouts are for its own requests.
 func TestServerTimeoutsDoNotEndALink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := &testGrid{t: t, net: faultconn.NewNetwork(), hosts: []string{"http://a:1", "http://b:1"}}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/tinylib/msgp/msgp"
 	"github.com/zeebo/xxh3"
@@ -90,6 +91,20 @@ func (s subHandlerID) withHandler(id HandlerID) subHandlerID {
 // joinSubroutes is how several parts make one subroute (section 2).
 func joinSubroutes(parts ...string) string { return strings.Join(parts, "/") }
 
+// isOversized tells whether the payload is larger than may be, where limit is
+// that of the application's. Error texts, and what grid itself sends, do not
+// count by that one.
+func (m *message) isOversized(limit int) bool {
+	if m.Flags&flagPayloadIsErr != 0 {
+		limit = max(limit, 2*maxErrorText)
+	}
+	switch m.Op {
+	case opMuxConnectError, opPing, opPong, opAckMux, opUnblockSrvMux, opUnblockClMux, opDisconnect:
+		limit = max(limit, 2*maxErrorText)
+	}
+	return len(m.Payload) > limit
+}
+
 // setPayload sets the payload and the flag that tells empty from nil.
 func (m *message) setPayload(b []byte) {
 	m.Payload = b
@@ -98,10 +113,26 @@ func (m *message) setPayload(b []byte) {
 	}
 }
 
+// maxErrorText is how much of an error's text travels, in bytes.
+const maxErrorText = 64 << 10
+
 // setError makes the text of an error the payload.
 func (m *message) setError(text string) {
 	m.Flags |= flagPayloadIsErr
-	m.Payload = []byte(text)
+	m.Payload = []byte(clipText(text))
+}
+
+// clipText shortens an error's text to what travels, between two characters.
+func clipText(text string) string {
+	if len(text) <= maxErrorText {
+		return text
+	}
+	const mark = "..."
+	n := maxErrorText - len(mark)
+	for n > 0 && !utf8.RuneStart(text[n]) {
+		n--
+	}
+	return text[:n] + mark
 }
 
 // payloadErr is the error that the message carries, or nil.

@@ -9,8 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/tinylib/msgp/msgp"
-
 	"github.com/gridrpc/grid/internal/bytepool"
 	"github.com/gridrpc/grid/internal/credit"
 )
@@ -61,6 +59,7 @@ type muxClient struct {
 	credits   credit.Credits // for what we send
 	sendSeq   uint32         // guarded by the outgoing queue
 	takesData bool           // the handler takes input; set before opened is closed
+	asked     atomic.Bool    // the open is queued, and so may be a ping
 	sendUsed  atomic.Bool    // input comes through send, not through a channel
 	sendEnded atomic.Bool
 
@@ -138,6 +137,10 @@ func (m *muxClient) open(payload []byte, sub *subHandlerID, noInput bool) error 
 		m.finish(err, dropWaiting)
 		return m.endError()
 	}
+	now := time.Now().UnixNano()
+	m.heard.Store(now)
+	m.pinged.Store(now)
+	m.asked.Store(true)
 	select {
 	case <-m.opened:
 		return nil
@@ -399,7 +402,7 @@ func (m *muxClient) onPong(p *pongMsg) {
 
 // tick pings the stream and looks after its life (section 7).
 func (m *muxClient) tick(now time.Time, interval, slack time.Duration) {
-	if !m.deadline.IsZero() && m.deadline.Sub(now) <= interval {
+	if !m.asked.Load() || !m.deadline.IsZero() && m.deadline.Sub(now) <= interval {
 		return
 	}
 	if now.Sub(time.Unix(0, m.heard.Load())) >= 2*interval-slack {
@@ -410,56 +413,4 @@ func (m *muxClient) tick(now time.Time, interval, slack time.Duration) {
 		m.pinged.Store(now.UnixNano())
 		m.host.post(&message{MuxID: m.id, Op: opPing}, &m.sendSeq)
 	}
-}
-
-// creditPayload is the payload of a message that returns n credits.
-func creditPayload(n int) []byte {
-	if n == 1 {
-		return nil
-	}
-	return appendCredits(n)
-}
-
-// appendCredits encodes a number of credits.
-func appendCredits(n int) []byte { return msgp.AppendUint(nil, uint(n)) }
-
-// parseCredits reads a number of credits.
-func parseCredits(b []byte) (int, error) {
-	n, rest, err := msgp.ReadUint64Bytes(b)
-	if err != nil || len(rest) > 0 || n > maxCapacity {
-		return 0, protocolErrorf("bad number of credits %x", b)
-	}
-	return int(n), nil
-}
-
-// addCredits takes in the credits that msg returns.
-func addCredits(c *credit.Credits, msg *message, wide bool) error {
-	n := 1
-	if wide && len(msg.Payload) > 0 {
-		var err error
-		if n, err = parseCredits(msg.Payload); err != nil {
-			return err
-		}
-	}
-	if err := c.Add(n); err != nil {
-		return fmt.Errorf("%w: %v returns more credits than the stream has", ErrFlowControl, msg.Op)
-	}
-	return nil
-}
-
-// notNil makes nil empty: a stream message is never sent with a nil payload
-// (section 5).
-func notNil(b []byte) []byte {
-	if b == nil {
-		return []byte{}
-	}
-	return b
-}
-
-// ownedPayload copies a payload out of the read buffer.
-func ownedPayload(m *message) []byte {
-	if len(m.Payload) == 0 {
-		return m.Payload
-	}
-	return append(bytepool.Get(len(m.Payload)), m.Payload...)
 }

@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/gridrpc/grid/internal/bytepool"
 	"github.com/gridrpc/grid/internal/credit"
 )
 
@@ -43,7 +41,7 @@ type muxServer struct {
 	ctx        context.Context
 	cancel     context.CancelCauseFunc
 	deadline   time.Time     // zero for none
-	maxMessage int           //
+	maxMessage int
 	dead       chan struct{} // closed by abort
 	returned   chan struct{} // closed when the handler has returned, with result
 
@@ -64,18 +62,23 @@ type muxServer struct {
 	stop    func() bool // ends the watch on the deadline
 }
 
-func newMuxServer(host serverHost, id uint64, handlerID HandlerID, h *streamEntry, wide bool, caller *RemoteClient, deadline time.Duration, eof bool, now time.Time) *muxServer {
+// newMuxServer makes the serving end of the stream that open, a ConnectMux, asks
+// for.
+func newMuxServer(host serverHost, open *message, h *streamEntry, wide bool, caller *RemoteClient, maxMessage int, now time.Time) *muxServer {
+	eof := open.Flags&flagEOF != 0
 	m := &muxServer{
-		host:      host,
-		id:        id,
-		handler:   h,
-		handlerID: handlerID,
-		wide:      wide,
-		hasInput:  h.inCapacity > 0 && !eof,
-		inputEOF:  eof,
-		recvSeq:   1, // ConnectMux was 0
-		dead:      make(chan struct{}),
-		returned:  make(chan struct{}),
+		host:       host,
+		id:         open.MuxID,
+		handler:    h,
+		handlerID:  open.Handler,
+		wide:       wide,
+		hasInput:   h.inCapacity > 0 && !eof,
+		inputEOF:   eof,
+		payload:    ownedPayload(open),
+		maxMessage: maxMessage,
+		recvSeq:    1, // ConnectMux was 0
+		dead:       make(chan struct{}),
+		returned:   make(chan struct{}),
 	}
 	limit := h.outCapacity
 	if wide {
@@ -87,8 +90,8 @@ func newMuxServer(host serverHost, id uint64, handlerID HandlerID, h *streamEntr
 
 	base, cancel := context.WithCancelCause(context.Background())
 	m.cancel = cancel
-	if deadline > 0 {
-		m.deadline = now.Add(deadline)
+	if open.DeadlineMS > 0 {
+		m.deadline = now.Add(time.Duration(open.DeadlineMS) * time.Millisecond)
 		var release context.CancelFunc
 		base, release = context.WithDeadline(base, m.deadline)
 		m.cancel = func(cause error) { cancel(cause); release() }
@@ -176,124 +179,6 @@ func (m *muxServer) wasTold() bool {
 
 // fail ends the stream because the peer broke a rule.
 func (m *muxServer) fail(err error) { m.abort(err, tellReason) }
-
-// serveStream runs a handler over channels of any type: the raw and the typed
-// ones are this, with different ways to decode and encode. decode and encode
-// own the buffer that they are given, and give away the one that they return.
-func serveStream[In, Out any](m *muxServer, decode func([]byte) (In, error), encode func(Out) ([]byte, error),
-	handle func(ctx context.Context, payload []byte, in <-chan In, out chan<- Out) *RemoteErr,
-) {
-	out := make(chan Out, min(m.handler.outCapacity, maxOutBuffer))
-	in := make(chan In)
-	if m.hasInput {
-		go feedInput(m, in, decode)
-	} else {
-		close(in)
-	}
-	go pumpOutput(m, out, encode)
-
-	defer close(m.returned)
-	defer func() { m.result = handlerResult(recover(), m.result, m.handlerID, m.host.logger()) }()
-	m.result = errHandlerExited // stays if the handler ends its goroutine
-	payload := m.payload
-	m.payload = nil
-	m.result = handle(m.ctx, payload, in, out)
-}
-
-// maxOutBuffer bounds the buffer of a handler's output channel, in messages.
-const maxOutBuffer = 64
-
-// errHandlerExited is the result of a handler that called runtime.Goexit.
-var errHandlerExited = NewRemoteErrString("handler ended its goroutine")
-
-// handlerResult makes a panic of a handler its result.
-func handlerResult(recovered any, result *RemoteErr, id HandlerID, log *slog.Logger) *RemoteErr {
-	if recovered == nil {
-		return result
-	}
-	log.Error("grid: handler panicked", "handler", id, "panic", recovered, "stack", string(debug.Stack()))
-	return NewRemoteErrf("grid: handler %d panicked: %v", id, recovered)
-}
-
-// feedInput hands the client's messages to the handler, and returns a credit
-// for each that it has taken. It closes in at the end of the input, and also
-// when the stream is aborted; the handler's context has ended before then.
-func feedInput[In any](m *muxServer, in chan<- In, decode func([]byte) (In, error)) {
-	defer close(in)
-	for {
-		msg, ok, ended, _ := m.in.hold()
-		switch {
-		case ok:
-			v, err := decode(msg)
-			if err != nil {
-				m.fail(err)
-				return
-			}
-			select {
-			case in <- v:
-			case <-m.dead:
-				return
-			case <-m.returned:
-				return
-			}
-			if grant := m.in.passed(); grant > 0 {
-				m.send(&message{Op: opUnblockClMux, Payload: creditPayload(grant)})
-			}
-		case ended:
-			return
-		default:
-			select {
-			case <-m.in.signal:
-			case <-m.returned:
-				return
-			}
-		}
-	}
-}
-
-// pumpOutput sends what the handler sends, and then its result.
-func pumpOutput[Out any](m *muxServer, out <-chan Out, encode func(Out) ([]byte, error)) {
-	defer m.host.serverDone(m)
-	for {
-		select {
-		case v, ok := <-out:
-			if !ok {
-				out = nil // closed, which it must not be
-				continue
-			}
-			sendOutput(m, v, encode)
-			continue
-		case <-m.returned:
-		}
-		break
-	}
-	m.handlerReturned()
-	// What was sent before the return, and no more: a goroutine that the
-	// handler has left behind must not keep the stream going.
-	for range len(out) {
-		sendOutput(m, <-out, encode)
-	}
-	m.sendResult()
-}
-
-func sendOutput[Out any](m *muxServer, v Out, encode func(Out) ([]byte, error)) {
-	b, err := encode(v)
-	if err != nil {
-		m.fail(fmt.Errorf("grid: handler %d: encoding a message: %w", m.handlerID, err))
-		return
-	}
-	defer bytepool.Put(b)
-	if len(b) > m.maxMessage {
-		m.fail(tooLargeError(len(b), m.maxMessage))
-		return
-	}
-	if m.credits.Reserve(context.Background()) != nil {
-		return // aborted
-	}
-	msg := message{Op: opMuxServerMsg}
-	msg.setPayload(notNil(b))
-	m.send(&msg)
-}
 
 // send queues a message of the stream. Where it fails, the stream has been
 // aborted.

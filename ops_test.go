@@ -10,7 +10,7 @@ import (
 	"github.com/gridrpc/grid/internal/faultconn"
 )
 
-// Lesson A27: each op of the protocol is one that a session knows. What the
+// Lesson 27: each op of the protocol is one that a session knows. What the
 // receivers do is for the tests of each.
 func TestEveryOpHasAReceiver(t *testing.T) {
 	require.Len(t, rawOpNames, len(opNames)-1)
@@ -46,7 +46,7 @@ func TestEveryOpHasAReceiver(t *testing.T) {
 	}
 }
 
-// Lesson A27 (M18567, M18550). That the bytes are there where the flag is, the
+// Lesson 27. That the bytes are there where the flag is, the
 // scripted peer checks with every message that it reads.
 func TestReplyKeepsNoFlagWhoseBytesItDoesNotCarry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

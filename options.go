@@ -136,8 +136,8 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 		return nil, errors.New("grid: ManagerOptions.AuthFn is missing, and Insecure is not set")
 	case o.AuthToken == nil && !o.Insecure:
 		return nil, errors.New("grid: ManagerOptions.AuthToken is missing, and Insecure is not set")
-	case o.RoutePath != "" && !strings.HasPrefix(o.RoutePath, "/"):
-		return nil, fmt.Errorf("grid: RoutePath %q does not begin with a slash", o.RoutePath)
+	case o.RoutePath != "" && !isPath(o.RoutePath):
+		return nil, fmt.Errorf("grid: RoutePath %q is no URL path that begins with a slash", o.RoutePath)
 	case o.MaxMessageSize < 0 || o.MaxMessageSize > maxMaxMessageSize:
 		return nil, fmt.Errorf("grid: MaxMessageSize is %d, must be 1 to %d, or 0 for the default", o.MaxMessageSize, maxMaxMessageSize)
 	case o.MaxHandlers < 0:
@@ -202,6 +202,12 @@ func checkHost(host string) error {
 		}
 	}
 	return nil
+}
+
+// isPath tells whether s is a path that needs no escaping in a URL.
+func isPath(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && strings.HasPrefix(s, "/") && u.EscapedPath() == s && u.Host == ""
 }
 
 // dialURL is the websocket URL of a host.

@@ -68,30 +68,36 @@ func (q *outQueue) init(crc flags) {
 // message takes its number from seq, if that is given, and increments it.
 // m.Payload stays the caller's. After an error nothing was queued.
 func (q *outQueue) send(done <-chan struct{}, m *message, seq *uint32) error {
-	m.Flags |= q.crc
 	for {
-		q.mu.Lock()
-		if q.err != nil {
-			q.mu.Unlock()
-			return q.err
+		room, err := q.trySend(m, seq)
+		if room == nil {
+			return err
 		}
-		if q.batch.count == 0 || len(q.batch.buf)+m.Msgsize() <= pendingLimit {
-			q.addLocked(m, seq)
-			q.mu.Unlock()
-			return nil
-		}
-		if q.room == nil {
-			q.room = make(chan struct{})
-		}
-		room := q.room
-		q.mu.Unlock()
-
 		select {
 		case <-room:
 		case <-done:
 			return errSendCancelled
 		}
 	}
+}
+
+// trySend is send without the wait. Where there is no room it returns what is
+// closed when that may have changed.
+func (q *outQueue) trySend(m *message, seq *uint32) (room <-chan struct{}, err error) {
+	m.Flags |= q.crc
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.err != nil {
+		return nil, q.err
+	}
+	if q.batch.count > 0 && len(q.batch.buf)+m.Msgsize() > pendingLimit {
+		if q.room == nil {
+			q.room = make(chan struct{})
+		}
+		return q.room, nil
+	}
+	q.addLocked(m, seq)
+	return nil, nil
 }
 
 // post queues m without ever waiting. It fails when the queue is closed, or

@@ -19,7 +19,7 @@ import (
 // loss of a session that had lived.
 const reconnectTime = minBackoff * 3 / 2
 
-// Lesson A13 (M19101, M19964).
+// Lesson 13.
 func TestReconnectsAfterACutWithTheQueueFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var ran atomic.Int64
@@ -65,14 +65,14 @@ func TestReconnectsAfterACutWithTheQueueFull(t *testing.T) {
 			g.waitConnected()
 			require.LessOrEqual(t, time.Since(begin), reconnectTime)
 			g.requireWorks()
-			// Lesson A17: what failed with the queue does not run later.
+			// Lesson 17: what failed with the queue does not run later.
 			time.Sleep(time.Minute)
 			require.Zero(t, ran.Load(), "round %d", round)
 		}
 	})
 }
 
-// Lesson A13, the same with answers that nobody reads: a peer that floods, and
+// Lesson 13, the same with answers that nobody reads: a peer that floods, and
 // does not read, must not keep the next connection from working.
 func TestReconnectsAfterAFloodOfWhatMustBeAnswered(t *testing.T) {
 	for name, flood := range map[string]func(i int) rawMsg{
@@ -126,7 +126,7 @@ func TestReconnectsAfterAFloodOfWhatMustBeAnswered(t *testing.T) {
 	}
 }
 
-// Lesson A15 (M18840, M18862, M18889).
+// Lesson 15.
 func TestBothSidesRestartDropAndDialAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newTestGrid(t, 2, nil)
@@ -188,7 +188,7 @@ func TestBothSidesRestartDropAndDialAtOnce(t *testing.T) {
 	})
 }
 
-// Lesson A16: a minute of the bubble's time would pass if a call were forgotten
+// Lesson 16: a minute of the bubble's time would pass if a call were forgotten
 // between two tables.
 func TestCallStartedWhileTheLinkDropsFailsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -228,7 +228,7 @@ func TestCallStartedWhileTheLinkDropsFailsAtOnce(t *testing.T) {
 	})
 }
 
-// Lesson A17.
+// Lesson 17.
 func TestAnswerOfAnOldSessionNeverReachesTheNewCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := map[string]chan struct{}{}

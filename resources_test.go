@@ -53,7 +53,7 @@ type rawCaller interface {
 	NewStream(context.Context, HandlerID, []byte) (*Stream, error)
 }
 
-// Lesson A29 (M18956, M18987).
+// Lesson 29.
 func TestCallsUnderOneParentContextLeaveNothing(t *testing.T) {
 	g := newTCPGrid(t, 2, nil)
 	n := g.nodes[1]
@@ -76,7 +76,7 @@ func TestCallsUnderOneParentContextLeaveNothing(t *testing.T) {
 		}
 		b, err := conn.SingleRequest(ctx, testEcho, []byte("payload"))
 		PutByteBuffer(b)
-		if err != nil || i%10 != 0 {
+		if err != nil || i%5 != 0 {
 			return err
 		}
 		st, err := conn.NewStream(ctx, testTwoWay, []byte("payload"))
@@ -115,7 +115,7 @@ func TestCallsUnderOneParentContextLeaveNothing(t *testing.T) {
 	}
 }
 
-// Lesson A30 (M18813).
+// Lesson 30.
 func TestHeapIsBackAfterAHugeMessage(t *testing.T) {
 	g := newTCPGrid(t, 2, nil)
 	g.requireMeshWorks()
@@ -209,7 +209,7 @@ func TestIdleConnectionIsSmall(t *testing.T) {
 	runtime.KeepAlive(g)
 }
 
-// Lesson A31.
+// Lesson 31.
 func TestCallerAndSubrouteAreReadableFromOneContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newTestGrid(t, 2, nil)

@@ -71,7 +71,11 @@ func (b *backoff) reset() { b.next = 0 }
 func (b *backoff) wait(ctx context.Context) {
 	b.next = min(max(2*b.next, minBackoff), maxBackoff)
 	// Jitter, so that the hosts of a cluster do not come all at once.
-	t := time.NewTimer(min(b.next+rand.N(b.next/2), maxBackoff))
+	pause := b.next + rand.N(b.next/2)
+	if pause > maxBackoff {
+		pause = maxBackoff - rand.N(maxBackoff/4)
+	}
+	t := time.NewTimer(pause)
 	defer t.Stop()
 	select {
 	case <-t.C:

@@ -85,6 +85,11 @@ func (s *session) run() error {
 	// Under the lock of tick's rearming, so that a close meanwhile stops it.
 	s.live.mu.Lock()
 	s.ticker = time.AfterFunc(s.period, s.tick)
+	select {
+	case <-s.done: // before it began
+		s.ticker.Stop()
+	default:
+	}
 	s.live.mu.Unlock()
 
 	s.close(s.read())
@@ -216,10 +221,7 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 		m.Sub = sub
 		m.Flags |= flagSubroute
 	}
-	if err := s.out.send(ctx.Done(), &m, nil); err != nil {
-		if err == errSendCancelled {
-			err = context.Cause(ctx)
-		}
+	if err := s.sendRequest(ctx, c, &m); err != nil {
 		return s.calls.abandon(c, err)
 	}
 	if ctx.Done() == nil {
@@ -231,6 +233,24 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 	case <-ctx.Done():
 		return s.calls.abandon(c, context.Cause(ctx))
 	}
+}
+
+// sendRequest queues a request, waiting for room until its deadline, which may
+// be the default one.
+func (s *session) sendRequest(ctx context.Context, c *call, m *message) error {
+	if room, err := s.out.trySend(m, nil); room == nil {
+		return err
+	}
+	if !c.expires.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, c.expires)
+		defer cancel()
+	}
+	err := s.out.send(ctx.Done(), m, nil)
+	if err == errSendCancelled {
+		err = context.Cause(ctx)
+	}
+	return err
 }
 
 // openStream opens a stream and waits until the peer has taken it on.

@@ -123,7 +123,7 @@ func TestConnectionGoesThroughItsStates(t *testing.T) {
 	})
 }
 
-// Lesson A20.
+// Lesson 20.
 func TestWaitForConnectWithACancelledContextLeavesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := newLoneGrid(t, faultconn.NewNetwork(), true, nil)

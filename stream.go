@@ -146,7 +146,7 @@ func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req
 
 // drainLook is how often a stream that has ended is looked at for whether
 // anybody still holds it.
-const drainLook = time.Minute
+const drainLook = 5 * time.Second
 
 // drainRequests throws away what is sent to a stream that has ended, so that a
 // sender that has not noticed does not block for ever. That nobody holds owner
@@ -169,7 +169,17 @@ func drainRequests[Owner, Req any](owner weak.Pointer[Owner], reqs <-chan Req, c
 			}
 			used = false
 		case <-closing:
-			return
+			// Whoever is already waiting is let go.
+			for {
+				select {
+				case _, ok := <-reqs:
+					if ok {
+						continue
+					}
+				default:
+				}
+				return
+			}
 		}
 	}
 }

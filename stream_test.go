@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -98,12 +99,18 @@ func TestStreamSendAndCloseSend(t *testing.T) {
 			}
 			s.CloseSend()
 			s.CloseSend()
-			sent <- s.Send([]byte("more"))
+			sent <- nil
 		}()
 		got, err := collect(s, 0)
 		require.NoError(t, err)
 		require.Equal(t, numbered(200), got)
-		require.ErrorContains(t, <-sent, "input was closed")
+		require.NoError(t, <-sent)
+		require.Equal(t, io.EOF, s.Send([]byte("more")))
+
+		s, err = c.NewStream(t.Context(), testBlock, nil)
+		require.NoError(t, err)
+		s.CloseSend()
+		require.ErrorContains(t, s.Send([]byte("more")), "input was closed")
 	})
 }
 

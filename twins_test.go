@@ -59,7 +59,7 @@ func (tw *twinGrid) startTwin(log *slog.Logger) *Manager {
 	return m
 }
 
-// Lesson A26: the second is refused clearly for as long as the first is alive,
+// Lesson 26: the second is refused clearly for as long as the first is alive,
 // and nobody evicts anybody.
 func TestSecondProcessUnderOneNameIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -101,7 +101,7 @@ func TestSecondProcessUnderOneNameIsRefused(t *testing.T) {
 	})
 }
 
-// Lesson A4 and A26: what is open on the dead one ends, and not cleanly.
+// Lessons 4 and 26: what is open on the dead one ends, and not cleanly.
 func TestDeadProcessIsReplacedWithinAboutASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tw := newTwinGrid(t, nil)

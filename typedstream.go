@@ -96,7 +96,10 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) Register(m *Manager, handle func
 	if handle == nil {
 		return fmt.Errorf("grid: nil handler for ID %d", h.id)
 	}
-	in, withPayload := h.inCapacity(), h.withPayload()
+	return h.register(m, h.inCapacity(), h.withPayload(), handle, subroute)
+}
+
+func (h *StreamTypeHandler[Payload, Req, Resp]) register(m *Manager, in int, withPayload bool, handle func(ctx context.Context, p Payload, in <-chan Req, out chan<- Resp) *RemoteErr, subroute []string) error {
 	if in > 0 && h.reqs.newFn == nil {
 		return fmt.Errorf("grid: handler %d has InCapacity %d, but no constructor for requests", h.id, in)
 	}
@@ -133,10 +136,13 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) RegisterNoInput(m *Manager, hand
 	if handle == nil {
 		return fmt.Errorf("grid: nil handler for ID %d", h.id)
 	}
-	h.noInput.Store(true)
-	return h.Register(m, func(ctx context.Context, p Payload, _ <-chan Req, out chan<- Resp) *RemoteErr {
+	err := h.register(m, 0, h.withPayload(), func(ctx context.Context, p Payload, _ <-chan Req, out chan<- Resp) *RemoteErr {
 		return handle(ctx, p, out)
-	}, subroute...)
+	}, subroute)
+	if err == nil {
+		h.noInput.Store(true)
+	}
+	return err
 }
 
 // RegisterNoPayload is Register for a handler without a payload. From then on h
@@ -145,10 +151,13 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) RegisterNoPayload(m *Manager, ha
 	if handle == nil {
 		return fmt.Errorf("grid: nil handler for ID %d", h.id)
 	}
-	h.noPayload.Store(true)
-	return h.Register(m, func(ctx context.Context, _ Payload, in <-chan Req, out chan<- Resp) *RemoteErr {
+	err := h.register(m, h.inCapacity(), false, func(ctx context.Context, _ Payload, in <-chan Req, out chan<- Resp) *RemoteErr {
 		return handle(ctx, in, out)
-	}, subroute...)
+	}, subroute)
+	if err == nil {
+		h.noPayload.Store(true)
+	}
+	return err
 }
 
 func (h *StreamTypeHandler[Payload, Req, Resp]) inCapacity() int {

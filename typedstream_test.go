@@ -229,13 +229,16 @@ func TestTypedStreamUndecodableMessageEndsBothSides(t *testing.T) {
 				}))
 				s, err := h.Call(t.Context(), c, newFickle())
 				require.NoError(t, err)
+				sent := make(chan struct{})
 				go func() {
 					for _, text := range []string{"good", text, "not to be seen", "not to be seen"} {
 						s.Requests <- &fickle{Text: text}
 					}
 					close(s.Requests)
+					close(sent)
 				}()
 				err = s.Results(nil)
+				<-sent
 				require.ErrorContains(t, err, "coding *grid.fickle: ")
 				require.ErrorContains(t, err, "fickle")
 				local := text == marshalError || text == marshalPanic
@@ -287,7 +290,7 @@ func TestTypedStreamSendOfTheUnencodableIsRefusedAndTheStreamLivesOn(t *testing.
 		got, err := collectTyped(s)
 		require.NoError(t, err)
 		require.Equal(t, []string{"payload", "good"}, got)
-		require.ErrorContains(t, s.Send(newFickle()), "input was closed")
+		require.ErrorIs(t, s.Send(newFickle()), io.EOF)
 	})
 }
 
@@ -311,13 +314,16 @@ func TestTypedStreamHandlerPanicIsAnErrorAndNothingLeaks(t *testing.T) {
 			}))
 			s, err := h.Call(t.Context(), c, newFickle())
 			require.NoError(t, err)
+			sent := make(chan struct{})
 			go func() {
 				for range 20 {
 					s.Requests <- newFickle()
 				}
 				close(s.Requests)
+				close(sent)
 			}()
 			_, err = collectTyped(s)
+			<-sent
 			requireKind(t, err, isRemote, name)
 			require.ErrorContains(t, err, bad.want)
 			synctest.Wait()

@@ -73,10 +73,6 @@ func Dial(ctx context.Context, url string, o DialOptions) (*Conn, error) {
 	if err == nil && len(resp.Header.Values("Sec-Websocket-Extensions")) > 0 {
 		err = errors.New("server chose a websocket extension that was not offered")
 	}
-	if err == nil {
-		// The dialer has left its deadline on the socket.
-		err = ws.NetConn().SetDeadline(noDeadline)
-	}
 	if err != nil {
 		if l != nil {
 			l.Close()

@@ -7,6 +7,7 @@
 package wsconn
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -65,8 +66,8 @@ func newConn(ws *websocket.Conn, l *link, limit int64) *Conn {
 }
 
 // OnPing sets a function that the reader calls, and that must not block, when
-// a websocket ping waits to be answered by [Conn.WritePong]. Set it before the
-// first read.
+// a websocket ping waits to be answered by [Conn.WritePong]. It is set by the
+// reader, between two reads.
 func (c *Conn) OnPing(f func()) { c.onPing = f }
 
 // ReadMessage reads the next binary message into a buffer from bytepool, which
@@ -161,6 +162,15 @@ type link struct {
 	net.Conn
 	counters      Counters
 	read, written atomic.Int64
+}
+
+// Close closes the socket under TLS as well, whose own way of closing writes to
+// it and may wait.
+func (l *link) Close() error {
+	if t, ok := l.Conn.(*tls.Conn); ok {
+		return t.NetConn().Close()
+	}
+	return l.Conn.Close()
 }
 
 func (l *link) Read(p []byte) (int, error) {

@@ -1,0 +1,65 @@
+package grid
+
+import (
+	"fmt"
+
+	"github.com/tinylib/msgp/msgp"
+
+	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/credit"
+)
+
+// What the two ends of a stream have in common: credits and payloads as they
+// travel.
+
+// creditPayload is the payload of a message that returns n credits.
+func creditPayload(n int) []byte {
+	if n == 1 {
+		return nil
+	}
+	return appendCredits(n)
+}
+
+// appendCredits encodes a number of credits.
+func appendCredits(n int) []byte { return msgp.AppendUint(nil, uint(n)) }
+
+// parseCredits reads a number of credits.
+func parseCredits(b []byte) (int, error) {
+	n, rest, err := msgp.ReadUint64Bytes(b)
+	if err != nil || len(rest) > 0 || n > maxCapacity {
+		return 0, protocolErrorf("bad number of credits %x", b)
+	}
+	return int(n), nil
+}
+
+// addCredits takes in the credits that msg returns.
+func addCredits(c *credit.Credits, msg *message, wide bool) error {
+	n := 1
+	if wide && len(msg.Payload) > 0 {
+		var err error
+		if n, err = parseCredits(msg.Payload); err != nil {
+			return err
+		}
+	}
+	if err := c.Add(n); err != nil {
+		return fmt.Errorf("%w: %v returns more credits than the stream has", ErrFlowControl, msg.Op)
+	}
+	return nil
+}
+
+// notNil makes nil empty: a stream message is never sent with a nil payload
+// (section 5).
+func notNil(b []byte) []byte {
+	if b == nil {
+		return []byte{}
+	}
+	return b
+}
+
+// ownedPayload copies a payload out of the read buffer.
+func ownedPayload(m *message) []byte {
+	if len(m.Payload) == 0 {
+		return m.Payload
+	}
+	return append(bytepool.Get(len(m.Payload)), m.Payload...)
+}
