@@ -107,7 +107,9 @@ func (s *session) onRequest(m *message) {
 // run implements task.
 func (t *singleTask) run() {
 	s := t.s
-	m := message{MuxID: t.id, Op: opResponse, Flags: flagEOF}
+	// The slot is held until the answer is queued: who waits for room needs one
+	// too.
+	m := message{MuxID: t.id, Op: opResponse, Flags: flagEOF, slot: &s.conn.slots}
 	var resp []byte
 	result := errHandlerExited // stays if the handler ends its goroutine
 	defer func() {
@@ -128,8 +130,7 @@ func (t *singleTask) run() {
 		}
 		*t = singleTask{}
 		singleTasks.Put(t)
-		// Not before the answer is queued: who waits for room needs a slot too.
-		s.conn.slots.release()
+		m.freeSlot() // where nothing was sent
 	}()
 	resp, result = t.fn(t.payload)
 }
@@ -169,6 +170,7 @@ func (s *session) onConnectMux(m *message) {
 		return
 	}
 	c := newMuxServer(s, m, h.stream, s.wide(), &s.conn.caller, s.opts.MaxMessageSize, s.now)
+	c.slot = &s.conn.slots
 	if !s.served.add(c.id, c) {
 		c.cancel(ErrDisconnected)
 		PutByteBuffer(c.payload)
@@ -208,11 +210,13 @@ func noHandlerText(kind string, m *message, otherKind bool) string {
 
 // admit takes a slot for a handler, or says why there is none.
 func (s *session) admit(m *message) (refusal string) {
-	if s.conn.draining.Load() {
-		return "grid: " + errShuttingDown.Error()
-	}
 	if !s.conn.slots.acquire(s.opts.MaxHandlers) {
 		return fmt.Sprintf("grid: handler %d refused: %d handlers are running for this host, which is the limit", m.Handler, s.opts.MaxHandlers)
+	}
+	// In this order, so that a shutdown sees the slot or the handler the shutdown.
+	if s.conn.draining.Load() {
+		s.conn.slots.release()
+		return "grid: " + errShuttingDown.Error()
 	}
 	return ""
 }
@@ -240,7 +244,7 @@ func (s *session) toServer(m *message, f func(*muxServer, *message)) bool {
 }
 
 func (s *session) onMuxClientMsg(m *message) {
-	if !s.toServer(m, (*muxServer).onMessage) && m.Flags&flagEOF == 0 {
+	if !s.toServer(m, (*muxServer).onMessage) && m.Flags&flagEOF == 0 && s.lostServed.due(m.MuxID) {
 		s.post(&message{MuxID: m.MuxID, Op: opDisconnectClientMux}, nil)
 	}
 }
@@ -264,7 +268,7 @@ func (s *session) onClientMsg(m *message, f func(*muxClient, *message)) {
 	if s.calls.waits(m.MuxID) {
 		s.calls.answer(m.MuxID, answer{err: protocolErrorf("%v to a single request", m.Op)})
 	}
-	if m.Flags&flagEOF == 0 {
+	if m.Flags&flagEOF == 0 && s.lostStreams.due(m.MuxID) {
 		s.post(&message{MuxID: m.MuxID, Op: opDisconnectServerMux}, nil)
 	}
 }
@@ -278,6 +282,29 @@ func (s *session) onDisconnectClientMux(m *message) {
 		err = remote
 	}
 	s.calls.answer(m.MuxID, answer{err: err})
+}
+
+// answeredIDs counts how often a message for a mux that is not known was
+// answered, for the last ones at least. A stream that ends in full flow is not
+// answered for every message that was on its way.
+type answeredIDs map[uint64]int
+
+const (
+	maxAnswers     = 4
+	maxAnsweredIDs = 1024
+)
+
+// due tells whether an answer is due to one more message for id.
+func (a *answeredIDs) due(id uint64) bool {
+	n := (*a)[id]
+	if n == maxAnswers {
+		return false
+	}
+	if *a == nil || n == 0 && len(*a) == maxAnsweredIDs {
+		*a = make(answeredIDs)
+	}
+	(*a)[id] = n + 1
+	return true
 }
 
 func (s *session) onPing(m *message) error {

@@ -135,6 +135,9 @@ func (b *inbox) passed() (grant int) {
 
 func (b *inbox) nextLocked() (msg []byte, ok, ended bool, err error) {
 	if b.head == len(b.queue) {
+		if b.ended {
+			b.signalLocked() // for whoever else may wait
+		}
 		return nil, false, b.ended, b.err
 	}
 	msg = b.queue[b.head]

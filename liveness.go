@@ -76,9 +76,10 @@ func (s *session) probe(within time.Duration) bool {
 
 var errNoPong = errors.New("no pong for two ping intervals")
 
-// look takes stock. It tells whether to ping, or why the session must end.
+// look takes stock. It tells whether to ping and when a large message last moved,
+// or why the session must end.
 // Deadlines are met a period early rather than late.
-func (l *liveness) look(s *session, now time.Time) (ping bool, err error) {
+func (l *liveness) look(s *session, now time.Time) (ping bool, progress time.Time, err error) {
 	reading, sending := transfer{message: l.messages.Load()}, transfer{message: l.sent.Load()}
 	reading.bytes, reading.underway = s.ws.Reading()
 	sending.bytes, sending.underway = s.ws.Writing()
@@ -95,19 +96,22 @@ func (l *liveness) look(s *session, now time.Time) (ping bool, err error) {
 	l.reading, l.sending = reading, sending
 
 	if now.Sub(l.writing) >= s.opts.WriteTimeout {
-		return false, fmt.Errorf("the peer has read nothing for %v", s.opts.WriteTimeout)
+		return false, now, fmt.Errorf("the peer has read nothing for %v", s.opts.WriteTimeout)
 	}
-	heard := l.ponged
-	if l.progress.After(heard) {
-		heard = l.progress
-	}
-	if now.Sub(heard) >= 2*s.opts.PingInterval-s.period {
-		return false, errNoPong
+	if now.Sub(later(l.ponged, l.progress)) >= 2*s.opts.PingInterval-s.period {
+		return false, now, errNoPong
 	}
 	if ping = now.Sub(l.pinged) >= s.opts.PingInterval-s.period; ping {
 		l.pinged = now
 	}
-	return ping, nil
+	return ping, l.progress, nil
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
 }
 
 // tickPeriod is how often a session looks after its timeouts.
@@ -119,7 +123,7 @@ func tickPeriod(o *ManagerOptions) time.Duration {
 // but short locks, and rearms itself.
 func (s *session) tick() {
 	now := time.Now()
-	ping, err := s.live.look(s, now)
+	ping, progress, err := s.live.look(s, now)
 	if err != nil {
 		s.close(err)
 		return
@@ -129,10 +133,10 @@ func (s *session) tick() {
 	}
 	s.calls.expire(now)
 	for _, m := range s.streams.all(nil) {
-		m.tick(now, s.opts.StreamPingInterval, s.period)
+		m.tick(now, progress, s.opts.StreamPingInterval, s.period)
 	}
 	for _, m := range s.served.all(nil) {
-		m.tick(now, s.opts.StreamPingInterval)
+		m.tick(now, progress, s.opts.StreamPingInterval)
 	}
 	s.workers.trim()
 

@@ -33,6 +33,18 @@ type message struct {
 
 	// Sub follows the message where flagSubroute is set.
 	Sub *subHandlerID `msg:"-"`
+
+	// slot, if set, is freed when the message is queued: who gets it may ask
+	// for the next handler.
+	slot *slots `msg:"-"`
+}
+
+// freeSlot frees the slot that the message holds, if any.
+func (m *message) freeSlot() {
+	if m.slot != nil {
+		m.slot.release()
+		m.slot = nil
+	}
 }
 
 // connectReq is the payload of Connect (section 3).

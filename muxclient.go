@@ -400,12 +400,13 @@ func (m *muxClient) onPong(p *pongMsg) {
 	}
 }
 
-// tick pings the stream and looks after its life (section 7).
-func (m *muxClient) tick(now time.Time, interval, slack time.Duration) {
+// tick pings the stream and looks after its life (section 7). progress is when a
+// large message last moved, behind which nothing else gets through.
+func (m *muxClient) tick(now, progress time.Time, interval, slack time.Duration) {
 	if !m.asked.Load() || !m.deadline.IsZero() && m.deadline.Sub(now) <= interval {
 		return
 	}
-	if now.Sub(time.Unix(0, m.heard.Load())) >= 2*interval-slack {
+	if now.Sub(later(time.Unix(0, m.heard.Load()), progress)) >= 2*interval-slack {
 		m.finish(disconnected(errors.New("nothing heard of the stream for two ping intervals")), tellPeer)
 		return
 	}

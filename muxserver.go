@@ -17,8 +17,6 @@ type serverHost interface {
 	frameSender
 	// serverEnded takes the stream out of the session's table.
 	serverEnded(m *muxServer)
-	// serverDone frees the handler's slot.
-	serverDone(m *muxServer)
 	logger() *slog.Logger
 }
 
@@ -40,7 +38,7 @@ type muxServer struct {
 	payload    []byte // the handler's, once it runs
 	ctx        context.Context
 	cancel     context.CancelCauseFunc
-	deadline   time.Time     // zero for none
+	deadline   time.Time // zero for none
 	maxMessage int
 	dead       chan struct{} // closed by abort
 	returned   chan struct{} // closed when the handler has returned, with result
@@ -49,6 +47,7 @@ type muxServer struct {
 	credits credit.Credits // for what we send
 	sendSeq uint32         // guarded by the outgoing queue
 	result  *RemoteErr     // of the handler; published by returned
+	slot    *slots         // the handler's, until all is sent; its output pump's own
 
 	// The reader's own.
 	recvSeq  uint32
@@ -216,11 +215,12 @@ func (m *muxServer) sendResult() {
 		_ = m.credits.Reserve(context.Background())
 	}
 	if !m.isAborted() {
-		msg := message{Op: opMuxServerMsg, Flags: flagEOF}
+		msg := message{Op: opMuxServerMsg, Flags: flagEOF, slot: m.slot}
 		if m.result != nil {
 			msg.setError(m.result.Error())
 		}
 		m.send(&msg)
+		m.slot = msg.slot
 	}
 	// The end of a stream that has ended: it only releases what it holds.
 	m.abort(errStreamOver, 0)
@@ -287,11 +287,11 @@ func (m *muxServer) onDisconnect(msg *message) {
 }
 
 // tick aborts a stream whose client has fallen silent (section 7).
-func (m *muxServer) tick(now time.Time, interval time.Duration) {
+func (m *muxServer) tick(now, progress time.Time, interval time.Duration) {
 	if !m.deadline.IsZero() && m.deadline.Sub(now) <= 4*interval {
 		return
 	}
-	if now.Sub(time.Unix(0, m.heard.Load())) > 4*interval {
+	if now.Sub(later(time.Unix(0, m.heard.Load()), progress)) > 4*interval {
 		m.abort(disconnected(errors.New("the client has not pinged its stream")), tellReason)
 	}
 }

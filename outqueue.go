@@ -13,9 +13,9 @@ const (
 	// taken when nothing else waits.
 	pendingLimit = 256 << 10
 	// postedLimit bounds what may be queued without waiting: answers that the
-	// reader owes. A peer that makes us owe more than that, and does not read
-	// it, is misbehaving.
-	postedLimit = 256 << 10
+	// reader owes. Ten thousand refusals, or pongs, at once are honest; a peer
+	// that makes us owe more than this, and does not read it, is misbehaving.
+	postedLimit = 4 << 20
 	// urgentLimit is the same for connection pings and pongs.
 	urgentLimit = 4 << 10
 	// firstBuffer is what a session that was idle starts its batch with.
@@ -139,6 +139,7 @@ func (q *outQueue) addLocked(m *message, seq *uint32) {
 		m.Seq = *seq
 		*seq++
 	}
+	m.freeSlot()
 	q.batch.add(m, q.hint)
 	q.wakeLocked()
 }

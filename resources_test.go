@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid/internal/bytepool"
 )
 
 // heap is what is in use once the garbage is collected.
@@ -22,6 +24,15 @@ func heap() int64 {
 	}
 	runtime.ReadMemStats(&m)
 	return int64(m.HeapAlloc)
+}
+
+// scaled is n, or less where the race detector makes everything slow. Its pool
+// keeps some more than the other, so that small figures mean little there.
+func scaled(n int) int {
+	if bytepool.Strict {
+		return n / 5
+	}
+	return n
 }
 
 // watchedContext counts those who watch it and have not stopped to.
@@ -103,10 +114,12 @@ func TestCallsUnderOneParentContextLeaveNothing(t *testing.T) {
 		}
 		calls(1000)
 		before := heap()
-		calls(10_000)
+		calls(scaled(10_000))
 		grown := heap() - before
 		t.Logf("%s: heap has grown by %d bytes", name, grown)
-		require.Less(t, grown, int64(500_000), "%s: 50 bytes a call", name)
+		if !bytepool.Strict {
+			require.Less(t, grown, int64(200_000), "%s: 20 bytes a call", name)
+		}
 		require.Zero(t, parent.watchers.Load(), "%s: somebody still watches the parent", name)
 		for i := range 2 {
 			st := g.conn(i, 1-i).Stats()
@@ -120,7 +133,7 @@ func TestHeapIsBackAfterAHugeMessage(t *testing.T) {
 	g := newTCPGrid(t, 2, nil)
 	g.requireMeshWorks()
 	before := heap()
-	const size = 31 << 20
+	size := scaled(31 << 20)
 	b, err := g.conn(0, 1).SingleRequest(t.Context(), testEcho, make([]byte, size))
 	require.NoError(t, err)
 	require.Len(t, b, size)

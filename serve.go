@@ -85,7 +85,11 @@ func feedInput[In any](m *muxServer, in chan<- In, decode func([]byte) (In, erro
 
 // pumpOutput sends what the handler sends, and then its result.
 func pumpOutput[Out any](m *muxServer, out <-chan Out, encode func(Out) ([]byte, error)) {
-	defer m.host.serverDone(m)
+	defer func() {
+		if m.slot != nil {
+			m.slot.release()
+		}
+	}()
 	for {
 		select {
 		case v, ok := <-out:

@@ -46,6 +46,8 @@ type session struct {
 	tasks   []task
 	now     time.Time // when the present websocket message had been read
 	unknown [4]uint64 // the unknown ops that were logged, a bit each
+	// Streams that are not known, and whose peer was told so.
+	lostStreams, lostServed answeredIDs
 
 	live liveness
 
@@ -198,7 +200,6 @@ func (s *session) closeAsync(reason error) {
 
 func (s *session) clientEnded(m *muxClient) { s.streams.remove(m.id) }
 func (s *session) serverEnded(m *muxServer) { s.served.remove(m.id) }
-func (s *session) serverDone(*muxServer)    { s.conn.slots.release() }
 func (s *session) logger() *slog.Logger     { return s.conn.log }
 
 // single makes a single request and waits for its answer.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 var errShuttingDown = errors.New("the manager is shutting down")
@@ -17,8 +18,35 @@ var errShuttingDown = errors.New("the manager is shutting down")
 func (m *Manager) Shutdown(ctx context.Context) error {
 	m.draining.Store(true)
 	err := m.waitIdle(ctx)
+	if err == nil {
+		m.hangUp(ctx)
+	}
 	m.Close()
 	return err
+}
+
+// hangUpTime is how long the peers may take to read the last answers.
+const hangUpTime = time.Second
+
+// hangUp ends the sending side of all connections, and waits until the peers have
+// closed theirs: a socket that is closed with something unread in it takes back
+// what the peer has not read yet.
+func (m *Manager) hangUp(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, hangUpTime)
+	defer cancel()
+	var sessions []*session
+	for _, c := range m.conns {
+		if s := c.session.Load(); s != nil && s.ws.CloseWrite() {
+			sessions = append(sessions, s)
+		}
+	}
+	for _, s := range sessions {
+		select {
+		case <-s.done:
+		case <-m.closing:
+		case <-ctx.Done():
+		}
+	}
 }
 
 // waitIdle waits until no call, stream or handler is under way.

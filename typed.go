@@ -181,7 +181,8 @@ func encode[T RoundTripper](v T) (b []byte, err error) {
 	return b, nil
 }
 
-// decode unmarshals b, all of it, into v. b stays the caller's.
+// decode unmarshals b, all of it, into v. b stays the caller's. A panic becomes an
+// error.
 func decode[T RoundTripper](v T, b []byte) (err error) {
 	defer recovered(&err, "decoding", v)
 	rest, err := v.UnmarshalMsg(b)

@@ -177,17 +177,27 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) decodeRequest(b []byte) (Req, er
 }
 
 func (h *StreamTypeHandler[Payload, Req, Resp]) encodeResponse(v Resp) ([]byte, error) {
-	b, err := encode(v)
-	if !h.sharedResp {
-		h.resps.put(v)
+	if h.sharedResp {
+		return encode(v)
 	}
+	return encodeLast(&h.resps, v)
+}
+
+// encodeLast encodes v and puts it back. It runs on goroutines of grid: a panic of
+// the application's becomes an error.
+func encodeLast[T RoundTripper](p *valuePool[T], v T) (b []byte, err error) {
+	defer recovered(&err, "putting back", v)
+	b, err = encode(v)
+	p.put(v)
 	return b, err
 }
 
-// decodeNext decodes a message of a stream. It owns b.
-func decodeNext[T RoundTripper](p *valuePool[T], b []byte, id HandlerID) (T, error) {
-	v := p.get()
-	err := decode(v, b)
+// decodeNext decodes a message of a stream. It owns b. It runs on goroutines of
+// grid: a panic of the application's becomes an error.
+func decodeNext[T RoundTripper](p *valuePool[T], b []byte, id HandlerID) (v T, err error) {
+	defer recovered(&err, "making", v)
+	v = p.get()
+	err = decode(v, b)
 	PutByteBuffer(b)
 	if err != nil {
 		var zero T
@@ -220,11 +230,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) Call(ctx context.Context, conn S
 	if m.takesData {
 		reqs := make(chan Req)
 		s.Requests = reqs
-		go forwardRequests(s, m, reqs, func(v Req) ([]byte, error) {
-			b, err := encode(v)
-			h.reqs.put(v)
-			return b, err
-		})
+		go forwardRequests(s, m, reqs, func(v Req) ([]byte, error) { return encodeLast(&h.reqs, v) })
 	}
 	return s, nil
 }

@@ -140,6 +140,13 @@ func (c *Conn) SetDeadline(t time.Time) error { return c.link.SetDeadline(t) }
 // Close closes the socket at once; a blocked reader and writer return.
 func (c *Conn) Close() error { return c.link.Close() }
 
+// CloseWrite ends what the peer reads, once it has read all that was written, and
+// goes on reading. It returns false where the connection can't.
+func (c *Conn) CloseWrite() bool {
+	w, ok := c.link.Conn.(interface{ CloseWrite() error })
+	return ok && w.CloseWrite() == nil
+}
+
 // Reading reports the bytes read so far, and whether the reader is inside a
 // message.
 func (c *Conn) Reading() (n int64, inMessage bool) { return c.link.read.Load(), c.inMessage.Load() }

@@ -1,0 +1,283 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Honest traffic that makes the other side answer a lot at once is no flood: the
+// link, and what else is on it, lives.
+
+// flow sends as long as it may.
+func flow(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *RemoteErr {
+	for ctx.Err() == nil {
+		out <- []byte{1}
+	}
+	return nil
+}
+
+func TestManyRefusalsAtOnceKeepTheLink(t *testing.T) {
+	const calls = 5000
+	g := newTCPGrid(t, 2, nil)
+	c := g.conn(0, 1)
+	other, err := c.NewStream(t.Context(), testBlock, nil)
+	require.NoError(t, err)
+	defer close(other.Requests)
+	var wg sync.WaitGroup
+	var remote atomic.Int64
+	gate := make(chan struct{})
+	for range calls {
+		wg.Go(func() {
+			<-gate
+			if _, err := c.SingleRequest(t.Context(), testUnused, nil); IsRemoteErr(err) {
+				remote.Add(1)
+			}
+		})
+	}
+	close(gate)
+	wg.Wait()
+	require.EqualValues(t, calls, remote.Load())
+	require.NoError(t, other.Err())
+}
+
+func TestStreamThatIsLeftInFullFlowKeepsTheLink(t *testing.T) {
+	g := newTCPGrid(t, 2, nil)
+	g.stream(maxCapacity, 0, flow)
+	c := g.conn(0, 1)
+	enough := errors.New("enough")
+	for range 30 {
+		st := openStream(t, t.Context(), c)
+		n := 0
+		require.ErrorIs(t, st.Results(func([]byte) error {
+			if n++; n == 1000 {
+				return enough
+			}
+			return nil
+		}), enough)
+		_, err := c.SingleRequest(t.Context(), testEcho, nil)
+		require.NoError(t, err)
+	}
+	require.Zero(t, c.Stats().Reconnects)
+}
+
+func TestStreamWhoseHandlerReturnsInFullFlowKeepsTheLink(t *testing.T) {
+	g := newTCPGrid(t, 2, nil)
+	g.stream(1, maxCapacity, func(_ context.Context, _ []byte, in <-chan []byte, _ chan<- []byte) *RemoteErr {
+		for range 1000 {
+			<-in
+		}
+		return nil
+	})
+	c := g.conn(0, 1)
+	for range 10 {
+		st := openStream(t, t.Context(), c)
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for st.Send([]byte{1}) == nil {
+				}
+			})
+		}
+		require.NoError(t, st.Results(func([]byte) error { return nil }))
+		wg.Wait()
+	}
+	require.Zero(t, c.Stats().Reconnects)
+}
+
+func TestManyStreamsCancelledInFullFlowKeepTheLink(t *testing.T) {
+	g := newTCPGrid(t, 2, nil)
+	g.stream(4096, 0, flow)
+	c := g.conn(0, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	var flowing, ended sync.WaitGroup
+	for range 200 {
+		flowing.Add(1)
+		ended.Go(func() {
+			n := 0
+			st, err := c.NewStream(ctx, testHandler, nil)
+			if err != nil {
+				flowing.Done()
+				return
+			}
+			_ = st.Results(func(b []byte) error {
+				if n++; n == 10 {
+					flowing.Done()
+				}
+				PutByteBuffer(b)
+				return nil
+			})
+		})
+	}
+	flowing.Wait()
+	cancel()
+	ended.Wait()
+	_, err := c.SingleRequest(t.Context(), testEcho, nil)
+	require.NoError(t, err)
+	require.Zero(t, c.Stats().Reconnects)
+}
+
+// All pings of idle streams are due at once.
+func TestManyIdleStreamsLiveAndAreCancelledAtOnce(t *testing.T) {
+	const streams = 8000
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		g.stream(1, 0, func(ctx context.Context, _ []byte, _ <-chan []byte, _ chan<- []byte) *RemoteErr {
+			<-ctx.Done()
+			return nil
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		opened := make([]*Stream, streams)
+		var wg sync.WaitGroup
+		for w := range 64 {
+			wg.Go(func() {
+				for i := w; i < streams; i += 64 {
+					opened[i], _ = c.NewStream(ctx, testHandler, nil)
+				}
+			})
+		}
+		wg.Wait()
+		time.Sleep(time.Minute)
+		for _, st := range opened {
+			require.NotNil(t, st)
+			require.NoError(t, st.Err())
+		}
+		cancel()
+		time.Sleep(time.Second)
+		require.Zero(t, c.Stats().Reconnects)
+		require.Equal(t, StateConnected, c.State())
+	})
+}
+
+// Who has its answer finds a slot for the next request.
+func TestSlotIsFreeOnceTheAnswerHasArrived(t *testing.T) {
+	g := newTCPGrid(t, 2, func(_ int, o *ManagerOptions) { o.MaxHandlers = 1 })
+	c := g.conn(0, 1)
+	for range 1000 {
+		_, err := c.SingleRequest(t.Context(), testEcho, nil)
+		require.NoError(t, err)
+		st, err := c.NewStream(t.Context(), testStream, []byte("x"))
+		require.NoError(t, err)
+		_, err = collect(st, 0)
+		require.NoError(t, err)
+	}
+}
+
+// rateConn writes so many bytes a second.
+type rateConn struct {
+	net.Conn
+	rate int
+}
+
+func (c *rateConn) Write(p []byte) (int, error) {
+	done := 0
+	for done < len(p) {
+		n, err := c.Conn.Write(p[done:min(done+4096, len(p))])
+		if done += n; err != nil {
+			return done, err
+		}
+		time.Sleep(time.Duration(n) * time.Second / time.Duration(c.rate))
+	}
+	return done, nil
+}
+
+func TestIdleStreamLivesBesideALargeMessageThatMoves(t *testing.T) {
+	inPair(t, func(_ int, o *ManagerOptions) {
+		dial := o.Dialer
+		o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			c, err := dial(ctx, network, addr)
+			return &rateConn{c, 100 << 10}, err
+		}
+	}, func(t *testing.T, g *testGrid, c *Connection) {
+		if !c.dials { // who dials writes slowly
+			c = g.conn(1, 0)
+		}
+		st, err := c.NewStream(t.Context(), testBlock, nil)
+		require.NoError(t, err)
+		defer close(st.Requests)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+		defer cancel()
+		start := time.Now()
+		b, err := c.SingleRequest(ctx, testEcho, make([]byte, 10<<20))
+		require.NoError(t, err)
+		PutByteBuffer(b)
+		require.Greater(t, time.Since(start), 90*time.Second)
+		require.NoError(t, st.Err())
+	})
+}
+
+// badRecycler panics when it is put back.
+type badRecycler struct{ Bytes }
+
+func (r *badRecycler) Recycle() { panic("boom in Recycle") }
+
+// The application's code runs on goroutines of grid as well: a panic there must
+// not end the process.
+func TestPanicsOfConstructorsAndRecyclersEndTheStreamOnly(t *testing.T) {
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		newBad := func() *badRecycler { return new(badRecycler) }
+		h := NewStream[*badRecycler](testHandler, nil, newBad, newBad)
+		require.NoError(t, h.RegisterNoPayload(g.nodes[1].Manager, func(ctx context.Context, in <-chan *badRecycler, out chan<- *badRecycler) *RemoteErr {
+			out <- newBad()
+			<-ctx.Done()
+			return nil
+		}))
+		st, err := h.Call(t.Context(), c, nil)
+		require.NoError(t, err)
+		require.ErrorContains(t, st.Results(func(*badRecycler) error { return nil }), "boom in Recycle")
+		close(st.Requests)
+		st, err = h.Call(t.Context(), c, nil)
+		require.NoError(t, err)
+		st.Requests <- newBad()
+		require.ErrorContains(t, st.Results(func(*badRecycler) error { return nil }), "boom in Recycle")
+		close(st.Requests)
+
+		made := NewStream[*Bytes](testHandler+1, nil, func() *Bytes { panic("boom in the constructor") }, NewBytes)
+		require.NoError(t, made.RegisterNoPayload(g.nodes[1].Manager, func(ctx context.Context, in <-chan *Bytes, _ chan<- *Bytes) *RemoteErr {
+			<-in
+			return NewRemoteErr(context.Cause(ctx))
+		}))
+		s, err := made.Call(t.Context(), c, nil)
+		require.NoError(t, err)
+		require.NoError(t, s.Send(new(Bytes)))
+		require.ErrorContains(t, s.Results(func(*Bytes) error { return nil }), "boom in the constructor")
+		s.CloseSend()
+	})
+}
+
+// Calls that the remote has let in are answered, however many are made while it
+// shuts down.
+func TestShutdownUnderLoadAnswersWhatItLetIn(t *testing.T) {
+	for range 20 {
+		g := newTCPGrid(t, 2, nil)
+		var ran, answered atomic.Int64
+		g.single(func(b []byte) ([]byte, *RemoteErr) { ran.Add(1); return b, nil })
+		started := make(chan struct{}, 8)
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for i := 0; ; i++ {
+					b, err := g.conn(0, 1).SingleRequest(context.Background(), testHandler, []byte("x"))
+					if err != nil {
+						return
+					}
+					PutByteBuffer(b)
+					if answered.Add(1); i == 20 {
+						started <- struct{}{}
+					}
+				}
+			})
+		}
+		<-started
+		require.NoError(t, g.nodes[1].Shutdown(context.Background()))
+		wg.Wait()
+		require.Equal(t, ran.Load(), answered.Load())
+		g.stopAll()
+	}
+}
