@@ -78,9 +78,10 @@
 // Everything may be used concurrently unless its documentation says otherwise. A
 // Stream has one consumer; it may be sent to meanwhile.
 //
-// Each handler runs on a goroutine of its own and may block. How many may run
-// for one host at a time is limited by ManagerOptions.MaxHandlers. A panic in one
-// is logged, and its caller gets an error.
+// Handlers run concurrently, never on the goroutine that reads the connection,
+// and may block. How many may run for one host at a time is limited by
+// ManagerOptions.MaxHandlers. A panic in one is logged, and its caller gets an
+// error.
 //
 // # Buffer ownership
 //

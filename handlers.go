@@ -16,7 +16,8 @@ import (
 // such. A non-nil error is what the caller gets, as *[RemoteErr]; the buffer is
 // ignored then. A panic is answered with an error.
 //
-// It runs on a goroutine of its own, concurrently with others, and may block.
+// It never runs on the goroutine that reads the connection, so it may block, and
+// it runs concurrently with others.
 // If the caller's deadline has passed when it returns, nothing is sent.
 type SingleHandlerFn func(payload []byte) ([]byte, *RemoteErr)
 

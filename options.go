@@ -97,7 +97,8 @@ type ManagerOptions struct {
 	StreamPingInterval time.Duration
 
 	// WriteTimeout is how long a write may make no progress at all before the
-	// connection is given up. The default is 20 s.
+	// connection is given up. Progress is seen in steps of 64 KiB, so a link
+	// must carry that much in the time. The default is 20 s.
 	WriteTimeout time.Duration
 
 	// HandshakeTimeout bounds dialling, upgrading and the handshake, each as a

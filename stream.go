@@ -21,6 +21,9 @@ type Stream struct {
 	// once there is no more, also where none was sent. A buffer sent to it is
 	// grid's from then on.
 	//
+	// Until it is closed, a stream that has ended still holds a goroutine, or
+	// for some seconds after nobody holds the Stream any more.
+	//
 	// Sending blocks while the handler has not kept up. It never blocks for
 	// ever: once the stream has ended, what is sent is thrown away. Only a
 	// send after the Manager was closed, or through a copy of this channel
@@ -88,7 +91,8 @@ func (s *Stream) All() iter.Seq2[[]byte, error] { return allOf(s.Results) }
 func (s *Stream) Done() <-chan struct{} { return s.mux.done }
 
 // Err returns nil until Done is closed. Then it is how the stream ended, as
-// Results says it.
+// Results says it; a consumer that stops early after that hears of its own reason
+// from Results only.
 func (s *Stream) Err() error { return s.mux.endError() }
 
 // errBreak ends a stream whose consumer broke off its loop.

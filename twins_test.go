@@ -5,11 +5,14 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid/internal/faultconn"
 )
 
 // twinGrid is a grid of two, and a second process that goes by the name of one
@@ -98,6 +101,38 @@ func TestSecondProcessUnderOneNameIsRefused(t *testing.T) {
 		b, err := c.SingleRequest(t.Context(), testEcho, []byte("twin"))
 		require.NoError(t, err)
 		PutByteBuffer(b)
+	})
+}
+
+// A link that is so busy that a ping takes longer than the probe is alive.
+func TestSecondProcessIsRefusedWhileTheFirstIsBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tw := newTwinGrid(t, func(c net.Conn) net.Conn {
+			w := faultconn.Wrap(c)
+			w.WriteLimit(32 << 10)
+			return w
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		var senders sync.WaitGroup
+		for range 40 {
+			senders.Go(func() {
+				for ctx.Err() == nil {
+					b, err := tw.conn(tw.dialler, tw.acceptor).SingleRequest(ctx, testEcho, make([]byte, 16<<10))
+					if err != nil && ctx.Err() == nil {
+						t.Error(err)
+					}
+					PutByteBuffer(b)
+				}
+			})
+		}
+		time.Sleep(30 * time.Second)
+		rtt := tw.conn(tw.acceptor, tw.dialler).Stats().RoundTrip
+		require.Greater(t, rtt, probeTime, "the case is not what it should be")
+		twin := tw.startTwin(nil)
+		senders.Wait()
+		require.NotEqual(t, StateConnected, twin.Connection(tw.hosts[tw.acceptor]).State())
+		require.Zero(t, tw.conn(tw.acceptor, tw.dialler).Stats().Reconnects, "the first was evicted")
 	})
 }
 
