@@ -223,7 +223,7 @@ func (s *session) admit(m *message) (refusal string) {
 
 func (s *session) onMuxConnectError(m *message) error {
 	var e muxConnectError
-	if _, err := e.UnmarshalMsg(m.Payload); err != nil {
+	if err := unmarshal(e.UnmarshalMsg, m.Payload); err != nil {
 		return protocolErrorf("%v for mux %d: %v", m.Op, m.MuxID, err)
 	}
 	if s.calls.answer(m.MuxID, answer{err: NewRemoteErrString(e.Error)}) {
@@ -317,7 +317,7 @@ func (s *session) onPing(m *message) error {
 	pong := pongMsg{T: s.now}
 	var ping pingMsg
 	if len(m.Payload) > 0 {
-		if _, err := ping.UnmarshalMsg(m.Payload); err != nil {
+		if err := unmarshal(ping.UnmarshalMsg, m.Payload); err != nil {
 			return protocolErrorf("%v: %v", m.Op, err)
 		}
 		pong.T = ping.T
@@ -327,7 +327,7 @@ func (s *session) onPing(m *message) error {
 
 func (s *session) onPong(m *message) error {
 	var p pongMsg
-	if _, err := p.UnmarshalMsg(m.Payload); err != nil {
+	if err := unmarshal(p.UnmarshalMsg, m.Payload); err != nil {
 		return protocolErrorf("%v for mux %d: %v", m.Op, m.MuxID, err)
 	}
 	if m.MuxID == 0 {

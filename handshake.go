@@ -118,7 +118,7 @@ func writeHandshake(ws *wsconn.Conn, o op, payload []byte) error {
 }
 
 // readHandshake reads the message of the handshake that must come next.
-func readHandshake(ws *wsconn.Conn, want op, unmarshal func([]byte) ([]byte, error)) error {
+func readHandshake(ws *wsconn.Conn, want op, decode func([]byte) ([]byte, error)) error {
 	b, err := ws.ReadMessage()
 	if err != nil {
 		return err
@@ -131,7 +131,7 @@ func readHandshake(ws *wsconn.Conn, want op, unmarshal func([]byte) ([]byte, err
 	if m.Op != want {
 		return protocolErrorf("%v in place of %v", m.Op, want)
 	}
-	if _, err := unmarshal(m.Payload); err != nil {
+	if err := unmarshal(decode, m.Payload); err != nil {
 		return protocolErrorf("%v: %v", m.Op, err)
 	}
 	return nil

@@ -186,6 +186,7 @@ func (m *message) appendTo(b []byte) []byte {
 // Sub point into b. For a merged message it returns the bytes that follow; any
 // other must fill b.
 func (m *message) parse(b []byte) (rest []byte, err error) {
+	defer guard(&err)
 	rest, err = m.UnmarshalMsg(b)
 	if err != nil {
 		return nil, protocolErrorf("undecodable message of %d bytes: %v", len(b), err)
@@ -222,13 +223,31 @@ func (m *message) parse(b []byte) (rest []byte, err error) {
 	return nil, nil
 }
 
+// guard makes a panic of the decoder an error: on 32-bit machines it has one for
+// lengths of 2 GiB and more.
+func guard(err *error) {
+	if p := recover(); p != nil {
+		*err = protocolErrorf("undecodable message: %v", p)
+	}
+}
+
+// unmarshal decodes b by f, which may panic.
+func unmarshal(f func(b []byte) ([]byte, error), b []byte) (err error) {
+	defer guard(&err)
+	_, err = f(b)
+	return err
+}
+
 // eachMerged calls f with each of the count messages of a merged one (section
 // 6), given the bytes that follow its head.
 func eachMerged(count uint32, rest []byte, f func(b []byte) error) error {
 	for i := range count {
 		var b []byte
-		var err error
-		if b, rest, err = msgp.ReadBytesZC(rest); err != nil {
+		err := unmarshal(func(bts []byte) (_ []byte, err error) {
+			b, rest, err = msgp.ReadBytesZC(bts)
+			return rest, err
+		}, rest)
+		if err != nil {
 			return protocolErrorf("merged message %d of %d: %v", i+1, count, err)
 		}
 		if err = f(b); err != nil {

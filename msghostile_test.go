@@ -179,7 +179,7 @@ func TestNothingIsAllocatedOnAClaim(t *testing.T) {
 		input := []byte(payload)
 		for _, c := range all {
 			require.Less(t, allocatedBy(func() {
-				_, err := c.UnmarshalMsg(input)
+				err := unmarshal(c.UnmarshalMsg, input)
 				require.Error(t, err, "%s into %T", name, c)
 			}), uint64(64<<10), "%s into %T", name, c)
 		}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gridrpc/grid/internal/bytepool"
@@ -35,6 +36,7 @@ type session struct {
 	calls   callTable
 	done    chan struct{} // closed by close
 	stopped chan struct{} // closed when the writer is gone
+	hungUp  atomic.Bool   // no more is written; see Manager.hangUp
 
 	streams muxTable[*muxClient]
 	served  muxTable[*muxServer]
@@ -137,15 +139,19 @@ func (s *session) write() {
 		// Others that are about to send join the batch.
 		runtime.Gosched()
 		urgent, normal := s.out.take()
-		err := s.ws.WritePong()
+		var err error
+		if !s.hungUp.Load() {
+			err = s.ws.WritePong()
+		}
 		for _, b := range [...]batch{urgent, normal} {
-			if err == nil && b.count > 0 {
+			if err == nil && b.count > 0 && !s.hungUp.Load() {
 				err = s.ws.WriteMessage(b.frame())
 				s.live.sent.Add(1)
 			}
 			b.release()
 		}
-		if err != nil {
+		// Closing the socket now would take back what the peer has not read yet.
+		if err != nil && !s.hungUp.Load() {
 			s.close(fmt.Errorf("write: %w", err))
 			return
 		}

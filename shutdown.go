@@ -36,7 +36,12 @@ func (m *Manager) hangUp(ctx context.Context) {
 	defer cancel()
 	var sessions []*session
 	for _, c := range m.conns {
-		if s := c.session.Load(); s != nil && s.ws.CloseWrite() {
+		s := c.session.Load()
+		if s == nil {
+			continue
+		}
+		s.hungUp.Store(true) // refusals of what still arrives must not fail
+		if s.ws.CloseWrite() {
 			sessions = append(sessions, s)
 		}
 	}
