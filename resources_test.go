@@ -117,7 +117,11 @@ func TestCallsUnderOneParentContextLeaveNothing(t *testing.T) {
 		calls(n)
 		grown := heap() - before
 		t.Logf("%s: heap has grown by %d bytes", name, grown)
-		require.Less(t, grown, int64(100*n), "%s: a context for each call would be more", name)
+		perCall := 20
+		if bytepool.Strict { // its pool keeps some more
+			perCall = 100
+		}
+		require.Less(t, grown, int64(perCall*n), "%s: a context for each call would be more", name)
 		require.Zero(t, parent.watchers.Load(), "%s: somebody still watches the parent", name)
 		for i := range 2 {
 			st := g.conn(i, 1-i).Stats()
