@@ -169,6 +169,22 @@ type link struct {
 	net.Conn
 	counters      Counters
 	read, written atomic.Int64
+	hasDeadline   bool // for writes; the writer's own
+}
+
+// SetWriteDeadline spares the call that the websocket makes before every write,
+// to clear a deadline that is not set.
+func (l *link) SetWriteDeadline(t time.Time) error {
+	if t.IsZero() && !l.hasDeadline {
+		return nil
+	}
+	l.hasDeadline = !t.IsZero()
+	return l.Conn.SetWriteDeadline(t)
+}
+
+func (l *link) SetDeadline(t time.Time) error {
+	l.hasDeadline = !t.IsZero()
+	return l.Conn.SetDeadline(t)
 }
 
 // Close closes the socket under TLS as well, whose own way of closing writes to

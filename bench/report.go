@@ -1,0 +1,398 @@
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// writeLines writes one line for each value, for programs and for comparing runs.
+func (r *report) writeLines(w io.Writer) error {
+	var b bytes.Buffer
+	for _, v := range r.Results {
+		if v.Peer != "grid" && v.Ratio > 0 {
+			fmt.Fprintf(&b, "ratio %s/%s grid/%s %.3f\n", v.Shape, v.Size, v.Peer, v.Ratio)
+		}
+		if v.Allocs >= 0 {
+			fmt.Fprintf(&b, "figure %s/%s/allocs/%s %s allocs/op\n", v.Shape, v.Size, v.Peer, plain(v.Allocs))
+			fmt.Fprintf(&b, "figure %s/%s/bytes/%s %s B/op\n", v.Shape, v.Size, v.Peer, plain(v.Bytes))
+		}
+	}
+	for _, f := range r.Figures {
+		fmt.Fprintf(&b, "figure %s %s %s\n", f.Name, plain(f.Value), f.Unit)
+	}
+	_, err := w.Write(b.Bytes())
+	return err
+}
+
+// writeJSON writes everything, with the names of the fields as they are here.
+func (r *report) writeJSON(w io.Writer) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(r)
+}
+
+// about says what a shape or a group of figures is: its title, and the text
+// below that.
+var about = map[string][2]string{
+	"unary":            {"Calls", "A payload of 512 bytes there, and the same back. A column is a number of callers at the same time."},
+	"typed":            {"Typed calls", "A small struct there and back, in each peer's own encoding. A column is a number of callers."},
+	"payload":          {"Payloads", "Calls by 8 callers. A column is the size of the payload, which goes there and back."},
+	"tls":              {"Calls over TLS", "The calls with 512 bytes, over TLS. A column is a number of callers."},
+	"stream-responses": {"Streams of responses", "One request, and ten messages of 512 bytes as the answer. The time is that of the whole stream, with its opening and its end. A column is a number of callers."},
+	"stream-requests":  {"Streams of requests", "Ten messages of 512 bytes there, and the end of the stream back. The time is that of the whole stream. A column is a number of callers."},
+	"stream-twoway":    {"Two-way streams", "Ten messages of 512 bytes, each of which the handler sends back. The time is that of the whole stream. A column is a number of callers."},
+	"stream-long":      {"A long stream", "One two-way stream with as many messages as the column says. The time is that of one message there and back."},
+	"mixed":            {"Small calls next to bulk", "How long small calls take, one due every millisecond, while payloads of 16 MiB go the same way without a pause; and how much of these gets through (bulk)."},
+	"idle":             {"What idle connections and streams cost", "Live heap with stacks, and goroutines. For a connection (conn) they are those of one end; for a stream on which nothing happens, those of both ends together. grid's connections are those of a mesh, and what its managers need is counted with them."},
+	"mesh":             {"Meshes", "Servers that all call each other at random, in one process, so that more servers share the same cores. A column is a number of servers, and its value the calls per second of all together; *n*-of-4 is that by the value of 4 servers."},
+}
+
+// writeMarkdown writes the document. The charts that it shows are those of
+// writeCharts, in the same folder.
+func (r *report) writeMarkdown(w io.Writer) error {
+	b := new(bytes.Buffer)
+	charts := make(map[string]chart)
+	for _, c := range r.charts() {
+		charts[c.name] = c
+	}
+	show := func(name string) bool {
+		c, ok := charts[name]
+		if ok {
+			fmt.Fprintf(b, "![%s](%s.svg)\n\n", c.alt, name)
+			delete(charts, name)
+		}
+		return ok
+	}
+	section := func(name string) {
+		title, text := about[name][0], about[name][1]
+		fmt.Fprintf(b, "## %s\n\n", cmp.Or(title, name))
+		if text != "" {
+			fmt.Fprintf(b, "%s\n\n", text)
+		}
+		if strings.HasPrefix(name, "stream-") {
+			name = "streams" // one chart for all, at the first of them
+		}
+		show(name)
+	}
+
+	r.writeHead(b)
+	if _, ok := charts["grpc"]; ok {
+		b.WriteString("## Compared with gRPC\n\n")
+		show("grpc")
+	}
+	for _, shape := range r.shapes() {
+		section(shape)
+		r.writeTable(b, r.sizes(shape), func(peer, size string) string {
+			v := r.find(shape, size, peer)
+			if v == nil {
+				return ""
+			}
+			s := duration(v.Median)
+			if peer != "grid" && v.Ratio > 0 {
+				s += " (" + times(1/v.Ratio) + ")"
+			}
+			return s
+		})
+	}
+	r.writeAllocs(b)
+	for _, group := range r.groups() {
+		section(group)
+		r.writeTable(b, r.columns(group), func(peer, column string) string {
+			if f := r.figure(group, column, peer); f != nil {
+				return amount(f.Value, f.Unit)
+			}
+			return ""
+		})
+	}
+	_, err := w.Write(append(bytes.TrimSpace(b.Bytes()), '\n'))
+	return err
+}
+
+// writeHead says what was measured, and how.
+func (r *report) writeHead(b *bytes.Buffer) {
+	fmt.Fprintf(b, `# Benchmarks
+
+grid next to other ways for two Go servers to call each other. This document and its
+charts are made by the module in bench/ of this repository.
+
+- **When:** %s; it took %s
+- **Go:** %s, %s
+- **CPU:** %s; %d cores used (GOMAXPROCS)
+- **Rounds:** %d, each with %s for a measurement
+
+Both ends are in one process, connected over TCP on the loopback interface: they share
+the cores, and there is no network between them. Other machines and loads give other
+numbers.
+
+The time of an operation is that of the measurement by the operations of all callers, so
+it becomes shorter as callers are added; it is not the latency that one of them sees.
+The median of the rounds is given. ×4.2 says that a peer takes 4.2 times as long as grid:
+the median of the ratios in each round, and so not exactly that of the two times; below
+×1 grid is the slower one.
+`, r.Made.UTC().Format("2 January 2006, 15:04 UTC"), r.Took.Round(time.Second), r.Go, r.OS, r.CPU, r.Cores, r.Rounds, r.Round)
+	if mid, most := r.spread(); most > 0 {
+		fmt.Fprintf(b, `Among the rounds of one measurement, the slowest took %.2f times as long as the fastest in
+the median case, and %.2f times at worst.
+`, mid, most)
+	}
+	b.WriteString("\n## Who takes part\n\n")
+	rows := [][]string{{"Peer", "Version", "What it is, and how it is run"}, {"---", "---", "---"}}
+	floors := false
+	for _, p := range r.Peers {
+		floors = floors || p.Floor
+		version := cmp.Or(p.Version, "–") // with the standard library
+		if p.Name == "grid" {
+			version = "this one"
+		}
+		rows = append(rows, []string{display(p), version, p.About})
+	}
+	writeRows(b, rows)
+	if floors {
+		b.WriteString("The floors are no way to call: they only move bytes, which every peer has to do as well.\n" +
+			"They show how much of a time is the transport's, and are not competitors. A peer that\n" +
+			"sends the calls of several callers together can be faster than they are.\n\n")
+	}
+}
+
+// writeAllocs writes the allocations of an operation with 64 callers.
+func (r *report) writeAllocs(b *bytes.Buffer) {
+	const size = "64"
+	has := func(shape string) bool {
+		return slices.ContainsFunc(r.Results, func(v result) bool {
+			return v.Shape == shape && v.Size == size && v.Allocs >= 0
+		})
+	}
+	shapes := slices.DeleteFunc(r.shapes(), func(s string) bool { return !has(s) })
+	if len(shapes) == 0 {
+		return
+	}
+	b.WriteString("## Allocations\n\nFor one operation, on both ends together, with 64 callers: their number, and their bytes.\n\n")
+	r.writeTable(b, shapes, func(peer, shape string) string {
+		v := r.find(shape, size, peer)
+		if v == nil || v.Allocs < 0 {
+			return ""
+		}
+		return trimmed(v.Allocs) + ", " + amount(v.Bytes, "bytes")
+	})
+}
+
+// writeTable writes a table with a row for each peer that has a cell; grid is
+// the first, as it is of the peers.
+func (r *report) writeTable(b *bytes.Buffer, columns []string, cell func(peer, column string) string) {
+	rule := []string{"---"}
+	for range columns {
+		rule = append(rule, "---:")
+	}
+	rows := [][]string{append([]string{""}, columns...), rule}
+	for _, p := range r.Peers {
+		row, any := []string{display(p)}, false
+		for _, c := range columns {
+			s := cell(p.Name, c)
+			any = any || s != ""
+			row = append(row, cmp.Or(s, "–"))
+		}
+		if any {
+			rows = append(rows, row)
+		}
+	}
+	writeRows(b, rows)
+}
+
+func writeRows(b *bytes.Buffer, rows [][]string) {
+	for _, row := range rows {
+		for _, s := range row {
+			fmt.Fprintf(b, "| %s ", strings.ReplaceAll(s, "|", `\|`))
+		}
+		b.WriteString("|\n")
+	}
+	b.WriteByte('\n')
+}
+
+func display(p peerInfo) string {
+	switch {
+	case p.Name == "grid":
+		return "**grid**"
+	case p.Floor:
+		return "*" + p.Name + "* (floor)"
+	}
+	return p.Name
+}
+
+// path splits the name of a figure.
+func (f figure) path() (group, column, peer string) {
+	group, rest, _ := strings.Cut(f.Name, "/")
+	if i := strings.LastIndexByte(rest, '/'); i >= 0 {
+		return group, rest[:i], rest[i+1:]
+	}
+	return group, f.Unit, rest
+}
+
+func (r *report) shapes() []string {
+	return distinct(r.Results, func(v result) string { return v.Shape })
+}
+
+func (r *report) sizes(shape string) []string {
+	return distinct(r.Results, func(v result) string {
+		if v.Shape != shape {
+			return ""
+		}
+		return v.Size
+	})
+}
+
+func (r *report) groups() []string {
+	return distinct(r.Figures, func(f figure) string { g, _, _ := f.path(); return g })
+}
+
+func (r *report) columns(group string) []string {
+	return distinct(r.Figures, func(f figure) string {
+		g, column, _ := f.path()
+		if g != group {
+			return ""
+		}
+		return column
+	})
+}
+
+// distinct are the keys of all, without the empty one, in their order.
+func distinct[T any](all []T, key func(T) string) (keys []string) {
+	for _, v := range all {
+		if k := key(v); k != "" && !slices.Contains(keys, k) {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
+// find returns nil for what was not measured.
+func (r *report) find(shape, size, peer string) *result {
+	for i, v := range r.Results {
+		if v.Shape == shape && v.Size == size && v.Peer == peer {
+			return &r.Results[i]
+		}
+	}
+	return nil
+}
+
+// median is that of a result, or 0.
+func (r *report) median(shape, size, peer string) float64 {
+	if v := r.find(shape, size, peer); v != nil {
+		return v.Median
+	}
+	return 0
+}
+
+// value is that of a figure, or 0.
+func (r *report) value(group, column, peer string) float64 {
+	if f := r.figure(group, column, peer); f != nil {
+		return f.Value
+	}
+	return 0
+}
+
+// figure returns nil for what was not measured.
+func (r *report) figure(group, column, peer string) *figure {
+	for i, f := range r.Figures {
+		if g, c, p := f.path(); g == group && c == column && p == peer {
+			return &r.Figures[i]
+		}
+	}
+	return nil
+}
+
+// spread is the slowest round by the fastest: the median of all results, and
+// the most.
+func (r *report) spread() (mid, most float64) {
+	var all []float64
+	for _, v := range r.Results {
+		if len(v.Rounds) > 1 && slices.Min(v.Rounds) > 0 {
+			all = append(all, slices.Max(v.Rounds)/slices.Min(v.Rounds))
+		}
+	}
+	if len(all) == 0 {
+		return 0, 0
+	}
+	slices.Sort(all)
+	return all[len(all)/2], all[len(all)-1]
+}
+
+// digits writes v with n significant digits, or more where it is larger, and
+// without an exponent.
+func digits(v float64, n int) string {
+	_, e, _ := strings.Cut(strconv.FormatFloat(v, 'e', n-1, 64), "e")
+	exponent, _ := strconv.Atoi(e)
+	return strconv.FormatFloat(v, 'f', max(0, n-1-exponent), 64)
+}
+
+func sig3(v float64) string { return digits(v, 3) }
+
+// trimmed is sig3 without zeros at the end of a fraction.
+func trimmed(v float64) string { return trimZeros(sig3(v)) }
+
+// plain is for programs.
+func plain(v float64) string { return trimZeros(digits(v, 6)) }
+
+func trimZeros(s string) string {
+	if strings.Contains(s, ".") {
+		s = strings.TrimRight(strings.TrimRight(s, "0"), ".")
+	}
+	return s
+}
+
+// scaled writes v in the largest of the units that is not more than v; each is
+// step of the one before.
+func scaled(v, step float64, units ...string) string {
+	i := 0
+	for ; i < len(units)-1; i++ {
+		if n, _ := strconv.ParseFloat(sig3(math.Abs(v)), 64); n < step {
+			break
+		}
+		v /= step
+	}
+	if v == math.Trunc(v) && i == 0 {
+		return trimmed(v) + units[0]
+	}
+	return sig3(v) + units[i]
+}
+
+// duration writes a time in ns.
+func duration(ns float64) string { return scaled(ns, 1000, " ns", " µs", " ms", " s") }
+
+// amount writes a value with its unit.
+func amount(v float64, unit string) string {
+	switch unit {
+	case "ns":
+		return duration(v)
+	case "ms":
+		return duration(v * 1e6)
+	case "bytes", "B":
+		return scaled(v, 1024, " B", " KiB", " MiB", " GiB")
+	case "ratio", "":
+		return sig3(v)
+	case "goroutines":
+		return trimmed(v)
+	case "MB/s":
+		return scaled(v, 1000, " MB/s", " GB/s")
+	}
+	return scaled(v, 1000, " ", "k ", "M ", "G ") + unit
+}
+
+// times writes a factor: ×0.85, ×4.2, ×17.
+func times(v float64) string {
+	switch {
+	case v < 1.995:
+		return fmt.Sprintf("×%.2f", v)
+	case v < 9.95:
+		return fmt.Sprintf("×%.1f", v)
+	}
+	return fmt.Sprintf("×%.0f", v)
+}
