@@ -12,8 +12,8 @@ func GetByteBuffer() []byte { return bytepool.Get(defaultBufferCap) }
 
 // GetByteBufferCap returns an empty buffer with a capacity of at least n bytes
 // from grid's pool. The caller owns it; giving it back with [PutByteBuffer] is
-// optional. Buffers of more than 256 KiB are allocated and never pooled. It may
-// be called concurrently.
+// optional. Buffers of more than 32 MiB are allocated and never pooled. It may be
+// called concurrently.
 func GetByteBufferCap(n int) []byte { return bytepool.Get(n) }
 
 // PutByteBuffer gives b back to grid's pool: from then on it is grid's, and

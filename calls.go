@@ -27,10 +27,13 @@ type call struct {
 	// expires is when the table gives up on it; zero where the caller's
 	// context has a deadline.
 	expires time.Time
+	// parts is what has arrived of the answer: guarded by the table while the call
+	// is in it, then of who took it out.
+	parts *assembly
 }
 
 type answer struct {
-	payload []byte
+	payload arrived
 	err     error
 }
 
@@ -54,6 +57,7 @@ func (t *callTable) open(id uint64, expires bool) (*call, error) {
 	}
 	c.id = id
 	c.expires = time.Time{}
+	c.parts = nil
 	if expires {
 		c.expires = time.Now().Add(defaultDeadline)
 	}
@@ -61,16 +65,46 @@ func (t *callTable) open(id uint64, expires bool) (*call, error) {
 	return c, nil
 }
 
+// take takes a call out of the table, for the caller to answer; nil if it does
+// not wait any more.
+func (t *callTable) take(id uint64) *call {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c := t.m[id]
+	delete(t.m, id)
+	return c
+}
+
+// answer answers a call that was taken out of the table.
+func (c *call) answer(a answer) {
+	c.dropParts()
+	c.answered <- a
+}
+
+func (c *call) dropParts() {
+	if c.parts != nil {
+		c.parts.drop()
+		c.parts = nil
+	}
+}
+
 // answer answers a call, if it still waits.
 func (t *callTable) answer(id uint64, a answer) bool {
-	t.mu.Lock()
-	c, ok := t.m[id]
-	delete(t.m, id)
-	t.mu.Unlock()
-	if ok {
-		c.answered <- a
+	c := t.take(id)
+	if c != nil {
+		c.answer(a)
 	}
-	return ok
+	return c != nil
+}
+
+// extend calls f with what has arrived of an answer, if the call still waits.
+func (t *callTable) extend(id uint64, f func(parts **assembly) error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if c := t.m[id]; c != nil {
+		return f(&c.parts)
+	}
+	return nil
 }
 
 // waits tells whether a call is in the table.
@@ -107,7 +141,10 @@ func (t *callTable) result(c *call, a answer) ([]byte, error) {
 		t.idle.notify()
 	}
 	t.mu.Unlock()
-	return a.payload, a.err
+	if a.err != nil {
+		return nil, a.err
+	}
+	return a.payload.take(), nil
 }
 
 // abandon ends a call that is no longer waited for, because of err. If it is
@@ -116,6 +153,7 @@ func (t *callTable) abandon(c *call, err error) ([]byte, error) {
 	t.mu.Lock()
 	if t.m[c.id] == c {
 		delete(t.m, c.id)
+		c.dropParts()
 		t.mu.Unlock()
 		return t.result(c, answer{err: err})
 	}
@@ -130,7 +168,7 @@ func (t *callTable) expire(now time.Time) {
 	for id, c := range t.m {
 		if !c.expires.IsZero() && !now.Before(c.expires) {
 			delete(t.m, id)
-			c.answered <- answer{err: context.DeadlineExceeded}
+			c.answer(answer{err: context.DeadlineExceeded})
 		}
 	}
 }
@@ -142,7 +180,7 @@ func (t *callTable) close(err error) {
 	t.err = err
 	for id, c := range t.m {
 		delete(t.m, id)
-		c.answered <- answer{err: err}
+		c.answer(answer{err: err})
 	}
 	t.free = nil
 }

@@ -34,25 +34,32 @@ func (s *session) dispatch(m *message) error {
 	if m.isOversized(s.opts.MaxMessageSize) {
 		return fmt.Errorf("%v for mux %d: %w", m.Op, m.MuxID, tooLargeError(len(m.Payload), s.opts.MaxMessageSize))
 	}
+	if m.Flags&flagMore != 0 {
+		if err := s.checkMore(m); err != nil {
+			return err
+		}
+	}
 	switch m.Op {
 	case opRequest:
-		s.onRequest(m)
+		return s.onRequest(m)
 	case opResponse:
-		s.onResponse(m)
+		return s.onResponse(m)
 	case opConnectMux:
-		s.onConnectMux(m)
+		return s.onConnectMux(m)
 	case opMuxConnectError:
 		return s.onMuxConnectError(m)
 	case opMuxClientMsg:
-		s.onMuxClientMsg(m)
+		return s.onMuxClientMsg(m)
 	case opUnblockSrvMux:
 		s.toServer(m, (*muxServer).onUnblock)
 	case opDisconnectServerMux:
-		s.toServer(m, (*muxServer).onDisconnect)
+		if !s.toServer(m, (*muxServer).onDisconnect) {
+			s.giveUp(m.MuxID)
+		}
 	case opAckMux:
 		s.onClientMsg(m, (*muxClient).onAck)
 	case opMuxServerMsg:
-		s.onClientMsg(m, (*muxClient).onMessage)
+		return s.onMuxServerMsg(m)
 	case opUnblockClMux:
 		s.toClient(m, (*muxClient).onUnblock)
 	case opDisconnectClientMux:
@@ -79,28 +86,37 @@ type singleTask struct {
 	id       uint64
 	handler  HandlerID
 	fn       SingleHandlerFn
-	payload  []byte
+	payload  arrived
 	deadline time.Time // zero for none
 }
 
 // singleTasks holds no channels or timers, so it may be shared by all.
 var singleTasks = sync.Pool{New: func() any { return new(singleTask) }}
 
-func (s *session) onRequest(m *message) {
+func (s *session) onRequest(m *message) error {
+	if s.isContinued(m) {
+		return s.continueOpening(m)
+	}
 	h := s.conn.handlers.lookup(m.Handler, m.Sub)
 	if h.single == nil {
 		s.refuse(m, noHandlerText("request", m, h.stream != nil))
-		return
+		return nil
 	}
 	if text := s.admit(m); text != "" {
 		s.refuse(m, text)
-		return
+		return nil
 	}
+	if m.Flags&flagMore != 0 {
+		return s.beginOpening(m, h)
+	}
+	s.startRequest(m, h, arrived{buf: ownedPayload(m)}, s.deadline(m))
+	return nil
+}
+
+// startRequest queues a request that is complete, and has a slot.
+func (s *session) startRequest(m *message, h handler, payload arrived, deadline time.Time) {
 	t := singleTasks.Get().(*singleTask)
-	*t = singleTask{s: s, id: m.MuxID, handler: m.Handler, fn: h.single, payload: ownedPayload(m)}
-	if m.DeadlineMS > 0 {
-		t.deadline = s.now.Add(time.Duration(m.DeadlineMS) * time.Millisecond)
-	}
+	*t = singleTask{s: s, id: m.MuxID, handler: m.Handler, fn: h.single, payload: payload, deadline: deadline}
 	s.tasks = append(s.tasks, t)
 }
 
@@ -123,7 +139,7 @@ func (t *singleTask) run() {
 			default:
 				m.setPayload(resp)
 			}
-			_ = s.out.send(nil, &m, nil) // fails only with the session
+			_ = s.send(nil, &m, nil) // fails only with the session
 		}
 		if result == nil {
 			PutByteBuffer(resp)
@@ -132,48 +148,68 @@ func (t *singleTask) run() {
 		singleTasks.Put(t)
 		m.freeSlot() // where nothing was sent
 	}()
-	resp, result = t.fn(t.payload)
+	resp, result = t.fn(t.payload.take())
 }
 
-func (s *session) onResponse(m *message) {
-	a := answer{}
+func (s *session) onResponse(m *message) error {
+	if m.Flags&flagMore != 0 {
+		return s.calls.extend(m.MuxID, func(parts **assembly) error {
+			_, _, err := s.gather(parts, m)
+			return err
+		})
+	}
+	c := s.calls.take(m.MuxID)
+	if c == nil {
+		if c, ok := s.streams.get(m.MuxID); ok {
+			c.fail(protocolErrorf("%v to a stream", m.Op))
+		}
+		return nil
+	}
+	// An error stands for all that came before it.
 	if err := m.payloadErr(); err != nil {
-		a.err = err
-	} else {
-		a.payload = ownedPayload(m)
+		c.answer(answer{err: err})
+		return nil
 	}
-	if s.calls.answer(m.MuxID, a) {
-		return
-	}
-	PutByteBuffer(a.payload)
-	if c, ok := s.streams.get(m.MuxID); ok {
-		c.fail(protocolErrorf("%v to a stream", m.Op))
-	}
+	payload, _, err := s.gather(&c.parts, m)
+	c.answer(answer{payload: payload, err: err})
+	return err
 }
 
-func (s *session) onConnectMux(m *message) {
+func (s *session) onConnectMux(m *message) error {
+	if s.isContinued(m) {
+		return s.continueOpening(m)
+	}
 	if old, ok := s.served.get(m.MuxID); ok {
 		old.fail(protocolErrorf("mux %d opened twice", m.MuxID))
-		return
+		return nil
 	}
 	if m.Seq != 0 {
 		s.refuse(m, fmt.Sprintf("%v: %v has number %d, expected 0", ErrIncorrectSequence, m.Op, m.Seq))
-		return
+		return nil
 	}
 	h := s.conn.handlers.lookup(m.Handler, m.Sub)
 	if h.stream == nil {
 		s.refuse(m, noHandlerText("stream", m, h.single != nil))
-		return
+		return nil
 	}
 	if text := s.admit(m); text != "" {
 		s.refuse(m, text)
-		return
+		return nil
 	}
-	c := newMuxServer(s, m, h.stream, s.wide(), &s.conn.caller, s.opts.MaxMessageSize, s.now)
+	if m.Flags&flagMore != 0 {
+		return s.beginOpening(m, h)
+	}
+	s.startStream(m, h, arrived{buf: ownedPayload(m)}, s.deadline(m))
+	return nil
+}
+
+// startStream takes on a stream whose opening is complete, and has a slot.
+func (s *session) startStream(m *message, h handler, payload arrived, deadline time.Time) {
+	c := newMuxServer(s, m, h.stream, payload, deadline, s.wide(), &s.conn.caller, s.opts.MaxMessageSize, s.now)
 	c.slot = &s.conn.slots
 	if !s.served.add(c.id, c) {
 		c.cancel(ErrDisconnected)
-		PutByteBuffer(c.payload)
+		payload.drop()
 		s.conn.slots.release()
 		return // the session has ended
 	}
@@ -243,10 +279,17 @@ func (s *session) toServer(m *message, f func(*muxServer, *message)) bool {
 	return ok
 }
 
-func (s *session) onMuxClientMsg(m *message) {
-	if !s.toServer(m, (*muxServer).onMessage) && m.Flags&flagEOF == 0 && s.lostServed.due(m.MuxID) {
+func (s *session) onMuxClientMsg(m *message) (err error) {
+	known := s.toServer(m, func(c *muxServer, m *message) { err = c.onMessage(s, m) })
+	if !known && m.Flags&flagEOF == 0 && s.lostServed.due(m.MuxID) {
 		s.post(&message{MuxID: m.MuxID, Op: opDisconnectClientMux}, nil)
 	}
+	return err
+}
+
+func (s *session) onMuxServerMsg(m *message) (err error) {
+	s.onClientMsg(m, func(c *muxClient, m *message) { err = c.onMessage(s, m) })
+	return err
 }
 
 // toClient passes m to the stream that it belongs to, if that is still open.

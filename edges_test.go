@@ -124,9 +124,16 @@ func TestStreamThatWaitsToBeOpenedIsNotPinged(t *testing.T) {
 		g.net.Stall(g.addr(0), g.addr(1), true)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		for range 8 { // fill socket and queue
+		for i := range 1000 { // fill socket and queue, also with what is small
+			size := wholeSize
+			if i >= 100 {
+				size = 1 << 10
+			}
+			if i >= 500 {
+				size = 0
+			}
 			go func() {
-				b, _ := c.SingleRequest(ctx, testEcho, make([]byte, pendingLimit))
+				b, _ := c.SingleRequest(ctx, testEcho, make([]byte, size))
 				PutByteBuffer(b)
 			}()
 		}

@@ -3,8 +3,6 @@ package grid
 import (
 	"fmt"
 	"sync"
-
-	"github.com/gridrpc/grid/internal/bytepool"
 )
 
 const (
@@ -28,7 +26,7 @@ type inbox struct {
 	signal chan struct{} // holds a token when the consumer should look; set once
 
 	mu    sync.Mutex
-	queue [][]byte
+	queue []arrived
 	head  int   // of queue
 	ended bool  // nothing arrives any more
 	err   error // how it ended; nil is well
@@ -54,16 +52,16 @@ func (b *inbox) init(capacity int, known, wide bool) {
 
 // push adds a message, which is the inbox's from then on. It fails where the
 // sender had no credit for it.
-func (b *inbox) push(msg []byte) error {
+func (b *inbox) push(msg arrived) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.ended {
-		bytepool.Put(msg)
+		msg.drop()
 		return nil
 	}
-	if b.credits == 0 {
-		bytepool.Put(msg)
-		return fmt.Errorf("%w: message without a credit, window is %d", ErrFlowControl, b.window)
+	if err := b.checkLocked(); err != nil {
+		msg.drop()
+		return err
 	}
 	b.credits--
 	if b.head > 0 && len(b.queue) == cap(b.queue) {
@@ -73,8 +71,22 @@ func (b *inbox) push(msg []byte) error {
 	}
 	b.queue = append(b.queue, msg)
 	b.window = max(b.window, len(b.queue)-b.head) // for a capacity that was not known
-	b.largest = max(b.largest, len(msg))
+	b.largest = max(b.largest, msg.size())
 	b.signalLocked()
+	return nil
+}
+
+// check tells whether the sender may send a message, of which a part has arrived.
+func (b *inbox) check() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.checkLocked()
+}
+
+func (b *inbox) checkLocked() error {
+	if b.credits == 0 && !b.ended {
+		return fmt.Errorf("%w: message without a credit, window is %d", ErrFlowControl, b.window)
+	}
 	return nil
 }
 
@@ -95,7 +107,7 @@ func (b *inbox) drop(err error) {
 	defer b.mu.Unlock()
 	waited := b.head < len(b.queue)
 	for _, msg := range b.queue[b.head:] {
-		bytepool.Put(msg)
+		msg.drop()
 	}
 	b.queue, b.head = nil, 0
 	// A clean end that lost messages would be a lie.
@@ -109,7 +121,7 @@ func (b *inbox) drop(err error) {
 // are due to the sender for it. With ok false there is none now: the caller
 // waits on signal, unless ended says that there will be none, for the reason
 // err.
-func (b *inbox) take() (msg []byte, grant int, ok, ended bool, err error) {
+func (b *inbox) take() (msg arrived, grant int, ok, ended bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if msg, ok, ended, err = b.nextLocked(); ok {
@@ -120,7 +132,7 @@ func (b *inbox) take() (msg []byte, grant int, ok, ended bool, err error) {
 
 // hold is take for a consumer that has to pass the message on first: it counts
 // as taken, and its credit is due, when that calls passed.
-func (b *inbox) hold() (msg []byte, ok, ended bool, err error) {
+func (b *inbox) hold() (msg arrived, ok, ended bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.nextLocked()
@@ -133,15 +145,15 @@ func (b *inbox) passed() (grant int) {
 	return b.grantLocked()
 }
 
-func (b *inbox) nextLocked() (msg []byte, ok, ended bool, err error) {
+func (b *inbox) nextLocked() (msg arrived, ok, ended bool, err error) {
 	if b.head == len(b.queue) {
 		if b.ended {
 			b.signalLocked() // for whoever else may wait
 		}
-		return nil, false, b.ended, b.err
+		return arrived{}, false, b.ended, b.err
 	}
 	msg = b.queue[b.head]
-	b.queue[b.head] = nil
+	b.queue[b.head] = arrived{}
 	b.head++
 	if b.head == len(b.queue) {
 		b.queue, b.head = b.queue[:0], 0

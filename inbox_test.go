@@ -18,7 +18,7 @@ func takeOne(t *testing.T, b *inbox, want string) int {
 	t.Helper()
 	msg, grant, ok, _, _ := b.take()
 	require.True(t, ok)
-	require.Equal(t, want, string(msg))
+	require.Equal(t, want, string(msg.take()))
 	return grant
 }
 
@@ -34,11 +34,11 @@ func TestInboxDeliversWhatCameBeforeTheEnd(t *testing.T) {
 	gone := errors.New("gone")
 	for _, end := range []error{nil, gone} {
 		b := newInbox(3, true, false)
-		require.NoError(t, b.push([]byte("a")))
-		require.NoError(t, b.push([]byte("b")))
+		require.NoError(t, b.push(arrived{buf: []byte("a")}))
+		require.NoError(t, b.push(arrived{buf: []byte("b")}))
 		b.end(end)
 		b.end(errors.New("too late"))
-		require.NoError(t, b.push([]byte("dropped")))
+		require.NoError(t, b.push(arrived{buf: []byte("dropped")}))
 		takeOne(t, b, "a")
 		takeOne(t, b, "b")
 		requireEnded(t, b, end)
@@ -48,20 +48,20 @@ func TestInboxDeliversWhatCameBeforeTheEnd(t *testing.T) {
 func TestInboxDropNeverMakesAShortCleanEnd(t *testing.T) {
 	why := errors.New("cancelled")
 	b := newInbox(3, true, false)
-	require.NoError(t, b.push([]byte("a")))
+	require.NoError(t, b.push(arrived{buf: []byte("a")}))
 	b.end(nil)
 	b.drop(why)
 	requireEnded(t, b, why)
 
 	b = newInbox(3, true, false)
-	require.NoError(t, b.push([]byte("a")))
+	require.NoError(t, b.push(arrived{buf: []byte("a")}))
 	takeOne(t, b, "a")
 	b.end(nil)
 	b.drop(why)
 	requireEnded(t, b, nil)
 
 	b = newInbox(3, true, false)
-	require.NoError(t, b.push([]byte("a")))
+	require.NoError(t, b.push(arrived{buf: []byte("a")}))
 	failed := errors.New("failed")
 	b.end(failed)
 	b.drop(why)
@@ -71,21 +71,21 @@ func TestInboxDropNeverMakesAShortCleanEnd(t *testing.T) {
 func TestInboxRefusesMessagesWithoutACredit(t *testing.T) {
 	for _, wide := range []bool{false, true} {
 		b := newInbox(2, true, wide)
-		require.NoError(t, b.push([]byte("a")))
-		require.NoError(t, b.push([]byte("b")))
-		require.ErrorIs(t, b.push([]byte("c")), ErrFlowControl)
+		require.NoError(t, b.push(arrived{buf: []byte("a")}))
+		require.NoError(t, b.push(arrived{buf: []byte("b")}))
+		require.ErrorIs(t, b.push(arrived{buf: []byte("c")}), ErrFlowControl)
 	}
-	require.ErrorIs(t, newInbox(0, true, true).push([]byte("a")), ErrFlowControl)
+	require.ErrorIs(t, newInbox(0, true, true).push(arrived{buf: []byte("a")}), ErrFlowControl)
 	b := newInbox(1, false, true) // only the sender knows its capacity
 	for range 1000 {
-		require.NoError(t, b.push([]byte("a")))
+		require.NoError(t, b.push(arrived{buf: []byte("a")}))
 	}
 }
 
 func TestInboxReturnsOneCreditAtATimeToVersion1(t *testing.T) {
 	b := newInbox(2, true, false)
 	for range 100 {
-		require.NoError(t, b.push([]byte("a")))
+		require.NoError(t, b.push(arrived{buf: []byte("a")}))
 		require.Equal(t, 1, takeOne(t, b, "a"))
 	}
 }
@@ -103,7 +103,7 @@ type sender struct {
 func (s *sender) fill() int {
 	n := s.credits
 	for range n {
-		require.NoError(s.t, s.b.push(make([]byte, s.size)))
+		require.NoError(s.t, s.b.push(arrived{buf: make([]byte, s.size)}))
 	}
 	s.credits = 0
 	return n
@@ -132,7 +132,7 @@ func TestInboxWindowGrowsForAConsumerThatKeepsUp(t *testing.T) {
 	require.Less(t, rounds, 40)
 	// It stalls now, with no more than its window.
 	require.LessOrEqual(t, s.fill(), maxWindow)
-	require.ErrorIs(t, s.b.push(nil), ErrFlowControl)
+	require.ErrorIs(t, s.b.push(arrived{}), ErrFlowControl)
 }
 
 func TestInboxWindowIsBoundedInBytes(t *testing.T) {
@@ -176,9 +176,9 @@ func TestInboxWindowStaysForAConsumerThatLagsBehind(t *testing.T) {
 
 func TestInboxQueueDoesNotGrowWithTheStream(t *testing.T) {
 	b := newInbox(4, true, false)
-	require.NoError(t, b.push([]byte("a")))
+	require.NoError(t, b.push(arrived{buf: []byte("a")}))
 	for range 10_000 {
-		require.NoError(t, b.push([]byte("a")))
+		require.NoError(t, b.push(arrived{buf: []byte("a")}))
 		takeOne(t, b, "a")
 	}
 	require.LessOrEqual(t, cap(b.queue), 16)

@@ -142,6 +142,9 @@ func (s *session) tick() {
 	for _, m := range s.served.all(nil) {
 		m.tick(now, progress, s.opts.StreamPingInterval)
 	}
+	for _, o := range s.openings.all(nil) {
+		o.tick(s, now, progress)
+	}
 	s.workers.trim()
 
 	s.live.mu.Lock()

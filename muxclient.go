@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/gridrpc/grid/internal/bytepool"
 	"github.com/gridrpc/grid/internal/credit"
 )
 
@@ -61,11 +60,13 @@ type muxClient struct {
 	takesData bool           // the handler takes input; set before opened is closed
 	asked     atomic.Bool    // the open is queued, and so may be a ping
 	sendUsed  atomic.Bool    // input comes through send, not through a channel
+	sendMu    sync.Mutex     // one message at a time, whose fragments stay together; held while waiting, which ends with the stream
 	sendEnded atomic.Bool
 
 	// The reader's own.
 	recvSeq uint32
 	acked   bool
+	parts   *assembly // what has arrived of a message
 
 	// Unix nanoseconds: when anything was heard of the stream, and when it was
 	// last pinged.
@@ -186,6 +187,15 @@ func (m *muxClient) finish(err error, how ending) {
 	stop := m.stop
 	m.mu.Unlock()
 
+	// Before the stream is unknown, for which the peer gets an answer without a
+	// reason.
+	if how&(tellPeer|tellReason) != 0 {
+		msg := message{MuxID: m.id, Op: opDisconnectServerMux}
+		if how&tellReason != 0 {
+			msg.setError(err.Error())
+		}
+		m.host.post(&msg, nil)
+	}
 	m.host.clientEnded(m)
 	// Before the consumer sees the end, who may then send once more.
 	if err != nil {
@@ -201,13 +211,6 @@ func (m *muxClient) finish(err error, how ending) {
 	close(m.done)
 	if stop != nil {
 		stop()
-	}
-	if how&(tellPeer|tellReason) != 0 {
-		msg := message{MuxID: m.id, Op: opDisconnectServerMux}
-		if how&tellReason != 0 {
-			msg.setError(err.Error())
-		}
-		m.host.post(&msg, nil)
 	}
 }
 
@@ -228,11 +231,11 @@ func (m *muxClient) results(next func([]byte) error) error {
 		msg, grant, ok, ended, err := m.in.take()
 		switch {
 		case ok && m.ctx.Err() != nil:
-			bytepool.Put(msg)
+			msg.drop()
 			return m.stopConsuming(context.Cause(m.ctx))
 		case ok:
 			m.grant(grant)
-			if err := next(msg); err != nil {
+			if err := next(msg.take()); err != nil {
 				return m.stopConsuming(err)
 			}
 		case ended:
@@ -277,6 +280,8 @@ func (m *muxClient) send(b []byte) error {
 	case !m.takesData:
 		return errors.New("grid: send on a stream whose handler takes no input")
 	}
+	m.sendMu.Lock()
+	defer m.sendMu.Unlock()
 	if err := m.credits.Reserve(context.Background()); err != nil {
 		return err
 	}
@@ -347,24 +352,25 @@ func (m *muxClient) onAck(msg *message) {
 	close(m.opened)
 }
 
-func (m *muxClient) onMessage(msg *message) {
+// onMessage returns an error that ends the session.
+func (m *muxClient) onMessage(g gatherer, msg *message) error {
 	if !m.checkSeq(msg) {
-		return
+		return nil
 	}
 	if err := msg.payloadErr(); err != nil {
 		m.finish(err, 0)
-		return
+		return nil
 	}
 	eof := msg.Flags&flagEOF != 0
-	if !eof || len(msg.Payload) > 0 {
-		if err := m.in.push(ownedPayload(msg)); err != nil {
-			m.fail(err)
-			return
+	if !eof || len(msg.Payload) > 0 || m.parts != nil {
+		if err := gatherInto(g, &m.in, &m.parts, msg, m.fail); err != nil {
+			return err
 		}
 	}
 	if eof {
 		m.finish(nil, 0)
 	}
+	return nil
 }
 
 func (m *muxClient) onUnblock(msg *message) {

@@ -35,7 +35,7 @@ type muxServer struct {
 	handlerID  HandlerID
 	wide       bool // the peer has wide credits
 	hasInput   bool
-	payload    []byte // the handler's, once it runs
+	payload    arrived // the handler's, once it runs
 	ctx        context.Context
 	cancel     context.CancelCauseFunc
 	deadline   time.Time // zero for none
@@ -52,6 +52,7 @@ type muxServer struct {
 	// The reader's own.
 	recvSeq  uint32
 	inputEOF bool
+	parts    *assembly // what has arrived of a message
 
 	heard atomic.Int64 // Unix nanoseconds: when the client last gave a sign
 
@@ -63,7 +64,7 @@ type muxServer struct {
 
 // newMuxServer makes the serving end of the stream that open, a ConnectMux, asks
 // for.
-func newMuxServer(host serverHost, open *message, h *streamEntry, wide bool, caller *RemoteClient, maxMessage int, now time.Time) *muxServer {
+func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrived, deadline time.Time, wide bool, caller *RemoteClient, maxMessage int, now time.Time) *muxServer {
 	eof := open.Flags&flagEOF != 0
 	m := &muxServer{
 		host:       host,
@@ -73,9 +74,10 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, wide bool, cal
 		wide:       wide,
 		hasInput:   h.inCapacity > 0 && !eof,
 		inputEOF:   eof,
-		payload:    ownedPayload(open),
+		payload:    payload,
+		deadline:   deadline,
 		maxMessage: maxMessage,
-		recvSeq:    1, // ConnectMux was 0
+		recvSeq:    open.Seq + 1,
 		dead:       make(chan struct{}),
 		returned:   make(chan struct{}),
 	}
@@ -89,8 +91,7 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, wide bool, cal
 
 	base, cancel := context.WithCancelCause(context.Background())
 	m.cancel = cancel
-	if open.DeadlineMS > 0 {
-		m.deadline = now.Add(time.Duration(open.DeadlineMS) * time.Millisecond)
+	if !deadline.IsZero() {
 		var release context.CancelFunc
 		base, release = context.WithDeadline(base, m.deadline)
 		m.cancel = func(cause error) { cancel(cause); release() }
@@ -148,17 +149,19 @@ func (m *muxServer) abort(cause error, how ending) {
 	m.mu.Unlock()
 
 	m.cancel(cause)
+	// Before the stream is unknown, for which the peer gets an answer without a
+	// reason.
+	if how&tellReason != 0 {
+		msg := message{MuxID: m.id, Op: opDisconnectClientMux}
+		msg.setError(cause.Error())
+		m.host.post(&msg, nil)
+	}
 	m.host.serverEnded(m)
 	m.in.drop(cause)
 	m.credits.Close(cause)
 	close(m.dead)
 	if stop != nil {
 		stop()
-	}
-	if how&tellReason != 0 {
-		msg := message{MuxID: m.id, Op: opDisconnectClientMux}
-		msg.setError(cause.Error())
-		m.host.post(&msg, nil)
 	}
 }
 
@@ -241,25 +244,26 @@ func (m *muxServer) checkSeq(msg *message) bool {
 	return true
 }
 
-func (m *muxServer) onMessage(msg *message) {
+// onMessage returns an error that ends the session.
+func (m *muxServer) onMessage(g gatherer, msg *message) error {
 	if !m.checkSeq(msg) {
-		return
+		return nil
 	}
 	eof := msg.Flags&flagEOF != 0
 	if m.inputEOF {
 		m.fail(protocolErrorf("%v after the end of the input", msg.Op))
-		return
+		return nil
 	}
-	if !eof || len(msg.Payload) > 0 {
-		if err := m.in.push(ownedPayload(msg)); err != nil {
-			m.fail(err)
-			return
+	if !eof || len(msg.Payload) > 0 || m.parts != nil {
+		if err := gatherInto(g, &m.in, &m.parts, msg, m.fail); err != nil {
+			return err
 		}
 	}
 	if eof {
 		m.inputEOF = true
 		m.in.end(nil)
 	}
+	return nil
 }
 
 func (m *muxServer) onUnblock(msg *message) {

@@ -52,6 +52,7 @@ const (
 	flagPayloadIsErr
 	flagPayloadIsZero
 	flagSubroute
+	flagMore // the payload goes on (section 8)
 )
 
 // caps are the extensions that a peer announces (section 8).
@@ -64,4 +65,4 @@ const (
 )
 
 // ourCaps are the extensions that this implementation speaks.
-const ourCaps = capWideCredits
+const ourCaps = capWideCredits | capFragments

@@ -12,6 +12,8 @@ const (
 	// sender that finds more than that waits; a single larger message is
 	// taken when nothing else waits.
 	pendingLimit = 256 << 10
+	// largeLimit is the same for the fragments of large payloads.
+	largeLimit = 2 * wholeSize
 	// postedLimit bounds what may be queued without waiting: answers that the
 	// reader owes. Ten thousand refusals, or pongs, at once are honest; a peer
 	// that makes us owe more than this, and does not read it, is misbehaving.
@@ -68,8 +70,18 @@ func (q *outQueue) init(crc flags) {
 // message takes its number from seq, if that is given, and increments it.
 // m.Payload stays the caller's. After an error nothing was queued.
 func (q *outQueue) send(done <-chan struct{}, m *message, seq *uint32) error {
+	return q.sendBelow(pendingLimit, done, m, seq)
+}
+
+// sendLarge is send for a part of a large payload: others are let past, since
+// their limit is higher.
+func (q *outQueue) sendLarge(done <-chan struct{}, m *message, seq *uint32) error {
+	return q.sendBelow(largeLimit, done, m, seq)
+}
+
+func (q *outQueue) sendBelow(limit int, done <-chan struct{}, m *message, seq *uint32) error {
 	for {
-		room, err := q.trySend(m, seq)
+		room, err := q.trySend(m, seq, limit)
 		if room == nil {
 			return err
 		}
@@ -81,16 +93,16 @@ func (q *outQueue) send(done <-chan struct{}, m *message, seq *uint32) error {
 	}
 }
 
-// trySend is send without the wait. Where there is no room it returns what is
-// closed when that may have changed.
-func (q *outQueue) trySend(m *message, seq *uint32) (room <-chan struct{}, err error) {
+// trySend is send without the wait. Where m would make what is pending more than
+// limit bytes, it returns what is closed when that may have changed.
+func (q *outQueue) trySend(m *message, seq *uint32, limit int) (room <-chan struct{}, err error) {
 	m.Flags |= q.crc
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.err != nil {
 		return nil, q.err
 	}
-	if q.batch.count > 0 && len(q.batch.buf)+m.Msgsize() > pendingLimit {
+	if q.batch.count > 0 && len(q.batch.buf)+m.Msgsize() > limit {
 		if q.room == nil {
 			q.room = make(chan struct{})
 		}
@@ -195,7 +207,7 @@ func (q *outQueue) take() (urgent, normal batch) {
 	urgent, q.urgent = q.urgent, batch{}
 	normal, q.batch = q.batch, batch{}
 	if normal.count > 0 {
-		q.hint = min(max(len(normal.buf), firstBuffer), bytepool.MaxCap)
+		q.hint = min(max(len(normal.buf), firstBuffer), pendingLimit)
 	}
 	q.posted = 0
 	if q.room != nil {

@@ -175,7 +175,7 @@ func TestOutQueueKeepsNoLargeBuffer(t *testing.T) {
 	require.NoError(t, q.send(nil, &message{Op: opRequest, Payload: make([]byte, 8<<20)}, nil))
 	takeMessages(t, q)
 	require.Nil(t, q.batch.buf)
-	require.LessOrEqual(t, q.hint, bytepool.MaxCap)
+	require.LessOrEqual(t, q.hint, pendingLimit)
 	require.NoError(t, q.send(nil, &message{Op: opRequest}, nil))
 	takeMessages(t, q)
 	require.NoError(t, q.send(nil, &message{Op: opRequest}, nil))

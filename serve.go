@@ -27,8 +27,8 @@ func serveStream[In, Out any](m *muxServer, decode func([]byte) (In, error), enc
 	defer close(m.returned)
 	defer func() { m.result = handlerResult(recover(), m.result, m.handlerID, m.host.logger()) }()
 	m.result = errHandlerExited // stays if the handler ends its goroutine
-	payload := m.payload
-	m.payload = nil
+	payload := m.payload.take()
+	m.payload = arrived{}
 	m.result = handle(m.ctx, payload, in, out)
 }
 
@@ -56,7 +56,7 @@ func feedInput[In any](m *muxServer, in chan<- In, decode func([]byte) (In, erro
 		msg, ok, ended, _ := m.in.hold()
 		switch {
 		case ok:
-			v, err := decode(msg)
+			v, err := decode(msg.take())
 			if err != nil {
 				m.fail(err)
 				return

@@ -38,13 +38,16 @@ type session struct {
 	stopped chan struct{} // closed when the writer is gone
 	hungUp  atomic.Bool   // no more is written; see Manager.hangUp
 
-	streams muxTable[*muxClient]
-	served  muxTable[*muxServer]
+	streams  muxTable[*muxClient]
+	served   muxTable[*muxServer]
+	openings muxTable[*opening] // what arrives in fragments, and is not complete
 
 	ticker *time.Timer
 	period time.Duration // of ticker
 
 	// The reader's own.
+	reading []byte // the present frame
+	kept    *frame // the same, once somebody keeps it
 	tasks   []task
 	now     time.Time // when the present websocket message had been read
 	unknown [4]uint64 // the unknown ops that were logged, a bit each
@@ -73,6 +76,7 @@ func newSession(c *Connection, ws *wsconn.Conn, peerID [16]byte, peerCaps caps) 
 	s.calls.init()
 	s.streams.init()
 	s.served.init()
+	s.openings.init()
 	s.live.init(s.start)
 	s.period = tickPeriod(s.opts)
 	ws.OnPing(s.out.poke)
@@ -122,8 +126,14 @@ func (s *session) read() error {
 		}
 		s.now = time.Now()
 		s.live.messages.Add(1)
+		s.reading = b
 		err = s.dispatchFrame(b)
-		bytepool.Put(b)
+		if s.kept != nil {
+			s.kept.release()
+		} else {
+			bytepool.Put(b)
+		}
+		s.reading, s.kept = nil, nil
 		s.workers.submit(s.tasks)
 		clear(s.tasks)
 		s.tasks = s.tasks[:0]
@@ -179,13 +189,25 @@ func (s *session) close(reason error) {
 		for _, m := range s.served.close() {
 			m.abort(s.err, 0)
 		}
+		for _, o := range s.openings.close() {
+			s.giveUp(o.id)
+		}
 		s.workers.close()
 	})
 }
 
 // send implements frameSender.
 func (s *session) send(done <-chan struct{}, m *message, seq *uint32) error {
+	if s.fragmented(m) {
+		_, err := s.sendFragments(done, m, seq, nil)
+		return err
+	}
 	return s.out.send(done, m, seq)
+}
+
+// fragmented tells whether m is sent in fragments.
+func (s *session) fragmented(m *message) bool {
+	return len(m.Payload) > wholeSize && s.caps&capFragments != 0
 }
 
 // post implements frameSender.
@@ -245,16 +267,29 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 // sendRequest queues a request, waiting for room until its deadline, which may
 // be the default one.
 func (s *session) sendRequest(ctx context.Context, c *call, m *message) error {
-	if room, err := s.out.trySend(m, nil); room == nil {
-		return err
+	large := s.fragmented(m)
+	if !large {
+		if room, err := s.out.trySend(m, nil, pendingLimit); room == nil {
+			return err
+		}
 	}
 	if !c.expires.IsZero() {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(ctx, c.expires)
 		defer cancel()
 	}
-	err := s.out.send(ctx.Done(), m, nil)
+	var started bool
+	var err error
+	if large {
+		// Not further than to an early answer, a refusal.
+		started, err = s.sendFragments(ctx.Done(), m, nil, func() bool { return len(c.answered) == 0 })
+	} else {
+		err = s.out.send(ctx.Done(), m, nil)
+	}
 	if err == errSendCancelled {
+		if started {
+			s.post(&message{MuxID: c.id, Op: opDisconnectServerMux}, nil)
+		}
 		err = context.Cause(ctx)
 	}
 	return err
@@ -328,13 +363,18 @@ func (t *muxTable[T]) get(id uint64) (T, bool) {
 	return v, ok
 }
 
-func (t *muxTable[T]) remove(id uint64) {
+func (t *muxTable[T]) remove(id uint64) { t.take(id) }
+
+// take is remove, and tells whether there was something to remove.
+func (t *muxTable[T]) take(id uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	_, ok := t.m[id]
 	delete(t.m, id)
 	if len(t.m) == 0 {
 		t.idle.notify()
 	}
+	return ok
 }
 
 // busy returns nil if the table is empty, else what is closed when that may have

@@ -265,7 +265,7 @@ func TestMessagesThatBecomeLargeDoNotStallTheStream(t *testing.T) {
 					}
 					credits += grant
 				}
-				require.NoError(t, b.push(msg))
+				require.NoError(t, b.push(arrived{buf: msg}))
 				credits--
 			}
 			for range small {

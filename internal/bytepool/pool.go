@@ -16,7 +16,7 @@ const Strict = false
 var pools [classes]sync.Pool
 
 func get(class int) []byte {
-	size := MinCap << class
+	size := classSize(class)
 	if p, ok := pools[class].Get().(*byte); ok {
 		// put has checked that at least size bytes follow p.
 		return unsafe.Slice(p, size)[:0]

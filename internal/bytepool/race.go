@@ -14,7 +14,8 @@ const Strict = true
 const (
 	poison = 0xDB
 	// keep bounds the free buffers of a class; older ones leave the pool, and
-	// with it the check, for the garbage collector.
+	// with it the check, for the garbage collector. Those above 256 KiB leave it
+	// at once.
 	keep = 64
 )
 
@@ -29,7 +30,7 @@ func get(class int) []byte {
 	s := &strict
 	s.Lock()
 	defer s.Unlock()
-	size := MinCap << class
+	size := classSize(class)
 	var b []byte
 	if q := s.free[class]; len(q) > 0 {
 		b, s.free[class] = q[0], q[1:]
@@ -54,7 +55,7 @@ func put(class int, b []byte) {
 	s := &strict
 	s.Lock()
 	defer s.Unlock()
-	b = b[:MinCap<<class]
+	b = b[:classSize(class)]
 	p := unsafe.SliceData(b)
 	if s.idle[p] {
 		panic("bytepool: buffer put back twice")
@@ -65,6 +66,9 @@ func put(class int, b []byte) {
 	}
 	if s.idle == nil {
 		s.idle = make(map[*byte]bool)
+	}
+	if class >= smallClasses {
+		return
 	}
 	if q := s.free[class]; len(q) == keep {
 		delete(s.idle, unsafe.SliceData(q[0]))

@@ -26,6 +26,8 @@ const (
 	writeBufferSize = 64 << 10
 	// readStep is the least room offered to a read of a message.
 	readStep = 4 << 10
+	// maxExpect is the most room offered to a message before it has come.
+	maxExpect = 256 << 10
 )
 
 // writeBuffers is shared, so that only connections that are writing hold one.
@@ -53,6 +55,7 @@ type Conn struct {
 func newConn(ws *websocket.Conn, l *link, limit int64) *Conn {
 	c := &Conn{ws: ws, link: l, onPing: func() {}}
 	c.SetLimit(limit)
+	tune(l.Conn)
 	// The library's own handlers write from the reader, and so would wait
 	// for a writer that is stuck.
 	ws.SetPingHandler(func(payload string) error {
@@ -83,7 +86,7 @@ func (c *Conn) ReadMessage() ([]byte, error) {
 	}
 	c.inMessage.Store(true)
 	defer c.inMessage.Store(false)
-	b := bytepool.Get(max(readStep, min(c.expect, bytepool.MaxCap)))
+	b := bytepool.Get(max(readStep, min(c.expect, maxExpect)))
 	for {
 		if len(b) == cap(b) {
 			b = bytepool.Grow(b, readStep)

@@ -1,0 +1,317 @@
+package grid
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/gridrpc/grid/internal/bytepool"
+)
+
+// Large payloads travel in fragments (protocol section 8), so that they hold up
+// nothing behind them. The reader collects the fragments; whoever the payload is
+// for joins them, so that the reader does not copy all of it at one time.
+
+const (
+	// wholeSize is the largest payload, in bytes, that is sent in one message to
+	// a peer that has fragments.
+	wholeSize = 64 << 10
+	// fragmentSize is the size of the fragments of a larger one. Two of them make
+	// a batch of 128 KiB, with what is around them.
+	fragmentSize = wholeSize - 256
+	// retainSize is the smallest fragment for which the whole frame that it came
+	// in is kept; a smaller one is copied out of it.
+	retainSize = fragmentSize / 2
+)
+
+// frame is a read buffer that outlives its dispatch, because fragments in it
+// have been kept. The last holder gives it back.
+type frame struct {
+	buf  []byte
+	refs atomic.Int32
+}
+
+func (f *frame) release() {
+	if f.refs.Add(-1) == 0 {
+		bytepool.Put(f.buf)
+	}
+}
+
+// arrived is a payload on its way to the application: in one buffer of its own,
+// or in pieces. The zero value is a nil payload.
+type arrived struct {
+	buf   []byte
+	parts *assembly
+}
+
+// size is the payload's length.
+func (a arrived) size() int {
+	if a.parts != nil {
+		return a.parts.size
+	}
+	return len(a.buf)
+}
+
+// take returns the payload in one buffer, which is the caller's. It is called
+// once.
+func (a arrived) take() []byte {
+	if a.parts != nil {
+		return a.parts.join()
+	}
+	return a.buf
+}
+
+// drop gives the payload's buffers back, in place of take.
+func (a arrived) drop() {
+	if a.parts != nil {
+		a.parts.drop()
+	}
+	bytepool.Put(a.buf)
+}
+
+// assembly collects the fragments of one payload.
+type assembly struct {
+	pieces []piece
+	size   int
+}
+
+// piece is a fragment, in a frame or in a buffer of its own.
+type piece struct {
+	b     []byte
+	frame *frame // nil: b is a buffer of bytepool
+}
+
+func (p piece) drop() {
+	if p.frame != nil {
+		p.frame.release()
+	} else {
+		bytepool.Put(p.b)
+	}
+}
+
+func (a *assembly) join() []byte {
+	b := bytepool.Get(a.size)
+	for _, p := range a.pieces {
+		b = append(b, p.b...)
+	}
+	a.drop()
+	return b
+}
+
+func (a *assembly) drop() {
+	for _, p := range a.pieces {
+		p.drop()
+	}
+	a.pieces, a.size = nil, 0
+}
+
+// keep adds the payload of m, which the session has just read, to a.
+func (s *session) keep(a *assembly, m *message) {
+	p := piece{b: m.Payload}
+	if len(m.Payload) >= retainSize {
+		p.frame = s.retain()
+	} else {
+		p.b = ownedPayload(m)
+	}
+	a.pieces = append(a.pieces, p)
+	a.size += len(m.Payload)
+}
+
+// retain keeps the frame that is being dispatched. Only the reader calls it.
+func (s *session) retain() *frame {
+	if s.kept == nil {
+		s.kept = &frame{buf: s.reading}
+		s.kept.refs.Store(1) // the reader's
+	}
+	s.kept.refs.Add(1)
+	return s.kept
+}
+
+// gather puts together what may come in fragments. It returns the payload of m,
+// or, where *parts has the fragments that came before, of all of them; ok is
+// false while more is to come. An error ends the session.
+func (s *session) gather(parts **assembly, m *message) (a arrived, ok bool, err error) {
+	more := m.Flags&flagMore != 0
+	switch {
+	case *parts == nil && !more:
+		return arrived{buf: ownedPayload(m)}, true, nil
+	case *parts == nil:
+		*parts = new(assembly)
+	}
+	if size := (*parts).size + len(m.Payload); size > s.opts.MaxMessageSize {
+		return arrived{}, false, fmt.Errorf("%v for mux %d: %w", m.Op, m.MuxID, tooLargeError(size, s.opts.MaxMessageSize))
+	}
+	s.keep(*parts, m)
+	if more {
+		return arrived{}, false, nil
+	}
+	a.parts, *parts = *parts, nil
+	return a, true, nil
+}
+
+// gatherer is the session as a stream sees it that takes in a message.
+type gatherer interface {
+	gather(parts **assembly, m *message) (a arrived, ok bool, err error)
+}
+
+// gatherInto takes a message, or a fragment of one, into the inbox of its stream,
+// which it fails where the sender had no credit. The error ends the session.
+func gatherInto(g gatherer, in *inbox, parts **assembly, m *message, fail func(error)) error {
+	if *parts == nil && m.Flags&flagMore != 0 {
+		if err := in.check(); err != nil {
+			fail(err)
+			return nil
+		}
+	}
+	a, whole, err := g.gather(parts, m)
+	if err != nil || !whole {
+		return err
+	}
+	if err := in.push(a); err != nil {
+		fail(err)
+	}
+	return nil
+}
+
+// checkMore checks a message whose payload goes on.
+func (s *session) checkMore(m *message) error {
+	if s.caps&capFragments == 0 {
+		m.Flags &^= flagMore // means nothing to such a peer
+		return nil
+	}
+	switch m.Op {
+	case opRequest, opResponse, opConnectMux, opMuxClientMsg, opMuxServerMsg:
+	default:
+		return protocolErrorf("%v in fragments", m.Op)
+	}
+	if len(m.Payload) == 0 || m.Flags&(flagPayloadIsErr|flagEOF) != 0 {
+		return protocolErrorf("%v for mux %d: bad fragment of %d bytes, flags %#x", m.Op, m.MuxID, len(m.Payload), uint8(m.Flags))
+	}
+	return nil
+}
+
+// opening is a Request or ConnectMux whose payload has begun to arrive. It has a
+// slot.
+type opening struct {
+	id       uint64
+	op       op
+	handler  HandlerID
+	found    handler
+	deadline time.Time    // zero for none
+	heard    atomic.Int64 // Unix nanoseconds: when a fragment last came
+
+	// The reader's own.
+	parts *assembly
+	seq   uint32 // of the last fragment
+}
+
+// isContinued tells whether m belongs to an opening: only a first fragment names
+// a handler.
+func (s *session) isContinued(m *message) bool {
+	return m.Handler == 0 && s.caps&capFragments != 0
+}
+
+// beginOpening takes up the first fragment of an opening, for which a slot was
+// taken.
+func (s *session) beginOpening(m *message, h handler) error {
+	if _, ok := s.openings.get(m.MuxID); ok {
+		s.conn.slots.release()
+		return protocolErrorf("%v: mux %d opened twice", m.Op, m.MuxID)
+	}
+	o := &opening{id: m.MuxID, op: m.Op, handler: m.Handler, found: h, deadline: s.deadline(m), seq: m.Seq}
+	o.heard.Store(s.now.UnixNano())
+	_, _, err := s.gather(&o.parts, m)
+	if err != nil || !s.openings.add(o.id, o) {
+		s.conn.slots.release()
+	}
+	return err
+}
+
+// continueOpening takes up a further fragment. Those of an opening that was
+// refused, or given up, are dropped.
+func (s *session) continueOpening(m *message) error {
+	o, ok := s.openings.get(m.MuxID)
+	if !ok {
+		return nil
+	}
+	if o.op != m.Op {
+		return protocolErrorf("%v for mux %d amid a %v", m.Op, m.MuxID, o.op)
+	}
+	if m.Op == opConnectMux {
+		if o.seq++; o.seq != m.Seq {
+			s.giveUp(o.id)
+			s.refuse(m, fmt.Sprintf("%v: %v has number %d, expected %d", ErrIncorrectSequence, m.Op, m.Seq, o.seq))
+			return nil
+		}
+	}
+	o.heard.Store(s.now.UnixNano())
+	payload, whole, err := s.gather(&o.parts, m)
+	if err != nil || !whole {
+		return err
+	}
+	if !s.openings.take(o.id) {
+		payload.drop() // given up just now, and its slot with it
+		return nil
+	}
+	m.Handler = o.handler
+	if o.op == opRequest {
+		s.startRequest(m, o.found, payload, o.deadline)
+	} else {
+		s.startStream(m, o.found, payload, o.deadline)
+	}
+	return nil
+}
+
+// giveUp drops an opening that will not be completed.
+func (s *session) giveUp(id uint64) {
+	if s.openings.take(id) {
+		s.conn.slots.release()
+	}
+}
+
+// tick gives the opening up when its deadline has passed, or when nothing has
+// come of it for as long as a stream's client may be silent.
+func (o *opening) tick(s *session, now, progress time.Time) {
+	silent := now.Sub(later(time.Unix(0, o.heard.Load()), progress)) > 4*s.opts.StreamPingInterval
+	if silent || !o.deadline.IsZero() && now.After(o.deadline) {
+		s.giveUp(o.id)
+	}
+}
+
+// deadline is when that of m is, by this host's clock; zero for none.
+func (s *session) deadline(m *message) time.Time {
+	if m.DeadlineMS == 0 {
+		return time.Time{}
+	}
+	return s.now.Add(time.Duration(m.DeadlineMS) * time.Millisecond)
+}
+
+// sendFragments sends m in fragments, each when there is room for it. wanted, if
+// not nil, is asked between them whether to go on. started tells whether any was
+// sent.
+func (s *session) sendFragments(done <-chan struct{}, m *message, seq *uint32, wanted func() bool) (started bool, err error) {
+	rest, flags, slot := m.Payload, m.Flags, m.slot
+	m.Flags = flags&flagSubroute | flagMore
+	m.slot = nil // taken up by the last one
+	for ; ; started = true {
+		n := min(len(rest), fragmentSize)
+		m.Payload, rest = rest[:n], rest[n:]
+		if len(rest) == 0 {
+			m.Flags, m.slot = flags&^flagSubroute, slot
+		}
+		err := s.out.sendLarge(done, m, seq)
+		switch {
+		case err != nil:
+			m.slot = slot
+			return started, err
+		case len(rest) == 0:
+			return true, nil
+		case wanted != nil && !wanted():
+			m.slot = slot
+			return true, errSendCancelled
+		}
+		// Only the first names what is called.
+		m.Handler, m.DeadlineMS, m.Sub = 0, 0, nil
+		m.Flags = flagMore
+	}
+}

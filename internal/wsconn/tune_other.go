@@ -1,0 +1,7 @@
+//go:build !linux
+
+package wsconn
+
+import "net"
+
+func tune(net.Conn) {}
