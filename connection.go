@@ -210,7 +210,7 @@ func (c *Connection) take(s *session) error {
 			s.close(errClosed)
 			return rejectf("%v", errClosed)
 		}
-		c.stats.connected(s.start)
+		c.stats.connected(s.began)
 		if old != nil {
 			c.stats.lost(old)
 		}
@@ -250,7 +250,7 @@ func (c *Connection) serve(s *session) (lived bool) {
 		c.log.Info("grid: connected", "addr", s.ws.RemoteAddr())
 	}
 	err := s.run()
-	life := time.Since(s.start)
+	life := time.Since(s.began)
 	if life > stableLife {
 		c.errors.reset()
 	}

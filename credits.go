@@ -12,16 +12,20 @@ import (
 // What the two ends of a stream have in common: credits and payloads as they
 // travel.
 
+// creditBuffer has room for an encoded number of credits, so that none has to be
+// allocated: what is sent has been copied when it is queued.
+type creditBuffer [5]byte
+
 // creditPayload is the payload of a message that returns n credits.
-func creditPayload(n int) []byte {
+func creditPayload(buf *creditBuffer, n int) []byte {
 	if n == 1 {
 		return nil
 	}
-	return appendCredits(n)
+	return appendCredits(buf[:0], n)
 }
 
 // appendCredits encodes a number of credits.
-func appendCredits(n int) []byte { return msgp.AppendUint(nil, uint(n)) }
+func appendCredits(b []byte, n int) []byte { return msgp.AppendUint(b, uint(n)) }
 
 // parseCredits reads a number of credits.
 func parseCredits(b []byte) (int, error) {

@@ -139,7 +139,9 @@ func (t *singleTask) run() {
 			default:
 				m.setPayload(resp)
 			}
-			_ = s.send(nil, &m, nil) // fails only with the session
+			if s.send(nil, m, nil) == nil { // fails only with the session
+				m.slot = nil
+			}
 		}
 		if result == nil {
 			PutByteBuffer(resp)
@@ -215,9 +217,9 @@ func (s *session) startStream(m *message, h handler, payload arrived, deadline t
 	}
 	ack := message{MuxID: c.id, Op: opAckMux}
 	if c.wide {
-		ack.Payload = appendCredits(c.inCredits())
+		ack.Payload = appendCredits(s.ackBuf[:0], c.inCredits())
 	}
-	s.post(&ack, &c.sendSeq)
+	s.post(ack, &c.sendSeq)
 	s.tasks = append(s.tasks, c)
 }
 
@@ -227,7 +229,7 @@ func (s *session) startStream(m *message, h handler, payload arrived, deadline t
 func (s *session) refuse(m *message, text string) {
 	e := muxConnectError{Error: clipText(text)}
 	payload, _ := e.MarshalMsg(make([]byte, 0, e.Msgsize()))
-	s.post(&message{
+	s.post(message{
 		MuxID: m.MuxID, DeadlineMS: m.DeadlineMS, Handler: m.Handler,
 		Op: opMuxConnectError, Flags: m.Flags & flagEOF, Payload: payload,
 	}, nil)
@@ -282,7 +284,7 @@ func (s *session) toServer(m *message, f func(*muxServer, *message)) bool {
 func (s *session) onMuxClientMsg(m *message) (err error) {
 	known := s.toServer(m, func(c *muxServer, m *message) { err = c.onMessage(s, m) })
 	if !known && m.Flags&flagEOF == 0 && s.lostServed.due(m.MuxID) {
-		s.post(&message{MuxID: m.MuxID, Op: opDisconnectClientMux}, nil)
+		s.post(message{MuxID: m.MuxID, Op: opDisconnectClientMux}, nil)
 	}
 	return err
 }
@@ -312,7 +314,7 @@ func (s *session) onClientMsg(m *message, f func(*muxClient, *message)) {
 		s.calls.answer(m.MuxID, answer{err: protocolErrorf("%v to a single request", m.Op)})
 	}
 	if m.Flags&flagEOF == 0 && s.lostStreams.due(m.MuxID) {
-		s.post(&message{MuxID: m.MuxID, Op: opDisconnectServerMux}, nil)
+		s.post(message{MuxID: m.MuxID, Op: opDisconnectServerMux}, nil)
 	}
 }
 
@@ -365,7 +367,8 @@ func (s *session) onPing(m *message) error {
 		}
 		pong.T = ping.T
 	}
-	return s.out.postUrgent(pongFor(m, pong))
+	answer := pongFor(m, pong)
+	return s.out.postUrgent(&answer)
 }
 
 func (s *session) onPong(m *message) error {

@@ -13,6 +13,9 @@ const (
 	// largest message that the stream has seen.
 	maxWindow      = 512
 	maxWindowBytes = 1 << 20
+	// firstQueue is the most messages that a stream has room for from the first
+	// one on.
+	firstQueue = 8
 )
 
 // inbox is the receiving end of a stream: the messages that have arrived and
@@ -64,6 +67,9 @@ func (b *inbox) push(msg arrived) error {
 		return err
 	}
 	b.credits--
+	if b.queue == nil {
+		b.queue = make([]arrived, 0, min(max(b.window, 1), firstQueue))
+	}
 	if b.head > 0 && len(b.queue) == cap(b.queue) {
 		n := copy(b.queue, b.queue[b.head:])
 		clear(b.queue[n:])

@@ -13,12 +13,14 @@ import (
 )
 
 // frameSender is what the two ends of a stream need of the session that carries
-// them: to queue a message that takes the next number of seq.
+// them: to queue a message that takes the next number of seq. Messages go by value,
+// so that none has to be allocated.
 type frameSender interface {
-	// send waits for room until done is closed or the session has ended.
-	send(done <-chan struct{}, m *message, seq *uint32) error
+	// send waits for room until done is closed or the session has ended. The slot
+	// of m is freed unless it fails.
+	send(done <-chan struct{}, m message, seq *uint32) error
 	// post never waits. What it can't queue ends the session.
-	post(m *message, seq *uint32)
+	post(m message, seq *uint32)
 }
 
 // clientHost is the session as the opening end of a stream sees it.
@@ -55,6 +57,7 @@ type muxClient struct {
 	done       chan struct{}   // closed by finish
 
 	in        inbox
+	grantBuf  creditBuffer   // the consumer's
 	credits   credit.Credits // for what we send
 	sendSeq   uint32         // guarded by the outgoing queue
 	takesData bool           // the handler takes input; set before opened is closed
@@ -134,7 +137,7 @@ func (m *muxClient) open(payload []byte, sub *subHandlerID, noInput bool) error 
 	// The stream is in the session's table, so it ends with the session; done
 	// tells of that as well as of the context.
 	m.watch()
-	if err := m.host.send(m.done, &msg, &m.sendSeq); err != nil {
+	if err := m.host.send(m.done, msg, &m.sendSeq); err != nil {
 		m.finish(err, dropWaiting)
 		return m.endError()
 	}
@@ -194,7 +197,7 @@ func (m *muxClient) finish(err error, how ending) {
 		if how&tellReason != 0 {
 			msg.setError(err.Error())
 		}
-		m.host.post(&msg, nil)
+		m.host.post(msg, nil)
 	}
 	m.host.clientEnded(m)
 	// Before the consumer sees the end, who may then send once more.
@@ -258,9 +261,9 @@ func (m *muxClient) grant(n int) {
 	if n == 0 {
 		return
 	}
-	msg := message{MuxID: m.id, Op: opUnblockSrvMux, Payload: creditPayload(n)}
+	msg := message{MuxID: m.id, Op: opUnblockSrvMux, Payload: creditPayload(&m.grantBuf, n)}
 	// If it can't be sent the stream is over, and the next take says so.
-	_ = m.host.send(m.done, &msg, &m.sendSeq)
+	_ = m.host.send(m.done, msg, &m.sendSeq)
 }
 
 // send sends one message, waiting for a credit and for room. b stays the
@@ -287,7 +290,7 @@ func (m *muxClient) send(b []byte) error {
 	}
 	msg := message{MuxID: m.id, Op: opMuxClientMsg}
 	msg.setPayload(notNil(b))
-	if err := m.host.send(m.done, &msg, &m.sendSeq); err != nil {
+	if err := m.host.send(m.done, msg, &m.sendSeq); err != nil {
 		return m.sendError(err)
 	}
 	return nil
@@ -316,7 +319,7 @@ func (m *muxClient) closeSend() {
 		return // nobody is there to be told
 	}
 	msg := message{MuxID: m.id, Op: opMuxClientMsg, Flags: flagEOF}
-	_ = m.host.send(m.done, &msg, &m.sendSeq)
+	_ = m.host.send(m.done, msg, &m.sendSeq)
 }
 
 // checkSeq checks the number of a message that is numbered.
@@ -418,6 +421,6 @@ func (m *muxClient) tick(now, progress time.Time, interval, slack time.Duration)
 	}
 	if now.Sub(time.Unix(0, m.pinged.Load())) >= interval-slack {
 		m.pinged.Store(now.UnixNano())
-		m.host.post(&message{MuxID: m.id, Op: opPing}, &m.sendSeq)
+		m.host.post(message{MuxID: m.id, Op: opPing}, &m.sendSeq)
 	}
 }

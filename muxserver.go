@@ -17,14 +17,16 @@ type serverHost interface {
 	frameSender
 	// serverEnded takes the stream out of the session's table.
 	serverEnded(m *muxServer)
+	// start runs t on a goroutine that is reused, with its stack.
+	start(t task)
 	logger() *slog.Logger
 }
 
 // muxServer is the serving end of a stream.
 //
 // The session's reader calls its on* methods, which never block. Its handler
-// runs on a worker (run), its output is sent by one goroutine (pumpOutput), and
-// its input, where it takes any, is handed on by another (feedInput). It ends
+// runs on a worker (run), its output is sent by another (pumpOutput), and its
+// input, where it takes any, is handed on by a third (feedInput). It ends
 // when the handler has returned and everything it sent is out, or at once by
 // abort.
 type muxServer struct {
@@ -43,11 +45,12 @@ type muxServer struct {
 	dead       chan struct{} // closed by abort
 	returned   chan struct{} // closed when the handler has returned, with result
 
-	in      inbox
-	credits credit.Credits // for what we send
-	sendSeq uint32         // guarded by the outgoing queue
-	result  *RemoteErr     // of the handler; published by returned
-	slot    *slots         // the handler's, until all is sent; its output pump's own
+	in       inbox
+	grantBuf creditBuffer   // of the input's feeder
+	credits  credit.Credits // for what we send
+	sendSeq  uint32         // guarded by the outgoing queue
+	result   *RemoteErr     // of the handler; published by returned
+	slot     *slots         // the handler's, until all is sent; its output pump's own
 
 	// The reader's own.
 	recvSeq  uint32
@@ -154,7 +157,7 @@ func (m *muxServer) abort(cause error, how ending) {
 	if how&tellReason != 0 {
 		msg := message{MuxID: m.id, Op: opDisconnectClientMux}
 		msg.setError(cause.Error())
-		m.host.post(&msg, nil)
+		m.host.post(msg, nil)
 	}
 	m.host.serverEnded(m)
 	m.in.drop(cause)
@@ -183,10 +186,10 @@ func (m *muxServer) wasTold() bool {
 func (m *muxServer) fail(err error) { m.abort(err, tellReason) }
 
 // send queues a message of the stream. Where it fails, the stream has been
-// aborted.
-func (m *muxServer) send(msg *message) {
+// aborted, and the message keeps its slot.
+func (m *muxServer) send(msg message) (ok bool) {
 	msg.MuxID = m.id
-	_ = m.host.send(m.dead, msg, &m.sendSeq)
+	return m.host.send(m.dead, msg, &m.sendSeq) == nil
 }
 
 // handlerReturned ends the handler's context. Its deadline stays in force while
@@ -222,13 +225,14 @@ func (m *muxServer) sendResult() {
 		if m.result != nil {
 			msg.setError(m.result.Error())
 		}
-		m.send(&msg)
-		m.slot = msg.slot
+		if m.send(msg) {
+			m.slot = nil
+		}
 	}
 	// The end of a stream that has ended: it only releases what it holds.
 	m.abort(errStreamOver, 0)
 	if !m.wide && !m.wasTold() {
-		m.host.post(&message{MuxID: m.id, Op: opDisconnectClientMux}, nil)
+		m.host.post(message{MuxID: m.id, Op: opDisconnectClientMux}, nil)
 	}
 }
 
@@ -301,7 +305,7 @@ func (m *muxServer) tick(now, progress time.Time, interval time.Duration) {
 }
 
 // pongFor is the answer to a ping: it repeats the ping's number (section 5).
-func pongFor(ping *message, p pongMsg) *message {
+func pongFor(ping *message, p pongMsg) message {
 	payload, _ := p.MarshalMsg(make([]byte, 0, p.Msgsize()))
-	return &message{MuxID: ping.MuxID, Op: opPong, Seq: ping.Seq, DeadlineMS: ping.DeadlineMS, Payload: payload}
+	return message{MuxID: ping.MuxID, Op: opPong, Seq: ping.Seq, DeadlineMS: ping.DeadlineMS, Payload: payload}
 }

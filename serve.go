@@ -18,11 +18,11 @@ func serveStream[In, Out any](m *muxServer, decode func([]byte) (In, error), enc
 	out := make(chan Out, min(m.handler.outCapacity, maxOutBuffer))
 	in := make(chan In)
 	if m.hasInput {
-		go feedInput(m, in, decode)
+		m.host.start(taskFunc(func() { feedInput(m, in, decode) }))
 	} else {
 		close(in)
 	}
-	go pumpOutput(m, out, encode)
+	m.host.start(taskFunc(func() { pumpOutput(m, out, encode) }))
 
 	defer close(m.returned)
 	defer func() { m.result = handlerResult(recover(), m.result, m.handlerID, m.host.logger()) }()
@@ -63,13 +63,17 @@ func feedInput[In any](m *muxServer, in chan<- In, decode func([]byte) (In, erro
 			}
 			select {
 			case in <- v:
-			case <-m.dead:
-				return
-			case <-m.returned:
-				return
+			default:
+				select {
+				case in <- v:
+				case <-m.dead:
+					return
+				case <-m.returned:
+					return
+				}
 			}
 			if grant := m.in.passed(); grant > 0 {
-				m.send(&message{Op: opUnblockClMux, Payload: creditPayload(grant)})
+				m.send(message{Op: opUnblockClMux, Payload: creditPayload(&m.grantBuf, grant)})
 			}
 		case ended:
 			return
@@ -91,17 +95,15 @@ func pumpOutput[Out any](m *muxServer, out <-chan Out, encode func(Out) ([]byte,
 		}
 	}()
 	for {
-		select {
-		case v, ok := <-out:
-			if !ok {
-				out = nil // closed, which it must not be
-				continue
-			}
-			sendOutput(m, v, encode)
-			continue
-		case <-m.returned:
+		v, ok, more := nextOutput(m, out)
+		if !more {
+			break
 		}
-		break
+		if ok {
+			sendOutput(m, v, encode)
+		} else {
+			out = nil // closed, which it must not be
+		}
 	}
 	m.handlerReturned()
 	// What was sent before the return, and no more: a goroutine that the
@@ -110,6 +112,22 @@ func pumpOutput[Out any](m *muxServer, out <-chan Out, encode func(Out) ([]byte,
 		sendOutput(m, <-out, encode)
 	}
 	m.sendResult()
+}
+
+// nextOutput waits for what the handler sends next; more is false when it has
+// returned. ok is that of a receive.
+func nextOutput[Out any](m *muxServer, out <-chan Out) (v Out, ok, more bool) {
+	select {
+	case v, ok = <-out:
+		return v, ok, true
+	default: // the slow way
+	}
+	select {
+	case v, ok = <-out:
+		return v, ok, true
+	case <-m.returned:
+		return v, false, false
+	}
 }
 
 func sendOutput[Out any](m *muxServer, v Out, encode func(Out) ([]byte, error)) {
@@ -128,5 +146,5 @@ func sendOutput[Out any](m *muxServer, v Out, encode func(Out) ([]byte, error)) 
 	}
 	msg := message{Op: opMuxServerMsg}
 	msg.setPayload(notNil(b))
-	m.send(&msg)
+	m.send(msg)
 }

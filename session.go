@@ -29,7 +29,7 @@ type session struct {
 	opts   *ManagerOptions
 	peerID [16]byte
 	caps   caps // in use: both sides have named them
-	start  time.Time
+	began  time.Time
 
 	out     outQueue
 	workers workers
@@ -46,6 +46,7 @@ type session struct {
 	period time.Duration // of ticker
 
 	// The reader's own.
+	ackBuf  creditBuffer
 	reading []byte // the present frame
 	kept    *frame // the same, once somebody keeps it
 	tasks   []task
@@ -67,7 +68,7 @@ func newSession(c *Connection, ws *wsconn.Conn, peerID [16]byte, peerCaps caps) 
 		opts:    c.opts,
 		peerID:  peerID,
 		caps:    peerCaps & ourCaps,
-		start:   time.Now(),
+		began:   time.Now(),
 		done:    make(chan struct{}),
 		stopped: make(chan struct{}),
 	}
@@ -77,7 +78,7 @@ func newSession(c *Connection, ws *wsconn.Conn, peerID [16]byte, peerCaps caps) 
 	s.streams.init()
 	s.served.init()
 	s.openings.init()
-	s.live.init(s.start)
+	s.live.init(s.began)
 	s.period = tickPeriod(s.opts)
 	ws.OnPing(s.out.poke)
 	return s
@@ -134,7 +135,7 @@ func (s *session) read() error {
 			bytepool.Put(b)
 		}
 		s.reading, s.kept = nil, nil
-		s.workers.submit(s.tasks)
+		s.workers.submit(s.tasks...)
 		clear(s.tasks)
 		s.tasks = s.tasks[:0]
 		if err != nil {
@@ -197,12 +198,12 @@ func (s *session) close(reason error) {
 }
 
 // send implements frameSender.
-func (s *session) send(done <-chan struct{}, m *message, seq *uint32) error {
-	if s.fragmented(m) {
-		_, err := s.sendFragments(done, m, seq, nil)
+func (s *session) send(done <-chan struct{}, m message, seq *uint32) error {
+	if s.fragmented(&m) {
+		_, err := s.sendFragments(done, &m, seq, nil)
 		return err
 	}
-	return s.out.send(done, m, seq)
+	return s.out.send(done, &m, seq)
 }
 
 // fragmented tells whether m is sent in fragments.
@@ -211,8 +212,8 @@ func (s *session) fragmented(m *message) bool {
 }
 
 // post implements frameSender.
-func (s *session) post(m *message, seq *uint32) {
-	if err := s.out.post(m, seq); err != nil {
+func (s *session) post(m message, seq *uint32) {
+	if err := s.out.post(&m, seq); err != nil {
 		s.closeAsync(err)
 	}
 }
@@ -228,6 +229,7 @@ func (s *session) closeAsync(reason error) {
 
 func (s *session) clientEnded(m *muxClient) { s.streams.remove(m.id) }
 func (s *session) serverEnded(m *muxServer) { s.served.remove(m.id) }
+func (s *session) start(t task)             { s.workers.submit(t) }
 func (s *session) logger() *slog.Logger     { return s.conn.log }
 
 // single makes a single request and waits for its answer.
@@ -288,7 +290,7 @@ func (s *session) sendRequest(ctx context.Context, c *call, m *message) error {
 	}
 	if err == errSendCancelled {
 		if started {
-			s.post(&message{MuxID: c.id, Op: opDisconnectServerMux}, nil)
+			s.post(message{MuxID: c.id, Op: opDisconnectServerMux}, nil)
 		}
 		err = context.Cause(ctx)
 	}

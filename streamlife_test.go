@@ -338,7 +338,7 @@ func TestErrorTextsAreCopiedBeforeTheirBufferIsReused(t *testing.T) {
 		keep(err)
 		// Dropped by the server, with a reason.
 		s := openStream(t, t.Context(), c)
-		s.mux.host.post(&message{MuxID: s.mux.id, Op: opMuxClientMsg, Seq: 99}, nil)
+		s.mux.host.post(message{MuxID: s.mux.id, Op: opMuxClientMsg, Seq: 99}, nil)
 		keep(s.Results(nil))
 
 		before := errors.Join(errs...).Error()

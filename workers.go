@@ -5,7 +5,8 @@ import (
 	"sync/atomic"
 )
 
-// workers runs a session's handlers on goroutines that are reused.
+// workers runs a session's handlers, and what goes with those of streams, on
+// goroutines that are reused.
 //
 // Whenever a task waits, a worker is looking for it that runs no handler: a
 // worker that takes a task and leaves others behind first sees to it that there
@@ -33,10 +34,15 @@ type workers struct {
 // task is something to run. It must not panic.
 type task interface{ run() }
 
+// taskFunc is a function as a task.
+type taskFunc func()
+
+func (f taskFunc) run() { f() }
+
 func (w *workers) init() { w.cond.L = &w.mu }
 
 // submit queues tasks, in order. They run even if the workers are closed.
-func (w *workers) submit(tasks []task) {
+func (w *workers) submit(tasks ...task) {
 	if len(tasks) == 0 {
 		return
 	}

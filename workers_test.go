@@ -10,10 +10,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-type taskFunc func()
-
-func (f taskFunc) run() { f() }
-
 func newWorkers() *workers {
 	w := new(workers)
 	w.init()
@@ -30,8 +26,8 @@ func TestWorkersBlockedTaskHoldsUpNoOther(t *testing.T) {
 		for range 100 {
 			tasks = append(tasks, taskFunc(func() { started.Add(1); <-release }))
 		}
-		w.submit(tasks)
-		w.submit(tasks[:1])
+		w.submit(tasks...)
+		w.submit(tasks[:1]...)
 		synctest.Wait()
 		require.EqualValues(t, 101, started.Load())
 		close(release)
@@ -56,7 +52,7 @@ func TestWorkersShortTasksShareGoroutines(t *testing.T) {
 			tasks[i] = taskFunc(func() { n.Add(1) })
 		}
 		for range 100 {
-			w.submit(tasks)
+			w.submit(tasks...)
 			synctest.Wait()
 		}
 		require.EqualValues(t, 100_000, n.Load())
@@ -69,7 +65,7 @@ func TestWorkersSurviveATaskThatEndsItsGoroutine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorkers()
 		ran := false
-		w.submit([]task{taskFunc(runtime.Goexit), taskFunc(func() { ran = true })})
+		w.submit(taskFunc(runtime.Goexit), taskFunc(func() { ran = true }))
 		synctest.Wait()
 		require.True(t, ran)
 		w.close()
@@ -80,12 +76,12 @@ func TestWorkersRunWhatIsSubmittedWhileClosing(t *testing.T) {
 	var n atomic.Int32
 	for range 1000 {
 		w := newWorkers()
-		w.submit([]task{taskFunc(func() {})})
+		w.submit(taskFunc(func() {}))
 		var wg sync.WaitGroup
 		wg.Add(1)
 		wg.Go(w.close)
 		wg.Go(w.trim)
-		wg.Go(func() { w.submit([]task{taskFunc(func() { n.Add(1); wg.Done() })}) })
+		wg.Go(func() { w.submit(taskFunc(func() { n.Add(1); wg.Done() })) })
 		wg.Wait()
 	}
 	require.EqualValues(t, 1000, n.Load())
@@ -101,7 +97,7 @@ func BenchmarkWorkersBatchOf32(b *testing.B) {
 	}
 	for b.Loop() {
 		wg.Add(len(tasks))
-		w.submit(tasks)
+		w.submit(tasks...)
 		wg.Wait()
 	}
 }
