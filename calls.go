@@ -18,15 +18,17 @@ type callTable struct {
 	free []*call
 	idle idleSignal
 	err  error // set by close
+	tick uint64
+	life uint64 // ticks in the default deadline
 }
 
 // call is a single request that waits.
 type call struct {
 	id       uint64
 	answered chan answer // of capacity 1
-	// expires is when the table gives up on it; zero where the caller's
-	// context has a deadline.
-	expires time.Time
+	// expires is the tick at which the table gives up on it; 0 where the
+	// caller's context has a deadline.
+	expires uint64
 	// parts is what has arrived of the answer: guarded by the table while the call
 	// is in it, then of who took it out.
 	parts *assembly
@@ -40,7 +42,12 @@ type answer struct {
 // maxFreeCalls bounds what a burst of calls leaves behind.
 const maxFreeCalls = 256
 
-func (t *callTable) init() { t.m = make(map[uint64]*call) }
+// init sets the time between two calls of expire. Deadlines are counted in these,
+// since asking for the time costs as much as the rest of an open.
+func (t *callTable) init(period time.Duration) {
+	t.m = make(map[uint64]*call)
+	t.life = uint64((defaultDeadline+period-1)/period) + 1 // the first may be short
+}
 
 // open adds a call. expires says that it has the default deadline.
 func (t *callTable) open(id uint64, expires bool) (*call, error) {
@@ -56,10 +63,10 @@ func (t *callTable) open(id uint64, expires bool) (*call, error) {
 		c = &call{answered: make(chan answer, 1)}
 	}
 	c.id = id
-	c.expires = time.Time{}
+	c.expires = 0
 	c.parts = nil
 	if expires {
-		c.expires = time.Now().Add(defaultDeadline)
+		c.expires = t.tick + t.life
 	}
 	t.m[id] = c
 	return c, nil
@@ -162,11 +169,12 @@ func (t *callTable) abandon(c *call, err error) ([]byte, error) {
 }
 
 // expire gives up on the calls with the default deadline that have passed it.
-func (t *callTable) expire(now time.Time) {
+func (t *callTable) expire() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.tick++
 	for id, c := range t.m {
-		if !c.expires.IsZero() && !now.Before(c.expires) {
+		if c.expires != 0 && t.tick >= c.expires {
 			delete(t.m, id)
 			c.answer(answer{err: context.DeadlineExceeded})
 		}

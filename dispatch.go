@@ -130,7 +130,7 @@ func (t *singleTask) run() {
 	result := errHandlerExited // stays if the handler ends its goroutine
 	defer func() {
 		result = handlerResult(recover(), result, t.handler, s.logger())
-		if t.deadline.IsZero() || time.Now().Before(t.deadline) {
+		if !s.passed(t.deadline) {
 			switch {
 			case result != nil:
 				m.setError(result.Error())

@@ -135,7 +135,8 @@ func (s *session) tick() {
 	if ping {
 		s.sendPing(now)
 	}
-	s.calls.expire(now)
+	s.clock.Store(now.UnixNano())
+	s.calls.expire()
 	for _, m := range s.streams.all(nil) {
 		m.tick(now, progress, s.opts.StreamPingInterval, s.period)
 	}

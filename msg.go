@@ -7,7 +7,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/tinylib/msgp/msgp"
 	"github.com/zeebo/xxh3"
 )
 
@@ -242,17 +241,14 @@ func unmarshal(f func(b []byte) ([]byte, error), b []byte) (err error) {
 // 6), given the bytes that follow its head.
 func eachMerged(count uint32, rest []byte, f func(b []byte) error) error {
 	for i := range count {
-		var b []byte
-		err := unmarshal(func(bts []byte) (_ []byte, err error) {
-			b, rest, err = msgp.ReadBytesZC(bts)
-			return rest, err
-		}, rest)
+		b, after, err := readBin(rest)
 		if err != nil {
 			return protocolErrorf("merged message %d of %d: %v", i+1, count, err)
 		}
 		if err = f(b); err != nil {
 			return err
 		}
+		rest = after
 	}
 	if len(rest) > 0 {
 		return protocolErrorf("merged message of %d is followed by %d stray bytes", count, len(rest))

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -89,7 +90,7 @@ func TestPayloadThatIsNoBinIsAnError(t *testing.T) {
 // idleSession can dispatch what reaches neither its peer nor a handler.
 func idleSession() *session {
 	s := &session{opts: &ManagerOptions{MaxMessageSize: 1 << 20}}
-	s.calls.init()
+	s.calls.init(time.Second)
 	s.streams.init()
 	return s
 }

@@ -55,7 +55,8 @@ type session struct {
 	// Streams that are not known, and whose peer was told so.
 	lostStreams, lostServed answeredIDs
 
-	live liveness
+	live  liveness
+	clock atomic.Int64 // Unix nanoseconds at the last frame or tick
 
 	closeOnce sync.Once
 	err       error // why the session ended; published by done
@@ -74,12 +75,12 @@ func newSession(c *Connection, ws *wsconn.Conn, peerID [16]byte, peerCaps caps) 
 	}
 	s.out.init(c.crc)
 	s.workers.init()
-	s.calls.init()
 	s.streams.init()
 	s.served.init()
 	s.openings.init()
 	s.live.init(s.began)
 	s.period = tickPeriod(s.opts)
+	s.calls.init(s.period)
 	ws.OnPing(s.out.poke)
 	return s
 }
@@ -125,7 +126,7 @@ func (s *session) read() error {
 			return s.err
 		default:
 		}
-		s.now = time.Now()
+		s.setNow(time.Now())
 		s.live.messages.Add(1)
 		s.reading = b
 		err = s.dispatchFrame(b)
@@ -142,6 +143,21 @@ func (s *session) read() error {
 			return err
 		}
 	}
+}
+
+// setNow is called by the reader for every frame.
+func (s *session) setNow(now time.Time) {
+	s.now = now
+	s.clock.Store(now.UnixNano())
+}
+
+// passed tells whether it is past a deadline. The clock is asked only where it may
+// be, because that is slow.
+func (s *session) passed(deadline time.Time) bool {
+	if deadline.IsZero() || deadline.UnixNano()-s.clock.Load() > int64(2*s.period) {
+		return false
+	}
+	return !time.Now().Before(deadline)
 }
 
 func (s *session) write() {
@@ -275,9 +291,9 @@ func (s *session) sendRequest(ctx context.Context, c *call, m *message) error {
 			return err
 		}
 	}
-	if !c.expires.IsZero() {
+	if c.expires != 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, c.expires)
+		ctx, cancel = context.WithTimeout(ctx, defaultDeadline)
 		defer cancel()
 	}
 	var started bool
