@@ -289,7 +289,7 @@ func (s *session) deadline(m *message) time.Time {
 // sendFragments sends m in fragments, each when there is room for it. wanted, if
 // not nil, is asked between them whether to go on. started tells whether any was
 // sent.
-func (s *session) sendFragments(done <-chan struct{}, m *message, seq *uint32, wanted func() bool) (started bool, err error) {
+func (s *session) sendFragments(done <-chan struct{}, m *message, seq *sequence, wanted func() bool) (started bool, err error) {
 	rest, flags, slot := m.Payload, m.Flags, m.slot
 	m.Flags = flags&flagSubroute | flagMore
 	m.slot = nil // taken up by the last one

@@ -85,8 +85,9 @@ func rawStreamEntry(h StreamHandler) (*streamEntry, error) {
 		return nil, errors.New("grid: StreamHandler without Handle")
 	}
 	raw := func(b []byte) ([]byte, error) { return b, nil }
+	noInput := closedChan[[]byte]()
 	return newStreamEntry(h.Subroute, h.OutCapacity, h.InCapacity, func(m *muxServer) {
-		serveStream(m, raw, raw, h.Handle)
+		serveStream(m, noInput, raw, raw, h.Handle)
 	})
 }
 

@@ -131,7 +131,7 @@ func (b *inbox) take() (msg arrived, grant int, ok, ended bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if msg, ok, ended, err = b.nextLocked(); ok {
-		grant = b.grantLocked()
+		grant = b.grantLocked(true)
 	}
 	return msg, grant, ok, ended, err
 }
@@ -144,11 +144,15 @@ func (b *inbox) hold() (msg arrived, ok, ended bool, err error) {
 	return b.nextLocked()
 }
 
-// passed returns how many credits are due for a message that was held.
-func (b *inbox) passed() (grant int) {
+// passed returns how many credits are due for n messages that were held. keepsUp is
+// what the caller knows of the consumer.
+func (b *inbox) passed(n int, keepsUp bool) (grant int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.grantLocked()
+	for range n {
+		grant += b.grantLocked(keepsUp)
+	}
+	return grant
 }
 
 func (b *inbox) nextLocked() (msg arrived, ok, ended bool, err error) {
@@ -168,7 +172,7 @@ func (b *inbox) nextLocked() (msg arrived, ok, ended bool, err error) {
 }
 
 // grantLocked accounts for a message that was taken.
-func (b *inbox) grantLocked() int {
+func (b *inbox) grantLocked(keepsUp bool) int {
 	switch {
 	case b.ended:
 		return 0
@@ -185,7 +189,7 @@ func (b *inbox) grantLocked() int {
 	}
 	// A consumer that has emptied the queue after a whole window keeps up, and
 	// the sender may be waiting for it: more may be under way.
-	if b.head == len(b.queue) && b.run >= b.window {
+	if keepsUp && b.head == len(b.queue) && b.run >= b.window {
 		wider := min(2*b.window, maxWindow)
 		if wider > b.window && wider*b.largest <= maxWindowBytes {
 			b.owed += wider - b.window
@@ -201,6 +205,13 @@ func (b *inbox) grantLocked() int {
 	b.owed = 0
 	b.credits += n
 	return n
+}
+
+// poke gives the consumer a token.
+func (b *inbox) poke() {
+	b.mu.Lock()
+	b.signalLocked()
+	b.mu.Unlock()
 }
 
 func (b *inbox) signalLocked() {

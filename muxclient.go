@@ -13,14 +13,14 @@ import (
 )
 
 // frameSender is what the two ends of a stream need of the session that carries
-// them: to queue a message that takes the next number of seq. Messages go by value,
+// them: to queue a message with the next number of seq. Messages go by value,
 // so that none has to be allocated.
 type frameSender interface {
 	// send waits for room until done is closed or the session has ended. The slot
 	// of m is freed unless it fails.
-	send(done <-chan struct{}, m message, seq *uint32) error
+	send(done <-chan struct{}, m message, seq *sequence) error
 	// post never waits. What it can't queue ends the session.
-	post(m message, seq *uint32)
+	post(m message, seq *sequence)
 }
 
 // clientHost is the session as the opening end of a stream sees it.
@@ -53,15 +53,15 @@ type muxClient struct {
 	deadline   time.Time       // of ctx, zero for none
 	maxMessage int
 	closing    <-chan struct{} // closed when the manager is
-	opened     chan struct{}   // closed by the ack
 	done       chan struct{}   // closed by finish
 
 	in        inbox
 	grantBuf  creditBuffer   // the consumer's
 	credits   credit.Credits // for what we send
-	sendSeq   uint32         // guarded by the outgoing queue
-	takesData bool           // the handler takes input; set before opened is closed
+	sendSeq   sequence
+	takesData bool           // the handler takes input; published by opened
 	asked     atomic.Bool    // the open is queued, and so may be a ping
+	opened    atomic.Bool    // the ack has come
 	sendUsed  atomic.Bool    // input comes through send, not through a channel
 	sendMu    sync.Mutex     // one message at a time, whose fragments stay together; held while waiting, which ends with the stream
 	sendEnded atomic.Bool
@@ -101,7 +101,6 @@ func newMuxClient(ctx context.Context, host clientHost, id uint64, handler Handl
 		wide:    wide,
 		caps:    c,
 		ctx:     ctx,
-		opened:  make(chan struct{}),
 		done:    make(chan struct{}),
 	}
 	m.deadline, _ = ctx.Deadline()
@@ -145,17 +144,18 @@ func (m *muxClient) open(payload []byte, sub *subHandlerID, noInput bool) error 
 	m.heard.Store(now)
 	m.pinged.Store(now)
 	m.asked.Store(true)
-	select {
-	case <-m.opened:
-		return nil
-	case <-m.done:
+	// Nobody consumes yet, so the inbox's signal is ours. Who comes next looks
+	// before waiting for it.
+	for !m.opened.Load() {
+		select {
+		case <-m.done:
+			if !m.opened.Load() { // it may have been, and ended already
+				return m.endError()
+			}
+		case <-m.in.signal:
+		}
 	}
-	select {
-	case <-m.opened: // and ended already
-		return nil
-	default:
-		return m.endError()
-	}
+	return nil
 }
 
 // watch ends the stream with the caller's context.
@@ -197,7 +197,7 @@ func (m *muxClient) finish(err error, how ending) {
 		if how&tellReason != 0 {
 			msg.setError(err.Error())
 		}
-		m.host.post(msg, nil)
+		m.host.post(msg, &m.sendSeq)
 	}
 	m.host.clientEnded(m)
 	// Before the consumer sees the end, who may then send once more.
@@ -352,7 +352,8 @@ func (m *muxClient) onAck(msg *message) {
 	}
 	m.credits.Reset(n, limit)
 	m.takesData = n > 0
-	close(m.opened)
+	m.opened.Store(true)
+	m.in.poke()
 }
 
 // onMessage returns an error that ends the session.

@@ -25,8 +25,8 @@ type serverHost interface {
 // muxServer is the serving end of a stream.
 //
 // The session's reader calls its on* methods, which never block. Its handler
-// runs on a worker (run), its output is sent by another (pumpOutput), and its
-// input, where it takes any, is handed on by a third (feedInput). It ends
+// runs on a worker (run); another one hands on its input, and sends its output
+// (streamPump). It ends
 // when the handler has returned and everything it sent is out, or at once by
 // abort.
 type muxServer struct {
@@ -48,7 +48,7 @@ type muxServer struct {
 	in       inbox
 	grantBuf creditBuffer   // of the input's feeder
 	credits  credit.Credits // for what we send
-	sendSeq  uint32         // guarded by the outgoing queue
+	sendSeq  sequence
 	result   *RemoteErr     // of the handler; published by returned
 	slot     *slots         // the handler's, until all is sent; its output pump's own
 
@@ -89,7 +89,9 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrive
 		limit = maxCapacity + maxWindow // the client does not know outCapacity
 	}
 	m.credits.Reset(h.outCapacity, limit)
-	m.in.init(m.inCredits(), true, wide)
+	if m.hasInput {
+		m.in.init(m.inCredits(), true, wide)
+	}
 	m.heard.Store(now.UnixNano())
 
 	base, cancel := context.WithCancelCause(context.Background())
@@ -157,7 +159,7 @@ func (m *muxServer) abort(cause error, how ending) {
 	if how&tellReason != 0 {
 		msg := message{MuxID: m.id, Op: opDisconnectClientMux}
 		msg.setError(cause.Error())
-		m.host.post(msg, nil)
+		m.host.post(msg, &m.sendSeq)
 	}
 	m.host.serverEnded(m)
 	m.in.drop(cause)

@@ -53,6 +53,12 @@ type outQueue struct {
 	err    error      // set by close
 }
 
+// sequence numbers what one side sends on a mux. The queue's lock guards it.
+type sequence struct {
+	next  uint32
+	ended bool // by a disconnect, which takes no number: nothing may follow it
+}
+
 // batch is messages in the form that they have inside a merged one, behind
 // room for the head of that.
 type batch struct {
@@ -67,19 +73,20 @@ func (q *outQueue) init(crc flags) {
 }
 
 // send queues m, waiting for room until done is closed or the queue is. The
-// message takes its number from seq, if that is given, and increments it.
-// m.Payload stays the caller's. After an error nothing was queued.
-func (q *outQueue) send(done <-chan struct{}, m *message, seq *uint32) error {
+// message takes its number from seq, if that is given; if that has ended it fails
+// as if done were closed. m.Payload stays the caller's. After an error nothing was
+// queued.
+func (q *outQueue) send(done <-chan struct{}, m *message, seq *sequence) error {
 	return q.sendBelow(pendingLimit, done, m, seq)
 }
 
 // sendLarge is send for a part of a large payload: others are let past, since
 // their limit is higher.
-func (q *outQueue) sendLarge(done <-chan struct{}, m *message, seq *uint32) error {
+func (q *outQueue) sendLarge(done <-chan struct{}, m *message, seq *sequence) error {
 	return q.sendBelow(largeLimit, done, m, seq)
 }
 
-func (q *outQueue) sendBelow(limit int, done <-chan struct{}, m *message, seq *uint32) error {
+func (q *outQueue) sendBelow(limit int, done <-chan struct{}, m *message, seq *sequence) error {
 	for {
 		room, err := q.trySend(m, seq, limit)
 		if room == nil {
@@ -95,7 +102,7 @@ func (q *outQueue) sendBelow(limit int, done <-chan struct{}, m *message, seq *u
 
 // trySend is send without the wait. Where m would make what is pending more than
 // limit bytes, it returns what is closed when that may have changed.
-func (q *outQueue) trySend(m *message, seq *uint32, limit int) (room <-chan struct{}, err error) {
+func (q *outQueue) trySend(m *message, seq *sequence, limit int) (room <-chan struct{}, err error) {
 	m.Flags |= q.crc
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -108,13 +115,15 @@ func (q *outQueue) trySend(m *message, seq *uint32, limit int) (room <-chan stru
 		}
 		return q.room, nil
 	}
-	q.addLocked(m, seq)
+	if !q.addLocked(m, seq) {
+		return nil, errSendCancelled
+	}
 	return nil, nil
 }
 
-// post queues m without ever waiting. It fails when the queue is closed, or
+// post queues m without ever waiting; m is dropped if seq has ended. It fails when the queue is closed, or
 // holds as much already as may be posted; the session must end then.
-func (q *outQueue) post(m *message, seq *uint32) error {
+func (q *outQueue) post(m *message, seq *sequence) error {
 	m.Flags |= q.crc
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -146,14 +155,22 @@ func (q *outQueue) postUrgent(m *message) error {
 	return nil
 }
 
-func (q *outQueue) addLocked(m *message, seq *uint32) {
-	if seq != nil {
-		m.Seq = *seq
-		*seq++
+// addLocked returns false if nothing may follow in seq.
+func (q *outQueue) addLocked(m *message, seq *sequence) bool {
+	switch {
+	case seq == nil:
+	case seq.ended:
+		return false
+	case m.Op == opDisconnectServerMux || m.Op == opDisconnectClientMux:
+		seq.ended = true
+	default:
+		m.Seq = seq.next
+		seq.next++
 	}
 	m.freeSlot()
 	q.batch.add(m, q.hint)
 	q.wakeLocked()
+	return true
 }
 
 func (q *outQueue) wakeLocked() {

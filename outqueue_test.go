@@ -43,10 +43,25 @@ func takeMessages(t *testing.T, q *outQueue) (msgs []message) {
 	return msgs
 }
 
+// A disconnect takes no number, and nothing of its stream follows it.
+func TestOutQueueTakesNothingAfterADisconnect(t *testing.T) {
+	q := newOutQueue()
+	var seq sequence
+	require.NoError(t, q.send(nil, &message{Op: opMuxServerMsg}, &seq))
+	require.NoError(t, q.post(&message{Op: opDisconnectClientMux}, &seq))
+	require.Equal(t, errSendCancelled, q.send(nil, &message{Op: opMuxServerMsg}, &seq))
+	require.Equal(t, errSendCancelled, q.sendLarge(nil, &message{Op: opMuxServerMsg}, &seq))
+	require.NoError(t, q.post(&message{Op: opPing}, &seq), "dropped")
+	msgs := takeMessages(t, q)
+	require.Len(t, msgs, 2)
+	require.Equal(t, opDisconnectClientMux, msgs[1].Op)
+	require.Zero(t, msgs[1].Seq)
+}
+
 // The order of sequence numbers is the order on the wire, whoever sends.
 func TestOutQueueNumbersInTheOrderSent(t *testing.T) {
 	q := newOutQueue()
-	var seqs [3]uint32
+	var seqs [3]sequence
 	var wg sync.WaitGroup
 	for i := range 12 {
 		wg.Go(func() {

@@ -12,17 +12,17 @@ import (
 // serveStream runs a handler over channels of any type: the raw and the typed
 // ones are this, with different ways to decode and encode. decode and encode
 // own the buffer that they are given, and give away the one that they return.
-func serveStream[In, Out any](m *muxServer, decode func([]byte) (In, error), encode func(Out) ([]byte, error),
+// noInput is a closed channel.
+func serveStream[In, Out any](m *muxServer, noInput chan In, decode func([]byte) (In, error), encode func(Out) ([]byte, error),
 	handle func(ctx context.Context, payload []byte, in <-chan In, out chan<- Out) *RemoteErr,
 ) {
-	out := make(chan Out, min(m.handler.outCapacity, maxOutBuffer))
-	in := make(chan In)
+	in, out := noInput, make(chan Out, min(m.handler.outCapacity, maxOutBuffer))
+	p := &streamPump[In, Out]{m: m, out: out, decode: decode, encode: encode}
 	if m.hasInput {
-		m.host.start(taskFunc(func() { feedInput(m, in, decode) }))
-	} else {
-		close(in)
+		in = make(chan In, m.inBuffer())
+		p.in = in
 	}
-	m.host.start(taskFunc(func() { pumpOutput(m, out, encode) }))
+	m.host.start(p)
 
 	defer close(m.returned)
 	defer func() { m.result = handlerResult(recover(), m.result, m.handlerID, m.host.logger()) }()
@@ -31,6 +31,27 @@ func serveStream[In, Out any](m *muxServer, decode func([]byte) (In, error), enc
 	m.payload = arrived{}
 	m.result = handle(m.ctx, payload, in, out)
 }
+
+// closedChan is a channel for handlers without input.
+func closedChan[In any]() chan In {
+	c := make(chan In)
+	close(c)
+	return c
+}
+
+// inBuffer is how many messages the handler's input channel holds, so that handler
+// and pump need not meet for each. Half of what the client may send is kept for what
+// is not in the channel, since credits are returned when the pump next looks. A
+// version 1 peer gets a credit back for each message that is passed on.
+func (m *muxServer) inBuffer() int {
+	if !m.wide {
+		return 0
+	}
+	return min(m.inCredits()/2, maxInBuffer)
+}
+
+// maxInBuffer bounds the buffer of a handler's input channel, in messages.
+const maxInBuffer = 16
 
 // maxOutBuffer bounds the buffer of a handler's output channel, in messages.
 const maxOutBuffer = 64
@@ -47,91 +68,205 @@ func handlerResult(recovered any, result *RemoteErr, id HandlerID, log *slog.Log
 	return NewRemoteErrf("grid: handler %d panicked: %v", id, recovered)
 }
 
-// feedInput hands the client's messages to the handler, and returns a credit
-// for each that it has taken. It closes in at the end of the input, and also
-// when the stream is aborted; the handler's context has ended before then.
-func feedInput[In any](m *muxServer, in chan<- In, decode func([]byte) (In, error)) {
-	defer close(in)
-	for {
-		msg, ok, ended, _ := m.in.hold()
-		switch {
-		case ok:
-			v, err := decode(msg.take())
-			if err != nil {
-				m.fail(err)
-				return
-			}
-			select {
-			case in <- v:
-			default:
-				select {
-				case in <- v:
-				case <-m.dead:
-					return
-				case <-m.returned:
-					return
-				}
-			}
-			if grant := m.in.passed(); grant > 0 {
-				m.send(message{Op: opUnblockClMux, Payload: creditPayload(&m.grantBuf, grant)})
-			}
-		case ended:
-			return
-		default:
-			select {
-			case <-m.in.signal:
-			case <-m.returned:
-				return
-			}
-		}
-	}
+// streamPump stands between a handler's channels and its stream: it hands on what
+// the client has sent, and returns a credit for each message that the handler has
+// taken; it sends what the handler sends, and at last its result. It runs until
+// the handler has returned.
+type streamPump[In, Out any] struct {
+	m      *muxServer
+	decode func([]byte) (In, error)
+	encode func(Out) ([]byte, error)
+
+	in      chan In // nil once it is closed
+	waiting int     // messages in it when it was last looked at
+	next    In      // for the handler, if hasNext
+	hasNext bool
+
+	out     <-chan Out
+	last    Out // from the handler, if hasLast: it waits for a credit
+	hasLast bool
 }
 
-// pumpOutput sends what the handler sends, and then its result.
-func pumpOutput[Out any](m *muxServer, out <-chan Out, encode func(Out) ([]byte, error)) {
-	defer func() {
-		if m.slot != nil {
-			m.slot.release()
-		}
-	}()
-	for {
-		v, ok, more := nextOutput(m, out)
-		if !more {
-			break
-		}
-		if ok {
-			sendOutput(m, v, encode)
-		} else {
-			out = nil // closed, which it must not be
-		}
+// run implements task.
+func (p *streamPump[In, Out]) run() {
+	m := p.m
+	for p.step() {
 	}
+	p.closeInput()
 	m.handlerReturned()
+	if p.hasLast {
+		p.send(p.last)
+	}
 	// What was sent before the return, and no more: a goroutine that the
 	// handler has left behind must not keep the stream going.
-	for range len(out) {
-		sendOutput(m, <-out, encode)
+	for range len(p.out) {
+		p.send(<-p.out)
 	}
 	m.sendResult()
+	if m.slot != nil {
+		m.slot.release()
+	}
 }
 
-// nextOutput waits for what the handler sends next; more is false when it has
-// returned. ok is that of a receive.
-func nextOutput[Out any](m *muxServer, out <-chan Out) (v Out, ok, more bool) {
-	select {
-	case v, ok = <-out:
-		return v, ok, true
-	default: // the slow way
+// step moves what can be moved, in either direction, or waits until something can.
+// It returns false when the handler has returned.
+func (p *streamPump[In, Out]) step() bool {
+	m := p.m
+	p.feed()
+	moved, credit := p.drain()
+	if moved {
+		return true
+	}
+	var (
+		arrival, dead <-chan struct{}
+		in            chan In
+		out           = p.out
+	)
+	switch {
+	case p.hasNext:
+		in, dead = p.in, m.dead
+	case p.in != nil:
+		arrival = m.in.signal
+	}
+	if p.hasLast {
+		out = nil
 	}
 	select {
-	case v, ok = <-out:
-		return v, ok, true
+	case v, ok := <-out:
+		p.take(v, ok)
+	case in <- p.next:
+		p.handedOn()
+	case <-arrival:
+	case <-credit:
+	case <-dead:
+		p.closeInput()
 	case <-m.returned:
-		return v, false, false
+		return false
+	}
+	return true
+}
+
+// feed hands on what it can without waiting.
+func (p *streamPump[In, Out]) feed() {
+	for p.in != nil && (p.hasNext || p.fill()) {
+		select {
+		case p.in <- p.next:
+			p.handedOn()
+			continue
+		default:
+		}
+		break
+	}
+	p.account()
+}
+
+// fill gets the next message of the input. It returns false if there is none now,
+// or none any more: then in is closed. Where the stream was aborted, the handler's
+// context has ended before.
+func (p *streamPump[In, Out]) fill() bool {
+	msg, ok, ended, _ := p.m.in.hold()
+	if ended {
+		p.account()
+		p.closeInput()
+	}
+	if !ok {
+		return false
+	}
+	v, err := p.decode(msg.take())
+	if err != nil {
+		p.m.fail(err)
+		p.closeInput()
+		return false
+	}
+	p.next, p.hasNext = v, true
+	return true
+}
+
+func (p *streamPump[In, Out]) handedOn() {
+	var zero In
+	p.next, p.hasNext = zero, false
+	p.waiting++
+}
+
+// account returns the credits of what the handler has taken.
+func (p *streamPump[In, Out]) account() {
+	m, held := p.m, len(p.in)
+	if p.waiting <= held {
+		return
+	}
+	grant := m.in.passed(p.waiting-held, held == 0 || held < cap(p.in))
+	p.waiting = held
+	if m.wide {
+		p.grant(grant)
+		return
+	}
+	for range grant {
+		p.grant(1)
 	}
 }
 
-func sendOutput[Out any](m *muxServer, v Out, encode func(Out) ([]byte, error)) {
-	b, err := encode(v)
+func (p *streamPump[In, Out]) grant(n int) {
+	if n > 0 {
+		p.m.send(message{Op: opUnblockClMux, Payload: creditPayload(&p.m.grantBuf, n)})
+	}
+}
+
+// closeInput closes in. What an aborted stream's handler has not taken by then it
+// does not get.
+func (p *streamPump[In, Out]) closeInput() {
+	if p.in == nil {
+		return
+	}
+	for p.m.isAborted() && len(p.in) > 0 {
+		select {
+		case <-p.in:
+		default:
+		}
+	}
+	close(p.in)
+	var zero In
+	p.in, p.waiting, p.next, p.hasNext = nil, 0, zero, false
+}
+
+// drain sends what it can without waiting for the handler or a credit. It tells
+// whether it has sent anything, and returns what gets a token when there may be a
+// credit, if it lacks one.
+func (p *streamPump[In, Out]) drain() (moved bool, credit <-chan struct{}) {
+	for range maxOutBuffer {
+		if !p.hasLast {
+			select {
+			case v, ok := <-p.out:
+				p.take(v, ok)
+			default:
+			}
+			if !p.hasLast {
+				return moved, nil
+			}
+		}
+		if credit = p.m.credits.Ready(); credit != nil {
+			return moved, credit
+		}
+		v := p.last
+		var zero Out
+		p.last, p.hasLast = zero, false
+		p.send(v)
+		moved = true
+	}
+	return moved, nil
+}
+
+func (p *streamPump[In, Out]) take(v Out, ok bool) {
+	if !ok {
+		p.out = nil // closed, which it must not be
+		return
+	}
+	p.last, p.hasLast = v, true
+}
+
+// send sends one message of the handler. Of an aborted stream it is thrown away.
+func (p *streamPump[In, Out]) send(v Out) {
+	m := p.m
+	b, err := p.encode(v)
 	if err != nil {
 		m.fail(fmt.Errorf("grid: handler %d: encoding a message: %w", m.handlerID, err))
 		return

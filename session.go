@@ -214,7 +214,7 @@ func (s *session) close(reason error) {
 }
 
 // send implements frameSender.
-func (s *session) send(done <-chan struct{}, m message, seq *uint32) error {
+func (s *session) send(done <-chan struct{}, m message, seq *sequence) error {
 	if s.fragmented(&m) {
 		_, err := s.sendFragments(done, &m, seq, nil)
 		return err
@@ -228,7 +228,7 @@ func (s *session) fragmented(m *message) bool {
 }
 
 // post implements frameSender.
-func (s *session) post(m message, seq *uint32) {
+func (s *session) post(m message, seq *sequence) {
 	if err := s.out.post(&m, seq); err != nil {
 		s.closeAsync(err)
 	}

@@ -110,8 +110,9 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) register(m *Manager, in int, wit
 	if err != nil {
 		return err
 	}
+	noInput := closedChan[Req]()
 	e, err := newStreamEntry(route, h.OutCapacity, in, func(s *muxServer) {
-		serveStream(s, h.decodeRequest, h.encodeResponse, func(ctx context.Context, payload []byte, in <-chan Req, out chan<- Resp) *RemoteErr {
+		serveStream(s, noInput, h.decodeRequest, h.encodeResponse, func(ctx context.Context, payload []byte, in <-chan Req, out chan<- Resp) *RemoteErr {
 			var p Payload
 			if withPayload {
 				p = h.payloads.get()

@@ -5,57 +5,86 @@ import (
 	"math/rand/v2"
 )
 
-// meshCallers is how many goroutines of each server call the others.
-const meshCallers = 16
+const (
+	// meshPairCallers is how many goroutines of each server call each other one:
+	// the load of every link is the same, however many there are.
+	meshPairCallers = 4
+	// meshSpreadCallers is how many there are in all in the second measurement,
+	// each calling another pair of servers each time: the more links, the fewer
+	// calls share one write.
+	meshSpreadCallers = 64
+)
 
-// mesh measures grids of many servers, whose callers call another server each
-// time.
+// mesh measures grids of many servers.
 func (r *run) mesh() error {
 	if !r.has("grid") {
 		return nil
 	}
-	rates := make(map[int][]float64)
 	sizes := []int{2, 4, 8, 16, 32}
+	pairs, spread := make(map[int][]float64), make(map[int][]float64)
 	for round := range r.rounds {
 		for _, n := range sizes {
 			r.progress("mesh: round %d of %d: %d servers", round+1, r.rounds, n)
-			rate, err := r.meshRound(n)
+			p, s, err := r.meshRound(n)
 			if err != nil {
 				return fmt.Errorf("mesh of %d: %w", n, err)
 			}
-			rates[n] = append(rates[n], rate)
+			pairs[n], spread[n] = append(pairs[n], p), append(spread[n], s)
 		}
 	}
+	r.meshFigures("mesh", pairs, sizes)
+	r.meshFigures("mesh-spread", spread, sizes)
+	return nil
+}
+
+// meshFigures reports the rates, and what they are of that of 4 servers in the same
+// round.
+func (r *run) meshFigures(name string, rates map[int][]float64, sizes []int) {
 	for _, n := range sizes {
-		r.figure(median(rates[n]), "calls/s", "mesh/%d/grid", n)
+		r.figure(median(rates[n]), "calls/s", "%s/%d/grid", name, n)
 	}
 	for _, n := range sizes {
 		var of4 []float64
 		for i, rate := range rates[n] {
 			of4 = append(of4, rate/rates[4][i])
 		}
-		r.figure(median(of4), "ratio", "mesh/%d-of-4/grid", n)
+		r.figure(median(of4), "ratio", "%s/%d-of-4/grid", name, n)
 	}
-	return nil
 }
 
-func (r *run) meshRound(n int) (rate float64, err error) {
+// meshRound returns the calls a second, with callers between all pairs and with a
+// fixed number.
+func (r *run) meshRound(n int) (pairs, spread float64, err error) {
 	m, err := newGridMesh(n, config{})
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer m.close()
+	payload := pattern(smallPayload)
 	var ops []func() error
 	for from := range n {
-		for range meshCallers {
-			rng := rand.New(rand.NewPCG(uint64(len(ops)), 1))
-			payload := pattern(smallPayload)
-			ops = append(ops, func() error {
-				to := (from + 1 + rng.IntN(n-1)) % n
-				return gridCaller{m.conn(from, to)}.echo(payload)
-			})
+		for to := range n {
+			for range meshPairCallers {
+				if c := (gridCaller{m.conn(from, to)}); from != to {
+					ops = append(ops, func() error { return c.echo(payload) })
+				}
+			}
 		}
 	}
 	t, err := measure(ops, workload{}, r.round)
-	return 1e9 / t.ns, err
+	if err != nil {
+		return 0, 0, err
+	}
+	pairs = 1e9 / t.ns
+	ops = ops[:0]
+	for i := range meshSpreadCallers {
+		rng := rand.New(rand.NewPCG(uint64(i), 1))
+		ops = append(ops, func() error {
+			from := rng.IntN(n)
+			to := (from + 1 + rng.IntN(n-1)) % n
+			return gridCaller{m.conn(from, to)}.echo(payload)
+		})
+	}
+	t, err = measure(ops, workload{}, r.round)
+	return pairs, 1e9 / t.ns, err
 }

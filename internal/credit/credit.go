@@ -65,6 +65,21 @@ func (c *Credits) Reserve(ctx context.Context) error {
 	}
 }
 
+// Ready returns nil if Reserve would not wait, else a channel that gets a token
+// when that may have changed. Only one goroutine at a time may wait for the token,
+// or be in Reserve.
+func (c *Credits) Ready() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil || c.avail > 0 {
+		return nil
+	}
+	if c.signal == nil {
+		c.signal = make(chan struct{}, 1)
+	}
+	return c.signal
+}
+
 // Add returns n credits. Where that makes more than the limit it adds none and
 // returns [ErrOverflow].
 func (c *Credits) Add(n int) error {
