@@ -1,13 +1,18 @@
-.PHONY: test bench generate lint
+.PHONY: test bench bench-quick generate lint
 
 test:
 	go vet ./... && go test -race ./...
 
+# Everything that docs/benchmarks shows: some minutes, on an otherwise idle machine.
 bench:
-	go test -run '^$$' -bench . -timeout 60m .
+	cd bench && go run .
+
+bench-quick:
+	cd bench && go run . -quick
 
 generate:
 	go generate ./...
+	cd bench && go generate ./...
 
 lint:
 	go vet ./...

@@ -141,7 +141,8 @@
 //   - Clocks of two hosts: 5 minutes apart.
 //   - What is read from somebody who has not completed the handshake: 64 KiB.
 //   - What waits to be written to one host: 256 KiB. Calls wait, with their
-//     context, for room.
+//     context, for room. Payloads of more than 64 KiB go in fragments, so that
+//     small ones get past them.
 //
 // # The protocol
 //

@@ -13,8 +13,9 @@ import (
 
 func gorillaFloor() peer {
 	return peer{
-		name:  "gorilla",
-		about: "floor: gorilla/websocket ping-pong, a connection for each caller",
+		name:   "gorilla",
+		module: "github.com/gorilla/websocket",
+		about:  "floor: gorilla/websocket ping-pong, a connection for each caller",
 		start: func(c config) (pair, error) {
 			p := new(gorillaPair)
 			if err := p.start(c); err != nil {

@@ -45,7 +45,7 @@ func benchmark() (err error) {
 		peerList  = flag.String("peers", "", "comma-separated names of peers; all if empty")
 		shapeList = flag.String("shapes", "", "comma-separated names of shapes; all if empty")
 		rounds    = flag.Int("rounds", 0, "rounds of each measurement (default 5, with -quick 3)")
-		round     = flag.Duration("round", 0, "length of a round (default 250ms, with -quick 15ms)")
+		round     = flag.Duration("round", 0, "length of a round (default 200ms, with -quick 15ms)")
 		out       = flag.String("out", "", "folder for the report and its charts (default ../docs/benchmarks for a full run, else none)")
 		profile   = flag.String("cpuprofile", "", "file for a CPU profile of the measurements")
 	)
@@ -53,7 +53,7 @@ func benchmark() (err error) {
 	if flag.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", flag.Arg(0))
 	}
-	r := &run{rounds: 5, round: 250 * time.Millisecond, quick: *quick}
+	r := &run{rounds: 5, round: 200 * time.Millisecond, quick: *quick}
 	if *quick {
 		r.rounds, r.round = 3, 15*time.Millisecond
 	}

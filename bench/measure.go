@@ -22,56 +22,51 @@ type workload struct {
 	once bool
 }
 
-// contender is a peer in one shape, ready to be measured.
-type contender struct {
-	peer peer
-	pair pair
-	ops  []func() error // one for each caller
-	result
-}
-
-// contest measures a workload with all peers that can do it, interleaved.
+// contest measures a workload with all peers that can do it, in turns. Each has
+// only itself running when it is measured, since what others keep on the heap would
+// make the garbage collector's work rarer, or their timers take time.
 func (r *run) contest(shape, size string, w workload) error {
-	var all []*contender
-	defer func() {
-		for _, c := range all {
-			c.pair.close()
-		}
-	}()
-	for _, p := range r.peers {
-		c, err := r.contender(p, shape, size, w)
-		if err != nil {
-			return fmt.Errorf("%s/%s: %s: %w", shape, size, p.name, err)
-		}
-		if c != nil {
-			all = append(all, c)
-		}
+	type contender struct {
+		result
+		allocs, bytes []float64
 	}
-	var allocs, bytes [][]float64 // by peer
-	for range all {
-		allocs, bytes = append(allocs, nil), append(bytes, nil)
-	}
+	peers := r.peers
+	all := make(map[string]*contender)
 	for round := range r.rounds {
-		for i := range all {
-			// Nobody always comes after the same one.
-			i = (i + round) % len(all)
-			c := all[i]
-			r.progress("%s/%s: round %d of %d: %s", shape, size, round+1, r.rounds, c.peer.name)
-			t, err := measure(c.ops, w, r.round)
+		var can []peer // in the first round it is seen who can
+		for i := range peers {
+			if round > 0 {
+				i = (i + round) % len(peers) // nobody always comes after the same one
+			}
+			p := peers[i]
+			r.progress("%s/%s: round %d of %d: %s", shape, size, round+1, r.rounds, p.name)
+			t, err := r.take(p, w)
+			if errors.Is(err, errCannot) {
+				continue
+			}
 			if err != nil {
-				return fmt.Errorf("%s/%s: %s: %w", shape, size, c.peer.name, err)
+				return fmt.Errorf("%s/%s: %s: %w", shape, size, p.name, err)
+			}
+			can = append(can, p)
+			c := all[p.name]
+			if c == nil {
+				c = &contender{result: result{Shape: shape, Size: size, Peer: p.name}}
+				all[p.name] = c
 			}
 			c.Rounds = append(c.Rounds, t.ns)
-			allocs[i], bytes[i] = append(allocs[i], t.allocs), append(bytes[i], t.bytes)
+			c.allocs, c.bytes = append(c.allocs, t.allocs), append(c.bytes, t.bytes)
+		}
+		if round == 0 {
+			peers = can
 		}
 	}
-	for i, c := range all {
-		c.Median = median(c.Rounds)
-		c.Allocs, c.Bytes = median(allocs[i]), median(bytes[i])
-		if all[0].peer.name == "grid" {
+	for _, p := range peers {
+		c := all[p.name]
+		c.Median, c.Allocs, c.Bytes = median(c.Rounds), median(c.allocs), median(c.bytes)
+		if g := all["grid"]; g != nil {
 			var ratios []float64
-			for j, ns := range c.Rounds {
-				ratios = append(ratios, all[0].Rounds[j]/ns)
+			for i, ns := range c.Rounds {
+				ratios = append(ratios, g.Rounds[i]/ns)
 			}
 			c.Ratio = median(ratios)
 		}
@@ -83,52 +78,48 @@ func (r *run) contest(shape, size string, w workload) error {
 // errCannot says that a peer has no way to do what a shape asks for.
 var errCannot = errors.New("not to be had with this peer")
 
-// contender starts a peer for a workload. It returns nil if that can't do it.
-func (r *run) contender(p peer, shape, size string, w workload) (*contender, error) {
+// take starts a peer, makes one measurement, and ends it.
+func (r *run) take(p peer, w workload) (t taken, err error) {
 	cfg := config{callers: w.callers}
 	if w.tls {
 		cfg.serverTLS, cfg.clientTLS = r.serverTLS.Clone(), r.clientTLS.Clone() // some add to theirs
 	}
 	pr, err := p.start(cfg)
-	if errors.Is(err, errCannot) {
-		return nil, nil
-	}
 	if err != nil {
-		return nil, err
+		return taken{}, err
 	}
-	c := &contender{peer: p, pair: pr, result: result{Shape: shape, Size: size, Peer: p.name}}
-	for i := range w.callers {
-		caller, err := pr.caller(i)
-		if err != nil {
-			pr.close()
-			return nil, err
+	defer func() {
+		if cerr := pr.close(); err == nil {
+			err = cerr
 		}
-		op := w.op(caller)
+	}()
+	var ops []func() error
+	for i := range w.callers {
+		c, err := pr.caller(i)
+		if err != nil {
+			return taken{}, err
+		}
+		op := w.op(c)
 		if op == nil {
-			pr.close()
-			return nil, nil
+			return taken{}, errCannot
 		}
 		// Once, so that what can't be done is seen before anything is measured.
 		if err := op(); err != nil {
-			pr.close()
-			if errors.Is(err, errCannot) {
-				return nil, nil
-			}
-			return nil, err
+			return taken{}, err
 		}
-		c.ops = append(c.ops, op)
+		ops = append(ops, op)
 	}
-	return c, nil
+	return measure(ops, w, r.round)
 }
 
 // taken is one measurement, for each operation.
 type taken struct{ ns, allocs, bytes float64 }
 
-// measure lets all callers call for the time d, after a tenth of it to warm up.
+// measure lets all callers call for the time d, after a fifth of it to warm up.
 func measure(ops []func() error, w workload, d time.Duration) (taken, error) {
 	runtime.GC()
 	if !w.once {
-		if _, _, err := load(ops, w, d/10); err != nil {
+		if _, _, err := load(ops, w, d/5); err != nil {
 			return taken{}, err
 		}
 	}

@@ -34,7 +34,7 @@ const (
 func gridPeer() peer {
 	return peer{
 		name:  "grid",
-		about: "this library: raw byte handlers, one websocket between the two managers",
+		about: "this library: raw byte handlers, one websocket between the two managers; streams with capacities of 16",
 		start: func(c config) (pair, error) { return newGridPair(c) },
 	}
 }

@@ -13,8 +13,9 @@ import (
 
 func natsPeer() peer {
 	return peer{
-		name:  "nats",
-		about: "NATS request-reply: its server within this process, a connection for the callers and one for the responder",
+		name:   "nats",
+		module: "github.com/nats-io/nats.go",
+		about:  "NATS request-reply: its server within this process, a connection for the callers and one for the responder",
 		start: func(c config) (pair, error) {
 			p := new(natsPair)
 			if err := p.start(c); err != nil {

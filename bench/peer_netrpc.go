@@ -112,7 +112,7 @@ func (s *plainServer) close() error {
 
 func netrpcPeer() peer {
 	return peer{
-		name:  "net/rpc",
+		name:  "netrpc",
 		about: "the standard library's net/rpc: gob, one TCP connection for all callers",
 		start: func(c config) (pair, error) {
 			p, err := newNetRPCPair(c)

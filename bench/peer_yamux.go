@@ -16,8 +16,9 @@ import (
 
 func yamuxPeer() peer {
 	return peer{
-		name:  "yamux",
-		about: "hashicorp/yamux: length-prefixed messages, a stream kept by each caller, further ones for streams",
+		name:   "yamux",
+		module: "github.com/hashicorp/yamux",
+		about:  "hashicorp/yamux: length-prefixed messages, a stream kept by each caller, further ones for streams",
 		start: func(c config) (pair, error) {
 			p := new(yamuxPair)
 			if err := p.start(c); err != nil {

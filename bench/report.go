@@ -53,7 +53,8 @@ var about = map[string][2]string{
 	"stream-long":      {"A long stream", "One two-way stream with as many messages as the column says. The time is that of one message there and back."},
 	"mixed":            {"Small calls next to bulk", "How long small calls take, one due every millisecond, while payloads of 16 MiB go the same way without a pause; and how much of these gets through (bulk)."},
 	"idle":             {"What idle connections and streams cost", "Live heap with stacks, and goroutines. For a connection (conn) they are those of one end; for a stream on which nothing happens, those of both ends together. grid's connections are those of a mesh, and what its managers need is counted with them."},
-	"mesh":             {"Meshes", "Servers that all call each other at random, in one process, so that more servers share the same cores. A column is a number of servers, and its value the calls per second of all together; *n*-of-4 is that by the value of 4 servers."},
+	"mesh":             {"Meshes", "Servers in one process, so that more of them share the same cores. On each, 4 goroutines call each other server, so that every link has the same load. A column is a number of servers, and its value the calls per second of all together; *n*-of-4 is that by the value of 4 servers."},
+	"mesh-spread":      {"Meshes with a fixed load", "The same with 64 callers in all, each of which calls between another pair of servers each time: the more links there are, the fewer calls share one write."},
 }
 
 // writeMarkdown writes the document. The charts that it shows are those of
@@ -130,8 +131,10 @@ charts are made by the module in bench/ of this repository.
 - **Rounds:** %d, each with %s for a measurement
 
 Both ends are in one process, connected over TCP on the loopback interface: they share
-the cores, and there is no network between them. Other machines and loads give other
-numbers.
+the cores, and there is no network between them. Peers take turns, and each has only
+itself running when it is measured. So the live heap is small, and the garbage collector
+runs often for those that allocate much: in a process with a larger heap they lose less
+to it. Other machines and loads give other numbers.
 
 The time of an operation is that of the measurement by the operations of all callers, so
 it becomes shorter as callers are added; it is not the latency that one of them sees.
