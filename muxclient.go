@@ -12,28 +12,11 @@ import (
 	"github.com/gridrpc/grid/internal/credit"
 )
 
-// frameSender is what the two ends of a stream need of the session that carries
-// them: to queue a message with the next number of seq. Messages go by value,
-// so that none has to be allocated.
-type frameSender interface {
-	// send waits for room until done is closed or the session has ended. The slot
-	// of m is freed unless it fails.
-	send(done <-chan struct{}, m message, seq *sequence) error
-	// post never waits. What it can't queue ends the session.
-	post(m message, seq *sequence)
-}
-
 // clientHost is the session as the opening end of a stream sees it.
 type clientHost interface {
 	frameSender
 	// clientEnded takes the stream out of the session's table.
 	clientEnded(m *muxClient)
-}
-
-// capacities are what one side knows of a handler's.
-type capacities struct {
-	out, in int
-	known   bool
 }
 
 // muxClient is the opening end of a stream.
@@ -59,11 +42,11 @@ type muxClient struct {
 	grantBuf  creditBuffer   // the consumer's
 	credits   credit.Credits // for what we send
 	sendSeq   sequence
-	takesData bool           // the handler takes input; published by opened
-	asked     atomic.Bool    // the open is queued, and so may be a ping
-	opened    atomic.Bool    // the ack has come
-	sendUsed  atomic.Bool    // input comes through send, not through a channel
-	sendMu    sync.Mutex     // one message at a time, whose fragments stay together; held while waiting, which ends with the stream
+	takesData bool        // the handler takes input; published by opened
+	asked     atomic.Bool // the open is queued, and so may be a ping
+	opened    atomic.Bool // the ack has come
+	sendUsed  atomic.Bool // input comes through send, not through a channel
+	sendMu    sync.Mutex  // one message at a time, whose fragments stay together; held while waiting, which ends with the stream
 	sendEnded atomic.Bool
 
 	// The reader's own.
@@ -80,18 +63,6 @@ type muxClient struct {
 	err   error
 	stop  func() bool // ends the watch on ctx
 }
-
-// ending says what goes with the end of a stream besides its error.
-type ending uint8
-
-const (
-	// dropWaiting throws away what has arrived and was not consumed.
-	dropWaiting ending = 1 << iota
-	// tellPeer sends the other end a disconnect.
-	tellPeer
-	// tellReason sends it with the error's text.
-	tellReason
-)
 
 func newMuxClient(ctx context.Context, host clientHost, id uint64, handler HandlerID, c capacities, wide bool, now time.Time) *muxClient {
 	m := &muxClient{

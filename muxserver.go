@@ -49,8 +49,8 @@ type muxServer struct {
 	grantBuf creditBuffer   // of the input's feeder
 	credits  credit.Credits // for what we send
 	sendSeq  sequence
-	result   *RemoteErr     // of the handler; published by returned
-	slot     *slots         // the handler's, until all is sent; its output pump's own
+	result   *RemoteErr // of the handler; published by returned
+	slot     *slots     // the handler's, until all is sent; its output pump's own
 
 	// The reader's own.
 	recvSeq  uint32

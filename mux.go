@@ -9,8 +9,37 @@ import (
 	"github.com/gridrpc/grid/internal/credit"
 )
 
-// What the two ends of a stream have in common: credits and payloads as they
-// travel.
+// What the two ends of a stream have in common: how they send, how they end, and
+// credits and payloads as they travel.
+
+// frameSender is what the two ends of a stream need of the session that carries
+// them: to queue a message with the next number of seq. Messages go by value,
+// so that none has to be allocated.
+type frameSender interface {
+	// send waits for room until done is closed or the session has ended. The slot
+	// of m is freed unless it fails.
+	send(done <-chan struct{}, m message, seq *sequence) error
+	// post never waits. What it can't queue ends the session.
+	post(m message, seq *sequence)
+}
+
+// capacities are what one side knows of a handler's.
+type capacities struct {
+	out, in int
+	known   bool
+}
+
+// ending says what goes with the end of a stream besides its error.
+type ending uint8
+
+const (
+	// dropWaiting throws away what has arrived and was not consumed.
+	dropWaiting ending = 1 << iota
+	// tellPeer sends the other end a disconnect.
+	tellPeer
+	// tellReason sends it with the error's text.
+	tellReason
+)
 
 // creditBuffer has room for an encoded number of credits, so that none has to be
 // allocated: what is sent has been copied when it is queued.

@@ -1,0 +1,80 @@
+package grid
+
+import "sync"
+
+// muxTable is the streams of a session by their ID.
+type muxTable[T any] struct {
+	mu     sync.Mutex
+	m      map[uint64]T
+	idle   idleSignal
+	closed bool
+}
+
+func (t *muxTable[T]) init() { t.m = make(map[uint64]T) }
+
+// add publishes a complete stream, unless the table is closed.
+func (t *muxTable[T]) add(id uint64, v T) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return false
+	}
+	t.m[id] = v
+	return true
+}
+
+func (t *muxTable[T]) get(id uint64) (T, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	v, ok := t.m[id]
+	return v, ok
+}
+
+func (t *muxTable[T]) remove(id uint64) { t.take(id) }
+
+// take is remove, and tells whether there was something to remove.
+func (t *muxTable[T]) take(id uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.m[id]
+	delete(t.m, id)
+	if len(t.m) == 0 {
+		t.idle.notify()
+	}
+	return ok
+}
+
+// busy returns nil if the table is empty, else what is closed when that may have
+// changed.
+func (t *muxTable[T]) busy() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.m) == 0 {
+		return nil
+	}
+	return t.idle.wait()
+}
+
+func (t *muxTable[T]) size() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.m)
+}
+
+// all appends the streams to buf.
+func (t *muxTable[T]) all(buf []T) []T {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, v := range t.m {
+		buf = append(buf, v)
+	}
+	return buf
+}
+
+// close refuses further streams, and returns those that there are.
+func (t *muxTable[T]) close() []T {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	return t.all(nil)
+}
