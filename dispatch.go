@@ -18,6 +18,9 @@ func (s *session) dispatchFrame(b []byte) error {
 	if m.Op != opMerged {
 		return s.dispatch(&m)
 	}
+	if m.Flags&flagMore != 0 && s.caps&capFragments != 0 {
+		return protocolErrorf("%v in fragments", m.Op)
+	}
 	return eachMerged(m.Seq, rest, func(b []byte) error {
 		if _, err := m.parse(b); err != nil {
 			return err
@@ -97,6 +100,9 @@ func (s *session) onRequest(m *message) error {
 	if s.isContinued(m) {
 		return s.continueOpening(m)
 	}
+	if err := s.checkOpening(m); err != nil {
+		return err
+	}
 	h := s.conn.handlers.lookup(m.Handler, m.Sub)
 	if h.single == nil {
 		s.refuse(m, noHandlerText("request", m, h.stream != nil))
@@ -173,13 +179,20 @@ func (s *session) onResponse(m *message) error {
 		return nil
 	}
 	payload, _, err := s.gather(&c.parts, m)
-	c.answer(answer{payload: payload, err: err})
-	return err
+	if err != nil {
+		c.answer(answer{err: disconnected(err)}) // as all others will hear
+		return err
+	}
+	c.answer(answer{payload: payload})
+	return nil
 }
 
 func (s *session) onConnectMux(m *message) error {
 	if s.isContinued(m) {
 		return s.continueOpening(m)
+	}
+	if err := s.checkOpening(m); err != nil {
+		return err
 	}
 	if old, ok := s.served.get(m.MuxID); ok {
 		old.fail(protocolErrorf("mux %d opened twice", m.MuxID))

@@ -124,20 +124,15 @@ func TestStreamThatWaitsToBeOpenedIsNotPinged(t *testing.T) {
 		g.net.Stall(g.addr(0), g.addr(1), true)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		for i := range 1000 { // fill socket and queue, also with what is small
-			size := wholeSize
-			if i >= 100 {
-				size = 1 << 10
+		for _, size := range []int{wholeSize, 1 << 10, 0} { // fill socket and queue, to the last byte
+			for range 300 {
+				go func() {
+					b, _ := c.SingleRequest(ctx, testEcho, make([]byte, size))
+					PutByteBuffer(b)
+				}()
 			}
-			if i >= 500 {
-				size = 0
-			}
-			go func() {
-				b, _ := c.SingleRequest(ctx, testEcho, make([]byte, size))
-				PutByteBuffer(b)
-			}()
+			synctest.Wait()
 		}
-		synctest.Wait()
 		opened := make(chan error, 1)
 		go func() {
 			st, err := c.NewStream(t.Context(), testStream, []byte("abc"))

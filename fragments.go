@@ -105,16 +105,25 @@ func (a *assembly) drop() {
 	a.pieces, a.size = nil, 0
 }
 
-// keep adds the payload of m, which the session has just read, to a.
+// keep adds the payload of m, which the session has just read, to a. It keeps the
+// frame if the payload makes up a good part of that. Else it copies the payload, to
+// where the last one was copied while there is room: what an assembly takes must
+// not depend on how its fragments come.
 func (s *session) keep(a *assembly, m *message) {
-	p := piece{b: m.Payload}
-	if len(m.Payload) >= retainSize {
-		p.frame = s.retain()
-	} else {
-		p.b = ownedPayload(m)
-	}
-	a.pieces = append(a.pieces, p)
 	a.size += len(m.Payload)
+	if n := len(m.Payload); n >= retainSize && n >= cap(s.reading)/4 {
+		a.pieces = append(a.pieces, piece{m.Payload, s.retain()})
+		return
+	}
+	if n := len(a.pieces); n > 0 {
+		last := &a.pieces[n-1]
+		if last.frame == nil && cap(last.b)-len(last.b) >= len(m.Payload) {
+			last.b = append(last.b, m.Payload...)
+			return
+		}
+	}
+	room := max(len(m.Payload), min(a.size, fragmentSize))
+	a.pieces = append(a.pieces, piece{b: append(bytepool.Get(room), m.Payload...)})
 }
 
 // retain keeps the frame that is being dispatched. Only the reader calls it.
@@ -211,13 +220,23 @@ func (s *session) isContinued(m *message) bool {
 	return m.Handler == 0 && s.caps&capFragments != 0
 }
 
+// checkOpening checks that m, a first fragment or a whole, does not come amid
+// another opening of its mux.
+func (s *session) checkOpening(m *message) error {
+	if !s.hasOpenings {
+		return nil
+	}
+	s.hasOpenings = s.openings.size() > 0
+	if _, ok := s.openings.get(m.MuxID); ok {
+		return protocolErrorf("%v: mux %d opened twice", m.Op, m.MuxID)
+	}
+	return nil
+}
+
 // beginOpening takes up the first fragment of an opening, for which a slot was
 // taken.
 func (s *session) beginOpening(m *message, h handler) error {
-	if _, ok := s.openings.get(m.MuxID); ok {
-		s.conn.slots.release()
-		return protocolErrorf("%v: mux %d opened twice", m.Op, m.MuxID)
-	}
+	s.hasOpenings = true
 	o := &opening{id: m.MuxID, op: m.Op, handler: m.Handler, found: h, deadline: s.deadline(m), seq: m.Seq}
 	o.heard.Store(s.now.UnixNano())
 	_, _, err := s.gather(&o.parts, m)
@@ -262,19 +281,26 @@ func (s *session) continueOpening(m *message) error {
 	return nil
 }
 
-// giveUp drops an opening that will not be completed.
-func (s *session) giveUp(id uint64) {
-	if s.openings.take(id) {
+// giveUp drops an opening that will not be completed. It tells whether there was
+// one. What had come of it is left to the garbage collector, since the reader may be
+// at it.
+func (s *session) giveUp(id uint64) bool {
+	ok := s.openings.take(id)
+	if ok {
 		s.conn.slots.release()
 	}
+	return ok
 }
 
 // tick gives the opening up when its deadline has passed, or when nothing has
 // come of it for as long as a stream's client may be silent.
 func (o *opening) tick(s *session, now, progress time.Time) {
 	silent := now.Sub(later(time.Unix(0, o.heard.Load()), progress)) > 4*s.opts.StreamPingInterval
-	if silent || !o.deadline.IsZero() && now.After(o.deadline) {
-		s.giveUp(o.id)
+	switch {
+	case !o.deadline.IsZero() && now.After(o.deadline):
+		s.giveUp(o.id) // the client knows
+	case silent && s.giveUp(o.id):
+		s.refuse(&message{MuxID: o.id, Op: o.op}, "grid: gave up waiting for the rest of the payload")
 	}
 }
 

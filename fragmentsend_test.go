@@ -147,6 +147,12 @@ func neverRun(t testing.TB, m *Manager) {
 	}}))
 }
 
+// toldOfSilence expects that the peer is told that the rest is not waited for.
+func toldOfSilence(r *v1Rig) {
+	r.Helper()
+	require.Contains(r, remoteText(r.T, r.peer.expect(rawOpMuxConnectError).Payload), "gave up waiting")
+}
+
 func TestFragmentsOfAnOpeningThatIsGivenUp(t *testing.T) {
 	one := func(o *ManagerOptions) { o.MaxHandlers = 1 }
 	inKinds(t, func(t *testing.T, op uint8, _ func(ctx context.Context, c *Connection, id HandlerID, payload []byte) error) {
@@ -175,11 +181,13 @@ func TestFragmentsOfAnOpeningThatIsGivenUp(t *testing.T) {
 					again()
 				}
 				time.Sleep(61*time.Second + time.Millisecond)
+				toldOfSilence(r)
 			}},
 			"by silence before a deadline": {3_600_000, func(r *v1Rig, again func()) {
 				time.Sleep(59 * time.Second)
 				again()
 				time.Sleep(61*time.Second + time.Millisecond)
+				toldOfSilence(r)
 			}},
 		} {
 			t.Run(name, func(t *testing.T) {

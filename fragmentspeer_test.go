@@ -38,6 +38,14 @@ func TestFragmentsThatBreakTheLink(t *testing.T) {
 			[]rawMsg{fragment(rawOpRequest, 7, 0, testEcho), fragment(rawOpConnectMux, 7, 0, testTwoWay)},
 			[]string{"ConnectMux", "mux 7 opened twice"},
 		},
+		"opened whole amid another": {
+			[]rawMsg{fragment(rawOpRequest, 7, 0, testEcho), {MuxID: 7, Handler: uint8(testEcho), Op: rawOpRequest, Flags: rawFlagEOF}},
+			[]string{"Request", "mux 7 opened twice"},
+		},
+		"stream opened whole amid another": {
+			[]rawMsg{fragment(rawOpConnectMux, 7, 0, testTwoWay), {MuxID: 7, Handler: uint8(testTwoWay), Op: rawOpConnectMux}},
+			[]string{"ConnectMux", "mux 7 opened twice"},
+		},
 		"request goes on as a stream": {
 			[]rawMsg{fragment(rawOpRequest, 7, 0, testEcho), fragment(rawOpConnectMux, 7, 1, 0)},
 			[]string{"ConnectMux for mux 7 amid a Request"},
@@ -324,6 +332,9 @@ func TestFragmentsOfManyOpeningsTakeNoRoomAhead(t *testing.T) {
 		require.Less(r, grown, int64(n*2<<10))
 		time.Sleep(62 * time.Second)
 		require.Zero(r, r.conn.Stats().Handlers)
+		for range n {
+			toldOfSilence(r)
+		}
 		r.alive()
 	})
 }

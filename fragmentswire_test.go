@@ -394,12 +394,12 @@ func TestFragmentsAreNothingToAPeerWithoutThem(t *testing.T) {
 			})
 			inV1(t, rawConfig{Caps: caps}, nil, func(r *v1Rig) {
 				payload := mixed(1 << 20)
-				started := r.serve(2, 2, "")
+				started := r.serve(2, 1, "")
 				r.peer.send(rawMsg{MuxID: 1, Handler: 50, Op: rawOpConnectMux, Flags: rawFlagMore, Payload: payload})
 				s := <-started
 				s.id, s.seq = 1, 1
 				requireSame(r.T, payload, s.payload)
-				r.expect(r.ack(1, 2))
+				r.expect(r.ack(1, 1))
 				s.out <- append(GetByteBufferCap(1<<20), payload...)
 				got := r.peer.expect(rawOpMuxServerMsg)
 				requireSame(r.T, payload, got.Payload)

@@ -2,6 +2,7 @@ package grid
 
 import (
 	"errors"
+	"slices"
 	"sync"
 
 	"github.com/gridrpc/grid/internal/bytepool"
@@ -49,8 +50,9 @@ type outQueue struct {
 	idle   bool  // the writer waits on wake, and no token is in it
 	poked  bool  // the writer has something other than batches to look after
 	room   chan struct{}
-	empty  idleSignal // of everything being written
-	err    error      // set by close
+	large  []*largeSender // that wait for room, in their order
+	empty  idleSignal     // of everything being written
+	err    error          // set by close
 }
 
 // sequence numbers what one side sends on a mux. The queue's lock guards it.
@@ -77,18 +79,8 @@ func (q *outQueue) init(crc flags) {
 // as if done were closed. m.Payload stays the caller's. After an error nothing was
 // queued.
 func (q *outQueue) send(done <-chan struct{}, m *message, seq *sequence) error {
-	return q.sendBelow(pendingLimit, done, m, seq)
-}
-
-// sendLarge is send for a part of a large payload: others are let past, since
-// their limit is higher.
-func (q *outQueue) sendLarge(done <-chan struct{}, m *message, seq *sequence) error {
-	return q.sendBelow(largeLimit, done, m, seq)
-}
-
-func (q *outQueue) sendBelow(limit int, done <-chan struct{}, m *message, seq *sequence) error {
 	for {
-		room, err := q.trySend(m, seq, limit)
+		room, err := q.trySend(m, seq)
 		if room == nil {
 			return err
 		}
@@ -100,25 +92,80 @@ func (q *outQueue) sendBelow(limit int, done <-chan struct{}, m *message, seq *s
 	}
 }
 
-// trySend is send without the wait. Where m would make what is pending more than
-// limit bytes, it returns what is closed when that may have changed.
-func (q *outQueue) trySend(m *message, seq *sequence, limit int) (room <-chan struct{}, err error) {
+// trySend is send without the wait. Where there is no room it returns what is
+// closed when that may have changed.
+func (q *outQueue) trySend(m *message, seq *sequence) (room <-chan struct{}, err error) {
 	m.Flags |= q.crc
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.err != nil {
 		return nil, q.err
 	}
-	if q.batch.count > 0 && len(q.batch.buf)+m.Msgsize() > limit {
+	if !q.fitsLocked(m, pendingLimit) {
 		if q.room == nil {
 			q.room = make(chan struct{})
 		}
 		return q.room, nil
 	}
+	return nil, q.sendLocked(m, seq)
+}
+
+// fitsLocked tells whether there is room for m. Something is always taken.
+func (q *outQueue) fitsLocked(m *message, limit int) bool {
+	return q.batch.count == 0 || len(q.batch.buf)+m.Msgsize() <= limit
+}
+
+func (q *outQueue) sendLocked(m *message, seq *sequence) error {
 	if !q.addLocked(m, seq) {
-		return nil, errSendCancelled
+		return errSendCancelled
 	}
-	return nil, nil
+	return nil
+}
+
+// sendLarge is send for a part of a large payload. Its limit is lower, so that
+// others are let past; but every batch begins with one that waits, so that others
+// do not starve it. They take turns.
+func (q *outQueue) sendLarge(done <-chan struct{}, m *message, seq *sequence) error {
+	m.Flags |= q.crc
+	q.mu.Lock()
+	if q.err != nil || len(q.large) == 0 && q.fitsLocked(m, largeLimit) {
+		defer q.mu.Unlock()
+		if q.err != nil {
+			return q.err
+		}
+		return q.sendLocked(m, seq)
+	}
+	w := &largeSender{m: m, seq: seq, result: make(chan error, 1)}
+	q.large = append(q.large, w)
+	q.mu.Unlock()
+	select {
+	case err := <-w.result:
+		return err
+	case <-done:
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if i := slices.Index(q.large, w); i >= 0 {
+		q.large = slices.Delete(q.large, i, i+1)
+		return errSendCancelled
+	}
+	return <-w.result
+}
+
+// largeSender is a sender that waits in sendLarge.
+type largeSender struct {
+	m      *message
+	seq    *sequence
+	result chan error
+}
+
+// admitLargeLocked queues for the large senders what there is room for.
+func (q *outQueue) admitLargeLocked() {
+	for len(q.large) > 0 && q.fitsLocked(q.large[0].m, largeLimit) {
+		w := q.large[0]
+		q.large = slices.Delete(q.large, 0, 1)
+		w.result <- q.sendLocked(w.m, w.seq)
+	}
 }
 
 // post queues m without ever waiting; m is dropped if seq has ended. It fails when the queue is closed, or
@@ -227,6 +274,7 @@ func (q *outQueue) take() (urgent, normal batch) {
 		q.hint = min(max(len(normal.buf), firstBuffer), pendingLimit)
 	}
 	q.posted = 0
+	q.admitLargeLocked()
 	if q.room != nil {
 		close(q.room)
 		q.room = nil
@@ -246,6 +294,10 @@ func (q *outQueue) close(err error) {
 	q.empty.notify()
 	q.batch.release()
 	q.urgent.release()
+	for _, w := range q.large {
+		w.result <- err
+	}
+	q.large = nil
 	if q.room != nil {
 		close(q.room)
 		q.room = nil

@@ -85,6 +85,9 @@ type streamPump[In, Out any] struct {
 	out     <-chan Out
 	last    Out // from the handler, if hasLast: it waits for a credit
 	hasLast bool
+	// sending is closed when a large message of the handler, which is sent beside
+	// the pump, is on its way; nil if there is none.
+	sending chan struct{}
 }
 
 // run implements task.
@@ -102,6 +105,7 @@ func (p *streamPump[In, Out]) run() {
 	for range len(p.out) {
 		p.send(<-p.out)
 	}
+	p.settle()
 	m.sendResult()
 	if m.slot != nil {
 		m.slot.release()
@@ -128,12 +132,14 @@ func (p *streamPump[In, Out]) step() bool {
 	case p.in != nil:
 		arrival = m.in.signal
 	}
-	if p.hasLast {
+	if p.hasLast || p.sending != nil {
 		out = nil
 	}
 	select {
 	case v, ok := <-out:
 		p.take(v, ok)
+	case <-p.sending:
+		p.sending = nil
 	case in <- p.next:
 		p.handedOn()
 	case <-arrival:
@@ -233,6 +239,9 @@ func (p *streamPump[In, Out]) closeInput() {
 // credit, if it lacks one.
 func (p *streamPump[In, Out]) drain() (moved bool, credit <-chan struct{}) {
 	for range maxOutBuffer {
+		if p.sending != nil {
+			return moved, nil
+		}
 		if !p.hasLast {
 			select {
 			case v, ok := <-p.out:
@@ -265,21 +274,43 @@ func (p *streamPump[In, Out]) take(v Out, ok bool) {
 
 // send sends one message of the handler. Of an aborted stream it is thrown away.
 func (p *streamPump[In, Out]) send(v Out) {
+	p.settle()
 	m := p.m
 	b, err := p.encode(v)
 	if err != nil {
 		m.fail(fmt.Errorf("grid: handler %d: encoding a message: %w", m.handlerID, err))
 		return
 	}
-	defer bytepool.Put(b)
 	if len(b) > m.maxMessage {
 		m.fail(tooLargeError(len(b), m.maxMessage))
-		return
+	} else if m.credits.Reserve(context.Background()) == nil { // else aborted
+		msg := message{Op: opMuxServerMsg}
+		msg.setPayload(notNil(b))
+		if len(b) > wholeSize {
+			p.sendBeside(msg)
+			return
+		}
+		m.send(msg)
 	}
-	if m.credits.Reserve(context.Background()) != nil {
-		return // aborted
+	bytepool.Put(b)
+}
+
+// settle waits for a large message that is being sent.
+func (p *streamPump[In, Out]) settle() {
+	if p.sending != nil {
+		<-p.sending
+		p.sending = nil
 	}
-	msg := message{Op: opMuxServerMsg}
-	msg.setPayload(notNil(b))
-	m.send(msg)
+}
+
+// sendBeside sends a large message, which takes its time: the input must not wait
+// for that. The next message does.
+func (p *streamPump[In, Out]) sendBeside(msg message) {
+	sent := make(chan struct{})
+	p.sending = sent
+	p.m.host.start(taskFunc(func() {
+		defer close(sent)
+		p.m.send(msg)
+		bytepool.Put(msg.Payload)
+	}))
 }

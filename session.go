@@ -48,10 +48,12 @@ type session struct {
 	// The reader's own.
 	ackBuf  creditBuffer
 	reading []byte // the present frame
-	kept    *frame // the same, once somebody keeps it
-	tasks   []task
-	now     time.Time // when the present websocket message had been read
-	unknown [4]uint64 // the unknown ops that were logged, a bit each
+	// hasOpenings is false if there are certainly none.
+	hasOpenings bool
+	kept        *frame // the same, once somebody keeps it
+	tasks       []task
+	now         time.Time // when the present websocket message had been read
+	unknown     [4]uint64 // the unknown ops that were logged, a bit each
 	// Streams that are not known, and whose peer was told so.
 	lostStreams, lostServed answeredIDs
 
@@ -287,7 +289,7 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 func (s *session) sendRequest(ctx context.Context, c *call, m *message) error {
 	large := s.fragmented(m)
 	if !large {
-		if room, err := s.out.trySend(m, nil, pendingLimit); room == nil {
+		if room, err := s.out.trySend(m, nil); room == nil {
 			return err
 		}
 	}

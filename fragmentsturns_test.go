@@ -1,0 +1,99 @@
+package grid
+
+import (
+	"bytes"
+	"context"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Large payloads take turns: none is sent to its end while others wait.
+func TestFragmentsOfLargeCallsTakeTurns(t *testing.T) {
+	const calls, size = 4, 4 << 20
+	synctest.Test(t, func(t *testing.T) {
+		g, from, to := newSlowGrid(t, slowRate, nil)
+		begin := time.Now()
+		took := make(chan time.Duration, calls)
+		for i := range calls {
+			go func() {
+				payload := mixed(size + i)
+				b, err := g.conn(from, to).SingleRequest(t.Context(), testEcho, payload)
+				if err != nil || !bytes.Equal(payload, b) {
+					t.Error("answer lost or garbled:", err)
+				}
+				took <- time.Since(begin)
+			}()
+		}
+		var all []time.Duration
+		for range calls {
+			all = append(all, <-took)
+		}
+		t.Log(all, runtime.GOMAXPROCS(0))
+		require.Greater(t, all[0], all[calls-1]/2)
+	})
+}
+
+// However many callers send small payloads without a pause, a large one gets through
+// within its minute.
+func TestFragmentsAreNotStarvedBySmallCalls(t *testing.T) {
+	for _, size := range []int{1 << 20, 8 << 20} {
+		synctest.Test(t, func(t *testing.T) {
+			const rate, callers = 8 << 20, 1000
+			g, from, to := newSlowGrid(t, rate, nil)
+			c := g.conn(from, to)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+			var users sync.WaitGroup
+			for range callers {
+				users.Go(func() {
+					small := make([]byte, 16<<10)
+					for ctx.Err() == nil {
+						b, _ := c.SingleRequest(ctx, testEcho, small)
+						PutByteBuffer(b)
+					}
+				})
+			}
+			time.Sleep(time.Second)
+			var err error
+			took := elapsed(func() { _, err = c.SingleRequest(t.Context(), testEcho, make([]byte, size)) })
+			t.Logf("%d bytes at %d a second beside %d callers: %v, %v", size, rate, callers, took, err)
+			cancel()
+			users.Wait()
+			require.NoError(t, err)
+		})
+	}
+}
+
+// While a handler's large message is sent it gets its input.
+func TestFragmentsOfOutputDoNotHoldUpInput(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		g, server, client := newSlowGrid(t, slowRate, nil)
+		var worst atomic.Int64
+		require.NoError(t, g.nodes[server].RegisterStreamingHandler(testHandler, StreamHandler{
+			InCapacity: 4, OutCapacity: 4,
+			Handle: func(_ context.Context, _ []byte, in <-chan []byte, out chan<- []byte) *RemoteErr {
+				out <- make([]byte, 4<<20)
+				for b := range in {
+					at, _ := time.Parse(time.RFC3339Nano, string(b))
+					worst.Store(max(worst.Load(), int64(time.Since(at))))
+				}
+				return nil
+			},
+		}))
+		st := openStream(t, t.Context(), g.conn(client, server))
+		go func() {
+			for range 20 {
+				_ = st.Send([]byte(time.Now().Format(time.RFC3339Nano)))
+				time.Sleep(100 * time.Millisecond)
+			}
+			st.CloseSend()
+		}()
+		require.NoError(t, consume(st))
+		require.LessOrEqual(t, time.Duration(worst.Load()), 2*promptly)
+	})
+}
