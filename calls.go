@@ -42,8 +42,8 @@ type answer struct {
 // maxFreeCalls bounds what a burst of calls leaves behind.
 const maxFreeCalls = 256
 
-// init sets the time between two calls of expire. Deadlines are counted in these,
-// since asking for the time costs as much as the rest of an open.
+// init sets the length of a tick, by which expire counts. So are deadlines, since
+// asking for the time costs as much as the rest of an open.
 func (t *callTable) init(period time.Duration) {
 	t.m = make(map[uint64]*call)
 	t.life = uint64((defaultDeadline+period-1)/period) + 1 // the first may be short
@@ -169,10 +169,10 @@ func (t *callTable) abandon(c *call, err error) ([]byte, error) {
 }
 
 // expire gives up on the calls with the default deadline that have passed it.
-func (t *callTable) expire() {
+func (t *callTable) expire(tick uint64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.tick++
+	t.tick = tick
 	for id, c := range t.m {
 		if c.expires != 0 && t.tick >= c.expires {
 			delete(t.m, id)

@@ -140,9 +140,9 @@
 //   - Deadlines: 2^32-1 ms, about 49 days. A later one is sent as that.
 //   - Clocks of two hosts: 5 minutes apart.
 //   - What is read from somebody who has not completed the handshake: 64 KiB.
-//   - What waits to be written to one host: 256 KiB. Calls wait, with their
-//     context, for room. Payloads of more than 64 KiB go in fragments, so that
-//     small ones get past them.
+//   - What waits to be written to one host: 256 KiB, and 128 KiB of payloads of
+//     more than 64 KiB, which go in fragments, so that small ones get past them.
+//     Calls wait, with their context, for room.
 //
 // # The protocol
 //

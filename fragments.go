@@ -110,8 +110,11 @@ func (a *assembly) drop() {
 // where the last one was copied while there is room: what an assembly takes must
 // not depend on how its fragments come.
 func (s *session) keep(a *assembly, m *message) {
+	if len(m.Payload) == 0 {
+		return
+	}
 	a.size += len(m.Payload)
-	if n := len(m.Payload); n >= retainSize && n >= cap(s.reading)/4 {
+	if n := len(m.Payload); n >= retainSize && n >= cap(s.reading)/5 {
 		a.pieces = append(a.pieces, piece{m.Payload, s.retain()})
 		return
 	}
@@ -328,12 +331,10 @@ func (s *session) sendFragments(done <-chan struct{}, m *message, seq *sequence,
 		err := s.out.sendLarge(done, m, seq)
 		switch {
 		case err != nil:
-			m.slot = slot
 			return started, err
 		case len(rest) == 0:
 			return true, nil
 		case wanted != nil && !wanted():
-			m.slot = slot
 			return true, errSendCancelled
 		}
 		// Only the first names what is called.

@@ -19,6 +19,18 @@ func fragment(op uint8, id uint64, seq uint32, handler HandlerID) rawMsg {
 	return rawMsg{MuxID: id, Seq: seq, Handler: uint8(handler), Op: op, Flags: rawFlagMore, Payload: []byte("abc")}
 }
 
+// The end of the input amid a message is none of the message: the handler must not
+// see what there was of it as the whole.
+func TestFragmentsThatEndAmidAMessageEndTheirStream(t *testing.T) {
+	inV1(t, fragmentConfig, nil, func(r *v1Rig) {
+		s := r.askedWide(r.serve(1, 1, ""), 2, rawMsg{}, 1)
+		s.say(rawMsg{Op: rawOpMuxClientMsg, Flags: rawFlagMore, Payload: []byte("abc")})
+		s.say(rawMsg{Op: rawOpMuxClientMsg, Flags: rawFlagEOF})
+		s.dropped(ErrProtocol)
+		r.alive()
+	})
+}
+
 // What must not be in fragments, or not so, ends the session with a reason.
 func TestFragmentsThatBreakTheLink(t *testing.T) {
 	with := func(m rawMsg, change func(m *rawMsg)) rawMsg { change(&m); return m }

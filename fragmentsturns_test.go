@@ -1,9 +1,7 @@
 package grid
 
 import (
-	"bytes"
 	"context"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -12,32 +10,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
-
-// Large payloads take turns: none is sent to its end while others wait.
-func TestFragmentsOfLargeCallsTakeTurns(t *testing.T) {
-	const calls, size = 4, 4 << 20
-	synctest.Test(t, func(t *testing.T) {
-		g, from, to := newSlowGrid(t, slowRate, nil)
-		begin := time.Now()
-		took := make(chan time.Duration, calls)
-		for i := range calls {
-			go func() {
-				payload := mixed(size + i)
-				b, err := g.conn(from, to).SingleRequest(t.Context(), testEcho, payload)
-				if err != nil || !bytes.Equal(payload, b) {
-					t.Error("answer lost or garbled:", err)
-				}
-				took <- time.Since(begin)
-			}()
-		}
-		var all []time.Duration
-		for range calls {
-			all = append(all, <-took)
-		}
-		t.Log(all, runtime.GOMAXPROCS(0))
-		require.Greater(t, all[0], all[calls-1]/2)
-	})
-}
 
 // However many callers send small payloads without a pause, a large one gets through
 // within its minute.
@@ -95,5 +67,35 @@ func TestFragmentsOfOutputDoNotHoldUpInput(t *testing.T) {
 		}()
 		require.NoError(t, consume(st))
 		require.LessOrEqual(t, time.Duration(worst.Load()), 2*promptly)
+	})
+}
+
+// Senders that wait for one another do not hold up the time of a bubble.
+func TestFragmentsConcurrentSendersWaitInABubble(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newTestGrid(t, 2, nil)
+		require.NoError(t, g.nodes[1].RegisterStreamingHandler(testHandler, StreamHandler{
+			InCapacity: 1,
+			Handle: func(_ context.Context, _ []byte, in <-chan []byte, _ chan<- []byte) *RemoteErr {
+				for b := range in {
+					PutByteBuffer(b)
+					time.Sleep(time.Second)
+				}
+				return nil
+			},
+		}))
+		st, err := g.conn(0, 1).NewStream(t.Context(), testHandler, nil)
+		require.NoError(t, err)
+		var senders sync.WaitGroup
+		for range 4 {
+			senders.Go(func() {
+				if err := st.Send([]byte("x")); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		senders.Wait()
+		st.CloseSend()
+		require.NoError(t, consume(st))
 	})
 }

@@ -181,7 +181,7 @@ func (b *inbox) grantLocked(keepsUp bool) int {
 		return 1
 	}
 	b.run++
-	if b.grown > 0 && b.window*b.largest > maxWindowBytes {
+	if b.grown > 0 && b.window > maxWindowBytes/max(b.largest, 1) {
 		b.grown--
 		b.window-- // messages have become larger: this credit is not returned
 	} else {
@@ -191,7 +191,7 @@ func (b *inbox) grantLocked(keepsUp bool) int {
 	// the sender may be waiting for it: more may be under way.
 	if keepsUp && b.head == len(b.queue) && b.run >= b.window {
 		wider := min(2*b.window, maxWindow)
-		if wider > b.window && wider*b.largest <= maxWindowBytes {
+		if wider > b.window && wider <= maxWindowBytes/max(b.largest, 1) {
 			b.owed += wider - b.window
 			b.grown += wider - b.window
 			b.window = wider

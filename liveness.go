@@ -136,7 +136,7 @@ func (s *session) tick() {
 		s.sendPing(now)
 	}
 	s.clock.Store(now.UnixNano())
-	s.calls.expire()
+	s.calls.expire(uint64(now.Sub(s.began) / s.period))
 	for _, m := range s.streams.all(nil) {
 		m.tick(now, progress, s.opts.StreamPingInterval, s.period)
 	}

@@ -46,7 +46,9 @@ type muxClient struct {
 	asked     atomic.Bool // the open is queued, and so may be a ping
 	opened    atomic.Bool // the ack has come
 	sendUsed  atomic.Bool // input comes through send, not through a channel
-	sendMu    sync.Mutex  // one message at a time, whose fragments stay together; held while waiting, which ends with the stream
+	// sending holds a token while a message is sent, whose fragments stay together.
+	// Made with takesData.
+	sending   chan struct{}
 	sendEnded atomic.Bool
 
 	// The reader's own.
@@ -254,8 +256,10 @@ func (m *muxClient) send(b []byte) error {
 	case !m.takesData:
 		return errors.New("grid: send on a stream whose handler takes no input")
 	}
-	m.sendMu.Lock()
-	defer m.sendMu.Unlock()
+	if !m.beginSend() {
+		return m.sendError(errSendCancelled)
+	}
+	defer m.endSend()
 	if err := m.credits.Reserve(context.Background()); err != nil {
 		return err
 	}
@@ -266,6 +270,24 @@ func (m *muxClient) send(b []byte) error {
 	}
 	return nil
 }
+
+// beginSend waits until no other message is being sent. It returns false if the
+// stream has ended.
+func (m *muxClient) beginSend() bool {
+	select {
+	case m.sending <- struct{}{}:
+		return true
+	default:
+	}
+	select {
+	case m.sending <- struct{}{}:
+		return true
+	case <-m.done:
+		return false
+	}
+}
+
+func (m *muxClient) endSend() { <-m.sending }
 
 // sendError is why a message could not be sent: the end of the stream.
 func (m *muxClient) sendError(err error) error {
@@ -286,9 +308,10 @@ func (m *muxClient) closeSend() {
 	m.mu.Lock()
 	ended := m.ended
 	m.mu.Unlock()
-	if ended {
+	if ended || !m.beginSend() {
 		return // nobody is there to be told
 	}
+	defer m.endSend()
 	msg := message{MuxID: m.id, Op: opMuxClientMsg, Flags: flagEOF}
 	_ = m.host.send(m.done, msg, &m.sendSeq)
 }
@@ -322,7 +345,9 @@ func (m *muxClient) onAck(msg *message) {
 		limit = maxCapacity
 	}
 	m.credits.Reset(n, limit)
-	m.takesData = n > 0
+	if m.takesData = n > 0; m.takesData {
+		m.sending = make(chan struct{}, 1)
+	}
 	m.opened.Store(true)
 	m.in.poke()
 }
@@ -337,7 +362,11 @@ func (m *muxClient) onMessage(g gatherer, msg *message) error {
 		return nil
 	}
 	eof := msg.Flags&flagEOF != 0
-	if !eof || len(msg.Payload) > 0 || m.parts != nil {
+	if eof && m.parts != nil && len(msg.Payload) == 0 {
+		m.fail(protocolErrorf("%v with EOF alone amid a message", msg.Op))
+		return nil
+	}
+	if !eof || len(msg.Payload) > 0 {
 		if err := gatherInto(g, &m.in, &m.parts, msg, m.fail); err != nil {
 			return err
 		}

@@ -46,11 +46,11 @@ type muxServer struct {
 	returned   chan struct{} // closed when the handler has returned, with result
 
 	in       inbox
-	grantBuf creditBuffer   // of the input's feeder
+	grantBuf creditBuffer   // the pump's
 	credits  credit.Credits // for what we send
 	sendSeq  sequence
 	result   *RemoteErr // of the handler; published by returned
-	slot     *slots     // the handler's, until all is sent; its output pump's own
+	slot     *slots     // the handler's, until all is sent; the pump's own
 
 	// The reader's own.
 	recvSeq  uint32
@@ -148,12 +148,13 @@ func (m *muxServer) abort(cause error, how ending) {
 		m.mu.Unlock()
 		return
 	}
+	// Whoever sees that the stream is aborted sees that the context has ended.
+	m.cancel(cause)
 	m.aborted = cause
 	m.told = how&tellReason != 0
 	stop := m.stop
 	m.mu.Unlock()
 
-	m.cancel(cause)
 	// Before the stream is unknown, for which the peer gets an answer without a
 	// reason.
 	if how&tellReason != 0 {
@@ -260,7 +261,11 @@ func (m *muxServer) onMessage(g gatherer, msg *message) error {
 		m.fail(protocolErrorf("%v after the end of the input", msg.Op))
 		return nil
 	}
-	if !eof || len(msg.Payload) > 0 || m.parts != nil {
+	if eof && m.parts != nil && len(msg.Payload) == 0 {
+		m.fail(protocolErrorf("%v with EOF alone amid a message", msg.Op))
+		return nil
+	}
+	if !eof || len(msg.Payload) > 0 {
 		if err := gatherInto(g, &m.in, &m.parts, msg, m.fail); err != nil {
 			return err
 		}

@@ -2,7 +2,6 @@ package grid
 
 import (
 	"errors"
-	"slices"
 	"sync"
 
 	"github.com/gridrpc/grid/internal/bytepool"
@@ -50,9 +49,8 @@ type outQueue struct {
 	idle   bool  // the writer waits on wake, and no token is in it
 	poked  bool  // the writer has something other than batches to look after
 	room   chan struct{}
-	large  []*largeSender // that wait for room, in their order
-	empty  idleSignal     // of everything being written
-	err    error          // set by close
+	empty  idleSignal // of everything being written
+	err    error      // set by close
 }
 
 // sequence numbers what one side sends on a mux. The queue's lock guards it.
@@ -66,6 +64,7 @@ type sequence struct {
 type batch struct {
 	buf   []byte
 	count uint32
+	taken [rooms]int // of the room for each kind of message that was sent
 }
 
 func (q *outQueue) init(crc flags) {
@@ -79,8 +78,18 @@ func (q *outQueue) init(crc flags) {
 // as if done were closed. m.Payload stays the caller's. After an error nothing was
 // queued.
 func (q *outQueue) send(done <-chan struct{}, m *message, seq *sequence) error {
+	return q.sendAs(smallRoom, done, m, seq)
+}
+
+// sendLarge is send for a part of a large payload. These have room of their own, so
+// that neither kind starves the other.
+func (q *outQueue) sendLarge(done <-chan struct{}, m *message, seq *sequence) error {
+	return q.sendAs(largeRoom, done, m, seq)
+}
+
+func (q *outQueue) sendAs(kind int, done <-chan struct{}, m *message, seq *sequence) error {
 	for {
-		room, err := q.trySend(m, seq)
+		room, err := q.trySend(kind, m, seq)
 		if room == nil {
 			return err
 		}
@@ -92,80 +101,37 @@ func (q *outQueue) send(done <-chan struct{}, m *message, seq *sequence) error {
 	}
 }
 
+// The kinds of messages, by whose room they take, and the limit of each in bytes.
+const (
+	smallRoom = iota
+	largeRoom
+	rooms
+)
+
+var roomFor = [rooms]int{pendingLimit, largeLimit}
+
 // trySend is send without the wait. Where there is no room it returns what is
 // closed when that may have changed.
-func (q *outQueue) trySend(m *message, seq *sequence) (room <-chan struct{}, err error) {
+func (q *outQueue) trySend(kind int, m *message, seq *sequence) (room <-chan struct{}, err error) {
 	m.Flags |= q.crc
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.err != nil {
 		return nil, q.err
 	}
-	if !q.fitsLocked(m, pendingLimit) {
+	// A message that is larger than all the room is taken when nothing else is.
+	if taken := q.batch.taken[kind]; taken > 0 && taken+m.Msgsize() > roomFor[kind] {
 		if q.room == nil {
 			q.room = make(chan struct{})
 		}
 		return q.room, nil
 	}
-	return nil, q.sendLocked(m, seq)
-}
-
-// fitsLocked tells whether there is room for m. Something is always taken.
-func (q *outQueue) fitsLocked(m *message, limit int) bool {
-	return q.batch.count == 0 || len(q.batch.buf)+m.Msgsize() <= limit
-}
-
-func (q *outQueue) sendLocked(m *message, seq *sequence) error {
+	before := len(q.batch.buf)
 	if !q.addLocked(m, seq) {
-		return errSendCancelled
+		return nil, errSendCancelled
 	}
-	return nil
-}
-
-// sendLarge is send for a part of a large payload. Its limit is lower, so that
-// others are let past; but every batch begins with one that waits, so that others
-// do not starve it. They take turns.
-func (q *outQueue) sendLarge(done <-chan struct{}, m *message, seq *sequence) error {
-	m.Flags |= q.crc
-	q.mu.Lock()
-	if q.err != nil || len(q.large) == 0 && q.fitsLocked(m, largeLimit) {
-		defer q.mu.Unlock()
-		if q.err != nil {
-			return q.err
-		}
-		return q.sendLocked(m, seq)
-	}
-	w := &largeSender{m: m, seq: seq, result: make(chan error, 1)}
-	q.large = append(q.large, w)
-	q.mu.Unlock()
-	select {
-	case err := <-w.result:
-		return err
-	case <-done:
-	}
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if i := slices.Index(q.large, w); i >= 0 {
-		q.large = slices.Delete(q.large, i, i+1)
-		return errSendCancelled
-	}
-	return <-w.result
-}
-
-// largeSender is a sender that waits in sendLarge.
-type largeSender struct {
-	m      *message
-	seq    *sequence
-	result chan error
-}
-
-// admitLargeLocked queues for the large senders what there is room for.
-func (q *outQueue) admitLargeLocked() {
-	for len(q.large) > 0 && q.fitsLocked(q.large[0].m, largeLimit) {
-		w := q.large[0]
-		q.large = slices.Delete(q.large, 0, 1)
-		w.result <- q.sendLocked(w.m, w.seq)
-	}
+	q.batch.taken[kind] += len(q.batch.buf) - before
+	return nil, nil
 }
 
 // post queues m without ever waiting; m is dropped if seq has ended. It fails when the queue is closed, or
@@ -274,7 +240,6 @@ func (q *outQueue) take() (urgent, normal batch) {
 		q.hint = min(max(len(normal.buf), firstBuffer), pendingLimit)
 	}
 	q.posted = 0
-	q.admitLargeLocked()
 	if q.room != nil {
 		close(q.room)
 		q.room = nil
@@ -294,10 +259,6 @@ func (q *outQueue) close(err error) {
 	q.empty.notify()
 	q.batch.release()
 	q.urgent.release()
-	for _, w := range q.large {
-		w.result <- err
-	}
-	q.large = nil
 	if q.room != nil {
 		close(q.room)
 		q.room = nil

@@ -156,6 +156,24 @@ func TestHeapIsBackAfterAHugeMessage(t *testing.T) {
 	require.Less(t, grown, int64(2<<20))
 }
 
+// A message that is queued at once is not allocated.
+func TestSendingAllocatesNoMessage(t *testing.T) {
+	if bytepool.Strict {
+		t.Skip("the strict pool allocates")
+	}
+	s := &session{caps: ourCaps}
+	s.out.init(flagCRC)
+	var seq sequence
+	payload := make([]byte, 10)
+	allocs := testing.AllocsPerRun(100, func() {
+		if err := s.send(nil, message{Op: opMuxServerMsg, Payload: payload}, &seq); err != nil {
+			t.Error(err)
+		}
+		s.out.batch.release()
+	})
+	require.Less(t, allocs, 1.0)
+}
+
 // bubbleGoroutines counts those of a bubble.
 func bubbleGoroutines() int {
 	synctest.Wait()

@@ -93,6 +93,12 @@ type streamPump[In, Out any] struct {
 // run implements task.
 func (p *streamPump[In, Out]) run() {
 	m := p.m
+	defer func() {
+		// Also where code of the application's has ended the goroutine.
+		if m.slot != nil {
+			m.slot.release()
+		}
+	}()
 	for p.step() {
 	}
 	p.closeInput()
@@ -107,9 +113,6 @@ func (p *streamPump[In, Out]) run() {
 	}
 	p.settle()
 	m.sendResult()
-	if m.slot != nil {
-		m.slot.release()
-	}
 }
 
 // step moves what can be moved, in either direction, or waits until something can.
@@ -119,7 +122,12 @@ func (p *streamPump[In, Out]) step() bool {
 	p.feed()
 	moved, credit := p.drain()
 	if moved {
-		return true
+		select {
+		case <-m.returned: // however much a goroutine that was left behind sends
+			return false
+		default:
+			return true
+		}
 	}
 	var (
 		arrival, dead <-chan struct{}
@@ -172,7 +180,6 @@ func (p *streamPump[In, Out]) feed() {
 func (p *streamPump[In, Out]) fill() bool {
 	msg, ok, ended, _ := p.m.in.hold()
 	if ended {
-		p.account()
 		p.closeInput()
 	}
 	if !ok {

@@ -48,14 +48,14 @@ type session struct {
 	// The reader's own.
 	ackBuf  creditBuffer
 	reading []byte // the present frame
-	// hasOpenings is false if there are certainly none.
-	hasOpenings bool
-	kept        *frame // the same, once somebody keeps it
-	tasks       []task
-	now         time.Time // when the present websocket message had been read
-	unknown     [4]uint64 // the unknown ops that were logged, a bit each
+	kept    *frame // the same, once somebody keeps it
+	tasks   []task
+	now     time.Time // when the present websocket message had been read
+	unknown [4]uint64 // the unknown ops that were logged, a bit each
 	// Streams that are not known, and whose peer was told so.
 	lostStreams, lostServed answeredIDs
+	// hasOpenings is false if there are certainly none.
+	hasOpenings bool
 
 	live  liveness
 	clock atomic.Int64 // Unix nanoseconds at the last frame or tick
@@ -289,7 +289,7 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 func (s *session) sendRequest(ctx context.Context, c *call, m *message) error {
 	large := s.fragmented(m)
 	if !large {
-		if room, err := s.out.trySend(m, nil); room == nil {
+		if room, err := s.out.trySend(smallRoom, m, nil); room == nil {
 			return err
 		}
 	}

@@ -127,13 +127,15 @@ func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req
 				m.closeSend()
 				return
 			}
+			// There is nobody to return an error to but the consumer. The end
+			// of the stream is none: that has a reason of its own.
 			b, err := encode(v)
 			if err == nil {
-				err = m.send(b)
+				if err = m.send(b); !errors.Is(err, ErrMessageTooLarge) {
+					err = nil
+				}
 				PutByteBuffer(b)
 			}
-			// There is nobody to return it to but the consumer; it changes
-			// nothing where the stream has ended already.
 			if err != nil {
 				m.cancel(err)
 			}

@@ -15,6 +15,7 @@ import (
 func (r *report) writeLines(w io.Writer) error {
 	var b bytes.Buffer
 	for _, v := range r.Results {
+		fmt.Fprintf(&b, "figure %s/%s/time/%s %s ns/op\n", v.Shape, v.Size, v.Peer, plain(v.Median))
 		if v.Peer != "grid" && v.Ratio > 0 {
 			fmt.Fprintf(&b, "ratio %s/%s grid/%s %.3f\n", v.Shape, v.Size, v.Peer, v.Ratio)
 		}
@@ -49,10 +50,12 @@ var about = map[string][2]string{
 	"stream-requests":  {"Streams of requests", "Ten messages of 512 bytes there, and the end of the stream back. The time is that of the whole stream. A column is a number of callers."},
 	"stream-twoway":    {"Two-way streams", "Ten messages of 512 bytes, each of which the handler sends back. The time is that of the whole stream. A column is a number of callers."},
 	"stream-long":      {"A long stream", "One two-way stream with as many messages as the column says. The time is that of one message there and back."},
-	"mixed":            {"Small calls next to bulk", "How long small calls take, one due every millisecond, while payloads of 16 MiB go the same way without a pause; and how much of these gets through (bulk)."},
-	"idle":             {"What idle connections and streams cost", "Live heap with stacks, and goroutines. For a connection (conn) they are those of one end; for a stream on which nothing happens, those of both ends together. grid's connections are those of a mesh, and what its managers need is counted with them."},
+	"mixed":            {"Small calls next to bulk", "How long small calls take, one due every millisecond, while payloads of 16 MiB go the same way without a pause; and how much of these gets through (bulk). p99.9 is that of the calls of all rounds together."},
+	"idle":             {"What idle connections and streams cost", "Live heap with stacks, and goroutines. For a connection (conn) they are those of one end; for a stream on which nothing happens, those of both ends together. grid's connections are those of a mesh of 32, and what its managers and servers need is counted with them; those of the others are 64 pairs, each with a server of its own (for NATS a whole broker), over which one call was made. There are 10,000 streams of grid and grpc, 1,000 of the others."},
 	"mesh":             {"Meshes", "Servers in one process, so that more of them share the same cores. On each, 4 goroutines call each other server, so that every link has the same load. A column is a number of servers, and its value the calls per second of all together; *n*-of-4 is that by the value of 4 servers."},
 	"mesh-spread":      {"Meshes with a fixed load", "The same with 64 callers in all, each of which calls between another pair of servers each time: the more links there are, the fewer calls share one write."},
+	"typed-of-unary":   {"Typed calls by untyped ones", "The time of grid's typed calls by that of its calls with 512 bytes."},
+	"hosts":            {"Hosts", "Meshes in one process, in which nothing is called: CPU time to connect and, while idle, per second, and memory; each for one end of a connection. A column is a number of hosts and what was measured."},
 }
 
 // writeMarkdown writes the document. The charts that it shows are those of

@@ -129,12 +129,16 @@ func TestReportLines(t *testing.T) {
 	if err := smallReport().writeLines(&b); err != nil {
 		t.Fatal(err)
 	}
-	want := `figure unary/8/allocs/grid 9 allocs/op
+	want := `figure unary/8/time/grid 2000 ns/op
+figure unary/8/allocs/grid 9 allocs/op
 figure unary/8/bytes/grid 1234.57 B/op
+figure unary/8/time/grpc 10000 ns/op
 ratio unary/8 grid/grpc 0.200
 figure unary/8/allocs/grpc 150.25 allocs/op
 figure unary/8/bytes/grpc 9876543 B/op
+figure unary/8/time/tcp 1000 ns/op
 ratio unary/8 grid/tcp 1.235
+figure tls/2/time/grpc 1000 ns/op
 figure mixed/p99.9/grid 1.23457 ms
 figure mesh/8/grid 1234568 calls/s
 `

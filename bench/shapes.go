@@ -23,6 +23,7 @@ var shapes = []shape{
 		return r.byCallers("unary", []int{1, 2, 8, 64, 256}, workload{op: echoOf(smallPayload)})
 	}},
 	{"typed", func(r *run) error {
+		defer r.typedOfUnary()
 		return r.byCallers("typed", []int{8, 64}, workload{op: func(c caller) func() error {
 			t, ok := c.(typedCaller)
 			if !ok {
@@ -62,9 +63,20 @@ var shapes = []shape{
 	{"mixed", (*run).mixed},
 	{"idle", (*run).idle},
 	{"mesh", (*run).mesh},
+	{"hosts", (*run).hosts},
 	{"tls", func(r *run) error {
 		return r.byCallers("tls", []int{2, 8, 64}, workload{tls: true, op: echoOf(smallPayload)})
 	}},
+}
+
+// typedOfUnary compares grid's typed calls with its own untyped ones, where both
+// were measured.
+func (r *run) typedOfUnary() {
+	for _, v := range r.report.Results {
+		if u := r.report.find("unary", v.Size, "grid"); v.Shape == "typed" && v.Peer == "grid" && u != nil {
+			r.figure(v.Median/u.Median, "ratio", "typed-of-unary/%s/grid", v.Size)
+		}
+	}
 }
 
 // byCallers measures w with various numbers of callers.
