@@ -30,22 +30,22 @@ type muxClient struct {
 	host       clientHost
 	id         uint64
 	handler    HandlerID
-	wide       bool // the peer has wide credits
-	caps       capacities
+	wide       bool            // the peer has wide credits
+	takesData  bool            // the handler takes input; published by opened
+	inCapacity int32           // of the handler, for what it is known
 	ctx        context.Context // the caller's
 	deadline   time.Time       // of ctx, zero for none
 	maxMessage int
 	closing    <-chan struct{} // closed when the manager is
 	done       chan struct{}   // closed by finish
 
-	in        inbox
-	grantBuf  creditBuffer   // the consumer's
-	credits   credit.Credits // for what we send
-	sendSeq   sequence
-	takesData bool        // the handler takes input; published by opened
-	asked     atomic.Bool // the open is queued, and so may be a ping
-	opened    atomic.Bool // the ack has come
-	sendUsed  atomic.Bool // input comes through send, not through a channel
+	in       inbox
+	grantBuf creditBuffer   // the consumer's
+	credits  credit.Credits // for what we send
+	sendSeq  sequence
+	asked    atomic.Bool // the open is queued, and so may be a ping
+	opened   atomic.Bool // the ack has come
+	sendUsed atomic.Bool // input comes through send, not through a channel
 	// sending holds a token while a message is sent, whose fragments stay together.
 	// Made with takesData.
 	sending   chan struct{}
@@ -72,7 +72,6 @@ func newMuxClient(ctx context.Context, host clientHost, id uint64, handler Handl
 		id:      id,
 		handler: handler,
 		wide:    wide,
-		caps:    c,
 		ctx:     ctx,
 		done:    make(chan struct{}),
 	}
@@ -82,9 +81,10 @@ func newMuxClient(ctx context.Context, host clientHost, id uint64, handler Handl
 	// took it for more would wait for messages that may not be sent. One of
 	// version 1 is taken to have what we know.
 	if !c.known || wide {
-		m.caps.out, m.caps.in = 1, 1
+		c.out, c.in = 1, 1
 	}
-	m.in.init(m.caps.out, !wide, wide)
+	m.inCapacity = int32(c.in)
+	m.in.init(c.out, !wide, wide)
 	m.heard.Store(now.UnixNano())
 	m.pinged.Store(now.UnixNano())
 	return m
@@ -335,7 +335,7 @@ func (m *muxClient) onAck(msg *message) {
 		return
 	}
 	m.acked = true
-	n, limit := m.caps.in, m.caps.in
+	n, limit := int(m.inCapacity), int(m.inCapacity)
 	if m.wide {
 		var err error
 		if n, err = parseCredits(msg.Payload); err != nil {

@@ -80,11 +80,11 @@ type streamPump[In, Out any] struct {
 	in      chan In // nil once it is closed
 	waiting int     // messages in it when it was last looked at
 	next    In      // for the handler, if hasNext
-	hasNext bool
 
-	out     <-chan Out
-	last    Out // from the handler, if hasLast: it waits for a credit
-	hasLast bool
+	out  <-chan Out
+	last Out // from the handler, if hasLast: it waits for a credit
+
+	hasNext, hasLast bool
 	// sending is closed when a large message of the handler, which is sent beside
 	// the pump, is on its way; nil if there is none.
 	sending chan struct{}
