@@ -11,11 +11,11 @@ package main
 
 import (
 	"crypto/tls"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/pprof"
 	"slices"
 	"strings"
 	"time"
@@ -47,7 +47,7 @@ func benchmark() (err error) {
 		rounds    = flag.Int("rounds", 0, "rounds of each measurement (default 5, with -quick 3)")
 		round     = flag.Duration("round", 0, "length of a round (default 200ms, with -quick 15ms)")
 		out       = flag.String("out", "", "folder for the report and its charts (default ../docs/benchmarks for a full run, else none)")
-		profile   = flag.String("cpuprofile", "", "file for a CPU profile of the measurements")
+		profile   = profileFlags()
 	)
 	flag.Parse()
 	if flag.NArg() > 0 {
@@ -94,16 +94,10 @@ func benchmark() (err error) {
 		fmt.Fprintln(os.Stderr)
 		os.Exit(130)
 	}()
-	if *profile != "" {
-		f, err := os.Create(*profile)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if err := pprof.StartCPUProfile(f); err != nil {
-			return err
-		}
-		defer pprof.StopCPUProfile()
+	stop, err := profile.start()
+	defer func() { err = errors.Join(err, stop()) }()
+	if err != nil {
+		return err
 	}
 	for _, s := range chosen {
 		start, results, figures := time.Now(), len(r.report.Results), len(r.report.Figures)
