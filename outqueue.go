@@ -10,7 +10,7 @@ import (
 const (
 	// pendingLimit bounds, in bytes, what waits for a session's writer. A
 	// sender that finds more than that waits; a single larger message is
-	// taken when nothing else waits.
+	// taken when no other one waits.
 	pendingLimit = 256 << 10
 	// largeLimit is the same for the fragments of large payloads.
 	largeLimit = 2 * wholeSize
@@ -119,7 +119,7 @@ func (q *outQueue) trySend(kind int, m *message, seq *sequence) (room <-chan str
 	if q.err != nil {
 		return nil, q.err
 	}
-	// A message that is larger than all the room is taken when nothing else is.
+	// A message that is larger than all the room is taken when none of its kind is.
 	if taken := q.batch.taken[kind]; taken > 0 && taken+m.Msgsize() > roomFor[kind] {
 		if q.room == nil {
 			q.room = make(chan struct{})
