@@ -29,16 +29,22 @@ type Connection struct {
 	draining      *atomic.Bool    // the manager takes nothing new
 
 	lastMux atomic.Uint64 // never reset, so no ID is used twice
-	slots   slots         // of handlers, for all sessions
+	// What the host takes up here, for all sessions.
+	handlerSlots, streamSlots slots
+	kept                      budget
+
 	session atomic.Pointer[session]
 	state   stateMachine
 	errors  errorLog // of connections that were lost or could not be made
 	refused errorLog // of handshakes that were refused, perhaps beside a connection
+	limits  errorLog // of limits that were reached
 	stats   connectionCounters
 
 	// mu makes the session and the state change together. It is not the
 	// state's own lock, which those who wait for a state take.
 	mu sync.Mutex
+	// left is a session whose peer is shutting down: what is under way on it goes on.
+	left *session
 }
 
 func newConnection(m *Manager, remote string) *Connection {
@@ -54,7 +60,10 @@ func newConnection(m *Manager, remote string) *Connection {
 		caller:   RemoteClient{Name: remote},
 		closing:  m.closing,
 		draining: &m.draining,
+		kept:     budget{limit: int64(m.opts.MaxHostBytes)},
 	}
+	c.handlerSlots.init("handlers", "MaxHandlers", m.opts.MaxHandlers, nil)
+	c.streamSlots.init("streams", "MaxStreams", m.opts.MaxStreams, &c.handlerSlots)
 	if isSecure(c.local) && isSecure(c.remote) {
 		c.crc = 0
 	}
@@ -131,12 +140,22 @@ func (c *Connection) ready(id HandlerID, payload []byte) (*session, error) {
 	}
 	s := c.session.Load()
 	if s == nil {
-		return nil, ErrDisconnected
+		return nil, c.unavailable()
 	}
 	if c.draining.Load() {
 		return nil, disconnected(errShuttingDown)
 	}
 	return s, nil
+}
+
+// unavailable is why there is no session.
+func (c *Connection) unavailable() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.left != nil {
+		return disconnected(errPeerShuttingDown)
+	}
+	return ErrDisconnected
 }
 
 // Subroute returns the connection to handlers that are registered under a
@@ -202,6 +221,13 @@ func (c *Connection) take(s *session) error {
 			cleared = old
 			continue
 		}
+		// Under the lock, so that whoever announces a shutdown sees the session,
+		// or this the shutdown.
+		if c.draining.Load() {
+			c.mu.Unlock()
+			s.close(errShuttingDown)
+			return rejectf("%v", errShuttingDown)
+		}
 		// The session is there before the state says so to those who wait.
 		c.session.Store(s)
 		if !c.state.set(StateConnected) {
@@ -229,16 +255,53 @@ func (c *Connection) lost(s *session) {
 	if c.session.CompareAndSwap(s, nil) {
 		c.stats.lost(s)
 		c.state.set(StateConnectionError)
+	} else if c.left == s {
+		c.stats.lost(s)
+		c.left = nil
 	}
+}
+
+// leave takes s, whose peer is shutting down, away from new calls, while what is
+// under way on it goes on. There is one such session at most.
+func (c *Connection) leave(s *session) {
+	c.mu.Lock()
+	if !c.session.CompareAndSwap(s, nil) {
+		c.mu.Unlock()
+		return
+	}
+	s.leaving.Store(true)
+	before := c.left
+	c.left = s
+	c.state.set(StateConnectionError)
+	c.mu.Unlock()
+	if before != nil {
+		before.close(errReplaced)
+	}
+	c.log.Info("grid: the remote host is shutting down")
+}
+
+// sessions are all that are alive.
+func (c *Connection) sessions() []*session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sessionsLocked()
+}
+
+func (c *Connection) sessionsLocked() (all []*session) {
+	for _, s := range []*session{c.session.Load(), c.left} {
+		if s != nil {
+			all = append(all, s)
+		}
+	}
+	return all
 }
 
 // shutdown ends the connection for good.
 func (c *Connection) shutdown() {
 	c.mu.Lock()
 	c.state.set(StateShutdown)
-	s := c.session.Load()
 	c.mu.Unlock()
-	if s != nil {
+	for _, s := range c.sessions() {
 		s.close(errClosed)
 	}
 }
@@ -254,7 +317,11 @@ func (c *Connection) serve(s *session) (lived bool) {
 	if life > stableLife {
 		c.errors.reset()
 	}
-	c.fault("grid: connection lost", err)
+	if s.leaving.Load() {
+		c.stats.fault(err) // no news, so nothing for the log
+	} else {
+		c.fault("grid: connection lost", err)
+	}
 	return s.live.messages.Load() > 0 || life >= time.Second
 }
 
@@ -267,7 +334,7 @@ func (c *Connection) keepDialling(ctx context.Context) {
 		return
 	}
 	var b backoff
-	for ctx.Err() == nil {
+	for ctx.Err() == nil && !c.draining.Load() {
 		c.state.set(StateConnecting)
 		s, err := c.dial(ctx)
 		if err != nil {
@@ -350,6 +417,11 @@ func (c *Connection) refusal(addr string, err error) {
 	}
 	c.stats.fault(err)
 	c.refused.warn(c.log.With("addr", addr), "grid: handshake failed", err)
+}
+
+// overload logs that a limit was reached, the first time and then once an hour.
+func (c *Connection) overload(err error) {
+	c.limits.warn(c.log, "grid: limit reached", err)
 }
 
 func (c *Connection) isClosing() bool {

@@ -72,12 +72,22 @@ func (s *session) dispatch(m *message) error {
 	case opPong:
 		return s.onPong(m)
 	case opDisconnect:
-		return errPeerClosed
+		return s.onDisconnect(m)
 	case opConnect, opConnectResponse:
 		return protocolErrorf("%v after the handshake", m.Op)
 	default:
 		s.onUnknown(m)
 	}
+	return nil
+}
+
+// onDisconnect takes in that the peer is shutting down (section 8), or has nothing
+// more to say.
+func (s *session) onDisconnect(m *message) error {
+	if s.caps&capDrain == 0 || m.MuxID != 0 {
+		return errPeerClosed
+	}
+	s.conn.leave(s)
 	return nil
 }
 
@@ -108,15 +118,28 @@ func (s *session) onRequest(m *message) error {
 		s.refuse(m, noHandlerText("request", m, h.stream != nil))
 		return nil
 	}
-	if text := s.admit(m); text != "" {
-		s.refuse(m, text)
+	slot := &s.conn.handlerSlots
+	if err := s.admit(m, slot); err != nil {
+		s.refuse(m, err.Error())
 		return nil
 	}
 	if m.Flags&flagMore != 0 {
-		return s.beginOpening(m, h)
+		return s.beginOpening(m, h, slot)
 	}
-	s.startRequest(m, h, arrived{buf: ownedPayload(m)}, s.deadline(m))
+	payload, err := s.payload(m)
+	if err != nil {
+		slot.release()
+		return s.refuseOverload(m, err)
+	}
+	s.startRequest(m, h, payload, s.deadline(m))
 	return nil
+}
+
+// payload is that of a message which is not in fragments.
+func (s *session) payload(m *message) (arrived, error) {
+	var none *assembly
+	a, _, err := s.gather(&none, m)
+	return a, err
 }
 
 // startRequest queues a request that is complete, and has a slot.
@@ -131,11 +154,13 @@ func (t *singleTask) run() {
 	s := t.s
 	// The slot is held until the answer is queued: who waits for room needs one
 	// too.
-	m := message{MuxID: t.id, Op: opResponse, Flags: flagEOF, slot: &s.conn.slots}
+	m := message{MuxID: t.id, Op: opResponse, Flags: flagEOF, slot: &s.conn.handlerSlots}
+	payload, kept := t.payload.claim()
 	var resp []byte
 	result := errHandlerExited // stays if the handler ends its goroutine
 	defer func() {
 		result = handlerResult(recover(), result, t.handler, s.logger())
+		kept.release()
 		if !s.passed(t.deadline) {
 			switch {
 			case result != nil:
@@ -145,9 +170,7 @@ func (t *singleTask) run() {
 			default:
 				m.setPayload(resp)
 			}
-			if s.send(nil, m, nil) == nil { // fails only with the session
-				m.slot = nil
-			}
+			s.respond(&m)
 		}
 		if result == nil {
 			PutByteBuffer(resp)
@@ -156,15 +179,43 @@ func (t *singleTask) run() {
 		singleTasks.Put(t)
 		m.freeSlot() // where nothing was sent
 	}()
-	resp, result = t.fn(t.payload.take())
+	resp, result = t.fn(payload)
+}
+
+// respond sends the answer to a single request, and frees its slot. While it waits
+// for room it counts towards what is kept for the host; if that is too much, its text
+// takes its place.
+func (s *session) respond(m *message) {
+	if !s.fragmented(m) {
+		if room, _ := s.out.trySend(smallRoom, m, nil); room == nil {
+			return
+		}
+	}
+	kept := charge{&s.conn.kept, len(m.Payload)}
+	if err := kept.budget.take(kept.bytes); err != nil {
+		s.conn.overload(err)
+		kept.bytes = 0
+		e := muxConnectError{Error: overloadedf("answer of %d bytes dropped: %v", len(m.Payload), err).Error()}
+		m.Op, m.Flags = opMuxConnectError, flagEOF
+		m.Payload, _ = e.MarshalMsg(nil)
+	}
+	if s.send(nil, *m, nil) == nil { // fails only with the session
+		m.slot = nil
+	}
+	kept.release()
 }
 
 func (s *session) onResponse(m *message) error {
 	if m.Flags&flagMore != 0 {
-		return s.calls.extend(m.MuxID, func(parts **assembly) error {
+		err := s.calls.extend(m.MuxID, func(parts **assembly) error {
 			_, _, err := s.gather(parts, m)
 			return err
 		})
+		if errors.Is(err, ErrOverloaded) {
+			s.calls.answer(m.MuxID, answer{err: err})
+			return nil
+		}
+		return err
 	}
 	c := s.calls.take(m.MuxID)
 	if c == nil {
@@ -178,8 +229,17 @@ func (s *session) onResponse(m *message) error {
 		c.answer(answer{err: err})
 		return nil
 	}
+	if c.parts == nil {
+		// Its caller has waited for it, so it does not wait here.
+		c.answer(answer{payload: arrived{buf: ownedPayload(m)}})
+		return nil
+	}
 	payload, _, err := s.gather(&c.parts, m)
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrOverloaded):
+		c.answer(answer{err: err})
+		return nil
+	case err != nil:
 		c.answer(answer{err: disconnected(err)}) // as all others will hear
 		return err
 	}
@@ -207,25 +267,32 @@ func (s *session) onConnectMux(m *message) error {
 		s.refuse(m, noHandlerText("stream", m, h.single != nil))
 		return nil
 	}
-	if text := s.admit(m); text != "" {
-		s.refuse(m, text)
+	slot := &s.conn.streamSlots
+	if err := s.admit(m, slot); err != nil {
+		s.refuse(m, err.Error())
 		return nil
 	}
 	if m.Flags&flagMore != 0 {
-		return s.beginOpening(m, h)
+		return s.beginOpening(m, h, slot)
 	}
-	s.startStream(m, h, arrived{buf: ownedPayload(m)}, s.deadline(m))
+	payload, err := s.payload(m)
+	if err != nil {
+		slot.release()
+		return s.refuseOverload(m, err)
+	}
+	s.startStream(m, h, payload, s.deadline(m))
 	return nil
 }
 
 // startStream takes on a stream whose opening is complete, and has a slot.
 func (s *session) startStream(m *message, h handler, payload arrived, deadline time.Time) {
 	c := newMuxServer(s, m, h.stream, payload, deadline, s.wide(), &s.conn.caller, s.opts.MaxMessageSize, s.now)
-	c.slot = &s.conn.slots
+	c.slot = &s.conn.streamSlots
+	c.in.maxBytes = s.opts.MaxStreamBytes
 	if !s.served.add(c.id, c) {
 		c.cancel(ErrDisconnected)
 		payload.drop()
-		s.conn.slots.release()
+		c.slot.release()
 		return // the session has ended
 	}
 	ack := message{MuxID: c.id, Op: opAckMux}
@@ -260,16 +327,18 @@ func noHandlerText(kind string, m *message, otherKind bool) string {
 }
 
 // admit takes a slot for a handler, or says why there is none.
-func (s *session) admit(m *message) (refusal string) {
-	if !s.conn.slots.acquire(s.opts.MaxHandlers) {
-		return fmt.Sprintf("grid: handler %d refused: %d handlers are running for this host, which is the limit", m.Handler, s.opts.MaxHandlers)
+func (s *session) admit(m *message, slot *slots) error {
+	if full := slot.acquire(); full != nil {
+		err := overloadedf("handler %d refused: %d %s are running for this host, the limit of %s", m.Handler, full.limit, full.what, full.option)
+		s.conn.overload(err)
+		return err
 	}
 	// In this order, so that a shutdown sees the slot or the handler the shutdown.
 	if s.conn.draining.Load() {
-		s.conn.slots.release()
-		return "grid: " + errShuttingDown.Error()
+		slot.release()
+		return fmt.Errorf("grid: %w", errShuttingDown)
 	}
-	return ""
+	return nil
 }
 
 func (s *session) onMuxConnectError(m *message) error {
@@ -277,10 +346,11 @@ func (s *session) onMuxConnectError(m *message) error {
 	if err := unmarshal(e.UnmarshalMsg, m.Payload); err != nil {
 		return protocolErrorf("%v for mux %d: %v", m.Op, m.MuxID, err)
 	}
-	if s.calls.answer(m.MuxID, answer{err: NewRemoteErrString(e.Error)}) {
+	reason := refusal(e.Error)
+	if s.calls.answer(m.MuxID, answer{err: reason}) {
 		return nil
 	}
-	s.toClient(m, func(c *muxClient, _ *message) { c.onConnectError(e.Error) })
+	s.toClient(m, func(c *muxClient, _ *message) { c.onConnectError(reason) })
 	return nil
 }
 
@@ -336,8 +406,8 @@ func (s *session) onDisconnectClientMux(m *message) {
 		return
 	}
 	err := error(ErrDisconnected)
-	if remote := m.payloadErr(); remote != nil {
-		err = remote
+	if reason := m.reason(); reason != nil {
+		err = reason
 	}
 	s.calls.answer(m.MuxID, answer{err: err})
 }
@@ -366,6 +436,13 @@ func (a *answeredIDs) due(id uint64) bool {
 }
 
 func (s *session) onPing(m *message) error {
+	if !s.pings.due(s.now.UnixNano()) {
+		s.conn.overload(overloadedf("pings dropped: there were %d in a second, the limit of MaxPings", s.opts.MaxPings))
+		if m.MuxID != 0 {
+			s.toServer(m, (*muxServer).onUnansweredPing)
+		}
+		return nil
+	}
 	if m.MuxID != 0 {
 		if !s.toServer(m, func(c *muxServer, m *message) { c.onPing(m, s.now) }) {
 			s.post(pongFor(m, pongMsg{NotFound: true, T: s.now}), nil)

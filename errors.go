@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Errors that arise on this side. None of them ever stands for something that
@@ -34,6 +35,15 @@ var (
 	// ErrMessageTooLarge is returned, wrapped with both sizes, for a payload
 	// above ManagerOptions.MaxMessageSize. Nothing has been sent then.
 	ErrMessageTooLarge = errors.New("grid: message too large")
+
+	// ErrOverloaded is a call or stream that was refused because a limit of
+	// [ManagerOptions] was reached, wrapped with which one it was. Most often the
+	// remote has refused it; then it is a [RemoteErr] as well. The handler of a
+	// refused call has not run, unless the text says that its answer was dropped.
+	//
+	// It also ends a stream that is under way, on both sides, if more waits in it
+	// than may.
+	ErrOverloaded = errors.New("grid: overloaded")
 
 	// ErrProtocol ends a call, a stream or a connection whose remote end sent
 	// what the protocol does not allow there. It is wrapped with what it was.
@@ -89,7 +99,7 @@ func (r RemoteErr) Error() string { return string(r) }
 func (r RemoteErr) Is(target error) bool {
 	switch target {
 	case nil, ErrDisconnected, ErrUnknownHandler, ErrHandlerAlreadyExists, ErrIncorrectSequence,
-		ErrFlowControl, ErrMessageTooLarge, ErrProtocol, context.Canceled, context.DeadlineExceeded:
+		ErrFlowControl, ErrMessageTooLarge, ErrOverloaded, ErrProtocol, context.Canceled, context.DeadlineExceeded:
 		return false
 	}
 	if p, ok := target.(*RemoteErr); ok {
@@ -118,6 +128,26 @@ func protocolErrorf(format string, a ...any) error {
 func tooLargeError(size, limit int) error {
 	return fmt.Errorf("%w: payload of %d bytes, MaxMessageSize is %d bytes", ErrMessageTooLarge, size, limit)
 }
+
+func overloadedf(format string, a ...any) error {
+	return fmt.Errorf("%w: %s", ErrOverloaded, fmt.Sprintf(format, a...))
+}
+
+// refusal is what the remote has said for itself, rather than one of its handlers.
+// If it was an overloadedf there, it is [ErrOverloaded] here; a handler's text never
+// is.
+func refusal(text string) error {
+	r := NewRemoteErrString(text)
+	if strings.HasPrefix(text, ErrOverloaded.Error()+": ") {
+		return &overloadedRemote{r}
+	}
+	return r
+}
+
+type overloadedRemote struct{ remote *RemoteErr }
+
+func (e *overloadedRemote) Error() string   { return e.remote.Error() }
+func (e *overloadedRemote) Unwrap() []error { return []error{e.remote, ErrOverloaded} }
 
 // disconnected wraps the reason for which a session ended.
 func disconnected(reason error) error {

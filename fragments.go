@@ -1,7 +1,9 @@
 package grid
 
 import (
+	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -38,10 +40,12 @@ func (f *frame) release() {
 }
 
 // arrived is a payload on its way to the application: in one buffer of its own,
-// or in pieces. The zero value is a nil payload.
+// or in pieces. The zero value is a nil payload. Whoever has it gives back, by take,
+// claim or drop, what it takes of the host's budget.
 type arrived struct {
-	buf   []byte
-	parts *assembly
+	buf    []byte
+	parts  *assembly
+	budget *budget // that the payload was taken of; nil for none
 }
 
 // size is the payload's length.
@@ -55,14 +59,23 @@ func (a arrived) size() int {
 // take returns the payload in one buffer, which is the caller's. It is called
 // once.
 func (a arrived) take() []byte {
+	a.budget.put(a.size())
 	if a.parts != nil {
 		return a.parts.join()
 	}
 	return a.buf
 }
 
+// claim is take for a payload that goes on counting, until the charge is released.
+func (a arrived) claim() ([]byte, charge) {
+	c := charge{a.budget, a.size()}
+	a.budget = nil
+	return a.take(), c
+}
+
 // drop gives the payload's buffers back, in place of take.
 func (a arrived) drop() {
+	a.budget.put(a.size())
 	if a.parts != nil {
 		a.parts.drop()
 	}
@@ -73,6 +86,21 @@ func (a arrived) drop() {
 type assembly struct {
 	pieces []piece
 	size   int
+	began  time.Time
+	budget *budget // what it is taken of, until it is complete
+}
+
+// abandon drops a payload that will not be completed.
+func (a *assembly) abandon() {
+	if a != nil {
+		a.budget.put(a.size)
+		a.drop()
+	}
+}
+
+// isLate tells whether a payload has been coming for longer than it may.
+func (a *assembly) isLate(now time.Time, timeout time.Duration) bool {
+	return a != nil && now.Sub(a.began) > timeout
 }
 
 // piece is a fragment, in a frame or in a buffer of its own.
@@ -141,23 +169,34 @@ func (s *session) retain() *frame {
 
 // gather puts together what may come in fragments. It returns the payload of m,
 // or, where *parts has the fragments that came before, of all of them; ok is
-// false while more is to come. An error ends the session.
+// false while more is to come. ErrOverloaded ends the call or stream that m is for;
+// any other error ends the session.
 func (s *session) gather(parts **assembly, m *message) (a arrived, ok bool, err error) {
 	more := m.Flags&flagMore != 0
+	before := 0
+	if *parts != nil {
+		before = (*parts).size
+	}
+	if size := before + len(m.Payload); size > s.opts.MaxMessageSize {
+		return arrived{}, false, fmt.Errorf("%v for mux %d: %w", m.Op, m.MuxID, tooLargeError(size, s.opts.MaxMessageSize))
+	}
+	budget := &s.conn.kept
+	if err := budget.take(len(m.Payload)); err != nil {
+		s.conn.overload(err)
+		return arrived{}, false, fmt.Errorf("%v for mux %d: %w", m.Op, m.MuxID, err)
+	}
 	switch {
 	case *parts == nil && !more:
-		return arrived{buf: ownedPayload(m)}, true, nil
+		return arrived{buf: ownedPayload(m), budget: budget}, true, nil
 	case *parts == nil:
-		*parts = new(assembly)
-	}
-	if size := (*parts).size + len(m.Payload); size > s.opts.MaxMessageSize {
-		return arrived{}, false, fmt.Errorf("%v for mux %d: %w", m.Op, m.MuxID, tooLargeError(size, s.opts.MaxMessageSize))
+		*parts = &assembly{budget: budget, began: s.now}
 	}
 	s.keep(*parts, m)
 	if more {
 		return arrived{}, false, nil
 	}
-	a.parts, *parts = *parts, nil
+	a = arrived{parts: *parts, budget: budget}
+	*parts = nil
 	return a, true, nil
 }
 
@@ -167,22 +206,14 @@ type gatherer interface {
 }
 
 // gatherInto takes a message, or a fragment of one, into the inbox of its stream,
-// which it fails where the sender had no credit. The error ends the session.
-func gatherInto(g gatherer, in *inbox, parts **assembly, m *message, fail func(error)) error {
-	if *parts == nil && m.Flags&flagMore != 0 {
-		if err := in.check(); err != nil {
-			fail(err)
-			return nil
-		}
+// which it fails where the sender had no credit, or too much waits. The error ends
+// the session.
+func gatherInto(g gatherer, in *inbox, m *message, fail func(error)) error {
+	failure, err := in.gather(g, m)
+	if failure != nil {
+		fail(failure)
 	}
-	a, whole, err := g.gather(parts, m)
-	if err != nil || !whole {
-		return err
-	}
-	if err := in.push(a); err != nil {
-		fail(err)
-	}
-	return nil
+	return err
 }
 
 // checkMore checks a message whose payload goes on.
@@ -209,12 +240,33 @@ type opening struct {
 	op       op
 	handler  HandlerID
 	found    handler
-	deadline time.Time    // zero for none
+	deadline time.Time // zero for none
+	began    time.Time
+	slot     *slots
+	seq      uint32       // of the last fragment; the reader's own
 	heard    atomic.Int64 // Unix nanoseconds: when a fragment last came
 
-	// The reader's own.
+	mu    sync.Mutex // guards what follows
 	parts *assembly
-	seq   uint32 // of the last fragment
+	gone  bool // given up
+}
+
+// gather takes in a fragment, unless the opening was given up.
+func (o *opening) gather(s *session, m *message) (a arrived, whole bool, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.gone {
+		return arrived{}, false, nil
+	}
+	return s.gather(&o.parts, m)
+}
+
+func (o *opening) drop() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.gone = true
+	o.parts.abandon()
+	o.parts = nil
 }
 
 // isContinued tells whether m belongs to an opening: only a first fragment names
@@ -238,15 +290,16 @@ func (s *session) checkOpening(m *message) error {
 
 // beginOpening takes up the first fragment of an opening, for which a slot was
 // taken.
-func (s *session) beginOpening(m *message, h handler) error {
+func (s *session) beginOpening(m *message, h handler, slot *slots) error {
 	s.hasOpenings = true
-	o := &opening{id: m.MuxID, op: m.Op, handler: m.Handler, found: h, deadline: s.deadline(m), seq: m.Seq}
+	o := &opening{id: m.MuxID, op: m.Op, handler: m.Handler, found: h, deadline: s.deadline(m), began: s.now, slot: slot, seq: m.Seq}
 	o.heard.Store(s.now.UnixNano())
-	_, _, err := s.gather(&o.parts, m)
+	_, _, err := o.gather(s, m)
 	if err != nil || !s.openings.add(o.id, o) {
-		s.conn.slots.release()
+		o.drop()
+		slot.release()
 	}
-	return err
+	return s.refuseOverload(m, err)
 }
 
 // continueOpening takes up a further fragment. Those of an opening that was
@@ -267,11 +320,15 @@ func (s *session) continueOpening(m *message) error {
 		}
 	}
 	o.heard.Store(s.now.UnixNano())
-	payload, whole, err := s.gather(&o.parts, m)
-	if err != nil || !whole {
-		return err
+	payload, whole, err := o.gather(s, m)
+	if err != nil {
+		s.giveUp(o.id)
+		return s.refuseOverload(m, err)
 	}
-	if !s.openings.take(o.id) {
+	if !whole {
+		return nil
+	}
+	if _, ok := s.openings.take(o.id); !ok {
 		payload.drop() // given up just now, and its slot with it
 		return nil
 	}
@@ -284,27 +341,44 @@ func (s *session) continueOpening(m *message) error {
 	return nil
 }
 
+// refuseOverload refuses m if err is that of a limit. It returns any other error.
+func (s *session) refuseOverload(m *message, err error) error {
+	if errors.Is(err, ErrOverloaded) {
+		s.refuse(m, err.Error())
+		return nil
+	}
+	return err
+}
+
 // giveUp drops an opening that will not be completed. It tells whether there was
-// one. What had come of it is left to the garbage collector, since the reader may be
-// at it.
+// one.
 func (s *session) giveUp(id uint64) bool {
-	ok := s.openings.take(id)
+	o, ok := s.openings.take(id)
 	if ok {
-		s.conn.slots.release()
+		o.drop()
+		o.slot.release()
 	}
 	return ok
 }
 
-// tick gives the opening up when its deadline has passed, or when nothing has
-// come of it for as long as a stream's client may be silent.
+// tick gives the opening up when its deadline has passed, or when it takes longer
+// than a message may, or when nothing has come of it for as long as a stream's client
+// may be silent.
 func (o *opening) tick(s *session, now, progress time.Time) {
 	silent := now.Sub(later(time.Unix(0, o.heard.Load()), progress)) > 4*s.opts.StreamPingInterval
+	late := now.Sub(o.began) > s.opts.MessageTimeout
 	switch {
 	case !o.deadline.IsZero() && now.After(o.deadline):
 		s.giveUp(o.id) // the client knows
+	case late && s.giveUp(o.id):
+		s.refuse(&message{MuxID: o.id, Op: o.op}, "grid: "+lateMessageText(s.opts.MessageTimeout))
 	case silent && s.giveUp(o.id):
 		s.refuse(&message{MuxID: o.id, Op: o.op}, "grid: gave up waiting for the rest of the payload")
 	}
+}
+
+func lateMessageText(timeout time.Duration) string {
+	return fmt.Sprintf("a message was not complete within %v (MessageTimeout)", timeout)
 }
 
 // deadline is when that of m is, by this host's clock; zero for none.

@@ -217,7 +217,7 @@ func TestFragmentsOfAnOpeningThatIsGivenUp(t *testing.T) {
 						require.Zero(r, r.conn.Stats().StreamsServed)
 						// It has the only slot.
 						r.peer.send(rawMsg{MuxID: 8, Handler: uint8(testEcho), Op: rawOpRequest, Flags: rawFlagEOF})
-						require.Contains(r, remoteText(r.T, r.peer.expect(rawOpMuxConnectError).Payload), "which is the limit")
+						require.Contains(r, remoteText(r.T, r.peer.expect(rawOpMuxConnectError).Payload), "the limit of MaxHandlers")
 						c.giveUp(r, again)
 						require.Zero(r, r.conn.Stats().Handlers)
 						r.alive()
@@ -258,7 +258,7 @@ func TestFragmentsOfAnOpeningThatIsRefused(t *testing.T) {
 			require.Zero(r, r.conn.Stats().Handlers)
 			r.alive()
 			s := r.askedWide(started, 9, rawMsg{}, 1)
-			refused(map[uint8]HandlerID{rawOpRequest: testEcho, rawOpConnectMux: testStream}[op], "which is the limit")
+			refused(map[uint8]HandlerID{rawOpRequest: testEcho, rawOpConnectMux: testStream}[op], "the limit of MaxHandlers")
 			require.Equal(r, 1, r.conn.Stats().Handlers)
 			s.result <- nil
 			r.peer.expect(rawOpMuxServerMsg)
@@ -393,7 +393,7 @@ func TestFragmentsOfOpeningsWhoseContextsEndAtAnyTime(t *testing.T) {
 // A refusal is told as soon as the first fragment has arrived, and the rest is not
 // sent.
 func TestFragmentsOfACallThatIsRefusedAreNotAllSent(t *testing.T) {
-	for name, why := range map[string]string{"no handler": "handler with ID", "no slot": "which is the limit", "shutdown": "shutting down"} {
+	for name, why := range map[string]string{"no handler": "handler with ID", "no slot": "the limit of MaxHandlers", "shutdown": "shutting down"} {
 		t.Run(name, func(t *testing.T) {
 			inKinds(t, func(t *testing.T, op uint8, call func(ctx context.Context, c *Connection, id HandlerID, payload []byte) error) {
 				inBubble(t, func(t *testing.T) {
@@ -420,14 +420,20 @@ func TestFragmentsOfACallThatIsRefusedAreNotAllSent(t *testing.T) {
 					before := conn.Stats().BytesOut
 					begin := time.Now()
 					err := call(t.Context(), conn, id, mixed(16<<20))
-					require.True(t, IsRemoteErr(err), err)
+					state := StateConnected
+					if name == "shutdown" { // which the caller knows of
+						require.ErrorIs(t, err, ErrDisconnected)
+						state = StateConnectionError
+					} else {
+						require.True(t, IsRemoteErr(err), err)
+					}
 					require.ErrorContains(t, err, why)
 					require.LessOrEqual(t, time.Since(begin), 2*promptly)
 					time.Sleep(2 * promptly)
 					require.Less(t, conn.Stats().BytesOut-before, int64(1<<20))
 					require.Zero(t, conn.Stats().Calls)
 					require.Equal(t, map[bool]int{true: 1, false: 0}[name != "no handler"], g.conn(to, from).Stats().Handlers)
-					require.Equal(t, StateConnected, conn.State())
+					require.Equal(t, state, conn.State())
 					require.Empty(t, ended)
 				})
 			})

@@ -3,6 +3,7 @@ package grid
 import (
 	"errors"
 	"fmt"
+	"net/http"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -57,9 +58,9 @@ func (c *Connection) greet(ws *wsconn.Conn) (*session, error) {
 
 // answer is the acceptor's side of the handshake. The socket has a deadline. A
 // refusal has been sent when it returns the reason.
-func (m *Manager) answer(ws *wsconn.Conn) (*Connection, *session, error) {
+func (m *Manager) answer(ws *wsconn.Conn, r *http.Request, a *arrival) (*Connection, *session, error) {
 	var req connectReq
-	c, err := m.checkConnect(ws, &req)
+	c, err := m.checkConnect(ws, &req, r, a)
 	resp := connectResp{ID: m.ID, Accepted: err == nil, Caps: ourCaps}
 	var s *session
 	if err == nil {
@@ -88,7 +89,7 @@ func (m *Manager) answer(ws *wsconn.Conn) (*Connection, *session, error) {
 }
 
 // checkConnect reads and checks a Connect, in the order of section 3.
-func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq) (*Connection, error) {
+func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, r *http.Request, a *arrival) (*Connection, error) {
 	if err := readHandshake(ws, opConnect, req.UnmarshalMsg); err != nil {
 		if errors.Is(err, ErrProtocol) {
 			return nil, rejectf("%v", err)
@@ -102,11 +103,19 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq) (*Connection, e
 	if skew := time.Since(req.Time).Round(time.Second); skew > maxClockSkew || skew < -maxClockSkew {
 		return c, rejectf("clocks differ by %v, more than %v", skew.Abs(), maxClockSkew)
 	}
-	if err := m.opts.validate(req.Token); err != nil {
+	if err := a.busy(func() error { return m.opts.validate(req.Token) }); err != nil {
 		return c, rejectf("invalid token: %v", err)
 	}
 	if c.dials {
 		return c, rejectf("%s is to be dialled by %s, not the reverse", c.remote, c.local)
+	}
+	if m.opts.VerifyPeer != nil {
+		if err := a.busy(func() error { return m.opts.VerifyPeer(c.remote, r) }); err != nil {
+			return c, rejectf("%s is not accepted: %v", c.remote, err)
+		}
+	}
+	if m.draining.Load() {
+		return c, rejectf("%v", errShuttingDown)
 	}
 	return c, nil
 }

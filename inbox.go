@@ -1,8 +1,10 @@
 package grid
 
 import (
+	"errors"
 	"fmt"
 	"sync"
+	"time"
 )
 
 const (
@@ -25,14 +27,20 @@ const (
 // One goroutine, the session's reader, pushes; one at a time consumes; any may
 // end it. Nothing in it blocks but the consumer, which waits on signal.
 type inbox struct {
-	wide   bool          // credits may be returned many at a time; set once
-	signal chan struct{} // holds a token when the consumer should look; set once
+	// Set once.
+	wide     bool          // credits may be returned many at a time
+	signal   chan struct{} // holds a token when the consumer should look
+	maxBytes int           // that may wait, if there is more than one message; 0 for no limit
 
 	mu    sync.Mutex
 	queue []arrived
-	head  int   // of queue
-	ended bool  // nothing arrives any more
-	err   error // how it ended; nil is well
+	head  int       // of queue
+	ended bool      // nothing arrives any more
+	err   error     // how it ended; nil is well
+	parts *assembly // what has arrived of the next message
+
+	bytes  int     // that wait
+	budget *budget // that they were taken of; nil once they do not count any more
 
 	credits int // held by the sender
 	window  int // credits held by the sender, messages that wait, credits owed
@@ -53,11 +61,41 @@ func (b *inbox) init(capacity int, known, wide bool) {
 	}
 }
 
+// gather takes in a message, or a fragment of one. failure ends the stream, err the
+// session.
+func (b *inbox) gather(g gatherer, m *message) (failure, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended {
+		return nil, nil
+	}
+	if b.parts == nil {
+		if err := b.checkLocked(); err != nil {
+			return err, nil
+		}
+	}
+	if n := b.bytes + len(m.Payload); b.bytes > 0 && b.maxBytes > 0 && n > b.maxBytes {
+		return overloadedf("%d bytes would wait in a stream, MaxStreamBytes is %d", n, b.maxBytes), nil
+	}
+	msg, whole, err := g.gather(&b.parts, m)
+	switch {
+	case errors.Is(err, ErrOverloaded):
+		return err, nil
+	case err != nil || !whole:
+		return nil, err
+	}
+	return b.pushLocked(msg), nil
+}
+
 // push adds a message, which is the inbox's from then on. It fails where the
 // sender had no credit for it.
 func (b *inbox) push(msg arrived) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	return b.pushLocked(msg)
+}
+
+func (b *inbox) pushLocked(msg arrived) error {
 	if b.ended {
 		msg.drop()
 		return nil
@@ -67,6 +105,8 @@ func (b *inbox) push(msg arrived) error {
 		return err
 	}
 	b.credits--
+	b.bytes += msg.size()
+	b.budget, msg.budget = msg.budget, nil // counted here from now on
 	if b.queue == nil {
 		b.queue = make([]arrived, 0, min(max(b.window, 1), firstQueue))
 	}
@@ -82,11 +122,18 @@ func (b *inbox) push(msg arrived) error {
 	return nil
 }
 
-// check tells whether the sender may send a message, of which a part has arrived.
-func (b *inbox) check() error {
+// isAmid tells whether a message has arrived in part.
+func (b *inbox) isAmid() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.checkLocked()
+	return b.parts != nil
+}
+
+// isLate tells whether a message has been coming for longer than it may.
+func (b *inbox) isLate(now time.Time, timeout time.Duration) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.parts.isLate(now, timeout)
 }
 
 func (b *inbox) checkLocked() error {
@@ -103,8 +150,23 @@ func (b *inbox) end(err error) {
 	defer b.mu.Unlock()
 	if !b.ended {
 		b.ended, b.err = true, err
+		b.abandonLocked()
 		b.signalLocked()
 	}
+}
+
+func (b *inbox) abandonLocked() {
+	b.parts.abandon()
+	b.parts = nil
+}
+
+// discharge takes what waits out of the host's budget: nothing follows it, and
+// nobody may come for it.
+func (b *inbox) discharge() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.budget.put(b.bytes)
+	b.budget = nil
 }
 
 // drop ends the inbox at once: what waits is thrown away.
@@ -116,6 +178,9 @@ func (b *inbox) drop(err error) {
 		msg.drop()
 	}
 	b.queue, b.head = nil, 0
+	b.budget.put(b.bytes)
+	b.bytes = 0
+	b.abandonLocked()
 	// A clean end that lost messages would be a lie.
 	if !b.ended || b.err == nil && waited {
 		b.ended, b.err = true, err
@@ -163,6 +228,8 @@ func (b *inbox) nextLocked() (msg arrived, ok, ended bool, err error) {
 		return arrived{}, false, b.ended, b.err
 	}
 	msg = b.queue[b.head]
+	b.bytes -= msg.size()
+	b.budget.put(msg.size())
 	b.queue[b.head] = arrived{}
 	b.head++
 	if b.head == len(b.queue) {
@@ -191,7 +258,7 @@ func (b *inbox) grantLocked(keepsUp bool) int {
 	// the sender may be waiting for it: more may be under way.
 	if keepsUp && b.head == len(b.queue) && b.run >= b.window {
 		wider := min(2*b.window, maxWindow)
-		if wider > b.window && wider <= maxWindowBytes/max(b.largest, 1) {
+		if wider > b.window && wider <= maxWindowBytes/max(b.largest, 1) && !b.budget.scarce() {
 			b.owed += wider - b.window
 			b.grown += wider - b.window
 			b.window = wider

@@ -28,8 +28,17 @@ type liveness struct {
 // transfer is how far the messages of one direction have come.
 type transfer struct {
 	bytes    int64
-	message  int64 // how many came before
-	underway bool  // in the middle of that message
+	message  int64     // how many came before
+	underway bool      // in the middle of that message
+	began    time.Time // when that was first seen
+}
+
+// follow dates the message under way, given how far things were before.
+func (t *transfer) follow(before transfer, now time.Time) {
+	t.began = now
+	if before.underway && before.message == t.message {
+		t.began = before.began
+	}
 }
 
 // largeSince tells whether one message has been on its way since before, and
@@ -94,11 +103,15 @@ func (l *liveness) look(s *session, now time.Time) (ping bool, progress time.Tim
 	if reading.largeSince(l.reading) || sending.largeSince(l.sending) {
 		l.progress = now
 	}
+	reading.follow(l.reading, now)
 	if !sending.underway || sending.bytes != l.sending.bytes {
 		l.writing = now
 	}
 	l.reading, l.sending = reading, sending
 
+	if reading.underway && now.Sub(reading.began) > s.opts.MessageTimeout {
+		return false, now, errors.New(lateMessageText(s.opts.MessageTimeout))
+	}
 	if now.Sub(l.writing) >= s.opts.WriteTimeout {
 		return false, now, fmt.Errorf("the peer has read nothing for %v", s.opts.WriteTimeout)
 	}
@@ -138,9 +151,15 @@ func (s *session) tick() {
 	s.clock.Store(now.UnixNano())
 	s.calls.expire(uint64(now.Sub(s.began) / s.period))
 	for _, m := range s.streams.all(nil) {
+		if m.in.isLate(now, s.opts.MessageTimeout) {
+			m.fail(protocolErrorf("%s", lateMessageText(s.opts.MessageTimeout)))
+		}
 		m.tick(now, progress, s.opts.StreamPingInterval, s.period)
 	}
 	for _, m := range s.served.all(nil) {
+		if m.in.isLate(now, s.opts.MessageTimeout) {
+			m.fail(protocolErrorf("%s", lateMessageText(s.opts.MessageTimeout)))
+		}
 		m.tick(now, progress, s.opts.StreamPingInterval)
 	}
 	for _, o := range s.openings.all(nil) {

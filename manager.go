@@ -2,6 +2,7 @@ package grid
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -31,6 +32,7 @@ type Manager struct {
 	unwatch  func() bool     // ends the watch on the context of NewManager
 	draining atomic.Bool     // set by Shutdown
 	unknown  errorLog        // handshakes of hosts that are not known
+	incoming incoming
 
 	mu     sync.Mutex // guards closed, so that nothing starts after Close waits
 	closed bool
@@ -55,6 +57,7 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	m.closing = m.ctx.Done()
 	m.handlers.init()
+	m.incoming.limit = opts.MaxHandshakes
 	for _, host := range opts.Hosts {
 		if host == opts.Local {
 			continue
@@ -91,7 +94,8 @@ func (m *Manager) Connection(host string) *Connection { return m.conns[host] }
 // A request that is no websocket upgrade is answered 426. One whose bearer token
 // AuthToken refuses, or where one of authReq is given, that any of those refuses
 // in place of AuthToken, is answered 403, and so is one that a browser sends for
-// a page of another origin. Upgrades are answered 503 once the Manager is closed.
+// a page of another origin. Upgrades are answered 503 once the Manager is shutting
+// down, and while there are more than MaxHandshakes.
 func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if !wsconn.IsUpgrade(r) {
@@ -100,23 +104,34 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 			http.Error(w, "grid: a websocket upgrade is required here", http.StatusUpgradeRequired)
 			return
 		}
-		if err := m.authorise(r, authReq); err != nil {
+		a, err := m.incoming.enter(m.ctx)
+		if err != nil {
+			m.stranger(r, err)
+			unavailable(w, err)
+			return
+		}
+		defer a.leave()
+		if err := a.busy(func() error { return m.authorise(r, authReq) }); err != nil {
 			m.opts.Logger.Debug("grid: upgrade refused", "local", m.opts.Local, "addr", r.RemoteAddr, "error", err)
 			http.Error(w, "grid: forbidden", http.StatusForbidden)
 			return
 		}
-		if !m.begin() {
-			http.Error(w, "grid: closed", http.StatusServiceUnavailable)
+		if m.draining.Load() || !m.begin() {
+			unavailable(w, errShuttingDown)
 			return
 		}
 		// Also where a function of the application has panicked.
 		defer m.work.Done()
-		if s := m.accept(w, r); s != nil {
+		if s := m.accept(w, r, a); s != nil {
 			// The request ends here; the session goes on without what the HTTP
 			// server keeps for it.
 			m.start(func() { s.conn.serve(s) })
 		}
 	}
+}
+
+func unavailable(w http.ResponseWriter, reason error) {
+	http.Error(w, "grid: "+reason.Error(), http.StatusServiceUnavailable)
 }
 
 func (m *Manager) authorise(r *http.Request, authReq []func(*http.Request) error) error {
@@ -137,16 +152,24 @@ func (m *Manager) authorise(r *http.Request, authReq []func(*http.Request) error
 
 // accept upgrades a request and performs the handshake. It returns nil if that
 // failed.
-func (m *Manager) accept(w http.ResponseWriter, r *http.Request) *session {
+func (m *Manager) accept(w http.ResponseWriter, r *http.Request, a *arrival) *session {
 	waitCtx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	defer context.AfterFunc(m.ctx, cancel)()
+	defer context.AfterFunc(a.ctx, cancel)()
 	if !waitFor(waitCtx, m.opts.BlockConnect) {
-		http.Error(w, "grid: closed", http.StatusServiceUnavailable)
+		reason := context.Cause(a.ctx)
+		if m.ctx.Err() != nil {
+			reason = errClosed
+		} else if reason != nil {
+			m.stranger(r, reason)
+		} else {
+			reason = context.Cause(waitCtx) // the client has gone
+		}
+		unavailable(w, reason)
 		return nil
 	}
 	// From here on the request's context means nothing: hijacking ends it.
-	ctx, cancel := context.WithTimeout(m.ctx, m.opts.HandshakeTimeout)
+	ctx, cancel := context.WithTimeout(a.ctx, m.opts.HandshakeTimeout)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
 	ws, err := wsconn.Upgrade(w, r, handshakeLimit, deadline, m.opts.counters())
@@ -164,9 +187,12 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request) *session {
 	}()
 	var c *Connection
 	s, err = handshake(ctx, ws, func() (s *session, err error) {
-		c, s, err = m.answer(ws)
+		c, s, err = m.answer(ws, r, a)
 		return s, err
 	})
+	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errTooManyHandshakes) {
+		err = cause
+	}
 	switch {
 	case err == nil:
 	case c != nil:

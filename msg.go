@@ -154,6 +154,14 @@ func (m *message) payloadErr() *RemoteErr {
 	return NewRemoteErrString(string(m.Payload)) // copied: the buffer is reused
 }
 
+// reason is why the remote has given a call or stream up, or nil.
+func (m *message) reason() error {
+	if m.Flags&flagPayloadIsErr == 0 {
+		return nil
+	}
+	return refusal(string(m.Payload))
+}
+
 // size is the exact length of the encoded message.
 func (m *message) size() int {
 	n := 1 + uintSize(m.MuxID) + uintSize(uint64(m.Seq)) + uintSize(uint64(m.DeadlineMS)) +

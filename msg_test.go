@@ -95,7 +95,7 @@ func parseFrame(b []byte) (msgs []message, _ error) {
 func frameOf(t testing.TB, crc flags, msgs ...message) []byte {
 	t.Helper()
 	var q outQueue
-	q.init(crc)
+	q.init(crc, pendingLimit)
 	for i := range msgs {
 		require.NoError(t, q.post(&msgs[i], nil))
 	}

@@ -89,7 +89,7 @@ func TestPayloadThatIsNoBinIsAnError(t *testing.T) {
 
 // idleSession can dispatch what reaches neither its peer nor a handler.
 func idleSession() *session {
-	s := &session{opts: &ManagerOptions{MaxMessageSize: 1 << 20}}
+	s := &session{conn: &Connection{}, opts: &ManagerOptions{MaxMessageSize: 1 << 20}}
 	s.calls.init(time.Second)
 	s.streams.init()
 	return s

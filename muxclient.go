@@ -54,7 +54,6 @@ type muxClient struct {
 	// The reader's own.
 	recvSeq uint32
 	acked   bool
-	parts   *assembly // what has arrived of a message
 
 	// Unix nanoseconds: when anything was heard of the stream, and when it was
 	// last pinged.
@@ -183,6 +182,7 @@ func (m *muxClient) finish(err error, how ending) {
 		m.in.drop(err)
 	} else {
 		m.in.end(err)
+		m.in.discharge()
 	}
 	close(m.done)
 	if stop != nil {
@@ -362,12 +362,12 @@ func (m *muxClient) onMessage(g gatherer, msg *message) error {
 		return nil
 	}
 	eof := msg.Flags&flagEOF != 0
-	if eof && m.parts != nil && len(msg.Payload) == 0 {
+	if eof && len(msg.Payload) == 0 && m.in.isAmid() {
 		m.fail(protocolErrorf("%v with EOF alone amid a message", msg.Op))
 		return nil
 	}
 	if !eof || len(msg.Payload) > 0 {
-		if err := gatherInto(g, &m.in, &m.parts, msg, m.fail); err != nil {
+		if err := gatherInto(g, &m.in, msg, m.fail); err != nil {
 			return err
 		}
 	}
@@ -386,10 +386,10 @@ func (m *muxClient) onUnblock(msg *message) {
 	}
 }
 
-func (m *muxClient) onConnectError(text string) { m.finish(NewRemoteErrString(text), 0) }
+func (m *muxClient) onConnectError(err error) { m.finish(err, 0) }
 
 func (m *muxClient) onDisconnect(msg *message) {
-	err := msg.payloadErr()
+	err := msg.reason()
 	switch {
 	case err == nil:
 		m.finish(disconnected(errors.New("the remote dropped the stream")), 0)

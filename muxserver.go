@@ -55,7 +55,6 @@ type muxServer struct {
 	// The reader's own.
 	recvSeq  uint32
 	inputEOF bool
-	parts    *assembly // what has arrived of a message
 
 	heard atomic.Int64 // Unix nanoseconds: when the client last gave a sign
 
@@ -261,12 +260,12 @@ func (m *muxServer) onMessage(g gatherer, msg *message) error {
 		m.fail(protocolErrorf("%v after the end of the input", msg.Op))
 		return nil
 	}
-	if eof && m.parts != nil && len(msg.Payload) == 0 {
+	if eof && len(msg.Payload) == 0 && m.in.isAmid() {
 		m.fail(protocolErrorf("%v with EOF alone amid a message", msg.Op))
 		return nil
 	}
 	if !eof || len(msg.Payload) > 0 {
-		if err := gatherInto(g, &m.in, &m.parts, msg, m.fail); err != nil {
+		if err := gatherInto(g, &m.in, msg, m.fail); err != nil {
 			return err
 		}
 	}
@@ -293,9 +292,13 @@ func (m *muxServer) onPing(msg *message, now time.Time) {
 	m.host.post(pongFor(msg, pongMsg{T: now}), nil)
 }
 
+// onUnansweredPing takes in a ping that is one of too many. It has a number all the
+// same.
+func (m *muxServer) onUnansweredPing(msg *message) { m.checkSeq(msg) }
+
 func (m *muxServer) onDisconnect(msg *message) {
 	var cause error = context.Canceled
-	if err := msg.payloadErr(); err != nil {
+	if err := msg.reason(); err != nil {
 		cause = err
 	}
 	m.abort(cause, 0)

@@ -32,16 +32,16 @@ func (t *muxTable[T]) get(id uint64) (T, bool) {
 
 func (t *muxTable[T]) remove(id uint64) { t.take(id) }
 
-// take is remove, and tells whether there was something to remove.
-func (t *muxTable[T]) take(id uint64) bool {
+// take is remove, and returns what was removed, if anything was.
+func (t *muxTable[T]) take(id uint64) (T, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	_, ok := t.m[id]
+	v, ok := t.m[id]
 	delete(t.m, id)
 	if len(t.m) == 0 {
 		t.idle.notify()
 	}
-	return ok
+	return v, ok
 }
 
 // busy returns nil if the table is empty, else what is closed when that may have

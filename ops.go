@@ -65,4 +65,4 @@ const (
 )
 
 // ourCaps are the extensions that this implementation speaks.
-const ourCaps = capWideCredits | capFragments
+const ourCaps = capWideCredits | capFragments | capDrain

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
+	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
@@ -45,6 +47,14 @@ type ManagerOptions struct {
 	// request and again in the handshake. Required unless Insecure is set.
 	AuthToken ValidateTokenFn
 
+	// VerifyPeer, if not nil, has the last word on a host that has dialled this
+	// one: it is told which host that claims to be, by its name in Hosts, and the
+	// upgrade request with which it came, whose TLS has the client's
+	// certificates. Its token is valid by then, but tokens may not tell the hosts
+	// apart. An error refuses it, and is sent to it. It may be called
+	// concurrently. See [VerifyTLSHost].
+	VerifyPeer func(host string, r *http.Request) error
+
 	// Insecure allows AuthFn and AuthToken to be left out. Whoever reaches the
 	// route can then call every handler.
 	Insecure bool
@@ -81,10 +91,54 @@ type ManagerOptions struct {
 	MaxMessageSize int
 
 	// MaxHandlers is how many handlers, of single requests and streams
-	// together, may be running at a time for each host. A request beyond is
-	// refused at once; its caller gets a [RemoteErr] that says so. The default
-	// is 16384.
+	// together, may be running at a time for each host, those of callers that
+	// have gone included. A call beyond is refused at once; its caller gets
+	// [ErrOverloaded]. The default is 16384.
 	MaxHandlers int
+
+	// MaxStreams is how many of them may be streams. A stream beyond is refused
+	// like a call beyond MaxHandlers. The default is 12288: three quarters of
+	// MaxHandlers, so that streams leave room for requests.
+	MaxStreams int
+
+	// MaxHostBytes is how many bytes of payloads may be kept here for each host:
+	// of those of requests and streams whose handler is running, of messages
+	// that wait in streams, of what has arrived only in part, and of answers
+	// that wait to be sent. What would go beyond is refused, and its caller gets
+	// [ErrOverloaded]: a request, a stream, or an answer that would have to wait;
+	// a stream's message ends its stream with that error on both sides. From half
+	// of it on the windows of streams do not grow. At least MaxMessageSize; the
+	// default is 256 MiB, or four times MaxMessageSize if that is more.
+	MaxHostBytes int
+
+	// MaxStreamBytes is how many bytes may wait in a stream for its consumer, in
+	// each direction. A message beyond ends the stream with [ErrOverloaded] on
+	// both sides; where nothing else waits, one of any size is taken. The number
+	// of messages is bounded by the stream's capacities, so it takes large
+	// messages to get there. At least MaxMessageSize; the default is 64 MiB, or
+	// twice MaxMessageSize if that is more.
+	MaxStreamBytes int
+
+	// MaxQueuedBytes is how many bytes may wait to be sent to each host. Those
+	// who send more wait for room, for as long as their context lets them; a
+	// single larger message is taken when nothing else waits. Large payloads have
+	// 128 KiB more of their own, and what is owed without waiting (refusals,
+	// acks) 4 MiB: a peer that makes us owe more, and does not read it, loses its
+	// connection. At least 4 KiB; the default is 256 KiB.
+	MaxQueuedBytes int
+
+	// MaxHandshakes is how many hosts may be on their way in at a time: from the
+	// upgrade request on, while BlockConnect holds them back, until the handshake
+	// is complete. Where there are more, the oldest gives way: it is closed, or
+	// answered 503 if it was not upgraded yet. Most do not last longer than a
+	// round trip, so it takes a flood to push out a host in earnest. The default
+	// is 128, or twice the number of Hosts if that is more.
+	MaxHandshakes int
+
+	// MaxPings is how many pings of each host are answered in a second, those of
+	// its connection and of its streams together. Further ones are dropped. The
+	// default is 24704: 128 and twice MaxStreams.
+	MaxPings int
 
 	// PingInterval is how often a connection is pinged. One that has answered
 	// no ping for two intervals, and moves no data either, is given up. The
@@ -101,8 +155,16 @@ type ManagerOptions struct {
 	// must carry that much in the time. The default is 20 s.
 	WriteTimeout time.Duration
 
-	// HandshakeTimeout bounds dialling, upgrading and the handshake, each as a
-	// whole. The default is 10 s.
+	// MessageTimeout is how long a message may take to arrive, from its first
+	// byte to its last, also where it comes in fragments: so a link must carry
+	// MaxMessageSize in that time. Where it has not, the connection is given up,
+	// or of a message in fragments its call or stream. The default is 300 s.
+	MessageTimeout time.Duration
+
+	// HandshakeTimeout bounds dialling, upgrading and the handshake, as a whole:
+	// a peer that is not done by then is closed. What comes before the upgrade
+	// request is complete is for the HTTP server to bound, by its
+	// ReadHeaderTimeout. The default is 10 s.
 	HandshakeTimeout time.Duration
 }
 
@@ -139,10 +201,9 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 		return nil, errors.New("grid: ManagerOptions.AuthToken is missing, and Insecure is not set")
 	case o.RoutePath != "" && !isPath(o.RoutePath):
 		return nil, fmt.Errorf("grid: RoutePath %q is no URL path that begins with a slash", o.RoutePath)
-	case o.MaxMessageSize < 0 || o.MaxMessageSize > maxMaxMessageSize:
-		return nil, fmt.Errorf("grid: MaxMessageSize is %d, must be 1 to %d, or 0 for the default", o.MaxMessageSize, maxMaxMessageSize)
-	case o.MaxHandlers < 0:
-		return nil, fmt.Errorf("grid: MaxHandlers is %d", o.MaxHandlers)
+	}
+	if err := o.limits(); err != nil {
+		return nil, err
 	}
 	for _, d := range []struct {
 		name string
@@ -152,6 +213,7 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 		{"PingInterval", &o.PingInterval, 10 * time.Second},
 		{"StreamPingInterval", &o.StreamPingInterval, 15 * time.Second},
 		{"WriteTimeout", &o.WriteTimeout, 20 * time.Second},
+		{"MessageTimeout", &o.MessageTimeout, 5 * time.Minute},
 		{"HandshakeTimeout", &o.HandshakeTimeout, 10 * time.Second},
 	} {
 		if *d.d == 0 {
@@ -165,12 +227,6 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 	if o.RoutePath == "" {
 		o.RoutePath = RoutePath
 	}
-	if o.MaxMessageSize == 0 {
-		o.MaxMessageSize = 32 << 20
-	}
-	if o.MaxHandlers == 0 {
-		o.MaxHandlers = 16384
-	}
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
@@ -178,6 +234,28 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 		o.TLSConfig = o.TLSConfig.Clone()
 	}
 	return &o, nil
+}
+
+// limits checks those that are numbers, and fills in their defaults.
+func (o *ManagerOptions) limits() (err error) {
+	set := func(name string, n *int, least, most int, def int64) {
+		switch {
+		case *n == 0:
+			*n = int(min(def, math.MaxInt))
+		case err == nil && (*n < least || *n > most):
+			err = fmt.Errorf("grid: %s is %d, must be %d to %d, or 0 for the default", name, *n, least, most)
+		}
+	}
+	set("MaxMessageSize", &o.MaxMessageSize, 1, maxMaxMessageSize, 32<<20)
+	set("MaxHandlers", &o.MaxHandlers, 1, math.MaxInt, 16384)
+	set("MaxStreams", &o.MaxStreams, 1, math.MaxInt, int64(o.MaxHandlers-o.MaxHandlers/4))
+	size := o.MaxMessageSize
+	set("MaxHostBytes", &o.MaxHostBytes, size, math.MaxInt, max(256<<20, 4*int64(size)))
+	set("MaxStreamBytes", &o.MaxStreamBytes, size, math.MaxInt, max(64<<20, 2*int64(size)))
+	set("MaxQueuedBytes", &o.MaxQueuedBytes, 4<<10, math.MaxInt, pendingLimit)
+	set("MaxHandshakes", &o.MaxHandshakes, 1, math.MaxInt, max(128, 2*int64(len(o.Hosts))))
+	set("MaxPings", &o.MaxPings, 1, math.MaxInt, 128+2*int64(min(o.MaxStreams, 1<<30)))
+	return err
 }
 
 // checkHost checks the name of a host.

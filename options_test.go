@@ -138,7 +138,7 @@ func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
 	o, err := ManagerOptions{Local: local, Hosts: []string{local}, Insecure: true}.withDefaults()
 	require.NoError(t, err)
 	docs := optionDocs(t)
-	stated := regexp.MustCompile(`default is (\d+)( MiB| s|)\b`)
+	stated := regexp.MustCompile(`default is (\d+)( MiB| KiB| s|)\b`)
 	v := reflect.ValueOf(*o)
 	for i := range v.NumField() {
 		name := v.Type().Field(i).Name
@@ -151,6 +151,9 @@ func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
 		switch f := v.Field(i).Interface().(type) {
 		case int:
 			if want == fmt.Sprintf("%d MiB", f>>20) && f%(1<<20) == 0 {
+				continue
+			}
+			if want == fmt.Sprintf("%d KiB", f>>10) && f%(1<<10) == 0 {
 				continue
 			}
 			require.Equal(t, want, fmt.Sprint(f), name)

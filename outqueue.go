@@ -8,11 +8,8 @@ import (
 )
 
 const (
-	// pendingLimit bounds, in bytes, what waits for a session's writer. A
-	// sender that finds more than that waits; a single larger message is
-	// taken when no other one waits.
-	pendingLimit = 256 << 10
-	// largeLimit is the same for the fragments of large payloads.
+	// largeLimit bounds, in bytes, the fragments of large payloads that wait for a
+	// session's writer; MaxQueuedBytes does it for everything else.
 	largeLimit = 2 * wholeSize
 	// postedLimit bounds what may be queued without waiting: answers that the
 	// reader owes. Ten thousand refusals, or pongs, at once are honest; a peer
@@ -20,6 +17,9 @@ const (
 	postedLimit = 4 << 20
 	// urgentLimit is the same for connection pings and pongs.
 	urgentLimit = 4 << 10
+	// pendingLimit is the default of MaxQueuedBytes, and the largest buffer that a
+	// batch starts with.
+	pendingLimit = 256 << 10
 	// firstBuffer is what a session that was idle starts its batch with.
 	firstBuffer = 1 << 10
 )
@@ -37,7 +37,9 @@ var (
 //
 // Any number of goroutines may send and post; one takes. It ends with close.
 type outQueue struct {
-	crc flags // flagCRC, or 0; set once
+	// Set once.
+	crc    flags      // flagCRC, or 0
+	limits [rooms]int // of each kind's room, in bytes
 
 	wake chan struct{} // holds a token when an idle writer should look
 
@@ -67,8 +69,12 @@ type batch struct {
 	taken [rooms]int // of the room for each kind of message that was sent
 }
 
-func (q *outQueue) init(crc flags) {
+// init sets how many bytes of messages that are not large may wait. A sender that
+// finds more than that waits; a single larger message is taken when no other one
+// waits.
+func (q *outQueue) init(crc flags, limit int) {
 	q.crc = crc
+	q.limits = [rooms]int{smallRoom: limit, largeRoom: largeLimit}
 	q.wake = make(chan struct{}, 1)
 	q.hint = firstBuffer
 }
@@ -101,14 +107,12 @@ func (q *outQueue) sendAs(kind int, done <-chan struct{}, m *message, seq *seque
 	}
 }
 
-// The kinds of messages, by whose room they take, and the limit of each in bytes.
+// The kinds of messages, by whose room they take.
 const (
 	smallRoom = iota
 	largeRoom
 	rooms
 )
-
-var roomFor = [rooms]int{pendingLimit, largeLimit}
 
 // trySend is send without the wait. Where there is no room it returns what is
 // closed when that may have changed.
@@ -120,7 +124,7 @@ func (q *outQueue) trySend(kind int, m *message, seq *sequence) (room <-chan str
 		return nil, q.err
 	}
 	// A message that is larger than all the room is taken when none of its kind is.
-	if taken := q.batch.taken[kind]; taken > 0 && taken+m.Msgsize() > roomFor[kind] {
+	if taken := q.batch.taken[kind]; taken > 0 && taken+m.Msgsize() > q.limits[kind] {
 		if q.room == nil {
 			q.room = make(chan struct{})
 		}

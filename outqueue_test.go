@@ -13,7 +13,7 @@ import (
 
 func newOutQueue() *outQueue {
 	q := new(outQueue)
-	q.init(flagCRC)
+	q.init(flagCRC, pendingLimit)
 	return q
 }
 

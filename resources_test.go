@@ -162,7 +162,7 @@ func TestSendingAllocatesNoMessage(t *testing.T) {
 		t.Skip("the strict pool allocates")
 	}
 	s := &session{caps: ourCaps}
-	s.out.init(flagCRC)
+	s.out.init(flagCRC, pendingLimit)
 	var seq sequence
 	payload := make([]byte, 10)
 	allocs := testing.AllocsPerRun(100, func() {

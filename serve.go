@@ -27,8 +27,9 @@ func serveStream[In, Out any](m *muxServer, noInput chan In, decode func([]byte)
 	defer close(m.returned)
 	defer func() { m.result = handlerResult(recover(), m.result, m.handlerID, m.host.logger()) }()
 	m.result = errHandlerExited // stays if the handler ends its goroutine
-	payload := m.payload.take()
+	payload, kept := m.payload.claim()
 	m.payload = arrived{}
+	defer kept.release()
 	m.result = handle(m.ctx, payload, in, out)
 }
 

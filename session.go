@@ -31,12 +31,14 @@ type session struct {
 	caps   caps // in use: both sides have named them
 	began  time.Time
 
-	out     outQueue
-	workers workers
-	calls   callTable
-	done    chan struct{} // closed by close
-	stopped chan struct{} // closed when the writer is gone
-	hungUp  atomic.Bool   // no more is written; see Manager.hangUp
+	out       outQueue
+	workers   workers
+	calls     callTable
+	done      chan struct{} // closed by close
+	stopped   chan struct{} // closed when the writer is gone
+	hungUp    atomic.Bool   // no more is written; see Manager.hangUp
+	announced atomic.Bool   // that this side is shutting down
+	leaving   atomic.Bool   // the peer is shutting down; see Connection.leave
 
 	streams  muxTable[*muxClient]
 	served   muxTable[*muxServer]
@@ -52,6 +54,7 @@ type session struct {
 	tasks   []task
 	now     time.Time // when the present websocket message had been read
 	unknown [4]uint64 // the unknown ops that were logged, a bit each
+	pings   rate      // those that are answered
 	// Streams that are not known, and whose peer was told so.
 	lostStreams, lostServed answeredIDs
 	// hasOpenings is false if there are certainly none.
@@ -75,15 +78,23 @@ func newSession(c *Connection, ws *wsconn.Conn, peerID [16]byte, peerCaps caps) 
 		done:    make(chan struct{}),
 		stopped: make(chan struct{}),
 	}
-	s.out.init(c.crc)
+	s.out.init(c.crc, s.opts.MaxQueuedBytes)
 	s.workers.init()
 	s.streams.init()
 	s.served.init()
 	s.openings.init()
 	s.live.init(s.began)
+	s.clock.Store(s.began.UnixNano())
+	s.pings.limit = s.opts.MaxPings
 	s.period = tickPeriod(s.opts)
 	s.calls.init(s.period)
-	ws.OnPing(s.out.poke)
+	ws.OnPing(func() bool {
+		if !s.pings.due(s.clock.Load()) {
+			return false
+		}
+		s.out.poke()
+		return true
+	})
 	return s
 }
 
@@ -322,6 +333,7 @@ func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerI
 	}
 	m := newMuxClient(ctx, s, s.conn.nextMuxID(), id, c, s.wide(), time.Now())
 	m.maxMessage = s.opts.MaxMessageSize
+	m.in.maxBytes = s.opts.MaxStreamBytes
 	m.closing = s.conn.closing
 	if !s.streams.add(m.id, m) {
 		return nil, s.endError()

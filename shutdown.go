@@ -8,15 +8,32 @@ import (
 	"time"
 )
 
-var errShuttingDown = errors.New("the manager is shutting down")
+var (
+	errShuttingDown     = errors.New("the manager is shutting down")
+	errPeerShuttingDown = errors.New("the remote host is shutting down")
+)
 
-// Shutdown closes the Manager gracefully: no call or stream is begun any more,
-// neither here nor by the remote hosts, which get an error that says so; what is
-// under way may finish until ctx ends; then it does as [Manager.Close]. It
-// returns the cause of ctx if that ended before everything had finished, else
-// nil.
+// Shutdown closes the Manager gracefully: no call or stream is begun any more, what
+// is under way in either direction may finish until ctx ends, and then it does as
+// [Manager.Close]. It returns the cause of ctx if that ended before everything had
+// finished, else nil.
+//
+// The remote hosts are told (protocol section 8). From then on they find the host
+// disconnected, and wait for it to come back, while what they have under way goes on;
+// those that do not know the extension, and calls that were on their way, are refused
+// with a [RemoteErr] that says so. Connections that are lost meanwhile are not made
+// again.
+//
+// Nothing waits for a peer that does not read for longer than WriteTimeout, or ctx
+// if that ends first. Calling it again, or Close meanwhile, is allowed; Close ends
+// the wait.
 func (m *Manager) Shutdown(ctx context.Context) error {
 	m.draining.Store(true)
+	for _, c := range m.conns {
+		for _, s := range c.sessions() {
+			s.announceShutdown()
+		}
+	}
 	err := m.waitIdle(ctx)
 	if err == nil {
 		m.hangUp(ctx)
@@ -36,13 +53,11 @@ func (m *Manager) hangUp(ctx context.Context) {
 	defer cancel()
 	var sessions []*session
 	for _, c := range m.conns {
-		s := c.session.Load()
-		if s == nil {
-			continue
-		}
-		s.hungUp.Store(true) // refusals of what still arrives must not fail
-		if s.ws.CloseWrite() {
-			sessions = append(sessions, s)
+		for _, s := range c.sessions() {
+			s.hungUp.Store(true) // refusals of what still arrives must not fail
+			if s.ws.CloseWrite() {
+				sessions = append(sessions, s)
+			}
 		}
 	}
 	for _, s := range sessions {
@@ -77,13 +92,18 @@ func (m *Manager) waitIdle(ctx context.Context) error {
 // busy returns nil if nothing is under way on the connection, else what is
 // closed when that may have changed.
 func (c *Connection) busy() <-chan struct{} {
-	if busy := c.slots.busy(); busy != nil {
+	if busy := c.handlerSlots.busy(); busy != nil {
 		return busy
 	}
-	s := c.session.Load()
-	if s == nil {
-		return nil
+	for _, s := range c.sessions() {
+		if busy := s.busy(); busy != nil {
+			return busy
+		}
 	}
+	return nil
+}
+
+func (s *session) busy() <-chan struct{} {
 	if busy := s.calls.busy(); busy != nil {
 		return busy
 	}
@@ -91,6 +111,13 @@ func (c *Connection) busy() <-chan struct{} {
 		return busy
 	}
 	return s.out.busy() // the last answers
+}
+
+// announceShutdown tells the peer, if it knows what that means.
+func (s *session) announceShutdown() {
+	if s.caps&capDrain != 0 && !s.announced.Swap(true) {
+		s.post(message{Op: opDisconnect}, nil)
+	}
 }
 
 // idleSignal is a channel that is closed when something has become idle, made
@@ -111,25 +138,42 @@ func (i *idleSignal) notify() {
 	}
 }
 
-// slots counts the handlers that run for one host.
+// slots counts the handlers, or streams, that run for one host.
 type slots struct {
+	// Set once.
+	what, option string // what they are, and the option that limits them
+	limit        int
+	of           *slots // whose slots these take as well, if not nil
+
 	n      atomic.Int64
 	wanted atomic.Bool // somebody waits for n to become 0
 	mu     sync.Mutex
 	idle   idleSignal
 }
 
-// acquire takes a slot for a handler, unless limit are taken. release gives it
+func (s *slots) init(what, option string, limit int, of *slots) {
+	s.what, s.option, s.limit, s.of = what, option, limit, of
+}
+
+// acquire takes a slot, or returns those of which all are taken. release gives it
 // back when the handler has returned.
-func (s *slots) acquire(limit int) bool {
-	if s.n.Add(1) > int64(limit) {
-		s.release()
-		return false
+func (s *slots) acquire() (full *slots) {
+	if s.of != nil {
+		if full := s.of.acquire(); full != nil {
+			return full
+		}
 	}
-	return true
+	if s.n.Add(1) > int64(s.limit) {
+		s.release()
+		return s
+	}
+	return nil
 }
 
 func (s *slots) release() {
+	if s.of != nil {
+		s.of.release()
+	}
 	if s.n.Add(-1) == 0 && s.wanted.Load() {
 		s.mu.Lock()
 		s.idle.notify()

@@ -26,6 +26,8 @@ type ConnectionStats struct {
 	BytesIn, BytesOut int64
 	// Calls and Streams were started here and are under way.
 	Calls, Streams int
+	// KeptBytes are those of payloads that count towards MaxHostBytes.
+	KeptBytes int64
 	// Handlers are running here for the remote host.
 	Handlers int
 	// StreamsServed are the streams among them.
@@ -81,10 +83,11 @@ func (c *Connection) Stats() ConnectionStats {
 	// Under the lock with which they change, so that they are of one moment.
 	c.mu.Lock()
 	st := ConnectionStats{
-		HostName: c.remote,
-		State:    c.state.get(),
-		Dials:    c.dials,
-		Handlers: int(c.slots.n.Load()),
+		HostName:  c.remote,
+		State:     c.state.get(),
+		Dials:     c.dials,
+		Handlers:  int(c.handlerSlots.n.Load()),
+		KeptBytes: c.kept.used.Load(),
 	}
 	c.stats.mu.Lock()
 	st.LastConnect = c.stats.last
@@ -92,17 +95,17 @@ func (c *Connection) Stats() ConnectionStats {
 	st.LastError = c.stats.lastError
 	st.BytesIn, st.BytesOut = c.stats.in, c.stats.out
 	c.stats.mu.Unlock()
-	s := c.session.Load()
+	sessions := c.sessionsLocked()
 	c.mu.Unlock()
-	if s != nil {
+	for _, s := range sessions {
 		in, _ := s.ws.Reading()
 		out, _ := s.ws.Writing()
 		st.BytesIn += in
 		st.BytesOut += out
 		st.RoundTrip = time.Duration(s.live.rtt.Load())
-		st.Calls = s.calls.size()
-		st.Streams = s.streams.size()
-		st.StreamsServed = s.served.size()
+		st.Calls += s.calls.size()
+		st.Streams += s.streams.size()
+		st.StreamsServed += s.served.size()
 	}
 	return st
 }

@@ -203,7 +203,7 @@ func TestV1HandlersBeyondTheLimitAreRefused(t *testing.T) {
 		r.quiet()
 		r.peer.send(rawMsg{MuxID: 4, DeadlineMS: 700, Handler: 51, Op: rawOpRequest, Flags: crcEOF})
 		m := r.peer.expect(rawOpMuxConnectError)
-		require.Contains(r, remoteText(r.T, m.Payload), "1 handlers are running for this host, which is the limit")
+		require.Contains(r, remoteText(r.T, m.Payload), "1 handlers are running for this host, the limit of MaxHandlers")
 		close(release)
 		require.EqualValues(r, 3, r.peer.expect(rawOpResponse).MuxID)
 		r.alive()

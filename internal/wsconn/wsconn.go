@@ -33,6 +33,18 @@ const (
 // writeBuffers is shared, so that only connections that are writing hold one.
 var writeBuffers sync.Pool
 
+// ErrEmptyFrames is returned by [Conn.ReadMessage] for a message that comes in far
+// more bytes than it holds: in frames that are empty, or nearly so, or among
+// endless control frames.
+var ErrEmptyFrames = errors.New("websocket message in empty frames")
+
+// maxOverhead is how many bytes may be read inside a message beyond those that it
+// holds, and as many again for each that it does.
+const (
+	maxOverhead     = 64 << 10
+	overheadPerByte = 16
+)
+
 // ErrTooLarge is returned by [Conn.ReadMessage] for a message above the limit.
 var ErrTooLarge = errors.New("websocket message above the size limit")
 
@@ -44,7 +56,7 @@ type Conn struct {
 	// pong holds the payload of a websocket ping that waits for its answer;
 	// a newer ping replaces it.
 	pong   atomic.Pointer[string]
-	onPing func()
+	onPing func() bool
 
 	expect int // size of the last message: the next is often like it; the reader's own
 
@@ -53,14 +65,16 @@ type Conn struct {
 }
 
 func newConn(ws *websocket.Conn, l *link, limit int64) *Conn {
-	c := &Conn{ws: ws, link: l, onPing: func() {}}
+	c := &Conn{ws: ws, link: l, onPing: func() bool { return true }}
 	c.SetLimit(limit)
 	tune(l.Conn)
 	// The library's own handlers write from the reader, and so would wait
 	// for a writer that is stuck.
 	ws.SetPingHandler(func(payload string) error {
 		c.pong.Store(&payload)
-		c.onPing()
+		if !c.onPing() {
+			c.pong.Store(nil)
+		}
 		return nil
 	})
 	ws.SetPongHandler(func(string) error { return nil })
@@ -69,9 +83,9 @@ func newConn(ws *websocket.Conn, l *link, limit int64) *Conn {
 }
 
 // OnPing sets a function that the reader calls, and that must not block, when
-// a websocket ping waits to be answered by [Conn.WritePong]. It is set by the
-// reader, between two reads.
-func (c *Conn) OnPing(f func()) { c.onPing = f }
+// a websocket ping has come. If it returns true the ping waits to be answered by
+// [Conn.WritePong]. It is set by the reader, between two reads.
+func (c *Conn) OnPing(f func() bool) { c.onPing = f }
 
 // ReadMessage reads the next binary message into a buffer from bytepool, which
 // the caller owns. It blocks without holding a buffer. After an error the
@@ -86,6 +100,8 @@ func (c *Conn) ReadMessage() ([]byte, error) {
 	}
 	c.inMessage.Store(true)
 	defer c.inMessage.Store(false)
+	c.link.enterMessage()
+	defer c.link.leaveMessage()
 	b := bytepool.Get(max(readStep, min(c.expect, maxExpect)))
 	for {
 		if len(b) == cap(b) {
@@ -93,6 +109,7 @@ func (c *Conn) ReadMessage() ([]byte, error) {
 		}
 		n, err := r.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
+		c.link.allow(n)
 		if err == io.EOF {
 			c.expect = len(b) + 1 // room to see the end
 			return b, nil
@@ -173,7 +190,17 @@ type link struct {
 	counters      Counters
 	read, written atomic.Int64
 	hasDeadline   bool // for writes; the writer's own
+
+	// The reader's own: how many more bytes may be read for the present message.
+	limited bool
+	left    int64
 }
+
+func (l *link) enterMessage() { l.limited, l.left = true, maxOverhead }
+func (l *link) leaveMessage() { l.limited = false }
+
+// allow says that n bytes of the message have come.
+func (l *link) allow(n int) { l.left += (1 + overheadPerByte) * int64(n) }
 
 // SetWriteDeadline spares the call that the websocket makes before every write,
 // to clear a deadline that is not set.
@@ -200,8 +227,12 @@ func (l *link) Close() error {
 }
 
 func (l *link) Read(p []byte) (int, error) {
+	if l.limited && l.left <= 0 {
+		return 0, ErrEmptyFrames
+	}
 	n, err := l.Conn.Read(p)
 	if n > 0 {
+		l.left -= int64(n)
 		l.read.Add(int64(n))
 		if l.counters.Read != nil {
 			l.counters.Read(int64(n))

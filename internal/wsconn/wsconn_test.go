@@ -123,7 +123,7 @@ func TestWebsocketPingIsLeftToTheWriter(t *testing.T) {
 	poked := make(chan struct{}, 10)
 	done := make(chan struct{})
 	c, err := dial(t, serve(t, func(c *Conn) {
-		c.OnPing(func() { poked <- struct{}{} })
+		c.OnPing(func() bool { poked <- struct{}{}; return true })
 		go func() {
 			defer close(done)
 			_, _ = c.ReadMessage()

@@ -1,0 +1,106 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+)
+
+// errTooManyHandshakes is why a host is turned away at the door.
+var errTooManyHandshakes = errors.New("too many handshakes are in progress")
+
+// incoming bounds how many hosts are on their way in at a time (MaxHandshakes):
+// anybody can begin, so what they take before they have shown who they are must not
+// add up. An honest handshake lasts a round trip; so where there are too many it is
+// the oldest that gives way, and those who say nothing do not keep others out.
+type incoming struct {
+	limit int // set once
+
+	mu    sync.Mutex // guards what follows, and the state of all arrivals
+	n     int
+	queue []*arrival // those that can be turned away, the oldest first
+}
+
+// arrival is a host on its way in. While a function of the application's looks at it,
+// which nothing can end, it can't be turned away.
+type arrival struct {
+	in     *incoming
+	ctx    context.Context // ends when it is turned away
+	cancel context.CancelCauseFunc
+	gone   bool
+}
+
+// enter takes one more in, who can't be turned away until it has been in busy once.
+// It fails if nobody can give way. leave must be called at the end. ctx bounds that
+// of the arrival.
+func (i *incoming) enter(ctx context.Context) (*arrival, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.n >= i.limit {
+		if len(i.queue) == 0 {
+			return nil, i.full()
+		}
+		oldest := i.queue[0]
+		oldest.removeLocked()
+		oldest.cancel(i.full())
+	}
+	i.n++
+	a := &arrival{in: i}
+	a.ctx, a.cancel = context.WithCancelCause(ctx)
+	return a, nil
+}
+
+func (i *incoming) full() error {
+	return fmt.Errorf("%w: MaxHandshakes is %d", errTooManyHandshakes, i.limit)
+}
+
+func (a *arrival) leave() {
+	a.in.mu.Lock()
+	defer a.in.mu.Unlock()
+	a.removeLocked()
+	a.cancel(nil)
+}
+
+func (a *arrival) removeLocked() {
+	if a.gone {
+		return
+	}
+	a.gone = true
+	a.in.n--
+	a.dequeueLocked()
+}
+
+func (a *arrival) dequeueLocked() {
+	if at := slices.Index(a.in.queue, a); at >= 0 {
+		a.in.queue = slices.Delete(a.in.queue, at, at+1)
+	}
+}
+
+// busy calls f, a function of the application's, unless the arrival was turned away.
+func (a *arrival) busy(f func() error) error {
+	if err := a.begin(); err != nil {
+		return err
+	}
+	defer a.end()
+	return f()
+}
+
+func (a *arrival) begin() error {
+	a.in.mu.Lock()
+	defer a.in.mu.Unlock()
+	a.dequeueLocked()
+	if a.gone {
+		return context.Cause(a.ctx)
+	}
+	return nil
+}
+
+func (a *arrival) end() {
+	a.in.mu.Lock()
+	defer a.in.mu.Unlock()
+	if !a.gone {
+		a.in.queue = append(a.in.queue, a)
+	}
+}
