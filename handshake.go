@@ -51,7 +51,7 @@ func (c *Connection) greet(ws *wsconn.Conn) (*session, error) {
 		return nil, fmt.Errorf("handshake: %w", err)
 	}
 	if !resp.Accepted {
-		return nil, rejectf("%s", resp.RejectedReason)
+		return nil, rejectf("%s", wsconn.Redact(resp.RejectedReason, req.Token))
 	}
 	return newSession(c, ws, resp.ID, resp.Caps), nil
 }
@@ -104,7 +104,7 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, r *http.Request
 		return c, rejectf("clocks differ by %v, more than %v", skew.Abs(), maxClockSkew)
 	}
 	if err := a.busy(func() error { return m.opts.validate(req.Token) }); err != nil {
-		return c, rejectf("invalid token: %v", err)
+		return c, rejectf("invalid token: %s", wsconn.Redact(err.Error(), req.Token))
 	}
 	if c.dials {
 		return c, rejectf("%s is to be dialled by %s, not the reverse", c.remote, c.local)

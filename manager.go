@@ -134,20 +134,30 @@ func unavailable(w http.ResponseWriter, reason error) {
 	http.Error(w, "grid: "+reason.Error(), http.StatusServiceUnavailable)
 }
 
+// authorise returns why a request is refused.
 func (m *Manager) authorise(r *http.Request, authReq []func(*http.Request) error) error {
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		token = ""
+	}
 	if len(authReq) == 0 {
-		token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-		if !ok {
-			token = ""
-		}
-		return m.opts.validate(token)
+		return withoutSecret(m.opts.validate(token), token)
 	}
 	for _, check := range authReq {
 		if err := check(r); err != nil {
-			return err
+			return withoutSecret(err, token)
 		}
 	}
 	return nil
+}
+
+// withoutSecret makes sure that an error of the application's does not repeat a
+// token that is not for the log.
+func withoutSecret(err error, token string) error {
+	if err == nil {
+		return nil
+	}
+	return errors.New(wsconn.Redact(err.Error(), token))
 }
 
 // accept upgrades a request and performs the handshake. It returns nil if that

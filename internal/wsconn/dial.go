@@ -82,7 +82,7 @@ func Dial(ctx context.Context, url string, o DialOptions) (*Conn, error) {
 		}
 		if errors.Is(err, websocket.ErrBadHandshake) {
 			body, _ := io.ReadAll(io.LimitReader(resp.Body, 256))
-			return nil, refusedError(resp.Status, strings.TrimSpace(string(body)))
+			return nil, refusedError(resp.Status, Redact(strings.TrimSpace(string(body)), o.Token))
 		}
 		return nil, err
 	}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -261,6 +262,15 @@ func (l *link) Write(p []byte) (int, error) {
 			return done, nil
 		}
 	}
+}
+
+// Redact takes a secret out of a text that somebody else has made, and that may
+// repeat it.
+func Redact(text, secret string) string {
+	if secret == "" {
+		return text
+	}
+	return strings.ReplaceAll(text, secret, "[redacted]")
 }
 
 // refusedError is a server's answer to a dial that was not an upgrade.

@@ -109,6 +109,36 @@ func TestFrameHeaderThatClaimsEverything(t *testing.T) {
 	}
 }
 
+// A message without end, in frames that hold nothing or hardly anything, or among
+// control frames, is not read for ever.
+func TestMessageInEmptyFramesIsRefused(t *testing.T) {
+	const masked = "\x80mask"
+	for name, frames := range map[string]string{
+		"empty": "\x00" + masked, "pings": "\x89" + masked, "pongs": "\x8a" + masked,
+		"a byte now and then": strings.Repeat("\x00"+masked, 100) + "\x00\x81maskx",
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := make(chan error, 1)
+			c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
+			require.NoError(t, err)
+			_, err = c.link.Write([]byte("\x02" + masked))
+			for err == nil {
+				_, err = c.link.Write([]byte(strings.Repeat(frames, 1000/len(frames)+1)))
+			}
+			require.ErrorIs(t, <-got, ErrEmptyFrames)
+			n, _ := c.Writing()
+			require.Less(t, n, int64(8<<20)) // and what the sockets hold
+		})
+	}
+	// One byte in each is slow, and no more.
+	got := make(chan []byte, 1)
+	c, err := dial(t, serve(t, func(c *Conn) { b, _ := c.ReadMessage(); got <- b }), DialOptions{})
+	require.NoError(t, err)
+	_, err = c.link.Write([]byte("\x02" + masked + strings.Repeat("\x00\x81\x00\x00\x00\x00x", 100_000) + "\x80" + masked))
+	require.NoError(t, err)
+	require.Len(t, <-got, 100_000)
+}
+
 func TestTextMessageIsRefused(t *testing.T) {
 	got := make(chan error, 1)
 	c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
@@ -152,7 +182,7 @@ func TestDialRefused(t *testing.T) {
 	}))
 	defer s.Close()
 	_, err := dial(t, "ws"+strings.TrimPrefix(s.URL, "http"), DialOptions{Token: "secret"})
-	require.EqualError(t, err, `upgrade refused: 403 Forbidden: "go away: Bearer secret"`)
+	require.EqualError(t, err, `upgrade refused: 403 Forbidden: "go away: Bearer [redacted]"`, "nothing secret gets into a log")
 }
 
 // A server must not switch on what was not offered: decompression has no limit.
