@@ -62,6 +62,13 @@ func TestBadOptionsAreNamed(t *testing.T) {
 		{"negative message size", func(o *ManagerOptions) { o.MaxMessageSize = -1 }, "MaxMessageSize is -1"},
 		{"message size above the protocol's", func(o *ManagerOptions) { o.MaxMessageSize = 1<<31 - 1 }, "MaxMessageSize is 2147483647"},
 		{"negative handlers", func(o *ManagerOptions) { o.MaxHandlers = -1 }, "MaxHandlers is -1"},
+		{"negative streams", func(o *ManagerOptions) { o.MaxStreams = -1 }, "MaxStreams is -1"},
+		{"less for a host than a message", func(o *ManagerOptions) { o.MaxHostBytes = 1 << 20 }, "MaxHostBytes is 1048576, must be 33554432"},
+		{"less for a stream than a message", func(o *ManagerOptions) { o.MaxMessageSize, o.MaxStreamBytes = 100, 99 }, "MaxStreamBytes is 99, must be 100"},
+		{"tiny queue", func(o *ManagerOptions) { o.MaxQueuedBytes = 4095 }, "MaxQueuedBytes is 4095"},
+		{"negative handshakes", func(o *ManagerOptions) { o.MaxHandshakes = -1 }, "MaxHandshakes is -1"},
+		{"negative pings", func(o *ManagerOptions) { o.MaxPings = -1 }, "MaxPings is -1"},
+		{"negative message timeout", func(o *ManagerOptions) { o.MessageTimeout = -1 }, "MessageTimeout is -1ns"},
 		{"negative ping interval", func(o *ManagerOptions) { o.PingInterval = -time.Second }, "PingInterval is -1s"},
 		{"tiny ping interval", func(o *ManagerOptions) { o.PingInterval = 1 }, "PingInterval is 1ns"},
 		{"negative stream ping interval", func(o *ManagerOptions) { o.StreamPingInterval = -1 }, "StreamPingInterval is -1ns"},
@@ -186,6 +193,20 @@ func optionDocs(t *testing.T) map[string]string {
 		return false
 	})
 	return docs
+}
+
+func TestLimitsFollowEachOther(t *testing.T) {
+	local := "http://node1:9000"
+	o, err := ManagerOptions{Local: local, Hosts: []string{local}, Insecure: true, MaxMessageSize: 1 << 30, MaxHandlers: 10}.withDefaults()
+	require.NoError(t, err)
+	require.Equal(t, []int{8, 4 << 30, 2 << 30, 128 + 2*8}, []int{o.MaxStreams, o.MaxHostBytes, o.MaxStreamBytes, o.MaxPings})
+	hosts := []string{local}
+	for i := range 1000 {
+		hosts = append(hosts, fmt.Sprintf("http://other%d:9000", i))
+	}
+	o, err = ManagerOptions{Local: local, Hosts: hosts, Insecure: true}.withDefaults()
+	require.NoError(t, err)
+	require.Equal(t, 2002, o.MaxHandshakes)
 }
 
 func TestOptionsAreCopied(t *testing.T) {
