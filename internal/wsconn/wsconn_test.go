@@ -181,7 +181,7 @@ func TestDialRefused(t *testing.T) {
 		http.Error(w, "go away: "+r.Header.Get("Authorization"), http.StatusForbidden)
 	}))
 	defer s.Close()
-	_, err := dial(t, "ws"+strings.TrimPrefix(s.URL, "http"), DialOptions{Token: "secret"})
+	_, err := dial(t, "ws"+strings.TrimPrefix(s.URL, "http"), DialOptions{Token: "very secret"})
 	require.EqualError(t, err, `upgrade refused: 403 Forbidden: "go away: Bearer [redacted]"`, "nothing secret gets into a log")
 }
 
