@@ -193,7 +193,7 @@ func (s *session) respond(m *message) {
 	}
 	kept := charge{&s.conn.kept, len(m.Payload)}
 	if err := kept.budget.take(kept.bytes); err != nil {
-		s.conn.overload(err)
+		s.overload(err)
 		kept.bytes = 0
 		e := muxConnectError{Error: overloadedf("answer of %d bytes dropped: %v", len(m.Payload), err).Error()}
 		m.Op, m.Flags = opMuxConnectError, flagEOF
@@ -330,7 +330,7 @@ func noHandlerText(kind string, m *message, otherKind bool) string {
 func (s *session) admit(m *message, slot *slots) error {
 	if full := slot.acquire(); full != nil {
 		err := overloadedf("handler %d refused: %d %s are running for this host, the limit of %s", m.Handler, full.limit, full.what, full.option)
-		s.conn.overload(err)
+		s.overload(err)
 		return err
 	}
 	// In this order, so that a shutdown sees the slot or the handler the shutdown.
@@ -437,7 +437,7 @@ func (a *answeredIDs) due(id uint64) bool {
 
 func (s *session) onPing(m *message) error {
 	if !s.pings.due(s.now.UnixNano()) {
-		s.conn.overload(overloadedf("pings dropped: there were %d in a second, the limit of MaxPings", s.opts.MaxPings))
+		s.overload(overloadedf("pings dropped: there were %d in a second, the limit of MaxPings", s.opts.MaxPings))
 		if m.MuxID != 0 {
 			s.toServer(m, (*muxServer).onUnansweredPing)
 		}

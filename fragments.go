@@ -182,7 +182,7 @@ func (s *session) gather(parts **assembly, m *message) (a arrived, ok bool, err 
 	}
 	budget := &s.conn.kept
 	if err := budget.take(len(m.Payload)); err != nil {
-		s.conn.overload(err)
+		s.overload(err)
 		return arrived{}, false, fmt.Errorf("%v for mux %d: %w", m.Op, m.MuxID, err)
 	}
 	switch {
@@ -203,6 +203,8 @@ func (s *session) gather(parts **assembly, m *message) (a arrived, ok bool, err 
 // gatherer is the session as a stream sees it that takes in a message.
 type gatherer interface {
 	gather(parts **assembly, m *message) (a arrived, ok bool, err error)
+	// overload logs that a limit was reached.
+	overload(err error)
 }
 
 // gatherInto takes a message, or a fragment of one, into the inbox of its stream,
@@ -211,6 +213,9 @@ type gatherer interface {
 func gatherInto(g gatherer, in *inbox, m *message, fail func(error)) error {
 	failure, err := in.gather(g, m)
 	if failure != nil {
+		if errors.Is(failure, ErrOverloaded) {
+			g.overload(failure)
+		}
 		fail(failure)
 	}
 	return err

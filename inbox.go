@@ -15,6 +15,9 @@ const (
 	// largest message that the stream has seen.
 	maxWindow      = 512
 	maxWindowBytes = 1 << 20
+	// messageCost is what a message takes besides its bytes, roughly: its place in
+	// the queue, and what the smallest buffer is too large.
+	messageCost = 168
 	// firstQueue is the most messages that a stream has room for from the first
 	// one on.
 	firstQueue = 8
@@ -104,8 +107,12 @@ func (b *inbox) pushLocked(msg arrived) error {
 		msg.drop()
 		return err
 	}
+	if err := msg.budget.take(messageCost); err != nil {
+		msg.drop()
+		return err
+	}
 	b.credits--
-	b.bytes += msg.size()
+	b.bytes += msg.size() + messageCost
 	b.budget, msg.budget = msg.budget, nil // counted here from now on
 	if b.queue == nil {
 		b.queue = make([]arrived, 0, min(max(b.window, 1), firstQueue))
@@ -228,8 +235,8 @@ func (b *inbox) nextLocked() (msg arrived, ok, ended bool, err error) {
 		return arrived{}, false, b.ended, b.err
 	}
 	msg = b.queue[b.head]
-	b.bytes -= msg.size()
-	b.budget.put(msg.size())
+	b.bytes -= msg.size() + messageCost
+	b.budget.put(msg.size() + messageCost)
 	b.queue[b.head] = arrived{}
 	b.head++
 	if b.head == len(b.queue) {

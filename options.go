@@ -106,16 +106,17 @@ type ManagerOptions struct {
 	// that wait in streams, of what has arrived only in part, and of answers
 	// that wait to be sent. What would go beyond is refused, and its caller gets
 	// [ErrOverloaded]: a request, a stream, or an answer that would have to wait;
-	// a stream's message ends its stream with that error on both sides. From half
-	// of it on the windows of streams do not grow. At least MaxMessageSize; the
+	// a stream's message ends its stream with that error on both sides. Each
+	// message that waits counts 168 bytes more, for what is around it. From half of
+	// the limit on the windows of streams do not grow. At least MaxMessageSize; the
 	// default is 256 MiB, or four times MaxMessageSize if that is more.
 	MaxHostBytes int
 
 	// MaxStreamBytes is how many bytes may wait in a stream for its consumer, in
 	// each direction. A message beyond ends the stream with [ErrOverloaded] on
-	// both sides; where nothing else waits, one of any size is taken. The number
-	// of messages is bounded by the stream's capacities, so it takes large
-	// messages to get there. At least MaxMessageSize; the default is 64 MiB, or
+	// both sides; where nothing else waits, one of any size is taken. Each counts
+	// 168 bytes more. The number of messages is bounded by the stream's
+	// capacities, so it takes large messages to get there. At least MaxMessageSize; the default is 64 MiB, or
 	// twice MaxMessageSize if that is more.
 	MaxStreamBytes int
 

@@ -260,6 +260,7 @@ func (s *session) clientEnded(m *muxClient) { s.streams.remove(m.id) }
 func (s *session) serverEnded(m *muxServer) { s.served.remove(m.id) }
 func (s *session) start(t task)             { s.workers.submit(t) }
 func (s *session) logger() *slog.Logger     { return s.conn.log }
+func (s *session) overload(err error)       { s.conn.overload(err) }
 
 // single makes a single request and waits for its answer.
 func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, payload []byte) ([]byte, error) {
