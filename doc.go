@@ -109,6 +109,8 @@
 //   - the cause of the caller's context, usually [context.Canceled] or
 //     [context.DeadlineExceeded].
 //   - [ErrMessageTooLarge], [ErrUnknownHandler]: the call could not be sent.
+//   - [ErrOverloaded]: a limit was reached, most often on the remote; then it is a
+//     RemoteErr as well. The call has not been run.
 //   - [ErrIncorrectSequence], [ErrFlowControl], [ErrProtocol]: the remote broke
 //     the protocol.
 //
@@ -135,14 +137,20 @@
 //
 //   - Payloads: ManagerOptions.MaxMessageSize, 32 MiB by default.
 //   - Handlers running for one host: ManagerOptions.MaxHandlers, 16384 by
-//     default. A call beyond gets a RemoteErr at once.
+//     default; streams among them: MaxStreams, 12288. A call beyond gets
+//     [ErrOverloaded] at once.
+//   - Payloads kept for one host: MaxHostBytes, 256 MiB, and waiting in one stream:
+//     MaxStreamBytes, 64 MiB.
+//   - Handshakes in progress: MaxHandshakes, 128 or twice the number of hosts.
 //   - Capacities of a stream: 65536 messages.
 //   - Deadlines: 2^32-1 ms, about 49 days. A later one is sent as that.
 //   - Clocks of two hosts: 5 minutes apart.
 //   - What is read from somebody who has not completed the handshake: 64 KiB.
-//   - What waits to be written to one host: 256 KiB, and 128 KiB of payloads of
-//     more than 64 KiB, which go in fragments, so that small ones get past them.
-//     Calls wait, with their context, for room.
+//   - What waits to be written to one host: MaxQueuedBytes, 256 KiB, and 128 KiB of
+//     payloads of more than 64 KiB, which go in fragments, so that small ones get
+//     past them. Calls wait, with their context, for room.
+//
+// docs/security.md has all of them, and what a peer sees that reaches one.
 //
 // # The protocol
 //

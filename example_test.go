@@ -3,7 +3,6 @@ package grid_test
 import (
 	"bytes"
 	"context"
-	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -35,17 +34,14 @@ func Example() {
 	hostA, hostB := "http://"+listenA.Addr().String(), "http://"+listenB.Addr().String()
 
 	// start is what each host does: make its manager, and serve it.
+	secret := []byte("a key that all hosts share, from a file")
 	start := func(local string, l net.Listener) *grid.Manager {
+		sign, check := grid.SharedSecret(secret)
 		m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
-			Local:  local,
-			Hosts:  []string{hostA, hostB},
-			AuthFn: func() string { return "our secret" },
-			AuthToken: func(token string) error {
-				if token != "our secret" {
-					return errors.New("wrong token")
-				}
-				return nil
-			},
+			Local:     local,
+			Hosts:     []string{hostA, hostB},
+			AuthFn:    sign,
+			AuthToken: check,
 		})
 		if err != nil {
 			log.Fatal(err)
@@ -87,7 +83,10 @@ func Example() {
 
 // pair does the same for the other examples. server is one host, conn the
 // connection of another host to it.
-func pair() (server *grid.Manager, conn *grid.Connection, stop func()) {
+func pair() (server *grid.Manager, conn *grid.Connection, stop func()) { return pairWith(0) }
+
+// pairWith is pair with hosts that run so many handlers, 0 for the default.
+func pairWith(maxHandlers int) (server *grid.Manager, conn *grid.Connection, stop func()) {
 	var hosts []string
 	var listeners []net.Listener
 	for range 2 {
@@ -101,10 +100,11 @@ func pair() (server *grid.Manager, conn *grid.Connection, stop func()) {
 	var managers []*grid.Manager
 	for i, l := range listeners {
 		m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
-			Local:    hosts[i],
-			Hosts:    hosts,
-			Insecure: true,
-			Logger:   slog.New(slog.DiscardHandler),
+			Local:       hosts[i],
+			Hosts:       hosts,
+			Insecure:    true,
+			MaxHandlers: maxHandlers,
+			Logger:      slog.New(slog.DiscardHandler),
 		})
 		if err != nil {
 			log.Fatal(err)
@@ -445,20 +445,16 @@ func ExampleManagerOptions_tls() {
 	roots := x509.NewCertPool()
 	roots.AddCert(serverA.Certificate())
 	roots.AddCert(serverB.Certificate())
-	secret := []byte("read from a file that all hosts have")
+	secret := []byte("a key that all hosts share, from a file")
 
 	start := func(local string, mux *http.ServeMux) *grid.Manager {
+		sign, check := grid.SharedSecret(secret)
 		m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
 			Local:     local,
 			Hosts:     []string{serverA.URL, serverB.URL}, // https://...
 			TLSConfig: &tls.Config{RootCAs: roots},
-			AuthFn:    func() string { return string(secret) },
-			AuthToken: func(token string) error {
-				if subtle.ConstantTimeCompare([]byte(token), secret) != 1 {
-					return errors.New("wrong token")
-				}
-				return nil
-			},
+			AuthFn:    sign,
+			AuthToken: check,
 		})
 		if err != nil {
 			log.Fatal(err)
@@ -475,4 +471,38 @@ func ExampleManagerOptions_tls() {
 	}
 	fmt.Println(conn.State())
 	// Output: connected
+}
+
+func ExampleErrOverloaded() {
+	server, conn, stop := pairWith(1)
+	defer stop()
+	ctx := context.Background()
+	began, finish := make(chan bool), make(chan bool)
+
+	const work grid.HandlerID = 1
+
+	// On one host, with MaxHandlers: 1:
+	err := server.RegisterSingleHandler(work, func([]byte) ([]byte, *grid.RemoteErr) {
+		began <- true
+		<-finish
+		return nil, nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// On any other:
+	first := make(chan error)
+	go func() {
+		_, err := conn.SingleRequest(ctx, work, nil)
+		first <- err
+	}()
+	<-began
+	_, err = conn.SingleRequest(ctx, work, nil)
+	fmt.Println(errors.Is(err, grid.ErrOverloaded), err)
+	close(finish)
+	fmt.Println(<-first)
+	// Output:
+	// true grid: overloaded: handler 1 refused: 1 handlers are running for this host, the limit of MaxHandlers
+	// <nil>
 }
