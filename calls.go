@@ -89,10 +89,8 @@ func (c *call) answer(a answer) {
 }
 
 func (c *call) dropParts() {
-	if c.parts != nil {
-		c.parts.drop()
-		c.parts = nil
-	}
+	c.parts.abandon()
+	c.parts = nil
 }
 
 // answer answers a call, if it still waits.

@@ -60,7 +60,7 @@ func appendCredits(b []byte, n int) []byte { return msgp.AppendUint(b, uint(n)) 
 func parseCredits(b []byte) (int, error) {
 	n, rest, err := msgp.ReadUint64Bytes(b)
 	if err != nil || len(rest) > 0 || n > maxCapacity {
-		return 0, protocolErrorf("bad number of credits %x", b)
+		return 0, protocolErrorf("bad number of credits %x", b[:min(len(b), 16)])
 	}
 	return int(n), nil
 }
