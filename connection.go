@@ -317,8 +317,8 @@ func (c *Connection) serve(s *session) (lived bool) {
 	if life > stableLife {
 		c.errors.reset()
 	}
-	if s.leaving.Load() {
-		c.stats.fault(err) // no news, so nothing for the log
+	if s.leaving.Load() || s.hungUp.Load() {
+		c.stats.fault(err) // one of the two is shutting down, which is no fault
 	} else {
 		c.fault("grid: connection lost", err)
 	}

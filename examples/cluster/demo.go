@@ -33,8 +33,12 @@ func demo(ctx context.Context, r *report, dir string) error {
 	start := time.Now()
 	var nodes []*node
 	for i, l := range listeners {
-		// What grid logs of the link that is cut below would be noise here.
-		n, err := startNode(ctx, names[i], hosts[i], hosts, l, secret, dir, slog.New(slog.DiscardHandler))
+		n, err := startNode(ctx, names[i], l, secret, dir, grid.ManagerOptions{
+			Local: hosts[i],
+			Hosts: hosts,
+			// What grid logs of the link that is cut below would be noise here.
+			Logger: slog.New(slog.DiscardHandler),
+		})
 		if err != nil {
 			return err
 		}

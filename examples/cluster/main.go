@@ -34,8 +34,15 @@ Three nodes in this process, which show what grid does and check it:
 
 One node of a cluster of processes; the same on each, but for -listen:
 
-  cluster -listen 127.0.0.1:9001 -secret s3cret \
+  cluster -listen 127.0.0.1:9001 -secret our-cluster-key \
       -hosts http://127.0.0.1:9001,http://127.0.0.1:9002,http://127.0.0.1:9003
+
+With -http 127.0.0.1:8001 as well, this node answers there, in JSON:
+
+  /status                            the links to the others, and what is wrong with them
+  /disk/127.0.0.1:9002?dir=/tmp      another node's disk, asked now
+  /tree/127.0.0.1:9002               another node's tree, streamed now
+  /tree/127.0.0.1:9002?forever=true  over and over
 
 `
 
@@ -84,9 +91,11 @@ func parse(args []string, stderr io.Writer) (*member, error) {
 	fl.StringVar(&m.listen, "listen", "", "run as one node, and listen at this `address`")
 	hosts := fl.String("hosts", "", "base `URLs` of all nodes, separated by commas")
 	fl.StringVar(&m.local, "local", "", "the `URL` in -hosts that is this node (default: that of -listen)")
-	fl.StringVar(&m.secret, "secret", "", "`token` that all nodes share")
+	fl.StringVar(&m.secret, "secret", "", "`key` that all nodes share, 16 characters or more")
 	fl.StringVar(&m.dir, "dir", "", "`directory` whose tree is streamed (default: the sources of the Go installation)")
 	fl.BoolVar(&m.once, "once", false, "as one node: end when all nodes are done, instead of serving on")
+	fl.StringVar(&m.http, "http", "", "as one node: answer HTTP at this `address`, to all who reach it")
+	fl.DurationVar(&m.ping, "ping", 0, "as one node: ping the others at this `interval`; one that is dead is noticed within two (default: 10s)")
 	if err := fl.Parse(args); err != nil {
 		return nil, err
 	}
@@ -98,12 +107,12 @@ func parse(args []string, stderr io.Writer) (*member, error) {
 	switch {
 	case fl.NArg() > 0:
 		return nil, fmt.Errorf("unexpected argument %q", fl.Arg(0))
-	case m.listen == "" && (len(m.hosts) > 0 || m.local != "" || m.secret != "" || m.once):
-		return nil, errors.New("-hosts, -local, -secret and -once need -listen")
+	case m.listen == "" && (len(m.hosts) > 0 || m.local != "" || m.secret != "" || m.once || m.http != "" || m.ping != 0):
+		return nil, errors.New("-hosts, -local, -secret, -once, -http and -ping need -listen")
 	case m.listen != "" && len(m.hosts) < 2:
 		return nil, errors.New("-listen needs -hosts with two URLs or more")
-	case m.listen != "" && m.secret == "":
-		return nil, errors.New("-listen needs a -secret")
+	case m.listen != "" && len(m.secret) < 16:
+		return nil, errors.New("-listen needs a -secret of 16 characters or more")
 	case m.local != "" && !slices.Contains(m.hosts, m.local):
 		return nil, fmt.Errorf("-local %s is not in -hosts", m.local)
 	}

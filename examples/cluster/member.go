@@ -9,6 +9,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"github.com/gridrpc/grid"
 )
 
 // member is one node of a cluster of processes.
@@ -18,7 +20,9 @@ type member struct {
 	local  string // the one of hosts that the node is; empty to go by listen
 	secret string
 	dir    string
-	once   bool // end when all peers are done
+	once   bool          // end when all peers are done
+	http   string        // where to answer an operator; empty for nowhere
+	ping   time.Duration // 0 for grid's default
 }
 
 // localHost is the one of the hosts that the node itself is: the one with the
@@ -58,11 +62,23 @@ func (m *member) run(ctx context.Context, r *report) error {
 	if err != nil {
 		return err
 	}
-	n, err := startNode(ctx, local, local, m.hosts, l, m.secret, m.dir, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+	n, err := startNode(ctx, local, l, m.secret, m.dir, grid.ManagerOptions{
+		Local:        local,
+		Hosts:        m.hosts,
+		PingInterval: m.ping,
+		Logger:       slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	})
 	if err != nil {
 		return err
 	}
 	defer n.stop()
+	if m.http != "" {
+		stop, err := n.answerHTTP(m.http)
+		if err != nil {
+			return err
+		}
+		defer stop() // first, so that nobody's stream holds up the node
+	}
 	r.title("%s, serving %s", local, m.dir)
 	r.line("waiting for %s", strings.Join(n.Targets(), " and "))
 	start := time.Now()

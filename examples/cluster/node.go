@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -37,8 +35,9 @@ type node struct {
 	pending map[string]bool // peers that have not said that they are done
 }
 
-// startNode serves dir at l, which it owns from then on.
-func startNode(ctx context.Context, name, host string, hosts []string, l net.Listener, secret, dir string, log *slog.Logger) (*node, error) {
+// startNode serves dir at l, which it owns from then on. Of opts it sets what has
+// to do with the secret and with dialling.
+func startNode(ctx context.Context, name string, l net.Listener, secret, dir string, opts grid.ManagerOptions) (*node, error) {
 	n := &node{
 		name:     name,
 		dir:      dir,
@@ -47,16 +46,11 @@ func startNode(ctx context.Context, name, host string, hosts []string, l net.Lis
 		finished: make(chan struct{}),
 		pending:  make(map[string]bool),
 	}
+	opts.AuthFn, opts.AuthToken = grid.SharedSecret([]byte(secret))
+	opts.Dialer = n.links.dial
 	// The manager is ended by stop, not by ctx: an interrupt must leave time
 	// for what is under way.
-	m, err := grid.NewManager(context.WithoutCancel(ctx), grid.ManagerOptions{
-		Local:     host,
-		Hosts:     hosts,
-		AuthFn:    func() string { return secret },
-		AuthToken: tokenCheck(secret),
-		Dialer:    n.links.dial,
-		Logger:    log,
-	})
+	m, err := grid.NewManager(context.WithoutCancel(ctx), opts)
 	if err != nil {
 		l.Close()
 		return nil, err
@@ -75,28 +69,15 @@ func startNode(ctx context.Context, name, host string, hosts []string, l net.Lis
 	n.srv = &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 10 * time.Second,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		ErrorLog:          slog.NewLogLogger(opts.Logger.Handler(), slog.LevelWarn),
 	}
 	go func() {
 		defer close(n.served)
 		if err := n.srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			log.Error("serving ended", "node", name, "error", err)
+			opts.Logger.Error("serving ended", "node", name, "error", err)
 		}
 	}()
 	return n, nil
-}
-
-// tokenCheck accepts secret alone. Comparing the hashes takes as long for a good
-// guess as for a bad one, whatever its length.
-func tokenCheck(secret string) grid.ValidateTokenFn {
-	want := sha256.Sum256([]byte(secret))
-	return func(token string) error {
-		got := sha256.Sum256([]byte(token))
-		if subtle.ConstantTimeCompare(got[:], want[:]) != 1 {
-			return errors.New("wrong token; is -secret the same on all nodes?")
-		}
-		return nil
-	}
 }
 
 func (n *node) register() error {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid"
 )
 
 // startNodes starts a node for each of the hosts, to be stopped with the test.
@@ -16,7 +18,11 @@ func startNodes(t *testing.T, hosts []string) []*node {
 	for _, h := range hosts {
 		l, err := net.Listen("tcp", addr(h))
 		require.NoError(t, err)
-		n, err := startNode(t.Context(), h, h, hosts, l, testSecret, t.TempDir(), slog.New(slog.DiscardHandler))
+		n, err := startNode(t.Context(), h, l, testSecret, testTree(t), grid.ManagerOptions{
+			Local:  h,
+			Hosts:  hosts,
+			Logger: slog.New(slog.DiscardHandler),
+		})
 		require.NoError(t, err)
 		t.Cleanup(n.stop)
 		nodes = append(nodes, n)
