@@ -166,15 +166,20 @@ func (t *callTable) abandon(c *call, err error) ([]byte, error) {
 	return t.result(c, <-c.answered)
 }
 
-// expire gives up on the calls with the default deadline that have passed it.
-func (t *callTable) expire(tick uint64) {
+// expire gives up on the calls with the default deadline that have passed it, and on
+// those whose answer has been coming for longer than timeout.
+func (t *callTable) expire(tick uint64, now time.Time, timeout time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.tick = tick
 	for id, c := range t.m {
-		if c.expires != 0 && t.tick >= c.expires {
+		switch {
+		case c.expires != 0 && t.tick >= c.expires:
 			delete(t.m, id)
 			c.answer(answer{err: context.DeadlineExceeded})
+		case c.parts.isLate(now, timeout):
+			delete(t.m, id)
+			c.answer(answer{err: lateMessageError(timeout)})
 		}
 	}
 }

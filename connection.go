@@ -33,12 +33,15 @@ type Connection struct {
 	handlerSlots, streamSlots slots
 	kept                      budget
 
-	session atomic.Pointer[session]
-	state   stateMachine
-	errors  errorLog // of connections that were lost or could not be made
-	refused errorLog // of handshakes that were refused, perhaps beside a connection
-	limits  errorLog // of limits that were reached
-	stats   connectionCounters
+	session    atomic.Pointer[session]
+	state      stateMachine
+	errors     errorLog // of connections that were lost or could not be made
+	refused    errorLog // of handshakes that were refused, perhaps beside a connection
+	limits     errorLog // of limits that were reached
+	departures errorLog // of peers that shut down
+	// unknownOps are those that were logged, a bit each.
+	unknownOps [4]atomic.Uint64
+	stats      connectionCounters
 
 	// mu makes the session and the state change together. It is not the
 	// state's own lock, which those who wait for a state take.
@@ -277,7 +280,10 @@ func (c *Connection) leave(s *session) {
 	if before != nil {
 		before.close(errReplaced)
 	}
-	c.log.Info("grid: the remote host is shutting down")
+	if _, ok := c.departures.due(time.Now()); ok {
+		c.log.Info("grid: the remote host is shutting down")
+		c.errors.expectRecovery()
+	}
 }
 
 // sessions are all that are alive.

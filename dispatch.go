@@ -161,19 +161,23 @@ func (t *singleTask) run() {
 	defer func() {
 		result = handlerResult(recover(), result, t.handler, s.logger())
 		kept.release()
-		if !s.passed(t.deadline) {
-			switch {
-			case result != nil:
-				m.setError(result.Error())
-			case len(resp) > s.opts.MaxMessageSize:
-				m.setError("grid: handler's response: " + tooLargeError(len(resp), s.opts.MaxMessageSize).Error())
-			default:
-				m.setPayload(resp)
-			}
-			s.respond(&m)
+		buf := resp
+		resp = nil // nothing here must hold what respond gives back
+		switch {
+		case result != nil:
+			m.setError(result.Error())
+			buf = nil // ignored, and not ours
+		case len(buf) > s.opts.MaxMessageSize:
+			m.setError("grid: handler's response: " + tooLargeError(len(buf), s.opts.MaxMessageSize).Error())
+			PutByteBuffer(buf)
+			buf = nil
+		default:
+			m.setPayload(buf)
 		}
-		if result == nil {
-			PutByteBuffer(resp)
+		if s.passed(t.deadline) {
+			PutByteBuffer(buf)
+		} else {
+			s.respond(&m, buf)
 		}
 		*t = singleTask{}
 		singleTasks.Put(t)
@@ -183,9 +187,10 @@ func (t *singleTask) run() {
 }
 
 // respond sends the answer to a single request, and frees its slot. While it waits
-// for room it counts towards what is kept for the host; if that is too much, its text
-// takes its place.
-func (s *session) respond(m *message) {
+// for room it counts towards what is kept for the host; if that is too much, an error
+// takes its place. buf, the buffer of the answer, is given back.
+func (s *session) respond(m *message, buf []byte) {
+	defer func() { PutByteBuffer(buf) }()
 	if !s.fragmented(m) {
 		if room, _ := s.out.trySend(smallRoom, m, nil); room == nil {
 			return
@@ -195,9 +200,11 @@ func (s *session) respond(m *message) {
 	if err := kept.budget.take(kept.bytes); err != nil {
 		s.overload(err)
 		kept.bytes = 0
-		e := muxConnectError{Error: overloadedf("answer of %d bytes dropped: %v", len(m.Payload), err).Error()}
+		e := muxConnectError{Error: fmt.Sprintf("%v; the answer of %d bytes was dropped", err, len(m.Payload))}
 		m.Op, m.Flags = opMuxConnectError, flagEOF
 		m.Payload, _ = e.MarshalMsg(nil)
+		PutByteBuffer(buf)
+		buf = nil // before the wait, which may be long
 	}
 	if s.send(nil, *m, nil) == nil { // fails only with the session
 		m.slot = nil
@@ -212,6 +219,7 @@ func (s *session) onResponse(m *message) error {
 			return err
 		})
 		if errors.Is(err, ErrOverloaded) {
+			s.overload(err)
 			s.calls.answer(m.MuxID, answer{err: err})
 			return nil
 		}
@@ -237,6 +245,7 @@ func (s *session) onResponse(m *message) error {
 	payload, _, err := s.gather(&c.parts, m)
 	switch {
 	case errors.Is(err, ErrOverloaded):
+		s.overload(err)
 		c.answer(answer{err: err})
 		return nil
 	case err != nil:
@@ -474,11 +483,10 @@ func (s *session) onPong(m *message) error {
 	return nil
 }
 
-// onUnknown logs an op that this version does not know, once a session.
+// onUnknown logs an op that this version does not know, once for each host.
 func (s *session) onUnknown(m *message) {
-	word, bit := m.Op/64, uint64(1)<<(m.Op%64)
-	if s.unknown[word]&bit == 0 {
-		s.unknown[word] |= bit
+	word, bit := &s.conn.unknownOps[m.Op/64], uint64(1)<<(m.Op%64)
+	if word.Or(bit)&bit == 0 {
 		s.logger().Warn("grid: message with an unknown op dropped", "op", uint8(m.Op), "bytes", len(m.Payload))
 	}
 }

@@ -169,8 +169,8 @@ func (s *session) retain() *frame {
 
 // gather puts together what may come in fragments. It returns the payload of m,
 // or, where *parts has the fragments that came before, of all of them; ok is
-// false while more is to come. ErrOverloaded ends the call or stream that m is for;
-// any other error ends the session.
+// false while more is to come. ErrOverloaded, which the caller logs, ends the call or
+// stream that m is for; any other error ends the session. Its callers hold locks.
 func (s *session) gather(parts **assembly, m *message) (a arrived, ok bool, err error) {
 	more := m.Flags&flagMore != 0
 	before := 0
@@ -182,8 +182,7 @@ func (s *session) gather(parts **assembly, m *message) (a arrived, ok bool, err 
 	}
 	budget := &s.conn.kept
 	if err := budget.take(len(m.Payload)); err != nil {
-		s.overload(err)
-		return arrived{}, false, fmt.Errorf("%v for mux %d: %w", m.Op, m.MuxID, err)
+		return arrived{}, false, err
 	}
 	switch {
 	case *parts == nil && !more:
@@ -349,6 +348,7 @@ func (s *session) continueOpening(m *message) error {
 // refuseOverload refuses m if err is that of a limit. It returns any other error.
 func (s *session) refuseOverload(m *message, err error) error {
 	if errors.Is(err, ErrOverloaded) {
+		s.overload(err)
 		s.refuse(m, err.Error())
 		return nil
 	}
@@ -376,14 +376,14 @@ func (o *opening) tick(s *session, now, progress time.Time) {
 	case !o.deadline.IsZero() && now.After(o.deadline):
 		s.giveUp(o.id) // the client knows
 	case late && s.giveUp(o.id):
-		s.refuse(&message{MuxID: o.id, Op: o.op}, "grid: "+lateMessageText(s.opts.MessageTimeout))
+		s.refuse(&message{MuxID: o.id, Op: o.op}, lateMessageError(s.opts.MessageTimeout).Error())
 	case silent && s.giveUp(o.id):
 		s.refuse(&message{MuxID: o.id, Op: o.op}, "grid: gave up waiting for the rest of the payload")
 	}
 }
 
-func lateMessageText(timeout time.Duration) string {
-	return fmt.Sprintf("a message was not complete within %v (MessageTimeout)", timeout)
+func lateMessageError(timeout time.Duration) error {
+	return protocolErrorf("a message was not complete within %v, which is MessageTimeout", timeout)
 }
 
 // deadline is when that of m is, by this host's clock; zero for none.

@@ -19,6 +19,9 @@ const maxClockSkew = 5 * time.Minute
 // who is not known yet.
 const handshakeLimit = 64 << 10
 
+// maxReason is how much of a peer's reason to refuse a handshake is kept, in bytes.
+const maxReason = 1 << 10
+
 // shouldDial tells whether local dials remote, rather than the reverse (section
 // 1).
 func shouldDial(local, remote string) bool {
@@ -51,7 +54,7 @@ func (c *Connection) greet(ws *wsconn.Conn) (*session, error) {
 		return nil, fmt.Errorf("handshake: %w", err)
 	}
 	if !resp.Accepted {
-		return nil, rejectf("%s", wsconn.Redact(resp.RejectedReason, req.Token))
+		return nil, rejectf("%s", clipTo(wsconn.Redact(resp.RejectedReason, req.Token), maxReason))
 	}
 	return newSession(c, ws, resp.ID, resp.Caps), nil
 }

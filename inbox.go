@@ -3,6 +3,7 @@ package grid
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -42,7 +43,8 @@ type inbox struct {
 	err   error     // how it ended; nil is well
 	parts *assembly // what has arrived of the next message
 
-	bytes  int     // that wait
+	bytes  int     // that wait, or are held
+	held   []int32 // sizes of the messages that are held
 	budget *budget // that they were taken of; nil once they do not count any more
 
 	credits int // held by the sender
@@ -186,7 +188,7 @@ func (b *inbox) drop(err error) {
 	}
 	b.queue, b.head = nil, 0
 	b.budget.put(b.bytes)
-	b.bytes = 0
+	b.bytes, b.held = 0, nil
 	b.abandonLocked()
 	// A clean end that lost messages would be a lie.
 	if !b.ended || b.err == nil && waited {
@@ -203,6 +205,7 @@ func (b *inbox) take() (msg arrived, grant int, ok, ended bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if msg, ok, ended, err = b.nextLocked(); ok {
+		b.takenLocked(msg.size())
 		grant = b.grantLocked(true)
 	}
 	return msg, grant, ok, ended, err
@@ -213,7 +216,16 @@ func (b *inbox) take() (msg arrived, grant int, ok, ended bool, err error) {
 func (b *inbox) hold() (msg arrived, ok, ended bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.nextLocked()
+	if msg, ok, ended, err = b.nextLocked(); ok {
+		b.held = append(b.held, int32(msg.size()))
+	}
+	return msg, ok, ended, err
+}
+
+// takenLocked says that a message of that size waits no more.
+func (b *inbox) takenLocked(size int) {
+	b.bytes -= size + messageCost
+	b.budget.put(size + messageCost)
 }
 
 // passed returns how many credits are due for n messages that were held. keepsUp is
@@ -222,6 +234,10 @@ func (b *inbox) passed(n int, keepsUp bool) (grant int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for range n {
+		if len(b.held) > 0 { // else dropped meanwhile
+			b.takenLocked(int(b.held[0]))
+			b.held = slices.Delete(b.held, 0, 1)
+		}
 		grant += b.grantLocked(keepsUp)
 	}
 	return grant
@@ -235,8 +251,6 @@ func (b *inbox) nextLocked() (msg arrived, ok, ended bool, err error) {
 		return arrived{}, false, b.ended, b.err
 	}
 	msg = b.queue[b.head]
-	b.bytes -= msg.size() + messageCost
-	b.budget.put(msg.size() + messageCost)
 	b.queue[b.head] = arrived{}
 	b.head++
 	if b.head == len(b.queue) {

@@ -3,6 +3,7 @@ package grid
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,15 +66,32 @@ func (l *liveness) pong(now time.Time, p *pongMsg) {
 	l.mu.Unlock()
 }
 
+// addProbe lets c be closed by the next pong. It tells whether a ping is needed for
+// that: many may probe at once, whose pings must not flood a peer that is slow.
+func (l *liveness) addProbe(c chan<- struct{}) (ping bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.probes = append(l.probes, c)
+	return len(l.probes) == 1
+}
+
+func (l *liveness) removeProbe(c chan<- struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if i := slices.Index(l.probes, c); i >= 0 {
+		l.probes = slices.Delete(l.probes, i, i+1)
+	}
+}
+
 // probe tells whether the peer answers a ping within the time given. On a busy
 // link the answer may take longer; then anything that arrives is a sign of life.
 func (s *session) probe(within time.Duration) bool {
 	before, _ := s.ws.Reading()
 	answered := make(chan struct{})
-	s.live.mu.Lock()
-	s.live.probes = append(s.live.probes, answered)
-	s.live.mu.Unlock()
-	s.sendPing(time.Now())
+	if s.live.addProbe(answered) {
+		s.sendPing(time.Now())
+	}
+	defer s.live.removeProbe(answered)
 	timeout := time.NewTimer(within)
 	defer timeout.Stop()
 	select {
@@ -110,7 +128,7 @@ func (l *liveness) look(s *session, now time.Time) (ping bool, progress time.Tim
 	l.reading, l.sending = reading, sending
 
 	if reading.underway && now.Sub(reading.began) > s.opts.MessageTimeout {
-		return false, now, errors.New(lateMessageText(s.opts.MessageTimeout))
+		return false, now, lateMessageError(s.opts.MessageTimeout)
 	}
 	if now.Sub(l.writing) >= s.opts.WriteTimeout {
 		return false, now, fmt.Errorf("the peer has read nothing for %v", s.opts.WriteTimeout)
@@ -149,16 +167,16 @@ func (s *session) tick() {
 		s.sendPing(now)
 	}
 	s.clock.Store(now.UnixNano())
-	s.calls.expire(uint64(now.Sub(s.began) / s.period))
+	s.calls.expire(uint64(now.Sub(s.began)/s.period), now, s.opts.MessageTimeout)
 	for _, m := range s.streams.all(nil) {
 		if m.in.isLate(now, s.opts.MessageTimeout) {
-			m.fail(protocolErrorf("%s", lateMessageText(s.opts.MessageTimeout)))
+			m.fail(lateMessageError(s.opts.MessageTimeout))
 		}
 		m.tick(now, progress, s.opts.StreamPingInterval, s.period)
 	}
 	for _, m := range s.served.all(nil) {
 		if m.in.isLate(now, s.opts.MessageTimeout) {
-			m.fail(protocolErrorf("%s", lateMessageText(s.opts.MessageTimeout)))
+			m.fail(lateMessageError(s.opts.MessageTimeout))
 		}
 		m.tick(now, progress, s.opts.StreamPingInterval)
 	}

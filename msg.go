@@ -134,12 +134,14 @@ func (m *message) setError(text string) {
 }
 
 // clipText shortens an error's text to what travels, between two characters.
-func clipText(text string) string {
-	if len(text) <= maxErrorText {
+func clipText(text string) string { return clipTo(text, maxErrorText) }
+
+func clipTo(text string, most int) string {
+	if len(text) <= most {
 		return text
 	}
 	const mark = "..."
-	n := maxErrorText - len(mark)
+	n := most - len(mark)
 	for n > 0 && !utf8.RuneStart(text[n]) {
 		n--
 	}

@@ -113,7 +113,7 @@ type ManagerOptions struct {
 	MaxHostBytes int
 
 	// MaxStreamBytes is how many bytes may wait in a stream for its consumer, in
-	// each direction. A message beyond ends the stream with [ErrOverloaded] on
+	// each direction, those in the channel of a handler included. A message beyond ends the stream with [ErrOverloaded] on
 	// both sides; where nothing else waits, one of any size is taken. Each counts
 	// 168 bytes more. The number of messages is bounded by the stream's
 	// capacities, so it takes large messages to get there. At least MaxMessageSize; the default is 64 MiB, or

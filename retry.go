@@ -13,7 +13,8 @@ type errorLog struct {
 	mu         sync.Mutex
 	last       time.Time // when one was logged
 	suppressed int       // since then
-	logged     bool      // since the last recovery
+	logged     bool      // since the last recovery, or that is news for another reason
+	recoveries bool      // there was one
 }
 
 // warn logs an error, if one is due.
@@ -41,13 +42,20 @@ func (l *errorLog) due(now time.Time) (suppressed int, ok bool) {
 }
 
 // recovered tells whether it is news that all is well: an error was logged since
-// it last was, or nothing ever was.
+// it last was, or it never was before.
 func (l *errorLog) recovered() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	news := l.logged || l.last.IsZero()
-	l.logged = false
+	news := l.logged || !l.recoveries
+	l.logged, l.recoveries = false, true
 	return news
+}
+
+// expectRecovery makes the next recovery news.
+func (l *errorLog) expectRecovery() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.logged = true
 }
 
 // reset makes the next error a first one.

@@ -36,6 +36,7 @@ type session struct {
 	calls     callTable
 	done      chan struct{} // closed by close
 	stopped   chan struct{} // closed when the writer is gone
+	closing   atomic.Bool   // closeAsync was called
 	hungUp    atomic.Bool   // no more is written; see Manager.hangUp
 	announced atomic.Bool   // that this side is shutting down
 	leaving   atomic.Bool   // the peer is shutting down; see Connection.leave
@@ -53,7 +54,6 @@ type session struct {
 	kept    *frame // the same, once somebody keeps it
 	tasks   []task
 	now     time.Time // when the present websocket message had been read
-	unknown [4]uint64 // the unknown ops that were logged, a bit each
 	pings   rate      // those that are answered
 	// Streams that are not known, and whose peer was told so.
 	lostStreams, lostServed answeredIDs
@@ -249,9 +249,7 @@ func (s *session) post(m message, seq *sequence) {
 
 // closeAsync is close for callers that hold locks which close takes.
 func (s *session) closeAsync(reason error) {
-	select {
-	case <-s.done:
-	default:
+	if !s.closing.Swap(true) {
 		go s.close(reason)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -11,6 +12,11 @@ import (
 
 	"github.com/gorilla/websocket"
 )
+
+// maxAnswer is how many bytes the answer to an upgrade request may have.
+const maxAnswer = 64 << 10
+
+var errAnswerTooLarge = fmt.Errorf("answer to the upgrade request has more than %d bytes", maxAnswer)
 
 // DialOptions says how to reach a server.
 type DialOptions struct {
@@ -33,7 +39,7 @@ func Dial(ctx context.Context, url string, o DialOptions) (*Conn, error) {
 	// The handshake reads without a context, so the end of ctx closes the
 	// socket under it.
 	guard := func(c net.Conn) net.Conn {
-		l = &link{Conn: c, counters: o.Counters}
+		l = &link{Conn: c, counters: o.Counters, left: maxAnswer, tooCostly: errAnswerTooLarge}
 		release = context.AfterFunc(ctx, func() { c.Close() })
 		return l
 	}
@@ -86,6 +92,7 @@ func Dial(ctx context.Context, url string, o DialOptions) (*Conn, error) {
 		}
 		return nil, err
 	}
+	l.leaveMessage()
 	return newConn(ws, l, o.Limit), nil
 }
 

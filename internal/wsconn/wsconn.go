@@ -192,13 +192,15 @@ type link struct {
 	read, written atomic.Int64
 	hasDeadline   bool // for writes; the writer's own
 
-	// The reader's own: how many more bytes may be read for the present message.
-	limited bool
-	left    int64
+	// The reader's own: how many more bytes may be read for the present message, or
+	// the answer to an upgrade request, and the error if there are more; nil for no
+	// limit.
+	left      int64
+	tooCostly error
 }
 
-func (l *link) enterMessage() { l.limited, l.left = true, maxOverhead }
-func (l *link) leaveMessage() { l.limited = false }
+func (l *link) enterMessage() { l.left, l.tooCostly = maxOverhead, ErrEmptyFrames }
+func (l *link) leaveMessage() { l.tooCostly = nil }
 
 // allow says that n bytes of the message have come.
 func (l *link) allow(n int) { l.left += (1 + overheadPerByte) * int64(n) }
@@ -228,8 +230,8 @@ func (l *link) Close() error {
 }
 
 func (l *link) Read(p []byte) (int, error) {
-	if l.limited && l.left <= 0 {
-		return 0, ErrEmptyFrames
+	if l.tooCostly != nil && l.left <= 0 {
+		return 0, l.tooCostly
 	}
 	n, err := l.Conn.Read(p)
 	if n > 0 {
