@@ -183,6 +183,13 @@ func (t *singleTask) run() {
 		singleTasks.Put(t)
 		m.freeSlot() // where nothing was sent
 	}()
+	if s.passed(t.deadline) {
+		// Nobody waits any more: under overload, work for them is at the cost of
+		// those who do.
+		PutByteBuffer(payload)
+		result = nil
+		return
+	}
 	resp, result = t.fn(payload)
 }
 

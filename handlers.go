@@ -18,7 +18,8 @@ import (
 //
 // It never runs on the goroutine that reads the connection, so it may block, and
 // it runs concurrently with others.
-// If the caller's deadline has passed when it returns, nothing is sent.
+// If the caller's deadline has passed when it returns, nothing is sent; if it has
+// passed before there was time to call it, it is not called.
 type SingleHandlerFn func(payload []byte) ([]byte, *RemoteErr)
 
 // StreamHandlerFn serves a stream.

@@ -206,8 +206,8 @@ func (q *outQueue) poke() {
 }
 
 // wait blocks until there may be something to take, and returns the error of
-// close once that was called.
-func (q *outQueue) wait() error {
+// close once that was called. full says that no more will join it.
+func (q *outQueue) wait() (full bool, err error) {
 	q.mu.Lock()
 	if q.err == nil && q.batch.count == 0 && q.urgent.count == 0 && !q.poked {
 		q.idle = true
@@ -216,10 +216,9 @@ func (q *outQueue) wait() error {
 		<-q.wake
 		q.mu.Lock()
 	}
+	defer q.mu.Unlock()
 	q.poked = false
-	err := q.err
-	q.mu.Unlock()
-	return err
+	return q.room != nil, q.err
 }
 
 // busy returns nil if everything has been written, or the queue is closed, else

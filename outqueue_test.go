@@ -121,7 +121,8 @@ func TestOutQueueIsBoundedAndWaitsForRoom(t *testing.T) {
 		require.ErrorIs(t, send(nil, 1), gone)
 		require.ErrorIs(t, q.post(&message{Op: opPong}, nil), gone)
 		require.ErrorIs(t, q.postUrgent(&message{Op: opPong}), gone)
-		require.ErrorIs(t, q.wait(), gone)
+		_, err := q.wait()
+		require.ErrorIs(t, err, gone)
 		require.Equal(t, out, bytepool.Out(), "buffers are missing")
 	})
 }
@@ -163,7 +164,10 @@ func TestOutQueueWakesItsWriter(t *testing.T) {
 		q := newOutQueue()
 		var woken int
 		go func() {
-			for q.wait() == nil {
+			for {
+				if _, err := q.wait(); err != nil {
+					return
+				}
 				woken++
 				takeMessages(t, q)
 			}

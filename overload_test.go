@@ -7,9 +7,12 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid/internal/faultconn"
 )
 
 // Honest traffic that makes the other side answer a lot at once is no flood: the
@@ -280,4 +283,62 @@ func TestShutdownUnderLoadAnswersWhatItLetIn(t *testing.T) {
 		require.Equal(t, ran.Load(), answered.Load())
 		g.stopAll()
 	}
+}
+
+// A request that has waited past its deadline, here or there, is not worked on.
+func TestExpiredRequestIsNotRun(t *testing.T) {
+	inV1(t, rawConfig{}, nil, func(r *v1Rig) {
+		ran := make(chan []byte, 10)
+		require.NoError(r, r.node.RegisterSingleHandler(testUnused, func(b []byte) ([]byte, *RemoteErr) { ran <- b; return b, nil }))
+		s := r.conn.session.Load()
+		// As if no worker had had the time.
+		m := message{MuxID: 1, Handler: testUnused, DeadlineMS: 1}
+		slot := &r.conn.handlerSlots
+		require.Nil(r, slot.acquire())
+		s.startRequest(&m, r.conn.handlers.lookup(testUnused, nil), arrived{buf: append(GetByteBuffer(), "late"...)}, time.Now().Add(-time.Second))
+		s.workers.submit(s.tasks...)
+		s.tasks = nil
+		synctest.Wait()
+		require.Empty(r, ran)
+		require.Zero(r, r.conn.Stats().Handlers)
+		r.alive()
+	})
+}
+
+// The time that a request waits for room is not there for its handler.
+func TestDeadlineSentIsWhatIsLeftWhenItIsSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := faultconn.NewNetwork()
+		n.SetBuffer(1 << 10)
+		s := listenLone(t, n, rawConfig{Unread: true})
+		g, raw := newLoneGrid(t, n, false, nil)
+		peer := s.accept()
+		conn := g.nodes[0].Connection(raw)
+		require.NoError(t, conn.WaitForConnect(t.Context()))
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		done := make(chan error)
+		const calls = 20
+		for range calls {
+			go func() {
+				_, err := conn.SingleRequest(ctx, testEcho, make([]byte, 60_000))
+				done <- err
+			}()
+		}
+		synctest.Wait()
+		time.Sleep(4 * time.Second)
+		peer.startReading()
+		late := 0
+		for range calls {
+			m := peer.expect(rawOpRequest)
+			if m.DeadlineMS <= 6000 {
+				late++
+			}
+			peer.send(rawMsg{MuxID: m.MuxID, Op: rawOpResponse, Flags: crcEOF})
+		}
+		for range calls {
+			require.NoError(t, <-done)
+		}
+		require.GreaterOrEqual(t, late, calls/2)
+	})
 }

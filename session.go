@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -175,11 +176,15 @@ func (s *session) passed(deadline time.Time) bool {
 
 func (s *session) write() {
 	defer close(s.stopped)
-	for s.out.wait() == nil {
-		// Others that are about to send join the batch.
-		runtime.Gosched()
+	for {
+		full, err := s.out.wait()
+		if err != nil {
+			return
+		}
+		if !full {
+			runtime.Gosched() // others that are about to send join the batch
+		}
 		urgent, normal := s.out.take()
-		var err error
 		if !s.hungUp.Load() {
 			err = s.ws.WritePong()
 		}
@@ -314,7 +319,7 @@ func (s *session) sendRequest(ctx context.Context, c *call, m *message) error {
 		// Not further than to an early answer, a refusal.
 		started, err = s.sendFragments(ctx.Done(), m, nil, func() bool { return len(c.answered) == 0 })
 	} else {
-		err = s.out.send(ctx.Done(), m, nil)
+		err = s.sendInTime(ctx, m)
 	}
 	if err == errSendCancelled {
 		if started {
@@ -323,6 +328,26 @@ func (s *session) sendRequest(ctx context.Context, c *call, m *message) error {
 		err = context.Cause(ctx)
 	}
 	return err
+}
+
+// sendInTime is outQueue.send for a request: the time that is left is that when it is
+// queued.
+func (s *session) sendInTime(ctx context.Context, m *message) error {
+	deadline, _ := ctx.Deadline()
+	for {
+		room, err := s.out.trySend(smallRoom, m, nil)
+		if room == nil {
+			return err
+		}
+		select {
+		case <-room:
+		case <-ctx.Done():
+			return errSendCancelled
+		}
+		if m.DeadlineMS, err = remainingMS(deadline, 0); err != nil {
+			return cmp.Or(context.Cause(ctx), err)
+		}
+	}
 }
 
 // openStream opens a stream and waits until the peer has taken it on.
