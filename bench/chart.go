@@ -41,6 +41,7 @@ func (r *report) charts() []chart {
 			r.shapePanel("Ten messages both ways: time per stream", "stream-twoway", "8"),
 			r.shapePanel("One long stream both ways: time per message", "stream-long", r.longSize()))},
 		{"mixed", "Ranges: how long small calls take next to bulk, by peer", r.mixedChart()},
+		{"overload", "Lines: calls answered in time, and their p99, by the load", r.overloadChart()},
 		{"idle", "Bars: memory of an idle connection and of an idle stream, by peer", r.bars("Memory of what is idle",
 			"Live heap and stacks; less is better", r.idlePanel("One end of a connection", "conn-heap"), r.idlePanel("A stream, both ends", "stream-heap"))},
 		{"mesh", "Bars: calls per second of a mesh, by the number of servers", r.bars("Calls per second of a mesh",

@@ -27,6 +27,7 @@ type run struct {
 	rounds               int
 	round                time.Duration
 	quick                bool
+	long                 time.Duration // that the long overload lasts
 	serverTLS, clientTLS *tls.Config
 	report               report
 	terminal             bool
@@ -46,6 +47,7 @@ func benchmark() (err error) {
 		shapeList = flag.String("shapes", "", "comma-separated names of shapes; all if empty")
 		rounds    = flag.Int("rounds", 0, "rounds of each measurement (default 5, with -quick 3)")
 		round     = flag.Duration("round", 0, "length of a round (default 200ms, with -quick 15ms)")
+		long      = flag.Duration("overload", 0, "length of the long overload (default 1m, with -quick 1s)")
 		out       = flag.String("out", "", "folder for the report and its charts (default ../docs/benchmarks for a full run, else none)")
 		profile   = profileFlags()
 	)
@@ -53,9 +55,12 @@ func benchmark() (err error) {
 	if flag.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q", flag.Arg(0))
 	}
-	r := &run{rounds: 5, round: 200 * time.Millisecond, quick: *quick}
+	r := &run{rounds: 5, round: 200 * time.Millisecond, quick: *quick, long: time.Minute}
 	if *quick {
-		r.rounds, r.round = 3, 15*time.Millisecond
+		r.rounds, r.round, r.long = 3, 15*time.Millisecond, time.Second
+	}
+	if *long != 0 {
+		r.long = *long
 	}
 	if *rounds != 0 {
 		r.rounds = *rounds

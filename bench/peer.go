@@ -24,6 +24,11 @@ type config struct {
 	callers int
 	// serverTLS and clientTLS, if set, are for calls over TLS.
 	serverTLS, clientTLS *tls.Config
+	// limit is how many handlers the server may run at a time; 0 is the peer's
+	// default.
+	limit int
+	// work, if set, is what the handler does for a worker.
+	work func()
 }
 
 // maxMessage is the largest payload that a pair must carry, in bytes.
@@ -74,6 +79,13 @@ type (
 		// twoway sends n messages while it reads as many echoes, each sent
 		// by the handler as it gets the message, and waits for the end.
 		twoway(n int, payload []byte) error
+	}
+
+	// worker makes a call whose handler does config.work, and then echoes. It fails
+	// with errRefused where the server has none to spare, and else with
+	// context.DeadlineExceeded when ctx is over.
+	worker interface {
+		work(ctx context.Context, payload []byte) error
 	}
 
 	// idler opens a two-way stream on which nothing happens, whose handler is

@@ -21,6 +21,7 @@ const (
 	gridRequests
 	gridTwoWay
 	gridWait
+	gridWork
 )
 
 const (
@@ -69,18 +70,19 @@ func newGridMesh(n int, c config) (_ *gridMesh, err error) {
 	}
 	for i, host := range m.hosts {
 		g, err := grid.NewManager(context.Background(), grid.ManagerOptions{
-			Local:     host,
-			Hosts:     m.hosts,
-			AuthFn:    func() string { return gridToken },
-			AuthToken: gridAuth,
-			TLSConfig: c.clientTLS,
-			Logger:    slog.New(slog.DiscardHandler),
+			Local:       host,
+			Hosts:       m.hosts,
+			AuthFn:      func() string { return gridToken },
+			AuthToken:   gridAuth,
+			TLSConfig:   c.clientTLS,
+			Logger:      slog.New(slog.DiscardHandler),
+			MaxHandlers: c.limit,
 		})
 		if err != nil {
 			return nil, err
 		}
 		m.managers = append(m.managers, g)
-		if err := registerGridHandlers(g); err != nil {
+		if err := registerGridHandlers(g, c); err != nil {
 			return nil, err
 		}
 		mux := http.NewServeMux()
@@ -131,12 +133,16 @@ var gridTypedHandler = grid.NewSingleHandler(gridTyped,
 	func() *gridSample { return new(gridSample) },
 ).AllowCallRequestPool(true)
 
-func registerGridHandlers(m *grid.Manager) error {
+func registerGridHandlers(m *grid.Manager, c config) error {
 	errs := []error{
 		m.RegisterSingleHandler(gridEcho, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }),
 		m.RegisterSingleHandler(gridUpload, func(b []byte) ([]byte, *grid.RemoteErr) {
 			grid.PutByteBuffer(b)
 			return nil, nil
+		}),
+		m.RegisterSingleHandler(gridWork, func(b []byte) ([]byte, *grid.RemoteErr) {
+			c.work()
+			return b, nil
 		}),
 		gridTypedHandler.Register(m, func(v *gridSample) (*gridSample, *grid.RemoteErr) {
 			v.Size++
@@ -216,6 +222,18 @@ func (c gridCaller) echo(payload []byte) error {
 func (c gridCaller) upload(payload []byte) error {
 	_, err := c.conn.SingleRequest(context.Background(), gridUpload, payload)
 	return err
+}
+
+func (c gridCaller) work(ctx context.Context, payload []byte) error {
+	b, err := c.conn.SingleRequest(ctx, gridWork, payload)
+	if errors.Is(err, grid.ErrOverloaded) {
+		return errRefused
+	}
+	if err != nil {
+		return err
+	}
+	defer grid.PutByteBuffer(b)
+	return checkEcho(len(b), len(payload))
 }
 
 func (c gridCaller) typed(v sample) error {

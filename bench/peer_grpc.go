@@ -34,7 +34,8 @@ type grpcPair struct {
 	grpcCaller
 }
 
-func newGRPCPair(c config) (_ *grpcPair, err error) {
+// newGRPCPair has no use for a limit; options may set one.
+func newGRPCPair(c config, options ...grpc.ServerOption) (_ *grpcPair, err error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
@@ -43,11 +44,11 @@ func newGRPCPair(c config) (_ *grpcPair, err error) {
 	if c.serverTLS != nil {
 		serverCreds, clientCreds = credentials.NewTLS(c.serverTLS), credentials.NewTLS(c.clientTLS)
 	}
-	p := &grpcPair{server: grpc.NewServer(
+	p := &grpcPair{server: grpc.NewServer(append(options,
 		grpc.Creds(serverCreds),
 		grpc.MaxRecvMsgSize(pbMaxMessage),
 		grpc.WaitForHandlers(true), // when it stops
-	)}
+	)...)}
 	echopb.RegisterBenchServer(p.server, grpcServer{})
 	go p.server.Serve(l)
 	defer func() {

@@ -27,6 +27,7 @@ func (r *report) writeLines(w io.Writer) error {
 	for _, f := range r.Figures {
 		fmt.Fprintf(&b, "figure %s %s %s\n", f.Name, plain(f.Value), f.Unit)
 	}
+	r.overloadRatios(&b)
 	_, err := w.Write(b.Bytes())
 	return err
 }
@@ -51,6 +52,7 @@ var about = map[string][2]string{
 	"stream-twoway":    {"Two-way streams", "Ten messages of 512 bytes, each of which the handler sends back. The time is that of the whole stream. A column is a number of callers."},
 	"stream-long":      {"A long stream", "One two-way stream with as many messages as the column says. The time is that of one message there and back."},
 	"mixed":            {"Small calls next to bulk", "How long small calls take, one due every millisecond, while payloads of 16 MiB go the same way without a pause; and how much of these gets through (bulk). p99.9 is that of the calls of all rounds together."},
+	"overload":         {"Overload", overloadAbout},
 	"idle":             {"What idle connections and streams cost", "Live heap with stacks, and goroutines. For a connection (conn) they are those of one end; for a stream on which nothing happens, those of both ends together. grid's connections are those of a mesh of 32, and what its managers and servers need is counted with them; those of the others are 64 pairs, each with a server of its own (for NATS a whole broker), over which one call was made. There are 10,000 streams of grid and grpc, 1,000 of the others."},
 	"mesh":             {"Meshes", "Servers in one process, so that more of them share the same cores. On each, 4 goroutines call each other server, so that every link has the same load. A column is a number of servers, and its value the calls per second of all together; *n*-of-4 is that by the value of 4 servers."},
 	"mesh-spread":      {"Meshes with a fixed load", "The same with 64 callers in all, each of which calls between another pair of servers each time: the more links there are, the fewer calls share one write."},
@@ -108,6 +110,10 @@ func (r *report) writeMarkdown(w io.Writer) error {
 	r.writeAllocs(b)
 	for _, group := range r.groups() {
 		section(group)
+		if group == "overload" {
+			r.writeOverload(b)
+			continue
+		}
 		r.writeTable(b, r.columns(group), func(peer, column string) string {
 			if f := r.figure(group, column, peer); f != nil {
 				return amount(f.Value, f.Unit)

@@ -105,6 +105,18 @@ func fullReport() *report {
 		figure("mixed/p99.9/"+p.name, 2.1+0.5*float64(i*i), "ms")
 		figure("mixed/bulk/"+p.name, 1500-90*float64(i), "MB/s")
 	}
+	for i, l := range overloadLooks {
+		figure("overload/capacity/"+l.name, 9000-200*float64(i), "calls/s")
+		for j, load := range overloadNames() {
+			figure("overload/"+load+"-accepted/"+l.name, (9000-200*float64(i))*min(overloadLoads[j], 1)/(1+float64(i*j*j)/9), "calls/s")
+			figure("overload/"+load+"-p99/"+l.name, 5*math.Pow(2, float64(j))*float64(i+1), "ms")
+		}
+		figure("overload/of-peak/"+l.name, 0.93-0.2*float64(i), "ratio")
+	}
+	figure("overload/long-time/grid", 60, "s")
+	figure("overload/long-accepted/grid", 8800, "calls/s")
+	figure("overload/long-growth/grid", 1.01, "ratio")
+	figure("overload/long-recovery/grid", 100, "ms")
 	for _, p := range peers {
 		figure("idle/conn-heap/"+p.name, p.heap, "bytes")
 		figure("idle/conn-goroutines/"+p.name, 2, "goroutines")
@@ -186,6 +198,9 @@ func TestReportMarkdown(t *testing.T) {
 		"## Allocations\n", "|  | unary | typed | stream-responses | stream-requests | stream-twoway | tls |\n",
 		"| **grid** | 3.71, 867 B |",
 		"|  | p50 | p99 | p99.9 | bulk |\n", "| **grid** | 90.0 µs | 900 µs | 2.10 ms | 1.50 GB/s |",
+		"| **grid** | MaxHandlers; a call beyond is refused at once | 9.00k | 0.930 | – | – |\n",
+		"| **grid** | 4 | 9.00k | – | – | – | – | 40.0 ms | – | – | – |\n| **grid** | 2 for 60 s | 8.80k |",
+		"Over the 60 s of twice the capacity grid's live memory at the end was 1.01 times that in the middle",
 		"| grpc | 66.4 KiB | 2 | 5.08 KiB | 1 | – |\n",
 		"|  | 2 | 4 | 8 | 16 | 32 | 2-of-4 |", "| 410k calls/s |",
 		"## something\n\n|  | else |\n| --- | ---: |\n| grpc | 12.5 widgets |\n",
@@ -203,7 +218,7 @@ func TestReportMarkdown(t *testing.T) {
 		linked = append(linked, m[1])
 		checkSVG(t, filepath.Join(dir, m[1]))
 	}
-	want := []string{"grpc.svg", "unary.svg", "payload.svg", "streams.svg", "mixed.svg", "idle.svg", "mesh.svg"}
+	want := []string{"grpc.svg", "unary.svg", "payload.svg", "streams.svg", "mixed.svg", "overload.svg", "idle.svg", "mesh.svg"}
 	if !slices.Equal(linked, want) {
 		t.Errorf("links to %q, want %q", linked, want)
 	}

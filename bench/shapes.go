@@ -61,6 +61,7 @@ var shapes = []shape{
 			op: streamOf(func(s streamer, payload []byte) error { return s.twoway(n, payload) })})
 	}},
 	{"mixed", (*run).mixed},
+	{"overload", (*run).overload},
 	{"idle", (*run).idle},
 	{"mesh", (*run).mesh},
 	{"hosts", (*run).hosts},
