@@ -14,13 +14,19 @@ type budget struct {
 
 // take adds n bytes. It fails, and adds nothing, where they are too many; what comes
 // alone never is.
-func (b *budget) take(n int) error {
+func (b *budget) take(n int) error { return b.takeBeyond(n, 0) }
+
+// takeAround is take for what is around a message that was taken: one of just the
+// limit fits.
+func (b *budget) takeAround() error { return b.takeBeyond(messageCost, messageCost) }
+
+func (b *budget) takeBeyond(n int, slack int64) error {
 	if b == nil || n == 0 {
 		return nil
 	}
-	if used := b.used.Add(int64(n)); used > b.limit && used > int64(n) {
+	if used := b.used.Add(int64(n)); used > b.limit+slack && used > int64(n) {
 		b.put(n)
-		return overloadedf("%d bytes would be kept for this host, MaxHostBytes is %d", used, b.limit)
+		return overloadedf("MaxHostBytes", "%d bytes would be kept for this host, MaxHostBytes is %d", used, b.limit)
 	}
 	return nil
 }
@@ -44,7 +50,7 @@ type rate struct {
 
 // due tells whether it may happen once more, at a time in Unix nanoseconds.
 func (r *rate) due(now int64) bool {
-	if now-r.began >= int64(time.Second) {
+	if now < r.began || now-r.began >= int64(time.Second) { // also when the clock is set back
 		r.began, r.n = now, 0
 	}
 	r.n++

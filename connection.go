@@ -37,8 +37,11 @@ type Connection struct {
 	state      stateMachine
 	errors     errorLog // of connections that were lost or could not be made
 	refused    errorLog // of handshakes that were refused, perhaps beside a connection
-	limits     errorLog // of limits that were reached
 	departures errorLog // of peers that shut down
+
+	limitsMu sync.Mutex
+	limits   map[string]*errorLog // of limits that were reached, by option
+
 	// unknownOps are those that were logged, a bit each.
 	unknownOps [4]atomic.Uint64
 	stats      connectionCounters
@@ -63,6 +66,7 @@ func newConnection(m *Manager, remote string) *Connection {
 		caller:   RemoteClient{Name: remote},
 		closing:  m.closing,
 		draining: &m.draining,
+		limits:   make(map[string]*errorLog),
 		kept:     budget{limit: int64(m.opts.MaxHostBytes)},
 	}
 	c.handlerSlots.init("handlers", "MaxHandlers", m.opts.MaxHandlers, nil)
@@ -228,7 +232,6 @@ func (c *Connection) take(s *session) error {
 		// or this the shutdown.
 		if c.draining.Load() {
 			c.mu.Unlock()
-			s.close(errShuttingDown)
 			return rejectf("%v", errShuttingDown)
 		}
 		// The session is there before the state says so to those who wait.
@@ -236,7 +239,6 @@ func (c *Connection) take(s *session) error {
 		if !c.state.set(StateConnected) {
 			c.session.Store(old)
 			c.mu.Unlock()
-			s.close(errClosed)
 			return rejectf("%v", errClosed)
 		}
 		c.stats.connected(s.began)
@@ -356,8 +358,9 @@ func (c *Connection) keepDialling(ctx context.Context) {
 func (c *Connection) dial(ctx context.Context) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.HandshakeTimeout)
 	defer cancel()
+	token := c.opts.token()
 	ws, err := wsconn.Dial(ctx, c.opts.dialURL(c.remote), wsconn.DialOptions{
-		Token:    c.opts.token(),
+		Token:    token,
 		Dial:     c.opts.Dialer,
 		TLS:      c.opts.TLSConfig,
 		Limit:    handshakeLimit,
@@ -367,7 +370,7 @@ func (c *Connection) dial(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	s, err := handshake(ctx, ws, func() (*session, error) {
-		s, err := c.greet(ws)
+		s, err := c.greet(ws, token)
 		if err == nil {
 			err = c.take(s)
 		}
@@ -408,7 +411,7 @@ func handshake(ctx context.Context, ws *wsconn.Conn, f func() (*session, error))
 
 // fault logs what went wrong, the first time and then once an hour.
 func (c *Connection) fault(what string, err error) {
-	if c.isClosing() {
+	if c.isClosing() || c.draining.Load() {
 		return
 	}
 	c.stats.fault(err)
@@ -425,9 +428,21 @@ func (c *Connection) refusal(addr string, err error) {
 	c.refused.warn(c.log.With("addr", addr), "grid: handshake failed", err)
 }
 
-// overload logs that a limit was reached, the first time and then once an hour.
+// overload logs that a limit was reached: of each the first time, and then once an
+// hour.
 func (c *Connection) overload(err error) {
-	c.limits.warn(c.log, "grid: limit reached", err)
+	var limit *limitError
+	if !errors.As(err, &limit) {
+		return
+	}
+	c.limitsMu.Lock()
+	log := c.limits[limit.option]
+	if log == nil {
+		log = new(errorLog)
+		c.limits[limit.option] = log
+	}
+	c.limitsMu.Unlock()
+	log.warn(c.log, "grid: limit reached", err)
 }
 
 func (c *Connection) isClosing() bool {

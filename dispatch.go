@@ -99,6 +99,7 @@ type singleTask struct {
 	id       uint64
 	handler  HandlerID
 	fn       SingleHandlerFn
+	panics   *errorLog
 	payload  arrived
 	deadline time.Time // zero for none
 }
@@ -145,7 +146,7 @@ func (s *session) payload(m *message) (arrived, error) {
 // startRequest queues a request that is complete, and has a slot.
 func (s *session) startRequest(m *message, h handler, payload arrived, deadline time.Time) {
 	t := singleTasks.Get().(*singleTask)
-	*t = singleTask{s: s, id: m.MuxID, handler: m.Handler, fn: h.single, payload: payload, deadline: deadline}
+	*t = singleTask{s: s, id: m.MuxID, handler: m.Handler, fn: h.single, panics: h.panics, payload: payload, deadline: deadline}
 	s.tasks = append(s.tasks, t)
 }
 
@@ -158,8 +159,9 @@ func (t *singleTask) run() {
 	payload, kept := t.payload.claim()
 	var resp []byte
 	result := errHandlerExited // stays if the handler ends its goroutine
+	expired := s.passed(t.deadline)
 	defer func() {
-		result = handlerResult(recover(), result, t.handler, s.logger())
+		result = handlerResult(recover(), result, t.handler, s.logger(), t.panics)
 		kept.release()
 		buf := resp
 		resp = nil // nothing here must hold what respond gives back
@@ -174,7 +176,7 @@ func (t *singleTask) run() {
 		default:
 			m.setPayload(buf)
 		}
-		if s.passed(t.deadline) {
+		if expired || s.passed(t.deadline) {
 			PutByteBuffer(buf)
 		} else {
 			s.respond(&m, buf)
@@ -183,7 +185,7 @@ func (t *singleTask) run() {
 		singleTasks.Put(t)
 		m.freeSlot() // where nothing was sent
 	}()
-	if s.passed(t.deadline) {
+	if expired {
 		// Nobody waits any more: under overload, work for them is at the cost of
 		// those who do.
 		PutByteBuffer(payload)
@@ -207,7 +209,7 @@ func (s *session) respond(m *message, buf []byte) {
 	if err := kept.budget.take(kept.bytes); err != nil {
 		s.overload(err)
 		kept.bytes = 0
-		e := muxConnectError{Error: fmt.Sprintf("%v; the answer of %d bytes was dropped", err, len(m.Payload))}
+		e := muxConnectError{Error: answerDropped(err).Error()}
 		m.Op, m.Flags = opMuxConnectError, flagEOF
 		m.Payload, _ = e.MarshalMsg(nil)
 		PutByteBuffer(buf)
@@ -219,6 +221,9 @@ func (s *session) respond(m *message, buf []byte) {
 	kept.release()
 }
 
+// answerDropped is err, of a limit, for a call whose handler has run.
+func answerDropped(err error) error { return fmt.Errorf("%w; the answer was dropped", err) }
+
 func (s *session) onResponse(m *message) error {
 	if m.Flags&flagMore != 0 {
 		err := s.calls.extend(m.MuxID, func(parts **assembly) error {
@@ -227,7 +232,7 @@ func (s *session) onResponse(m *message) error {
 		})
 		if errors.Is(err, ErrOverloaded) {
 			s.overload(err)
-			s.calls.answer(m.MuxID, answer{err: err})
+			s.calls.answer(m.MuxID, answer{err: answerDropped(err)})
 			return nil
 		}
 		return err
@@ -253,7 +258,7 @@ func (s *session) onResponse(m *message) error {
 	switch {
 	case errors.Is(err, ErrOverloaded):
 		s.overload(err)
-		c.answer(answer{err: err})
+		c.answer(answer{err: answerDropped(err)})
 		return nil
 	case err != nil:
 		c.answer(answer{err: disconnected(err)}) // as all others will hear
@@ -345,7 +350,7 @@ func noHandlerText(kind string, m *message, otherKind bool) string {
 // admit takes a slot for a handler, or says why there is none.
 func (s *session) admit(m *message, slot *slots) error {
 	if full := slot.acquire(); full != nil {
-		err := overloadedf("handler %d refused: %d %s are running for this host, the limit of %s", m.Handler, full.limit, full.what, full.option)
+		err := overloadedf(full.option, "handler %d refused: %d %s are running for this host, the limit of %s", m.Handler, full.limit, full.what, full.option)
 		s.overload(err)
 		return err
 	}
@@ -453,7 +458,7 @@ func (a *answeredIDs) due(id uint64) bool {
 
 func (s *session) onPing(m *message) error {
 	if !s.pings.due(s.now.UnixNano()) {
-		s.overload(overloadedf("pings dropped: there were %d in a second, the limit of MaxPings", s.opts.MaxPings))
+		s.overload(overloadedf("MaxPings", "pings dropped: there were %d in a second, the limit of MaxPings", s.opts.MaxPings))
 		if m.MuxID != 0 {
 			s.toServer(m, (*muxServer).onUnansweredPing)
 		}

@@ -38,8 +38,9 @@ var (
 
 	// ErrOverloaded is a call or stream that was refused because a limit of
 	// [ManagerOptions] was reached, wrapped with which one it was. Most often the
-	// remote has refused it; then it is a [RemoteErr] as well. The handler of a
-	// refused call has not run, unless the text says that its answer was dropped.
+	// remote has refused it; then it is a [RemoteErr] as well, which [errors.As]
+	// finds. The handler of a refused call has not run, unless the text says that
+	// its answer was dropped.
 	//
 	// It also ends a stream that is under way, on both sides, if more waits in it
 	// than may.
@@ -53,8 +54,8 @@ var (
 // RemoteErr is an error that came from the remote side: what a handler
 // returned, or the remote's reason for not running one. It travels as its text.
 //
-// A call returns it as *RemoteErr. [errors.As] finds it with a *RemoteErr or a
-// RemoteErr as the target. [errors.Is] compares the text, so a remote's answer
+// A call returns it as *RemoteErr, wrapped if it is [ErrOverloaded] as well.
+// [errors.As] finds it with a *RemoteErr or a RemoteErr as the target. [errors.Is] compares the text, so a remote's answer
 // can be told by the sentinel that its handler returned; local conditions are
 // excepted: a RemoteErr never is one of the errors of this package,
 // [context.Canceled] or [context.DeadlineExceeded], whatever its text.
@@ -129,9 +130,16 @@ func tooLargeError(size, limit int) error {
 	return fmt.Errorf("%w: payload of %d bytes, MaxMessageSize is %d bytes", ErrMessageTooLarge, size, limit)
 }
 
-func overloadedf(format string, a ...any) error {
-	return fmt.Errorf("%w: %s", ErrOverloaded, fmt.Sprintf(format, a...))
+// overloadedf is an error of a limit, an option of ManagerOptions.
+func overloadedf(option, format string, a ...any) error {
+	return &limitError{option, fmt.Sprintf(format, a...)}
 }
+
+// limitError is ErrOverloaded on the side whose limit it was.
+type limitError struct{ option, text string }
+
+func (e *limitError) Error() string        { return ErrOverloaded.Error() + ": " + e.text }
+func (e *limitError) Is(target error) bool { return target == ErrOverloaded }
 
 // refusal is what the remote has said for itself, rather than one of its handlers.
 // If it was an overloadedf there, it is [ErrOverloaded] here; a handler's text never

@@ -96,11 +96,11 @@ func TestFragmentedRequestAndResponseOnTheWire(t *testing.T) {
 			payload := mixed(size)
 			ctx, cancel := context.WithTimeout(r.Context(), 1500*time.Millisecond)
 			done := make(chan outcome, 1)
+			id := r.conn.lastMux.Load() + 1
 			go func() {
 				b, err := r.conn.Subroute("a").SingleRequest(ctx, 50, payload)
 				done <- outcome{b, err}
 			}()
-			id := r.conn.lastMux.Load() + 1
 			r.expectFragments(rawMsg{
 				MuxID: id, DeadlineMS: 1500, Handler: 50, Op: rawOpRequest, Flags: crcEOF | rawFlagSubroute,
 				Payload: payload, Subroute: rawSubrouteID(50, "a"),
@@ -139,6 +139,7 @@ func TestFragmentedStreamThatTheNodeOpensOnTheWire(t *testing.T) {
 		for _, size := range wireSizes {
 			payload := mixed(size)
 			opened := make(chan *Stream, 1)
+			id := r.conn.lastMux.Load() + 1
 			go func() {
 				st, err := r.conn.NewStream(r.Context(), 50, payload)
 				if err != nil {
@@ -146,7 +147,6 @@ func TestFragmentedStreamThatTheNodeOpensOnTheWire(t *testing.T) {
 				}
 				opened <- st
 			}()
-			id := r.conn.lastMux.Load() + 1
 			seq := r.expectFragments(rawMsg{MuxID: id, Handler: 50, Op: rawOpConnectMux, Flags: rawFlagCRC, Payload: payload})
 			r.quiet()
 			require.Empty(r, opened, "before the ack")

@@ -14,7 +14,8 @@ import (
 // It owns payload, and may keep it, return it, or give it to [PutByteBuffer].
 // The buffer that it returns is grid's from then on; nil and empty arrive as
 // such. A non-nil error is what the caller gets, as *[RemoteErr]; the buffer is
-// ignored then. A panic is answered with an error.
+// ignored then. A panic is answered with an error, and logged with its stack: of each
+// handler the first, and then one an hour.
 //
 // It never runs on the goroutine that reads the connection, so it may block, and
 // it runs concurrently with others.
@@ -64,6 +65,7 @@ type streamEntry struct {
 	serve                   func(m *muxServer)
 	subroute                string
 	outCapacity, inCapacity int
+	panics                  errorLog
 }
 
 // newStreamEntry checks the capacities and fills in their defaults.
@@ -103,6 +105,7 @@ type registry struct {
 type handler struct {
 	single SingleHandlerFn
 	stream *streamEntry
+	panics *errorLog // of a single handler
 }
 
 // handlerTable is never changed once it is published.
@@ -173,7 +176,7 @@ func (m *Manager) RegisterSingleHandler(id HandlerID, h SingleHandlerFn, subrout
 	if err != nil {
 		return err
 	}
-	return m.handlers.add(id, route, handler{single: h})
+	return m.handlers.add(id, route, handler{single: h, panics: new(errorLog)})
 }
 
 // RegisterStreamingHandler makes h serve streams to id. It may be called at any

@@ -39,8 +39,9 @@ func (e *rejectedError) Error() string { return "handshake rejected: " + e.reaso
 
 func rejectf(format string, a ...any) error { return &rejectedError{fmt.Sprintf(format, a...)} }
 
-// greet is the dialler's side of the handshake. The socket has a deadline.
-func (c *Connection) greet(ws *wsconn.Conn) (*session, error) {
+// greet is the dialler's side of the handshake. The socket has a deadline. sent is the
+// token that the peer has had already.
+func (c *Connection) greet(ws *wsconn.Conn, sent string) (*session, error) {
 	req := connectReq{ID: c.localID, Host: c.local, Time: time.Now(), Token: c.opts.token(), Caps: ourCaps}
 	payload, err := req.MarshalMsg(nil)
 	if err != nil {
@@ -54,7 +55,7 @@ func (c *Connection) greet(ws *wsconn.Conn) (*session, error) {
 		return nil, fmt.Errorf("handshake: %w", err)
 	}
 	if !resp.Accepted {
-		return nil, rejectf("%s", clipTo(wsconn.Redact(resp.RejectedReason, req.Token), maxReason))
+		return nil, rejectf("%s", clipTo(redact(resp.RejectedReason, req.Token, sent), maxReason))
 	}
 	return newSession(c, ws, resp.ID, resp.Caps), nil
 }
@@ -107,20 +108,28 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, r *http.Request
 		return c, rejectf("clocks differ by %v, more than %v", skew.Abs(), maxClockSkew)
 	}
 	if err := a.busy(func() error { return m.opts.validate(req.Token) }); err != nil {
-		return c, rejectf("invalid token: %s", wsconn.Redact(err.Error(), req.Token))
+		return c, rejectf("invalid token: %s", redact(err.Error(), req.Token, bearerToken(r)))
 	}
 	if c.dials {
 		return c, rejectf("%s is to be dialled by %s, not the reverse", c.remote, c.local)
 	}
 	if m.opts.VerifyPeer != nil {
 		if err := a.busy(func() error { return m.opts.VerifyPeer(c.remote, r) }); err != nil {
-			return c, rejectf("%s is not accepted: %v", c.remote, err)
+			return c, rejectf("%s is not accepted: %s", c.remote, redact(err.Error(), req.Token, bearerToken(r)))
 		}
 	}
 	if m.draining.Load() {
 		return c, rejectf("%v", errShuttingDown)
 	}
 	return c, nil
+}
+
+// redact takes tokens out of a text that may repeat them, and that is for a log.
+func redact(text string, tokens ...string) string {
+	for _, t := range tokens {
+		text = wsconn.Redact(text, t)
+	}
+	return text
 }
 
 // writeHandshake sends a message of the handshake, which has no checksum.

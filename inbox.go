@@ -44,7 +44,8 @@ type inbox struct {
 	parts *assembly // what has arrived of the next message
 
 	bytes  int     // that wait, or are held
-	held   []int32 // sizes of the messages that are held
+	held   []int32 // sizes of the messages that are held, -1 for those that do not count any more
+	holder holder  // who holds them
 	budget *budget // that they were taken of; nil once they do not count any more
 
 	credits int // held by the sender
@@ -79,8 +80,8 @@ func (b *inbox) gather(g gatherer, m *message) (failure, err error) {
 			return err, nil
 		}
 	}
-	if n := b.bytes + len(m.Payload); b.bytes > 0 && b.maxBytes > 0 && n > b.maxBytes {
-		return overloadedf("%d bytes would wait in a stream, MaxStreamBytes is %d", n, b.maxBytes), nil
+	if err := b.roomLocked(len(m.Payload)); err != nil {
+		return err, nil
 	}
 	msg, whole, err := g.gather(&b.parts, m)
 	switch {
@@ -90,6 +91,50 @@ func (b *inbox) gather(g gatherer, m *message) (failure, err error) {
 		return nil, err
 	}
 	return b.pushLocked(msg), nil
+}
+
+// roomLocked fails if n bytes more are too many to wait. Where nothing waits they never
+// are.
+func (b *inbox) roomLocked(n int) error {
+	if b.maxBytes == 0 {
+		return nil
+	}
+	if b.parts != nil {
+		n += b.parts.size
+	}
+	if b.bytes+n > b.maxBytes {
+		b.recountLocked()
+	}
+	if n += b.bytes; n > b.maxBytes && b.bytes > 0 {
+		return overloadedf("MaxStreamBytes", "%d bytes would wait in a stream, MaxStreamBytes is %d", n, b.maxBytes)
+	}
+	return nil
+}
+
+// recount finds out which of the messages that are held have been taken.
+func (b *inbox) recount() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.recountLocked()
+}
+
+func (b *inbox) recountLocked() {
+	if len(b.held) == 0 || b.holder == nil {
+		return
+	}
+	for i := range max(len(b.held)-b.holder.holds(), 0) {
+		if b.held[i] >= 0 {
+			b.takenLocked(int(b.held[i]))
+			b.held[i] = -1 // passed will find it counted
+		}
+	}
+}
+
+// holder is a consumer that passes messages on.
+type holder interface {
+	// holds is how many messages it has that were not taken. It is called with
+	// the inbox's lock held.
+	holds() int
 }
 
 // push adds a message, which is the inbox's from then on. It fails where the
@@ -109,7 +154,7 @@ func (b *inbox) pushLocked(msg arrived) error {
 		msg.drop()
 		return err
 	}
-	if err := msg.budget.take(messageCost); err != nil {
+	if err := msg.budget.takeAround(); err != nil {
 		msg.drop()
 		return err
 	}
@@ -211,6 +256,13 @@ func (b *inbox) take() (msg arrived, grant int, ok, ended bool, err error) {
 	return msg, grant, ok, ended, err
 }
 
+// setHolder says who calls hold.
+func (b *inbox) setHolder(h holder) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.holder = h
+}
+
 // hold is take for a consumer that has to pass the message on first: it counts
 // as taken, and its credit is due, when that calls passed.
 func (b *inbox) hold() (msg arrived, ok, ended bool, err error) {
@@ -235,7 +287,9 @@ func (b *inbox) passed(n int, keepsUp bool) (grant int) {
 	defer b.mu.Unlock()
 	for range n {
 		if len(b.held) > 0 { // else dropped meanwhile
-			b.takenLocked(int(b.held[0]))
+			if b.held[0] >= 0 {
+				b.takenLocked(int(b.held[0]))
+			}
 			b.held = slices.Delete(b.held, 0, 1)
 		}
 		grant += b.grantLocked(keepsUp)

@@ -178,6 +178,7 @@ func (s *session) tick() {
 		if m.in.isLate(now, s.opts.MessageTimeout) {
 			m.fail(lateMessageError(s.opts.MessageTimeout))
 		}
+		m.in.recount()
 		m.tick(now, progress, s.opts.StreamPingInterval)
 	}
 	for _, o := range s.openings.all(nil) {

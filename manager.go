@@ -22,17 +22,18 @@ type Manager struct {
 	ID uuid.UUID
 
 	// Set once.
-	opts     *ManagerOptions
-	conns    map[string]*Connection
-	targets  []string
-	handlers registry
-	ctx      context.Context // ends with the manager
-	cancel   context.CancelFunc
-	closing  <-chan struct{} // of ctx
-	unwatch  func() bool     // ends the watch on the context of NewManager
-	draining atomic.Bool     // set by Shutdown
-	unknown  errorLog        // handshakes of hosts that are not known
-	incoming incoming
+	opts      *ManagerOptions
+	conns     map[string]*Connection
+	targets   []string
+	handlers  registry
+	ctx       context.Context // ends with the manager
+	cancel    context.CancelFunc
+	closing   <-chan struct{} // of ctx
+	unwatch   func() bool     // ends the watch on the context of NewManager
+	draining  atomic.Bool     // set by Shutdown
+	unknown   errorLog        // handshakes of hosts that are not known
+	forbidden errorLog        // upgrades that were refused
+	incoming  incoming
 
 	mu     sync.Mutex // guards closed, so that nothing starts after Close waits
 	closed bool
@@ -112,7 +113,7 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 		}
 		defer a.leave()
 		if err := a.busy(func() error { return m.authorise(r, authReq) }); err != nil {
-			m.opts.Logger.Debug("grid: upgrade refused", "local", m.opts.Local, "addr", r.RemoteAddr, "error", err)
+			m.forbidden.warn(m.opts.Logger.With("local", m.opts.Local, "addr", r.RemoteAddr), "grid: upgrade refused", err)
 			http.Error(w, "grid: forbidden", http.StatusForbidden)
 			return
 		}
@@ -136,28 +137,30 @@ func unavailable(w http.ResponseWriter, reason error) {
 
 // authorise returns why a request is refused.
 func (m *Manager) authorise(r *http.Request, authReq []func(*http.Request) error) error {
-	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !ok {
-		token = ""
-	}
-	if len(authReq) == 0 {
-		return withoutSecret(m.opts.validate(token), token)
-	}
-	for _, check := range authReq {
-		if err := check(r); err != nil {
-			return withoutSecret(err, token)
+	check := func() error { return m.opts.validate(bearerToken(r)) }
+	if len(authReq) > 0 {
+		check = func() error {
+			for _, f := range authReq {
+				if err := f(r); err != nil {
+					return err
+				}
+			}
+			return nil
 		}
+	}
+	if err := check(); err != nil {
+		return errors.New(redact(err.Error(), bearerToken(r)))
 	}
 	return nil
 }
 
-// withoutSecret makes sure that an error of the application's does not repeat a
-// token that is not for the log.
-func withoutSecret(err error, token string) error {
-	if err == nil {
-		return nil
+// bearerToken is the token of a request, empty for none.
+func bearerToken(r *http.Request) string {
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		return ""
 	}
-	return errors.New(wsconn.Redact(err.Error(), token))
+	return token
 }
 
 // accept upgrades a request and performs the handshake. It returns nil if that

@@ -19,8 +19,9 @@ const (
 	// tokenLife is how long a token is good, and how far ahead of this host's
 	// clock it may be dated.
 	tokenLife = 5 * time.Minute
-	// maxNonces bounds the memory for the tokens that were used: at 5 s between
-	// two attempts, that is a thousand hosts which are refused again and again.
+	// maxNonces bounds the memory for the tokens that were used: with two for each
+	// attempt, and 5 s between these, that is 500 hosts which are refused again and
+	// again.
 	maxNonces = 1 << 17
 
 	nonceSize = 16
@@ -85,6 +86,8 @@ type secret struct {
 	// tokenLife.
 	seen map[int64]map[[nonceSize]byte]struct{}
 	n    int
+	// forgotten is the latest unit that is not in seen any more.
+	forgotten int64
 }
 
 func (s *secret) mac(key, signed []byte) []byte {
@@ -144,9 +147,13 @@ func (s *secret) use(now time.Time, made int64, nonce [nonceSize]byte) error {
 		if (at+2)*unit <= now.Unix() { // even its last one is too old
 			s.n -= len(nonces)
 			delete(s.seen, at)
+			s.forgotten = max(s.forgotten, at)
 		}
 	}
 	at := made / unit
+	if at <= s.forgotten {
+		return errTokenTime // by a clock that was set back
+	}
 	if _, ok := s.seen[at][nonce]; ok {
 		return errTokenUsed
 	}

@@ -2,9 +2,12 @@ package grid
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"sync/atomic"
+	"time"
 
 	"github.com/gridrpc/grid/internal/bytepool"
 )
@@ -20,12 +23,13 @@ func serveStream[In, Out any](m *muxServer, noInput chan In, decode func([]byte)
 	p := &streamPump[In, Out]{m: m, out: out, decode: decode, encode: encode}
 	if m.hasInput {
 		in = make(chan In, m.inBuffer())
-		p.in = in
+		p.in, p.given = in, in
+		m.in.setHolder(p)
 	}
 	m.host.start(p)
 
 	defer close(m.returned)
-	defer func() { m.result = handlerResult(recover(), m.result, m.handlerID, m.host.logger()) }()
+	defer func() { m.result = handlerResult(recover(), m.result, m.handlerID, m.host.logger(), &m.handler.panics) }()
 	m.result = errHandlerExited // stays if the handler ends its goroutine
 	payload, kept := m.payload.claim()
 	m.payload = arrived{}
@@ -61,11 +65,17 @@ const maxOutBuffer = 64
 var errHandlerExited = NewRemoteErrString("handler ended its goroutine")
 
 // handlerResult makes a panic of a handler its result.
-func handlerResult(recovered any, result *RemoteErr, id HandlerID, log *slog.Logger) *RemoteErr {
+func handlerResult(recovered any, result *RemoteErr, id HandlerID, log *slog.Logger, panics *errorLog) *RemoteErr {
 	if recovered == nil {
 		return result
 	}
-	log.Error("grid: handler panicked", "handler", id, "panic", recovered, "stack", string(debug.Stack()))
+	// A peer that can provoke one must not fill the log with stacks.
+	if n, ok := panics.due(time.Now()); ok {
+		if n > 0 {
+			log = log.With("suppressed", n)
+		}
+		log.Error("grid: handler panicked", "handler", id, "panic", recovered, "stack", string(debug.Stack()))
+	}
 	return NewRemoteErrf("grid: handler %d panicked: %v", id, recovered)
 }
 
@@ -78,9 +88,11 @@ type streamPump[In, Out any] struct {
 	decode func([]byte) (In, error)
 	encode func(Out) ([]byte, error)
 
-	in      chan In // nil once it is closed
-	waiting int     // messages in it when it was last looked at
-	next    In      // for the handler, if hasNext
+	in      chan In     // nil once it is closed
+	given   chan In     // the same, set once
+	inHand  atomic.Bool // there is a next
+	waiting int         // messages in it when it was last looked at
+	next    In          // for the handler, if hasNext
 
 	out  <-chan Out
 	last Out // from the handler, if hasLast: it waits for a credit
@@ -94,8 +106,21 @@ type streamPump[In, Out any] struct {
 // run implements task.
 func (p *streamPump[In, Out]) run() {
 	m := p.m
+	out, finished := p.out, false
 	defer func() {
-		// Also where code of the application's has ended the goroutine.
+		if !finished {
+			// Code of the application's, a constructor or an encoder, has ended
+			// the goroutine.
+			m.abort(errPumpExited, tellReason)
+			p.closeInput()
+			for handling := true; handling; {
+				select {
+				case <-out:
+				case <-m.returned:
+					handling = false
+				}
+			}
+		}
 		if m.slot != nil {
 			m.slot.release()
 		}
@@ -114,7 +139,10 @@ func (p *streamPump[In, Out]) run() {
 	}
 	p.settle()
 	m.sendResult()
+	finished = true
 }
+
+var errPumpExited = errors.New("grid: the goroutine of the stream was ended by a constructor or an encoder")
 
 // step moves what can be moved, in either direction, or waits until something can.
 // It returns false when the handler has returned.
@@ -179,11 +207,13 @@ func (p *streamPump[In, Out]) feed() {
 // or none any more: then in is closed. Where the stream was aborted, the handler's
 // context has ended before.
 func (p *streamPump[In, Out]) fill() bool {
+	p.inHand.Store(true) // before it is held, so that it counts all the while
 	msg, ok, ended, _ := p.m.in.hold()
 	if ended {
 		p.closeInput()
 	}
 	if !ok {
+		p.inHand.Store(false)
 		return false
 	}
 	v, err := p.decode(msg.take())
@@ -192,14 +222,28 @@ func (p *streamPump[In, Out]) fill() bool {
 		p.closeInput()
 		return false
 	}
-	p.next, p.hasNext = v, true
+	p.setNext(v, true)
 	return true
 }
 
 func (p *streamPump[In, Out]) handedOn() {
 	var zero In
-	p.next, p.hasNext = zero, false
+	p.setNext(zero, false)
 	p.waiting++
+}
+
+func (p *streamPump[In, Out]) setNext(v In, has bool) {
+	p.next, p.hasNext = v, has
+	p.inHand.Store(has)
+}
+
+// holds implements holder.
+func (p *streamPump[In, Out]) holds() int {
+	n := len(p.given)
+	if p.inHand.Load() {
+		n++
+	}
+	return n
 }
 
 // account returns the credits of what the handler has taken.
@@ -239,7 +283,8 @@ func (p *streamPump[In, Out]) closeInput() {
 	}
 	close(p.in)
 	var zero In
-	p.in, p.waiting, p.next, p.hasNext = nil, 0, zero, false
+	p.in, p.waiting = nil, 0
+	p.setNext(zero, false)
 }
 
 // drain sends what it can without waiting for the handler or a credit. It tells

@@ -26,7 +26,11 @@ var (
 //
 // Nothing waits for a peer that does not read for longer than WriteTimeout, or ctx
 // if that ends first. Calling it again, or Close meanwhile, is allowed; Close ends
-// the wait.
+// the wait. A handler that calls it waits for itself, until ctx ends.
+//
+// A process that is started anew under the same name before this one has finished
+// is heard by those hosts that it dials; those that dial it do so when their old
+// connection has ended.
 func (m *Manager) Shutdown(ctx context.Context) error {
 	m.draining.Store(true)
 	for _, c := range m.conns {
@@ -51,22 +55,21 @@ const hangUpTime = time.Second
 func (m *Manager) hangUp(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, hangUpTime)
 	defer cancel()
-	var sessions []*session
+	// Under TLS, ending the sending side is a write, which may wait for the peer: it
+	// ends when the socket is closed.
+	defer context.AfterFunc(ctx, m.close)()
+	var all sync.WaitGroup
 	for _, c := range m.conns {
 		for _, s := range c.sessions() {
 			s.hungUp.Store(true) // refusals of what still arrives must not fail
-			if s.ws.CloseWrite() {
-				sessions = append(sessions, s)
-			}
+			all.Go(func() {
+				if s.ws.CloseWrite() {
+					<-s.done
+				}
+			})
 		}
 	}
-	for _, s := range sessions {
-		select {
-		case <-s.done:
-		case <-m.closing:
-		case <-ctx.Done():
-		}
-	}
+	all.Wait()
 }
 
 // waitIdle waits until no call, stream or handler is under way.

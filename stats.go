@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"cmp"
 	"sync"
 	"time"
 
@@ -102,7 +103,7 @@ func (c *Connection) Stats() ConnectionStats {
 		out, _ := s.ws.Writing()
 		st.BytesIn += in
 		st.BytesOut += out
-		st.RoundTrip = time.Duration(s.live.rtt.Load())
+		st.RoundTrip = cmp.Or(st.RoundTrip, time.Duration(s.live.rtt.Load()))
 		st.Calls += s.calls.size()
 		st.Streams += s.streams.size()
 		st.StreamsServed += s.served.size()
