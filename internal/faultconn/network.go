@@ -8,6 +8,12 @@
 // bubble of its own: a goroutine that waits for the network counts as durably
 // blocked, and deadlines go by the bubble's clock.
 //
+// # Faults
+//
+// A connection can be cut, or become half-open; it can be silent, or slow, or
+// late, or corrupt, in one direction or both; and its buffer can be tiny. What is
+// random is drawn from a seed.
+//
 // # Hosts and links
 //
 // A host of a [Network] is the name that others dial it by, such as
@@ -43,38 +49,48 @@ type Network struct {
 	// mu comes before the lock of any pipe.
 	mu          sync.Mutex
 	buffer      int
+	buffers     map[direction]int // of links, both directions, where they differ
 	dialled     int
 	listeners   map[string]*listener
 	pipes       map[*pipe]struct{}
 	partitioned map[direction]chan struct{} // both directions of a link, one channel, closed by Heal
-	stalled     map[direction]bool
+	faults      map[direction]faults        // all others
 }
-
-// direction is one way of a link.
-type direction struct{ from, to string }
-
-func (d direction) back() direction { return direction{d.to, d.from} }
 
 // NewNetwork returns a network without hosts or faults.
 func NewNetwork() *Network {
 	return &Network{
 		buffer:      DefaultBuffer,
+		buffers:     make(map[direction]int),
 		listeners:   make(map[string]*listener),
 		pipes:       make(map[*pipe]struct{}),
 		partitioned: make(map[direction]chan struct{}),
-		stalled:     make(map[direction]bool),
+		faults:      make(map[direction]faults),
 	}
 }
 
 // SetBuffer sets how many bytes each direction of a connection takes before a
 // write waits, for connections dialled from now on. It must be at least 1.
 func (n *Network) SetBuffer(bytes int) {
-	if bytes < 1 {
-		panic("faultconn: buffer below 1 byte")
-	}
+	checkBuffer(bytes)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.buffer = bytes
+}
+
+// SetLinkBuffer is SetBuffer for the link between hosts a and b alone.
+func (n *Network) SetLinkBuffer(a, b string, bytes int) {
+	checkBuffer(bytes)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	d := direction{a, b}
+	n.buffers[d], n.buffers[d.back()] = bytes, bytes
+}
+
+func checkBuffer(bytes int) {
+	if bytes < 1 {
+		panic("faultconn: buffer below 1 byte")
+	}
 }
 
 // Listen makes host addr reachable. Connections wait to be accepted without
@@ -141,15 +157,19 @@ func (n *Network) connect(d direction) (_ net.Conn, healed <-chan struct{}, _ er
 	if l == nil {
 		return nil, nil, os.NewSyscallError("connect", syscall.ECONNREFUSED)
 	}
-	p := newPipe(n.buffer, n.nearAddrLocked(d.from), l.addr)
-	p.link = d
+	limit, ok := n.buffers[d]
+	if !ok {
+		limit = n.buffer
+	}
+	p := newPipe(limit, n.nearAddrLocked(d.from), l.addr)
+	p.link, p.serial = d, uint64(n.dialled)
 	p.ended = func() {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		delete(n.pipes, p)
 	}
 	n.pipes[p] = struct{}{}
-	n.applyStallsLocked(p)
+	n.applyLocked(p)
 	l.queue = append(l.queue, &p.acceptor)
 	l.arrived.Signal()
 	return &p.dialler, nil, nil
@@ -167,62 +187,6 @@ func (n *Network) nearAddrLocked(host string) hostAddr {
 	return hostAddr(net.JoinHostPort(name, strconv.Itoa(port)))
 }
 
-// Cut resets every connection between hosts a and b, also on a stalled or
-// partitioned link: what was under way is lost, and both ends fail with
-// ECONNRESET. New ones can be dialled at once.
-func (n *Network) Cut(a, b string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	d := direction{a, b}
-	for p := range n.pipes {
-		if p.link == d || p.link == d.back() {
-			p.reset()
-		}
-	}
-}
-
-// Partition silences the link between hosts a and b as a broken network does:
-// nothing arrives in either direction, not even that the other end was closed,
-// and writes wait once the buffer is full. A dial between the two waits. [Network.Heal]
-// ends it.
-func (n *Network) Partition(a, b string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	d := direction{a, b}
-	if n.partitioned[d] != nil {
-		return
-	}
-	healed := make(chan struct{})
-	n.partitioned[d], n.partitioned[d.back()] = healed, healed
-	n.stallsChangedLocked()
-}
-
-// Heal ends a partition: what was held back arrives. It leaves stalls set by
-// [Network.Stall] as they are.
-func (n *Network) Heal(a, b string) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	d := direction{a, b}
-	healed := n.partitioned[d]
-	if healed == nil {
-		return
-	}
-	close(healed)
-	delete(n.partitioned, d)
-	delete(n.partitioned, d.back())
-	n.stallsChangedLocked()
-}
-
-// Stall holds back what host from sends to host to, or lets it go again. The
-// other direction is left alone, and connections can still be dialled, in both
-// directions.
-func (n *Network) Stall(from, to string, on bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.stalled[direction{from, to}] = on
-	n.stallsChangedLocked()
-}
-
 // Conns is the number of connection ends that nobody has closed, those that
 // wait to be accepted included: 2 for a connection in use, and still 2 after
 // it has been cut.
@@ -234,19 +198,4 @@ func (n *Network) Conns() int {
 		open += p.open()
 	}
 	return open
-}
-
-// stallsChangedLocked brings all connections up to date.
-func (n *Network) stallsChangedLocked() {
-	for p := range n.pipes {
-		n.applyStallsLocked(p)
-	}
-}
-
-func (n *Network) applyStallsLocked(p *pipe) {
-	p.stall(n.silentLocked(p.link), n.silentLocked(p.link.back()))
-}
-
-func (n *Network) silentLocked(d direction) bool {
-	return n.stalled[d] || n.partitioned[d] != nil
 }

@@ -1,7 +1,6 @@
 package faultconn
 
 import (
-	"bytes"
 	"io"
 	"net"
 	"os"
@@ -23,6 +22,7 @@ func (a hostAddr) String() string { return string(a) }
 type pipe struct {
 	dialler, acceptor end
 	link              direction // from the dialler to the acceptor
+	serial            uint64    // which connection of the network it is
 	limit             int       // bytes that a buffer takes
 	ended             func()    // called when both ends are closed
 
@@ -39,9 +39,11 @@ type end struct {
 	local, remote hostAddr
 
 	// The rest is guarded by p.mu.
-	in            bytes.Buffer // from the peer, not yet read
-	silent        bool         // nothing from the peer arrives
-	writing       bool         // a Write has its turn
+	in            flow     // from the peer
+	hangup        deadline // passes when the peer's close arrives
+	dead          bool     // has lost the connection, of which the peer is not told
+	orphaned      bool     // the peer is dead
+	writing       bool     // a Write has its turn
 	closed        bool
 	aborted       bool // closed with a reset
 	noLinger      bool
@@ -57,6 +59,11 @@ func newPipe(limit int, dialler, acceptor hostAddr) *pipe {
 	return p
 }
 
+func (p *pipe) joins(a, b string) bool {
+	d := direction{a, b}
+	return p.link == d || p.link == d.back()
+}
+
 func (p *pipe) reset() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -64,12 +71,27 @@ func (p *pipe) reset() {
 	p.changed.Broadcast()
 }
 
-// stall says which of the directions are silent: that from the dialler, and
-// that to it.
-func (p *pipe) stall(fromDialler, toDialler bool) {
+// halfOpen takes the connection from one end without a word to the other.
+func (p *pipe) halfOpen(dead *end) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.acceptor.silent, p.dialler.silent = fromDialler, toDialler
+	if !dead.orphaned {
+		dead.dead, dead.peer.orphaned = true, true
+	}
+	p.changed.Broadcast()
+}
+
+// set sets the faults of what the dialler sends, and of what it is sent.
+func (p *pipe) set(fromDialler, toDialler faults) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, e := range []*end{&p.acceptor, &p.dialler} {
+		e.in.faults = fromDialler
+		if i == 1 {
+			e.in.faults = toDialler
+		}
+		e.in.flips.set(e.in.corrupt, 2*p.serial+uint64(i))
+	}
 	p.changed.Broadcast()
 }
 
@@ -89,18 +111,21 @@ func (e *end) Read(b []byte) (int, error) {
 	e.p.mu.Lock()
 	defer e.p.mu.Unlock()
 	for {
-		switch err := e.failureLocked("read", &e.readDeadline); {
-		case err != nil:
+		if err := e.failureLocked("read", &e.readDeadline); err != nil {
 			return 0, e.opError("read", err)
-		case len(b) == 0:
+		}
+		if len(b) == 0 {
 			return 0, nil
-		case e.silent:
-		case e.in.Len() > 0:
-			n, _ := e.in.Read(b) // fails only when empty
-			e.p.changed.Broadcast()
-			return n, nil
-		case e.peer.closed:
-			return 0, io.EOF
+		}
+		if !e.orphaned {
+			if n := e.in.readable(&e.p.changed); n > 0 {
+				n = e.in.read(b[:min(n, len(b))])
+				e.p.changed.Broadcast()
+				return n, nil
+			}
+			if e.in.buf.Len() == 0 && e.peerGoneLocked() {
+				return 0, io.EOF
+			}
 		}
 		e.p.changed.Wait()
 	}
@@ -120,7 +145,7 @@ func (e *end) Write(b []byte) (n int, _ error) {
 	}()
 	for {
 		err := e.failureLocked("write", &e.writeDeadline)
-		if err == nil && e.peer.closed && !e.silent && !e.peer.silent {
+		if err == nil && e.peerGoneLocked() && !e.peer.in.silent {
 			err = os.NewSyscallError("write", syscall.EPIPE)
 		}
 		if err != nil {
@@ -128,8 +153,8 @@ func (e *end) Write(b []byte) (n int, _ error) {
 		}
 		if mine || !e.writing {
 			mine, e.writing = true, true
-			if k := min(len(b)-n, e.p.limit-e.peer.in.Len()); k > 0 {
-				e.peer.in.Write(b[n : n+k])
+			if k := min(len(b)-n, e.p.limit-e.peer.in.buf.Len()); k > 0 {
+				e.peer.in.send(b[n : n+k])
 				n += k
 				e.p.changed.Broadcast()
 			}
@@ -146,13 +171,16 @@ func (e *end) failureLocked(call string, d *deadline) error {
 	switch {
 	case e.closed:
 		return net.ErrClosed
-	case e.p.cut, e.peer.aborted && !e.silent:
+	case e.p.cut, e.dead, e.peer.aborted && e.peerGoneLocked():
 		return os.NewSyscallError(call, syscall.ECONNRESET)
 	case d.passed:
 		return os.ErrDeadlineExceeded
 	}
 	return nil
 }
+
+// peerGoneLocked tells whether the peer's close has arrived.
+func (e *end) peerGoneLocked() bool { return e.hangup.passed && !e.in.silent && !e.orphaned }
 
 // Close ends the connection: the peer reads what it was sent, then io.EOF, and
 // its writes fail with EPIPE.
@@ -172,9 +200,17 @@ func (e *end) shut() (last bool, _ error) {
 	}
 	e.closed = true
 	e.aborted = e.noLinger
-	e.in = bytes.Buffer{}
+	e.in.drop()
 	e.readDeadline.stop()
 	e.writeDeadline.stop()
+	e.hangup.stop()
+	if !e.peer.closed {
+		at := e.peer.in.arrival()
+		if at.IsZero() {
+			at = time.Now()
+		}
+		e.peer.hangup.set(&e.p.changed, at)
+	}
 	e.p.changed.Broadcast()
 	return e.peer.closed, nil
 }

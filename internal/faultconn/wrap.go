@@ -19,76 +19,68 @@ type Conn struct {
 	changed       sync.Cond // any of what follows
 	stalled       bool
 	cut           bool
+	orphaned      bool // the wrapped connection is closed, which nobody may notice
 	closed        bool
 	rate          int       // bytes per second, 0 for no limit
 	free          time.Time // when the limit lets the next piece go
-	writing       bool      // a Write has its turn
-	held          []byte    // read, but stalled until after the reader's deadline
+	delay         time.Duration
+	flips         flipper
+	lost          int    // bytes written to a connection that is orphaned
+	writing       bool   // a Write has its turn
+	held          []byte // read, but stalled until after the reader's deadline
 	heldErr       error
 	readDeadline  deadline
 	writeDeadline deadline
 }
 
 // Wrap puts faults on the way between c and its user, who must use the result
-// alone from then on. Wrapping one end is enough to disturb both directions.
+// alone from then on. One end is enough to cut or stall both directions; it makes
+// slow what it writes, and late or corrupt what it reads.
 func Wrap(c net.Conn) *Conn {
 	w := &Conn{Conn: c}
 	w.changed.L = &w.mu
 	return w
 }
 
-// Cut breaks the connection. Both ends fail with ECONNRESET from then on,
-// where c wraps a TCP connection or one of a [Network]; of another kind of
-// connection the peer sees an ordinary close. The user still has to call Close.
-func (c *Conn) Cut() {
-	c.markCut()
-	if l, ok := c.Conn.(interface{ SetLinger(seconds int) error }); ok {
-		_ = l.SetLinger(0) // fails only if c is closed already
-	}
-	_ = c.Conn.Close()
-}
-
-func (c *Conn) markCut() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.cut = true
-	c.changed.Broadcast()
-}
-
-// Stall holds the connection in both directions, or lets it go again. While it
-// is held, writes wait and reads return nothing, not even the peer's close;
-// deadlines and Close still end them. A write that is under way may go through.
-func (c *Conn) Stall(on bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.stalled = on
-	c.changed.Broadcast()
-}
-
-// WriteLimit makes writes no faster than that many bytes per second, let
-// through in pieces of 10 ms' worth. 0 takes the limit away. A write under way
-// keeps the limit it began with.
-func (c *Conn) WriteLimit(bytesPerSecond int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.rate = bytesPerSecond
-}
-
 // Read reads from the wrapped connection. Only one call may run at a time.
 func (c *Conn) Read(b []byte) (int, error) {
-	if err := c.pass("read", &c.readDeadline); err != nil {
+	if err := c.beginRead(); err != nil {
 		return 0, err
 	}
 	if n, err, ok := c.takeHeld(b); ok {
 		return n, err
 	}
+	delay := c.currentDelay()
 	n, err := c.Conn.Read(b)
-	if late := c.pass("read", &c.readDeadline); late != nil {
+	if late := c.arrive(b[:n], delay); late != nil {
 		c.hold(b[:n], err)
 		return 0, late
 	}
 	return n, err
 }
+
+func (c *Conn) currentDelay() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.delay
+}
+
+// arrive corrupts what has been read, and waits until the user may have it.
+func (c *Conn) arrive(b []byte, delay time.Duration) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.flips.flip(b)
+	if delay == 0 {
+		return c.passLocked("read", &c.readDeadline, c.readable)
+	}
+	var due deadline
+	defer due.stop()
+	due.set(&c.changed, time.Now().Add(delay))
+	return c.passLocked("read", &c.readDeadline, func() bool { return due.passed && c.readable() })
+}
+
+// readable is called under c.mu.
+func (c *Conn) readable() bool { return !c.orphaned }
 
 // hold keeps the outcome of a read for the next one.
 func (c *Conn) hold(b []byte, err error) {
@@ -129,10 +121,11 @@ func (c *Conn) Write(b []byte) (n int, _ error) {
 			return n, err
 		}
 		k, err := c.Conn.Write(b[n:min(n+piece, len(b))])
-		n += k
 		if err != nil {
-			return n, c.writeError(err)
+			k, err = c.failedWrite(b[n:], k, err)
+			return n + k, err
 		}
+		n += k
 		c.spend(k, rate)
 		if n == len(b) {
 			return n, nil
@@ -183,21 +176,34 @@ func (c *Conn) spend(n, rate int) {
 	c.free = time.Now().Add(time.Duration(n) * time.Second / time.Duration(rate))
 }
 
-// writeError is err of the wrapped connection, as a reset where Cut was the
-// cause.
-func (c *Conn) writeError(err error) error {
+// failedWrite is the outcome of a write of b that the wrapped connection has
+// failed with err after n bytes: a reset where Cut was the cause. Where HalfOpen
+// was, b is lost, and the writer not told.
+func (c *Conn) failedWrite(b []byte, n int, err error) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cut {
-		return c.opError("write", resetBy("write"))
+	switch {
+	case c.cut:
+		return n, c.opError("write", resetBy("write"))
+	case !c.orphaned:
+		return n, err
 	}
-	return err
+	for {
+		k := min(len(b)-n, DefaultBuffer-c.lost)
+		n, c.lost = n+k, c.lost+k
+		if n == len(b) {
+			return n, nil
+		}
+		if err := c.passLocked("write", &c.writeDeadline, func() bool { return false }); err != nil {
+			return n, err
+		}
+	}
 }
 
-func (c *Conn) pass(call string, d *deadline) error {
+func (c *Conn) beginRead() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.passLocked(call, d, func() bool { return true })
+	return c.passLocked("read", &c.readDeadline, c.readable)
 }
 
 // passLocked waits until c is not stalled and ready says so too.
@@ -226,12 +232,12 @@ func (c *Conn) Close() error {
 	return c.Conn.Close()
 }
 
-// markClosed reports whether Cut has closed the wrapped connection before and
+// markClosed reports whether a fault has closed the wrapped connection before and
 // this is the user's first close.
 func (c *Conn) markClosed() (done bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	done = c.cut && !c.closed
+	done = (c.cut || c.orphaned) && !c.closed
 	c.closed = true
 	c.readDeadline.stop()
 	c.writeDeadline.stop()
@@ -245,7 +251,7 @@ func (c *Conn) SetDeadline(t time.Time) error {
 	defer c.mu.Unlock()
 	c.readDeadline.set(&c.changed, t)
 	c.writeDeadline.set(&c.changed, t)
-	return c.Conn.SetDeadline(t)
+	return c.deadlineError(c.Conn.SetDeadline(t))
 }
 
 // SetReadDeadline sets the deadline of reads.
@@ -253,7 +259,7 @@ func (c *Conn) SetReadDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.readDeadline.set(&c.changed, t)
-	return c.Conn.SetReadDeadline(t)
+	return c.deadlineError(c.Conn.SetReadDeadline(t))
 }
 
 // SetWriteDeadline sets the deadline of writes.
@@ -261,7 +267,15 @@ func (c *Conn) SetWriteDeadline(t time.Time) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.writeDeadline.set(&c.changed, t)
-	return c.Conn.SetWriteDeadline(t)
+	return c.deadlineError(c.Conn.SetWriteDeadline(t))
+}
+
+// deadlineError is err of the wrapped connection, unless that is a secret.
+func (c *Conn) deadlineError(err error) error {
+	if c.orphaned && !c.closed {
+		return nil
+	}
+	return err
 }
 
 func (c *Conn) opError(op string, err error) error {

@@ -1,0 +1,217 @@
+package chaos
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"time"
+
+	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/bytepool"
+)
+
+// client makes one call after the other from one host to another.
+type client struct {
+	cluster  *cluster
+	from, to int
+	rng      *rand.Rand
+	calm     bool // its calls are to end well
+}
+
+// run calls until ctx ends. It finishes the last call.
+func (c *client) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		began := time.Now()
+		err := c.callAnything()
+		if errors.Is(err, grid.ErrDisconnected) && time.Since(began) < time.Millisecond {
+			// There is no link, or no more of this manager: many calls that can't
+			// be made are worth no more than a few.
+			wait, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
+			_ = c.cluster.conn(c.from, c.to).WaitForConnect(wait)
+			cancel()
+			sleep(ctx, 5*time.Millisecond)
+		}
+	}
+}
+
+func (c *client) callAnything() error {
+	m := c.cluster.model
+	n := note{call: m.begin(), from: uint8(c.from), to: uint8(c.to), route: uint8(c.rng.IntN(len(routes)))}
+	defer m.end(n.call)
+	life := c.cluster.nodes[c.from].life.Load()
+	call := &call{note: n, conn: life.Connection(c.cluster.names[c.to]), over: life.over, calm: c.calm}
+	patience := c.patience()
+	var cancel context.CancelFunc
+	call.ctx, cancel = patience.context()
+	defer cancel()
+	c.choose(call)
+	if c.rng.IntN(100) < 12 {
+		return c.stream(call)
+	}
+	return c.single(call)
+}
+
+// choose says what the handler is to do.
+func (c *client) choose(call *call) {
+	n := &call.note
+	n.size = uint32(c.size())
+	if c.calm {
+		return
+	}
+	switch p := c.rng.IntN(100); {
+	case p < 4:
+		n.end = endsInError
+	case p < 5:
+		n.end = endsInPanic
+	}
+	if c.rng.IntN(10) == 0 {
+		n.pause = uint8(1 + c.rng.IntN(10))
+	}
+}
+
+// size is that of a payload: few are so large that they go in fragments. The pool
+// that looks at every byte, one buffer at a time, has fewer of them.
+func (c *client) size() int {
+	large, medium, most := 12, 100, 300<<10
+	if bytepool.Strict {
+		large, medium, most = 3, 30, 80<<10
+	}
+	switch p := c.rng.IntN(1000); {
+	case p < large:
+		return 64<<10 + c.rng.IntN(most)
+	case p < medium:
+		return c.rng.IntN(32 << 10)
+	}
+	return c.rng.IntN(1 << 10)
+}
+
+// patience is how long a caller waits.
+type patience struct {
+	deadline time.Duration // 0 for none
+	cancel   time.Duration // when it gives up; 0 for never
+}
+
+const (
+	longEnough = 5 * time.Second
+	// tooLong is after how long a call without a deadline must have ended.
+	tooLong = 15 * time.Second
+)
+
+func (c *client) patience() patience {
+	if c.calm {
+		return patience{deadline: longEnough}
+	}
+	switch p := c.rng.IntN(100); {
+	case p < 5:
+		return patience{deadline: time.Duration(1+c.rng.IntN(25)) * time.Millisecond}
+	case p < 10:
+		return patience{deadline: longEnough, cancel: time.Duration(c.rng.IntN(15_000)) * time.Microsecond}
+	case p < 25:
+		return patience{}
+	}
+	return patience{deadline: longEnough}
+}
+
+func (p patience) context() (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	wait, cause := p.cancel, errGaveUp
+	if p.deadline == 0 {
+		wait, cause = tooLong, errHung
+	}
+	stop := func() bool { return true }
+	if wait > 0 {
+		stop = time.AfterFunc(wait, func() { cancel(cause) }).Stop
+	}
+	release := context.CancelFunc(func() {})
+	if p.deadline > 0 {
+		ctx, release = context.WithTimeout(ctx, p.deadline)
+	}
+	return ctx, func() {
+		stop()
+		release()
+		cancel(nil)
+	}
+}
+
+// requester is the connection, or the subroute, that a call is to.
+func (c *call) requester() interface {
+	grid.Requester
+	grid.Streamer
+} {
+	switch route := routes[c.route]; route {
+	case "":
+		return c.conn
+	case "pool/disk2":
+		return c.conn.Subroute("pool").Subroute("disk2")
+	default:
+		return c.conn.Subroute(route)
+	}
+}
+
+// single makes a single request.
+func (c *client) single(call *call) error {
+	call.what = "request"
+	payload := call.encode(c.size())
+	isTyped := c.rng.IntN(4) == 0
+	if isTyped {
+		call.what = "typed request"
+	}
+	return c.cluster.send(call, payload, isTyped)
+}
+
+// send makes a single request with a payload from the pool, which it gives back.
+func (c *cluster) send(call *call, payload []byte, isTyped bool) error {
+	m := c.model
+	m.tally.calls.Add(1)
+	m.beginCall(call)
+	var answer []byte
+	var err error
+	if isTyped {
+		req := grid.NewBytesWith(payload)
+		var resp *grid.Bytes
+		resp, err = typedCall.Call(call.ctx, call.requester(), req)
+		if resp != nil {
+			answer = *resp
+			defer typedCall.PutResponse(resp)
+		}
+		req.Recycle()
+	} else {
+		answer, err = call.requester().SingleRequest(call.ctx, single, payload)
+		defer grid.PutByteBuffer(answer)
+		grid.PutByteBuffer(payload)
+	}
+	m.judge(call, err)
+	if err != nil {
+		m.failed(call)
+		return err
+	}
+	if err := call.follows(answer, true, 0); err != nil {
+		m.violation("the answer to %v: %v", call, err)
+	}
+	return nil
+}
+
+// request makes a plain request with a payload of that size.
+func (c *cluster) request(ctx context.Context, from, to, size int) error {
+	m := c.model
+	call := &call{
+		note: note{call: m.begin(), from: uint8(from), to: uint8(to)},
+		what: "plain request",
+		conn: c.conn(from, to),
+		ctx:  ctx,
+	}
+	defer m.end(call.call)
+	return c.send(call, call.encode(size), false)
+}
+
+// sleep returns false if ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

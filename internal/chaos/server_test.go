@@ -1,0 +1,204 @@
+package chaos
+
+import (
+	"context"
+	"time"
+
+	"github.com/gridrpc/grid"
+)
+
+// What the hosts serve.
+const (
+	single grid.HandlerID = iota + 1
+	typedSingle
+	responses // a stream of answers
+	requests  // a stream of inputs, and one answer
+	twoWay    // a stream that answers each input
+	typedTwoWay
+)
+
+// routes are the subroutes under which each of them is registered.
+var routes = []string{"", "disk1", "pool/disk2"}
+
+var (
+	typedCall   = grid.NewSingleHandler(typedSingle, grid.NewBytes, grid.NewBytes)
+	typedStream = grid.NewStream(typedTwoWay, grid.NewBytes, grid.NewBytes, grid.NewBytes).
+			WithInCapacity(4).WithOutCapacity(4)
+)
+
+// server is the handlers of one node. They do as the payload says, and check all
+// that they see.
+type server struct {
+	model *model
+	names []string
+	host  int
+}
+
+func (s *server) register(m *grid.Manager) error {
+	for i, route := range routes {
+		var parts []string
+		if route != "" {
+			parts = []string{route}
+		}
+		err := m.RegisterSingleHandler(single, func(b []byte) ([]byte, *grid.RemoteErr) {
+			defer grid.PutByteBuffer(b)
+			return s.single(b, i)
+		}, parts...)
+		if err != nil {
+			return err
+		}
+		err = typedCall.Register(m, func(req *grid.Bytes) (*grid.Bytes, *grid.RemoteErr) {
+			b, err := s.single(*req, i)
+			return grid.NewBytesWith(b), err
+		}, parts...)
+		if err != nil {
+			return err
+		}
+		for id, shape := range map[grid.HandlerID]struct{ in, out int }{
+			responses: {0, 16}, requests: {8, 1}, twoWay: {1, 2},
+		} {
+			err := m.RegisterStreamingHandler(id, grid.StreamHandler{
+				Handle: func(ctx context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+					defer grid.PutByteBuffer(payload)
+					return serve(s, ctx, id, i, payload, in, out, raw)
+				},
+				Subroute:    route,
+				InCapacity:  shape.in,
+				OutCapacity: shape.out,
+			})
+			if err != nil {
+				return err
+			}
+		}
+		err = typedStream.Register(m, func(ctx context.Context, payload *grid.Bytes, in <-chan *grid.Bytes, out chan<- *grid.Bytes) *grid.RemoteErr {
+			defer payload.Recycle()
+			return serve(s, ctx, typedTwoWay, i, *payload, in, out, typed)
+		}, parts...)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// opening reads and checks the payload of a call, and notes that it runs.
+func (s *server) opening(b []byte, route int) (n note, ok bool) {
+	n, err := decode(b)
+	if err != nil || n.answer || n.index != 0 {
+		s.model.violation("host %d was called with %d bytes: %v, %+v", s.host, len(b), err, n)
+		return n, false
+	}
+	s.model.ran(n, s.host)
+	if int(n.route) != route {
+		s.model.violation("call %d to subroute %q runs under %q", n.call, routes[n.route], routes[route])
+	}
+	return n, true
+}
+
+// finish ends a handler as its call says.
+func (s *server) finish(n note) *grid.RemoteErr {
+	switch n.end {
+	case endsInError:
+		return grid.NewRemoteErrString(failure(n.call))
+	case endsInPanic:
+		panic(failure(n.call))
+	}
+	s.model.mark(n.call, ranWell)
+	return nil
+}
+
+// single answers a request, whose payload stays the caller's.
+func (s *server) single(payload []byte, route int) ([]byte, *grid.RemoteErr) {
+	n, ok := s.opening(payload, route)
+	if !ok {
+		return nil, grid.NewRemoteErrString("unusable payload")
+	}
+	pause(n)
+	if err := s.finish(n); err != nil {
+		return nil, err
+	}
+	return n.message(true, 0), nil
+}
+
+func pause(n note) {
+	if n.pause > 0 {
+		time.Sleep(time.Duration(n.pause) * time.Millisecond)
+	}
+}
+
+// messages is how the messages of a stream are made of bytes: raw ones are bytes.
+type messages[T any] struct {
+	wrap  func([]byte) T
+	bytes func(T) []byte
+	free  func(T)
+}
+
+var (
+	raw = messages[[]byte]{
+		wrap:  func(b []byte) []byte { return b },
+		bytes: func(b []byte) []byte { return b },
+		free:  grid.PutByteBuffer,
+	}
+	typed = messages[*grid.Bytes]{
+		wrap:  grid.NewBytesWith,
+		bytes: func(b *grid.Bytes) []byte { return *b },
+		free:  func(b *grid.Bytes) { b.Recycle() },
+	}
+)
+
+// serve serves a stream of any shape.
+func serve[T any](s *server, ctx context.Context, id grid.HandlerID, route int, payload []byte, in <-chan T, out chan<- T, kind messages[T]) *grid.RemoteErr {
+	n, ok := s.opening(payload, route)
+	if !ok {
+		return grid.NewRemoteErrString("unusable payload")
+	}
+	if caller := grid.GetCaller(ctx); caller == nil || caller.Name != s.names[n.from] {
+		s.model.violation("stream %d from %d has caller %v", n.call, n.from, caller)
+	}
+	if sub := grid.GetSubroute(ctx); sub != routes[route] {
+		s.model.violation("stream %d to subroute %q has %q", n.call, routes[route], sub)
+	}
+	if id == responses {
+		for i := range int(n.count) {
+			pause(n)
+			out <- kind.wrap(n.message(true, i))
+		}
+		return s.finish(n)
+	}
+
+	read := 0
+	for read < int(n.count) {
+		v, ok := <-in
+		if !ok {
+			break
+		}
+		if err := n.follows(kind.bytes(v), false, read); err != nil {
+			s.model.violation("input %d of stream %d from %d to %d: %v", read, n.call, n.from, n.to, err)
+		}
+		kind.free(v)
+		pause(n)
+		if id != requests {
+			out <- kind.wrap(n.message(true, read))
+		}
+		read++
+	}
+	if n.count < n.inputs { // it ends before its input
+		return s.finish(n)
+	}
+	if read == int(n.count) {
+		if _, ok := <-in; ok {
+			s.model.violation("stream %d has more than %d inputs", n.call, n.inputs)
+		}
+	}
+	if ctx.Err() != nil {
+		s.model.judgeCause(n, context.Cause(ctx))
+		return grid.NewRemoteErr(context.Cause(ctx))
+	}
+	if read != int(n.inputs) {
+		s.model.violation("the input of stream %d from %d to %d ended well after %d of %d messages", n.call, n.from, n.to, read, n.inputs)
+	}
+	if id == requests {
+		out <- kind.wrap(n.message(true, 0))
+	}
+	return s.finish(n)
+}
