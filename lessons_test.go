@@ -13,16 +13,7 @@ import (
 
 // Every lesson of docs/lessons.md names tests, and they are there.
 func TestLessonsNameTestsThatExist(t *testing.T) {
-	files, err := filepath.Glob("*_test.go")
-	require.NoError(t, err)
-	tests := make(map[string]bool)
-	for _, f := range files {
-		src, err := os.ReadFile(f)
-		require.NoError(t, err)
-		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`).FindAllSubmatch(src, -1) {
-			tests[string(m[1])] = true
-		}
-	}
+	tests := testNames(t)
 	doc, err := os.ReadFile("docs/lessons.md")
 	require.NoError(t, err)
 	next := 1
@@ -35,5 +26,35 @@ func TestLessonsNameTestsThatExist(t *testing.T) {
 			require.True(t, tests[strings.Trim(name, "`")], "lesson %d names %s, which is not there", n, name)
 		}
 	}
-	require.Equal(t, 32, next, "lessons")
+	require.Equal(t, 48, next, "lessons")
+}
+
+// The tests that the attacks of docs/security.md name are there, too.
+func TestAttacksNameTestsThatExist(t *testing.T) {
+	tests := testNames(t)
+	doc, err := os.ReadFile("docs/security.md")
+	require.NoError(t, err)
+	named := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(doc), -1)
+	require.Greater(t, len(named), 50)
+	for _, m := range named {
+		require.True(t, tests[m[1]], "%s is not there", m[1])
+	}
+}
+
+// testNames are the tests of this package, and of the mechanisms below it.
+func testNames(t *testing.T) map[string]bool {
+	t.Helper()
+	files, err := filepath.Glob("*_test.go")
+	require.NoError(t, err)
+	below, err := filepath.Glob("internal/*/*_test.go")
+	require.NoError(t, err)
+	tests := make(map[string]bool)
+	for _, f := range append(files, below...) {
+		src, err := os.ReadFile(f)
+		require.NoError(t, err)
+		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`).FindAllSubmatch(src, -1) {
+			tests[string(m[1])] = true
+		}
+	}
+	return tests
 }

@@ -1,0 +1,95 @@
+package grid
+
+import (
+	"os"
+	"time"
+
+	"github.com/gridrpc/grid/internal/bytepool"
+)
+
+// liarShare is how many runs it takes, more or less, to send all messages. With
+// GRID_LIAR_ALL set, one does.
+var liarShare = int64(10)
+
+func init() {
+	switch {
+	case os.Getenv("GRID_LIAR_ALL") != "":
+		liarShare = 1
+	case bytepool.Strict:
+		liarShare = 40
+	}
+}
+
+// liarMessages are all that can be said of a mux, in every way. Seq is how far it is
+// from the number that is due.
+func liarMessages() (all []rawMsg) {
+	plain := []string{"", "x", "\xc1\xff\xff"}
+	pong := func(notFound byte) string { return "\x83\xa2nf" + string(notFound) + "\xa1e\xc0\xa1t\xc0" }
+	hello := rawConnect{ID: make([]byte, 16), Host: "x", Time: time.Unix(1, 0)}
+	payloads := map[uint8][]string{
+		rawOpConnect:         {"", string(hello.encode())},
+		rawOpConnectResponse: {"", string(rawConnectResponse{ID: hello.ID, Accepted: true}.encode())},
+		rawOpPong:            {"", pong(0xc2), pong(0xc3), "\xc1"},
+		rawOpMuxConnectError: {"", string(muxConnectErrorPayload("no")), "\xc1"},
+		rawOpUnblockSrvMux:   badCredits,
+		rawOpUnblockClMux:    badCredits,
+		rawOpAckMux:          badCredits,
+		rawOpDisconnect:      {""},
+		rawOpMerged:          {""},
+	}
+	flags := []uint8{
+		0, rawFlagEOF, rawFlagPayloadIsErr, rawFlagEOF | rawFlagPayloadIsErr, rawFlagMore, rawFlagMore | rawFlagEOF,
+		rawFlagPayloadIsZero, rawFlagStateless | 128, rawFlagSubroute,
+	}
+	ops := []uint8{0, 18, 64, 255}
+	for op := range uint8(rawOpMerged) {
+		ops = append(ops, op+1)
+	}
+	for _, op := range ops {
+		texts, seqs := payloads[op], []uint32{0}
+		if texts == nil {
+			texts = plain
+		}
+		if numberedOps[op] {
+			seqs = []uint32{0, 1, ^uint32(0), 1 << 31}
+		}
+		handlers := []HandlerID{0}
+		if op == rawOpRequest || op == rawOpConnectMux {
+			handlers = []HandlerID{0, testEcho, liarHold, testUnused}
+		}
+		for _, text := range texts {
+			for _, f := range flags {
+				for _, seq := range seqs {
+					for _, h := range handlers {
+						m := rawMsg{Op: op, Flags: f, Seq: seq, Handler: uint8(h), Payload: []byte(text)}
+						if f == rawFlagSubroute {
+							all = append(all, m) // without its bytes
+							m.Subroute = rawSubrouteID(uint8(h), "none")
+						}
+						if len(all)%2 == 0 {
+							m.Flags |= rawFlagCRC
+						}
+						all = append(all, m)
+					}
+				}
+			}
+		}
+	}
+	return all
+}
+
+// numberedOps are those whose number is checked.
+var numberedOps = map[uint8]bool{
+	rawOpPing: true, rawOpConnectMux: true, rawOpMuxClientMsg: true, rawOpUnblockSrvMux: true,
+	rawOpAckMux: true, rawOpMuxServerMsg: true, rawOpUnblockClMux: true, rawOpMerged: true,
+}
+
+// badCredits are numbers of credits, of which the first five are none.
+var badCredits = []string{
+	"\xc1",                                 // no MessagePack
+	"\xff",                                 // -1
+	"\xce\x00\x01\x00\x01",                 // 65537
+	"\xcf\xff\xff\xff\xff\xff\xff\xff\xff", // 2^64-1
+	"\x01\x01",                             // two of them
+	"", "\x00", "\x01", "\xce\x00\x01\x00\x00",
+}

@@ -1,0 +1,111 @@
+package grid
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A consumer that is slow slows down its own stream, and nothing else on the link.
+
+// neighbours is what two streams and a caller get out of a link in some time, by the
+// bubble's clock.
+type neighbours struct {
+	messages int64
+	calls    int64
+	worst    time.Duration // of the calls
+}
+
+func measureNeighbours(t *testing.T, slow func(ctx context.Context, c *Connection)) (n neighbours) {
+	const rate, size, period = 256 << 10, 1 << 10, 20 * time.Second
+	inPair(t, func(_ int, o *ManagerOptions) { o.MaxQueuedBytes = 16 << 10 }, func(t *testing.T, g *testGrid, c *Connection) {
+		g.net.SetBuffer(8 << 10) // what has been written can't be overtaken
+		g.cut(0, 1)
+		synctest.Wait()
+		g.waitConnected()
+		g.stream(8, 0, pour(size))
+		require.NoError(t, g.nodes[1].RegisterStreamingHandler(testHandler+1, StreamHandler{
+			InCapacity: 8, // takes its time over each message
+			Handle: func(ctx context.Context, _ []byte, in <-chan []byte, _ chan<- []byte) *RemoteErr {
+				for range in {
+					select {
+					case <-time.After(time.Second):
+					case <-ctx.Done():
+					}
+				}
+				return nil
+			},
+		}))
+		for i := range 2 {
+			g.net.Rate(g.addr(i), g.addr(1-i), rate)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), period)
+		defer cancel()
+		var users sync.WaitGroup
+		if slow != nil {
+			users.Go(func() { slow(ctx, c) })
+		}
+		var messages atomic.Int64
+		for range 2 {
+			users.Go(func() {
+				s, err := c.NewStream(ctx, testHandler, nil)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				_ = s.Results(func(b []byte) error { messages.Add(1); PutByteBuffer(b); return nil })
+			})
+		}
+		users.Go(func() {
+			for ctx.Err() == nil {
+				start := time.Now()
+				if _, err := c.SingleRequest(ctx, testEcho, nil); err == nil {
+					n.calls++
+					n.worst = max(n.worst, time.Since(start))
+				}
+			}
+		})
+		users.Wait()
+		n.messages = messages.Load()
+		g.requireNothingKept()
+	})
+	return n
+}
+
+func TestSlowConsumerLeavesTheLinkToTheOthers(t *testing.T) {
+	alone := measureNeighbours(t, nil)
+	require.Greater(t, alone.messages, int64(4<<10), "the link is busy")
+	for name, slow := range map[string]func(ctx context.Context, c *Connection){
+		"reads slowly": func(ctx context.Context, c *Connection) {
+			s, err := c.NewStream(ctx, testHandler, nil)
+			if err == nil {
+				_, _ = collect(s, time.Second)
+			}
+		},
+		"reads nothing": func(ctx context.Context, c *Connection) {
+			if _, err := c.NewStream(ctx, testHandler, nil); err == nil {
+				<-ctx.Done()
+			}
+		},
+		"handler is slow": func(ctx context.Context, c *Connection) {
+			if s, err := c.NewStream(ctx, testHandler+1, nil); err == nil {
+				for s.Send(make([]byte, 10<<10)) == nil {
+				}
+				s.CloseSend()
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := measureNeighbours(t, slow)
+			t.Logf("alone %+v, beside it %+v", alone, n)
+			require.Greater(t, n.messages, alone.messages*9/10)
+			require.Greater(t, n.calls, alone.calls*3/4)
+			require.LessOrEqual(t, n.worst, 2*alone.worst+100*time.Millisecond)
+		})
+	}
+}
