@@ -87,9 +87,10 @@ func newConnection(m *Manager, remote string) *Connection {
 // Other errors: [ErrDisconnected] (wrapped), at once where there is no
 // connection, and when it is lost meanwhile; the cause of ctx, at once when it
 // ends; [ErrMessageTooLarge] and [ErrUnknownHandler], before anything is sent;
-// [ErrProtocol]; and *[RemoteErr] for whatever the remote answered: the
-// handler's error, its panic, that there is no such handler, or that too many
-// are running.
+// [ErrProtocol], also for an answer that takes longer than MessageTimeout;
+// [ErrOverloaded], which is a *[RemoteErr] as well unless it was a limit of this side
+// that was reached; and *[RemoteErr] for whatever else the remote answered: the
+// handler's error, its panic, or that there is no such handler.
 func (c *Connection) SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error) {
 	s, err := c.ready(id, payload)
 	if err != nil {

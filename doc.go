@@ -110,7 +110,8 @@
 //     [context.DeadlineExceeded].
 //   - [ErrMessageTooLarge], [ErrUnknownHandler]: the call could not be sent.
 //   - [ErrOverloaded]: a limit was reached, most often on the remote; then it is a
-//     RemoteErr as well. The call has not been run.
+//     RemoteErr as well. The handler has not run, unless the text says that its
+//     answer was dropped, or it ends a stream that was under way.
 //   - [ErrIncorrectSequence], [ErrFlowControl], [ErrProtocol]: the remote broke
 //     the protocol.
 //

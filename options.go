@@ -21,8 +21,8 @@ import (
 const RoutePath = "/grid/v1"
 
 // ValidateTokenFn checks a token that another host has sent, and returns why it
-// is not valid. Its error is sent to that host, so it should not tell how a
-// token is made. It may be called concurrently.
+// is not valid. Its error is logged, and in the handshake it is sent to that host, so
+// it should not tell how a token is made. It may be called concurrently.
 type ValidateTokenFn func(token string) error
 
 // ManagerOptions are the options of [NewManager]. Local and Hosts, AuthFn and
@@ -104,7 +104,7 @@ type ManagerOptions struct {
 	// MaxHostBytes is how many bytes of payloads may be kept here for each host:
 	// of those of requests and streams whose handler is running, of messages
 	// that wait in streams, of what has arrived only in part, and of answers
-	// that wait to be sent. What would go beyond is refused, and its caller gets
+	// that wait to be sent, or go in fragments. What would go beyond is refused, and its caller gets
 	// [ErrOverloaded]: a request, a stream, or an answer that would have to wait;
 	// a stream's message ends its stream with that error on both sides. Each
 	// message that waits counts 168 bytes more, for what is around it. From half of
@@ -137,7 +137,8 @@ type ManagerOptions struct {
 	MaxHandshakes int
 
 	// MaxPings is how many pings of each host are answered in a second, those of
-	// its connection and of its streams together. Further ones are dropped. The
+	// its connection and of its streams together. Further ones are dropped, and a
+	// peer that hears of none any more gives the stream or the connection up. The
 	// default is 24704: 128 and twice MaxStreams.
 	MaxPings int
 
@@ -158,7 +159,8 @@ type ManagerOptions struct {
 
 	// MessageTimeout is how long a message may take to arrive, from its first
 	// byte to its last, also where it comes in fragments: so a link must carry
-	// MaxMessageSize in that time. Where it has not, the connection is given up,
+	// MaxMessageSize in that time, or as many as are sent at once. It is looked
+	// at every second, or more often with short intervals. Where it has not, the connection is given up,
 	// or of a message in fragments its call or stream. The default is 300 s.
 	MessageTimeout time.Duration
 
