@@ -2,6 +2,7 @@ package grid
 
 import (
 	"context"
+	"crypto/tls"
 	"net/http"
 	"testing"
 	"testing/synctest"
@@ -193,4 +194,39 @@ func TestBothSidesShutDownAtOnce(t *testing.T) {
 		}
 		require.LessOrEqual(t, time.Since(start), time.Second)
 	})
+}
+
+// Under TLS the end of what is sent is a message of its own, for which the socket of a
+// peer that does not read may have no room.
+func TestShutdownOverTLSDoesNotWaitForAPeerThatReadsNothing(t *testing.T) {
+	a := newAuthority(t)
+	certs := []tls.Certificate{a.issue("node0"), a.issue("node1")}
+	waited := 0
+	for extra := 0; extra < 160; extra += 10 {
+		synctest.Test(t, func(t *testing.T) {
+			g := newBoundGrid(t, 2, a, func(i int) (server, client tls.Certificate) { return certs[i], certs[i] }, nil)
+			g.net.SetBuffer(4000 + extra)
+			g.waitConnected()
+			g.cut(0, 1) // what is connected has the buffers of before
+			synctest.Wait()
+			time.Sleep(time.Second)
+			g.waitConnected()
+			g.net.Stall(g.addr(0), g.addr(1), true)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+			defer cancel()
+			_, err := g.conn(0, 1).SingleRequest(ctx, testEcho, make([]byte, 3900))
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			synctest.Wait()
+
+			start := time.Now()
+			ctx, cancel = context.WithTimeout(t.Context(), 2*time.Second)
+			defer cancel()
+			if err := g.nodes[0].Shutdown(ctx); err == nil {
+				waited++
+			}
+			require.LessOrEqual(t, time.Since(start), 3*time.Second, "extra %d", extra)
+			g.net.Stall(g.addr(0), g.addr(1), false)
+		})
+	}
+	require.NotZero(t, waited, "the socket was full each time")
 }
