@@ -7,6 +7,7 @@
 //	go run .                                    everything, some minutes; writes ../docs/benchmarks
 //	go run . -quick                             the same, less exact, in under a minute
 //	go run . -peers grid,grpc -shapes unary     what one asks for
+//	go run . -shapes idle -out ../docs/benchmarks -merge    one shape anew
 package main
 
 import (
@@ -49,6 +50,7 @@ func benchmark() (err error) {
 		round     = flag.Duration("round", 0, "length of a round (default 200ms, with -quick 15ms)")
 		long      = flag.Duration("overload", 0, "length of the long overload (default 1m, with -quick 1s)")
 		out       = flag.String("out", "", "folder for the report and its charts (default ../docs/benchmarks for a full run, else none)")
+		merge     = flag.Bool("merge", false, "keep what the report in -out has of other shapes")
 		profile   = profileFlags()
 	)
 	flag.Parse()
@@ -120,6 +122,11 @@ func benchmark() (err error) {
 	r.report.Took = time.Since(r.report.Made)
 	if *out == "" {
 		return nil
+	}
+	if *merge {
+		if err := r.report.merge(*out, chosen); err != nil {
+			return err
+		}
 	}
 	return r.report.writeFiles(*out)
 }

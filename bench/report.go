@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -125,6 +126,15 @@ func (r *report) writeMarkdown(w io.Writer) error {
 	return err
 }
 
+// later says which shapes were measured after the others.
+func (r *report) later() string {
+	var b strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(r.Later)) {
+		fmt.Fprintf(&b, "- **%s:** measured anew, %s\n", cmp.Or(about[name][0], name), r.Later[name].UTC().Format("2 January 2006, 15:04 UTC"))
+	}
+	return b.String()
+}
+
 // writeHead says what was measured, and how.
 func (r *report) writeHead(b *bytes.Buffer) {
 	fmt.Fprintf(b, `# Benchmarks
@@ -136,7 +146,7 @@ charts are made by the module in bench/ of this repository.
 - **Go:** %s, %s
 - **CPU:** %s; %d cores used (GOMAXPROCS)
 - **Rounds:** %d, each with %s for a measurement
-
+%s
 Both ends are in one process, connected over TCP on the loopback interface: they share
 the cores, and there is no network between them. Peers take turns, and each has only
 itself running when it is measured. So the live heap is small, and the garbage collector
@@ -148,7 +158,7 @@ it becomes shorter as callers are added; it is not the latency that one of them 
 The median of the rounds is given. ×4.2 says that a peer takes 4.2 times as long as grid:
 the median of the ratios in each round, and so not exactly that of the two times; below
 ×1 grid is the slower one.
-`, r.Made.UTC().Format("2 January 2006, 15:04 UTC"), r.Took.Round(time.Second), r.Go, r.OS, r.CPU, r.Cores, r.Rounds, r.Round)
+`, r.Made.UTC().Format("2 January 2006, 15:04 UTC"), r.Took.Round(time.Second), r.Go, r.OS, r.CPU, r.Cores, r.Rounds, r.Round, r.later())
 	if mid, most := r.spread(); most > 0 {
 		fmt.Fprintf(b, `Among the rounds of one measurement, the slowest took %.2f times as long as the fastest in
 the median case, and %.2f times at worst.

@@ -299,3 +299,40 @@ func TestFormat(t *testing.T) {
 		}
 	}
 }
+
+func TestMergeKeepsOtherShapes(t *testing.T) {
+	dir := t.TempDir()
+	old := report{
+		Made: time.Date(2026, 3, 14, 15, 9, 26, 0, time.UTC), Peers: []peerInfo{{Name: "grid"}, {Name: "grpc"}},
+		Results: []result{{Shape: "unary", Size: "2", Peer: "grid", Median: 1}, {Shape: "tls", Size: "2", Peer: "grid", Median: 2}},
+		Figures: []figure{{Name: "idle/conn-heap/grid", Value: 3}, {Name: "mesh/4/grid", Value: 4}},
+	}
+	if err := old.writeFiles(dir); err != nil {
+		t.Fatal(err)
+	}
+	anew := report{
+		Made: old.Made.Add(time.Hour), Peers: []peerInfo{{Name: "grid"}, {Name: "other"}},
+		Results: []result{{Shape: "tls", Size: "8", Peer: "grid", Median: 5}},
+		Figures: []figure{{Name: "idle/conn-heap/other", Value: 6}},
+	}
+	if err := anew.merge(dir, []shape{{name: "tls"}, {name: "idle"}}); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, v := range anew.Results {
+		got = append(got, v.Shape+v.Size)
+	}
+	for _, f := range anew.Figures {
+		got = append(got, f.Name)
+	}
+	for _, p := range anew.Peers {
+		got = append(got, p.Name)
+	}
+	want := "unary2 tls8 mesh/4/grid idle/conn-heap/other grid grpc other"
+	if s := strings.Join(got, " "); s != want {
+		t.Errorf("%s, not %s", s, want)
+	}
+	if !anew.Made.Equal(old.Made) || !anew.Later["tls"].Equal(old.Made.Add(time.Hour)) || !strings.Contains(anew.later(), "Calls over TLS") {
+		t.Errorf("made %v, later %v", anew.Made, anew.Later)
+	}
+}

@@ -16,6 +16,9 @@ type report struct {
 	Peers   []peerInfo
 	Results []result
 	Figures []figure
+
+	// Later are the shapes that were measured after the others, and when.
+	Later map[string]time.Time `json:",omitempty"`
 }
 
 // peerInfo is a peer that took part.

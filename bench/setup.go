@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"math/big"
 	"net"
 	"os"
@@ -92,6 +93,40 @@ func cpuModel() string {
 		}
 	}
 	return ""
+}
+
+// merge adds to r what the report in a folder has of other shapes than those that r
+// has measured.
+func (r *report) merge(dir string, measured []shape) error {
+	b, err := os.ReadFile(filepath.Join(dir, "results.json"))
+	if err != nil {
+		return err
+	}
+	var old report
+	if err := json.Unmarshal(b, &old); err != nil {
+		return err
+	}
+	anew := func(name string) bool {
+		group, _, _ := strings.Cut(name, "/")
+		return slices.ContainsFunc(measured, func(s shape) bool { return s.name == group })
+	}
+	if old.Later == nil {
+		old.Later = make(map[string]time.Time)
+	}
+	for _, s := range measured {
+		old.Later[s.name] = r.Made
+	}
+	old.Results = slices.DeleteFunc(old.Results, func(v result) bool { return anew(v.Shape) })
+	old.Figures = slices.DeleteFunc(old.Figures, func(f figure) bool { return anew(f.Name) })
+	old.Results = append(old.Results, r.Results...)
+	old.Figures = append(old.Figures, r.Figures...)
+	for _, p := range r.Peers {
+		if !slices.ContainsFunc(old.Peers, func(q peerInfo) bool { return q.Name == p.Name }) {
+			old.Peers = append(old.Peers, p)
+		}
+	}
+	*r = old
+	return nil
 }
 
 // writeFiles writes the report in all its forms into a folder.
