@@ -240,12 +240,12 @@ func (a *attacked) checkLog() {
 	require.LessOrEqual(a, infos, 6, "%q", a.log.about("level=INFO"))
 }
 
-// grown is by how much the heap is larger than before the attack. The race detector's
-// pool keeps more.
+// requireGrown requires that the heap has grown by less since before the attack. The
+// race detector's pool keeps more.
 func (a *attacked) requireGrown(most int64) {
 	a.Helper()
 	if bytepool.Strict {
-		most += 16 << 20
+		most = 2*most + 16<<20
 	}
 	grown := heap() - a.before
 	a.Logf("heap has grown by %d KiB, %d KiB are allowed", grown>>10, most>>10)

@@ -14,18 +14,35 @@ import (
 // in either direction. Whatever the peer says: nothing panics, nothing is stuck,
 // nothing grows without bound, and what a caller is told has been said.
 func FuzzHostilePeer(f *testing.F) {
-	for kind := range byte(4) {
-		for _, steps := range []string{
-			"", "\x04\x00\x05\x01\x01",
-			"\x04\x00\x01\x0d\x00\x00\x00\x00\x00\x02\x02\x01\x01\x0a\x00\x00\x00\x00\x00\x01\x01\x06\x03\x01\x0a\x00\x00\x00\x00\x02\x02\x00\x01",
-			"\x05\x00\x01\x0f\x00\x00\x00\x00\x02\x02\x01\x01",
-			"\x01\x05\x00\x00\x04\x00\x00\x00\x01\x01\x01\x09\x00\x00\x00\x00\x00\x00\x01\x01\x07\x02\x01\x09\x00\x00\x00\x00\x02\x02\x00\x01",
-			"\x01\x05\x03\x00\x05\x00\x00\x00\x01\x01\x08\x03\x01\x08\x03\x00\x00\x00\x00\x00\x00\x01",
-			"\x01\x0e\x01\x00\x03\x00\x40\x01\x01\x01\x01\x0e\x01\x00\x00\x00\x40\x01\x01\x01\x08\x05",
-			"\x04\x00\x01\x0d\x00\x00\x00\x00\x00\x02\x02\x01\x01\x0a\x00\x00\x00\x00\x40\x01\x01\x01\x01\x0a\x00\x00\x00\x00\x00\x00\x01\x01\x09\x00",
-			"\x00\x20\x97\x00\x02\x00\x00\x11\x00\xc4\x00\xc4\x08\x97\x00\x00\x00\x00\x03\x00\xc4\x00", "\x02\x03\x0e\x00\x00\x03\x00\x00\x00\x01\x0e\x00\x00\x03\x00\x00\x00\x01\x05",
-		} {
-			f.Add([]byte(string(kind) + steps))
+	// say is a step that says a message, with its right number; see program.message.
+	say := func(op, mux, handler, flags byte, payload string) string {
+		return string([]byte{1, op, mux, 0, handler, 0, flags, 5}) + payload + "\x00"
+	}
+	const (
+		none, text, two      = "\x00", "\x01", "\x02\x02"
+		call, open           = "\x05", "\x04\x00"
+		consume, serve, wait = "\x06\x00\x04", "\x07\x04", "\x08\x02"
+		eof, isErr, more     = rawFlagEOF, rawFlagEOF | rawFlagPayloadIsErr, rawFlagMore
+	)
+	ack, message := say(rawOpAckMux, 0, 0, 0, two), say(rawOpMuxServerMsg, 0, 0, 0, text)
+	part, end := say(rawOpMuxServerMsg, 0, 0, more, text), say(rawOpMuxServerMsg, 0, 0, eof, none)
+	connect, input := say(rawOpConnectMux, 0, 4, 0, text), say(rawOpMuxClientMsg, 0, 0, 0, text)
+	wrong := string([]byte{1, rawOpMuxServerMsg, 0, 4, 0, 0, 0, 5}) + text + "\x03" // a number that is not its turn
+	for _, steps := range []string{
+		"", open, open + ack, open + ack + consume + message + message + end, open + ack + message + end + consume, open + ack + wrong + end, open + message, open + ack + ack + end,
+		open + ack + message + message + message + message + consume, open + ack + part + part + message + end + consume, open + ack + part + end + consume, open + ack + part + wait + wait,
+		open + ack + consume + say(rawOpMuxServerMsg, 0, 0, isErr, text), open + ack + say(rawOpDisconnectClientMux, 0, 0, 0, none), open + ack + say(rawOpUnblockClMux, 0, 0, 0, two),
+		open + say(rawOpMuxConnectError, 0, 0, 0, "\x04"), open + ack + say(rawOpPong, 0, 0, 0, "\x06\x00"), open + say(rawOpResponse, 0, 0, eof, text), open + ack + "\x09\x00" + message,
+		call + say(rawOpResponse, 0, 0, eof, text), call + say(rawOpResponse, 0, 0, more, text) + say(rawOpResponse, 0, 0, eof, text), call + say(rawOpResponse, 0, 0, isErr, text), call + ack + message,
+		connect + input + serve + input + say(rawOpMuxClientMsg, 0, 0, eof, none) + serve, connect + input + input + input + input + input + input + input, connect + connect, input + input + input + input + input,
+		connect + say(rawOpMuxClientMsg, 0, 0, more, text) + say(rawOpMuxClientMsg, 0, 0, eof, none), connect + say(rawOpMuxClientMsg, 0, 0, eof, none) + input, connect + say(rawOpPing, 0, 0, 0, none),
+		connect + say(rawOpDisconnectServerMux, 0, 0, 0, none) + serve, connect + say(rawOpUnblockSrvMux, 0, 0, 0, two), say(rawOpConnectMux, 0, 6, 0, text) + say(rawOpUnblockSrvMux, 0, 0, 0, none),
+		say(rawOpRequest, 0, 3, more, text) + say(rawOpRequest, 0, 0, 0, text), say(rawOpRequest, 0, 3, more, text) + say(rawOpRequest, 0, 3, 0, text), say(rawOpRequest, 0, 5, 0x20, text) + serve,
+		say(rawOpConnectMux, 0, 4, more, text) + say(rawOpConnectMux, 0, 0, 0, text), say(rawOpRequest, 0, 3, more, text) + wait + wait, say(rawOpDisconnect, 8, 0, 0, none) + call, say(rawOpDisconnect, 0, 0, 0, none),
+		"\x00\x20\x97\x00\x02\x00\x00\x11\x00\xc4\x00\xc4\x08\x97\x00\x00\x00\x00\x03\x00\xc4\x00", say(rawOpPing, 8, 0, 0, "\x05"), say(rawOpPing, 8, 0, 0, text), say(rawOpPong, 8, 0, 0, "\x05"),
+	} {
+		for kind := range byte(4) {
+			f.Add([]byte(string([]byte{kind}) + steps))
 		}
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -47,7 +47,8 @@ func allocatedBytes() uint64 {
 // before, as merged ones are.
 func FuzzParse(f *testing.F) {
 	for _, v := range loadVectors(f) {
-		f.Add(unhex(f, v.Hex), uint16(0))
+		b := unhex(f, v.Hex)
+		f.Add(b, uint16(8*(len(b)-5))) // a bit in front of the checksum
 	}
 	for _, s := range []string{
 		"\xdd\xff\xff\xff\xff", "\x97\x01\x02\x03\x04\x0f\x02\xc6\xff\xff\xff\xff", "\x97\x01\x02\x03\x04\x0f\x02\xc5\xff\xff",

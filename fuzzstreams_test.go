@@ -18,16 +18,30 @@ import (
 // FuzzStreams runs a program on two sessions, with streams between them, whose
 // messages the program hands on as well. See streamsRun.check for what must hold.
 func FuzzStreams(f *testing.F) {
-	const openAll = "\x01\x01\x01"
-	for _, kind := range []uint8{0, 1, 2, 7} {
-		for _, steps := range []string{
-			"", "\x00\x08\x00\x08", "\x00\x02\x01\x05\x03\x05\x08\x08\x04\x05\x06\x05\x08\x08\x09\x00\x08",
-			"\x00\x08\x02\x00\x02\x00\x02\x00\x08\x03\x00\x08\x0a\x00\x08", "\x00\x08\x05\x00\x08\x05\x01\x08\x05\x02\x08\x07\x00\x08",
-			"\x00\x08\x0b\x00\x08", "\x00\x08\x0c\x05\x08\x0c\x09\x08", "\x00\x08\x0d\x00\x05\x00\x08\x0d\x00\x08", "\x00\x08\x05\x06\x08\x05\x07\x08\x02\x07\x08\x07\x00",
-			"\x00\x08\x05\x00\x0f\x00\x08", "\x00\x0e\x00\x08", "\x00\x07\x01\x08\x06\x00\x08\x04\x20\x08",
-		} {
-			f.Add([]byte(string([]byte{kind}) + openAll + "\x02\x02\x00\x00\x01\x05\x01\x00\x04\x00\x02\x01" + steps))
+	const ( // see step; stream 0 only
+		open, up, down   = "\x00\x00", "\x08\x00", "\x08\x01"
+		send, input      = "\x01\x00\x04", "\x04\x00\x09"
+		large, close     = "\x01\x00\x07", "\x03\x00"
+		serve, consume   = "\x05\x00\x04", "\x02\x00\x09"
+		serveLarge       = "\x05\x00\x07"
+		well, fail, boom = "\x07\x00\x00", "\x07\x00\x02", "\x07\x00\x03"
+		cancel, enough   = "\x0a\x00", "\x0b\x00"
+		wait, stall, cut = "\x0c\x04", "\x0d\x01", "\x0e\x00"
+		settle           = "\x0f"
+		opened           = open + up + down
+	)
+	for _, steps := range []string{
+		"", open, opened, opened + well, opened + serve + serve + serve + well + settle + consume, opened + serve + serve + fail + down, opened + serve + boom + settle,
+		opened + send + send + send + input + settle + close + settle + well, opened + send + send + close + settle + well + settle + consume, opened + input + large + send + up + up + close,
+		opened + serveLarge + serve + well + settle + consume, opened + serveLarge + serveLarge + send + down + cancel + settle, opened + consume + serve + well + down + send + settle,
+		opened + send + cancel + up + settle + serve, opened + serve + serve + enough + settle + serve, opened + send + serve + wait + settle, opened + serve + serve + cut + settle, open + cut + up,
+		stall + opened + serve + stall + settle, open + cancel + up + down, opened + serve + consume + down + up + serve + down + well + "\x09\x01\x00\x01\x09\x01\x00\x01" + consume,
+	} {
+		for kind := range byte(8) {
+			// The stream's client, whether it sends through Requests, its capacities, its deadline.
+			f.Add([]byte(string([]byte{kind, 0, 0, kind & 1, 1 + kind>>1, 3 - kind>>1&2, 0}) + steps))
 		}
+		f.Add([]byte("\x02\x01\x00\x01\x04\x04\x05\x01\x00\x00\x00\x00" + steps + "\x00\x01\x05\x01\x04\x0f"))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if len(data) > 600 {

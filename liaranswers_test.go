@@ -90,6 +90,10 @@ func TestLiarIsAnsweredAsTheProtocolSays(t *testing.T) {
 			[]rawMsg{asks(rawOpConnectMux, liarHold, nil), numbered(msg(rawOpMuxClientMsg, rawFlagEOF, ""), 1), numbered(msg(rawOpMuxClientMsg, rawFlagEOF, ""), 2)},
 			[]said{acked, {rawOpDisconnectClientMux, ErrProtocol.Error()}}, nil,
 		},
+		"input ended amid a message": { // to version 1 it is no part, but a message
+			[]rawMsg{asks(rawOpConnectMux, liarHold, nil), numbered(msg(rawOpMuxClientMsg, rawFlagMore, "abc"), 1), numbered(msg(rawOpMuxClientMsg, rawFlagEOF, ""), 2)},
+			[]said{acked, {rawOpUnblockClMux, ""}}, []said{acked, {rawOpDisconnectClientMux, ErrProtocol.Error()}},
+		},
 		"acks its own stream": {[]rawMsg{asks(rawOpConnectMux, liarHold, nil), msg(rawOpAckMux, 0, "\x01")}, []said{acked, cancelled}, nil},
 		"serves its own stream": {
 			[]rawMsg{asks(rawOpConnectMux, liarHold, nil), msg(rawOpMuxServerMsg, rawFlagEOF, ""), msg(rawOpUnblockClMux, 0, ""), msg(rawOpDisconnectClientMux, 0, ""), msg(rawOpMuxConnectError, 0, string(muxConnectErrorPayload("no")))},

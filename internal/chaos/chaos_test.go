@@ -117,8 +117,9 @@ func chaos(c *cluster, seed uint64, duration time.Duration, faults *trace, watch
 		}
 		rng := rand.New(rand.NewPCG(seed, n))
 		c.inject(drawFaults(rng, min(round, left), p.pause), faults)
-		c.deafen(int(n % hosts))
 		c.fabric.healAll()
+		c.requireWorks(p.healTime)
+		c.deafen(int(n % hosts))
 		c.requireWorks(p.healTime)
 	}
 

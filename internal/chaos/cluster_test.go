@@ -153,14 +153,14 @@ func (n *node) stop(grace time.Duration) {
 // requireWorks checks that every node can call every other within the time.
 func (c *cluster) requireWorks(within time.Duration) {
 	began := time.Now()
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(context.Background())
+	defer cancel(nil)
 	go func() {
 		// By a clock that is late where the machine has no time for the test.
 		for range within / clockStep {
 			sleep(ctx, clockStep)
 		}
-		cancel()
+		cancel(errGaveUp)
 	}()
 	c.eachPair(func(from, to int) {
 		for {

@@ -40,8 +40,9 @@
 //     the handler's context lives is complete.
 //   - No call runs twice, on another host, or under another subroute.
 //   - A call that was lost never runs, see below.
-//   - After a heal every host can call every other within two seconds, at once
-//     after rounds of chaos and while the load goes on.
+//   - After a heal every host can call every other within two seconds, while the
+//     load goes on; and once more, after all connections of one host have become
+//     half-open.
 //   - When the callers have stopped, nothing is under way; when the managers have,
 //     there are no sockets and no goroutines; and the pool gets back the buffers of
 //     calls that end well.

@@ -39,7 +39,7 @@ const (
 var kindNames = [kinds]string{"cut", "loss", "partition", "split", "stall", "slow", "late", "corrupt", "half-open", "restart"}
 
 // weights say how often each comes.
-var weights = [kinds]int{cut: 60, loss: 14, partition: 3, split: 1, stall: 5, slow: 4, late: 4, corrupt: 4, halfOpen: 3, restart: 2}
+var weights = [kinds]int{cut: 60, loss: 14, partition: 3, split: 1, stall: 5, slow: 4, late: 4, corrupt: 4, halfOpen: 3, restart: 4}
 
 // lasts tells whether f is a fault of a link that has an end.
 func (f fault) lasts() bool {
