@@ -84,11 +84,13 @@ func newBoundGrid(t *testing.T, n int, a *authority, certs func(i int) (server, 
 		g.hosts = append(g.hosts, "https://node"+string(rune('0'+i))+":9000")
 	}
 	configs := make([]*tls.Config, n)
+	ready := make(chan struct{}) // nobody dials a host that does not listen yet
 	g.edit = func(i int, o *ManagerOptions) {
 		server, client := certs(i)
 		configs[i] = &tls.Config{Certificates: []tls.Certificate{server}, ClientCAs: a.pool, ClientAuth: tls.RequireAndVerifyClientCert}
 		o.TLSConfig = &tls.Config{RootCAs: a.pool, Certificates: []tls.Certificate{client}}
 		o.VerifyPeer = VerifyTLSHost
+		o.BlockConnect = ready
 		if edit != nil {
 			edit(i, o)
 		}
@@ -99,6 +101,7 @@ func newBoundGrid(t *testing.T, n int, a *authority, certs func(i int) (server, 
 	for i := range n {
 		g.start(i)
 	}
+	close(ready)
 	return g
 }
 
