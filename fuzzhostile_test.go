@@ -70,6 +70,7 @@ const (
 
 // hostileRun is one host whose peer is the program.
 type hostileRun struct {
+	quiet   fence
 	t       *testing.T
 	p       *program
 	h       *fuzzHost
@@ -91,6 +92,8 @@ type hostileCall struct {
 	got     []byte
 	said    []byte // payloads
 	saidEnd bool   // and nothing that would be delivered behind it
+	acked   bool
+	broken  bool // a second time, which ends it with an error
 	over    bool
 	err     error
 }
@@ -161,6 +164,7 @@ func (r *hostileRun) step() {
 	case 7:
 		offer(r.permits, r.p.n(5), true)
 	case 8:
+		r.quiet.pass()
 		time.Sleep(pick(r.p, time.Millisecond, time.Second, 3*time.Second, 9*time.Second, 70*time.Second))
 	case 9:
 		if all := append(append([]*hostileCall(nil), r.streams...), r.calls...); len(all) > 0 {
@@ -181,14 +185,20 @@ func (r *hostileRun) say() rawMsg {
 	case rawOpAckMux, rawOpMuxServerMsg, rawOpUnblockClMux:
 		side = 1
 	}
+	c := r.muxes[m.MuxID]
+	again := m.Op == rawOpAckMux && c != nil && c.acked
 	if side >= 0 && right {
-		if m.Op == rawOpAckMux || m.Op == rawOpConnectMux && m.Handler != 0 {
+		if m.Op == rawOpAckMux && !again || m.Op == rawOpConnectMux && m.Handler != 0 {
 			r.next[side][m.MuxID] = 0
 		}
 		m.Seq = r.next[side][m.MuxID]
 		r.next[side][m.MuxID]++
 	}
-	if c := r.muxes[m.MuxID]; c != nil && (m.Op == rawOpMuxServerMsg || m.Op == rawOpResponse) && m.Flags&rawFlagPayloadIsErr == 0 && !c.saidEnd {
+	if c != nil && m.Op == rawOpAckMux {
+		c.broken = c.broken || c.acked && !c.saidEnd
+		c.acked = true
+	}
+	if c != nil && (m.Op == rawOpMuxServerMsg || m.Op == rawOpResponse) && m.Flags&rawFlagPayloadIsErr == 0 && !c.saidEnd {
 		c.said = append(c.said, m.Payload...)
 		c.saidEnd = m.Op == rawOpMuxServerMsg && m.Flags&rawFlagEOF != 0 ||
 			m.Op == rawOpResponse && (m.Flags&rawFlagMore == 0 || r.h.sess.caps&capFragments == 0)
@@ -224,22 +234,25 @@ func (r *hostileRun) open(sends bool) {
 	go func() {
 		st, err := r.h.conn.NewStream(ctx, 2, payload)
 		if err != nil {
+			r.quiet.pass()
 			c.over, c.err = true, err
 			return
 		}
 		if st.Requests != nil {
 			go func() {
-				for sends && st.Send([]byte("sent")) == nil {
+				for n := 0; sends && n < 100 && st.Send([]byte("sent")) == nil; n++ {
 				}
 				close(st.Requests)
 			}()
 		}
 		err = st.Results(func(b []byte) error {
 			<-c.permits
+			r.quiet.pass()
 			c.got = append(c.got, b...)
 			PutByteBuffer(b)
 			return nil
 		})
+		r.quiet.pass()
 		c.over, c.err = true, err
 	}()
 }
@@ -251,6 +264,7 @@ func (r *hostileRun) call() {
 	ctx, c, payload := r.newCall(&r.calls)
 	go func() {
 		b, err := r.h.conn.SingleRequest(ctx, 1, payload)
+		r.quiet.pass()
 		c.got, c.over, c.err = b, true, err
 	}()
 }
@@ -316,6 +330,7 @@ func (r *hostileRun) finish() {
 	r.check()
 	for _, c := range append(r.streams, r.calls...) {
 		require.True(r.t, c.over, "a call is stuck")
+		require.False(r.t, c.broken && c.err == nil, "a stream that was acked twice ended well")
 	}
 	require.Zero(r.t, r.h.conn.Stats().Handlers, "slots of handlers are left")
 	require.Zero(r.t, r.h.conn.kept.used.Load(), "bytes are counted that nobody keeps")

@@ -40,6 +40,7 @@ func FuzzInbox(f *testing.F) {
 	f.Add([]byte{1, 1, 7, 0, 7, 0, 7, 0, 7, 0, 7, 255, 7, 255, 7, 255, 5})
 	f.Add([]byte{2, 0, 0, 0, 0, 0, 0, 0, 6, 1, 5, 0})
 	f.Add([]byte{1, 16, 0, 1, 0, 2, 0, 3, 1, 0, 4, 1, 1, 0, 5, 0, 6, 0, 7, 0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 1, 1, 0, 1, 0, 1, 1, 1, 1})
+	f.Add([]byte{1, 8, 0, 2, 4, 0, 5})                             // dropped after a good end
 	f.Add(append([]byte{1, 8}, bytes.Repeat([]byte{7, 1}, 40)...)) // a window that grows as far as it may
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if len(data) > 200 {

@@ -68,6 +68,10 @@ func FuzzParse(f *testing.F) {
 			rest, err = m.parse(b)
 		})
 		require.Equal(t, around+string(data)+around, string(buf), "the input was written to")
+		raw, rawErr := decodeRaw(data)
+		if rawErr == nil && raw.Op != rawOpMerged {
+			require.NoError(t, err)
+		}
 		if err != nil {
 			require.ErrorIs(t, err, ErrProtocol)
 			require.Nil(t, rest)
@@ -75,6 +79,8 @@ func FuzzParse(f *testing.F) {
 		}
 		if m.Op != opMerged {
 			require.Empty(t, rest)
+			require.NoError(t, rawErr)
+			require.Equal(t, raw, rawOf(m))
 		} else {
 			require.True(t, bytes.HasSuffix(data, rest))
 			require.LessOrEqual(t, len(rest), len(data))

@@ -47,6 +47,16 @@ func (p *program) bytes(n int) (b []byte) {
 	return b
 }
 
+// fence stands between what a test has read when all was quiet, and what others write
+// once a timer has woken them: the race detector does not see that the one comes
+// before the other. Both sides call it in between.
+type fence struct{ mu sync.Mutex }
+
+func (f *fence) pass() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+}
+
 // wire is a socket in memory whose other end is a test. It never makes a writer
 // wait, unless it is stalled.
 type wire struct {
