@@ -1,0 +1,185 @@
+package grid
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// Single requests as a session serves them, and the answers to its own.
+
+// singleTask runs the handler of a single request.
+type singleTask struct {
+	s        *session
+	id       uint64
+	handler  HandlerID
+	fn       SingleHandlerFn
+	panics   *errorLog
+	payload  arrived
+	deadline time.Time // zero for none
+}
+
+// singleTasks holds no channels or timers, so it may be shared by all.
+var singleTasks = sync.Pool{New: func() any { return new(singleTask) }}
+
+func (s *session) onRequest(m *message) error {
+	if s.isContinued(m) {
+		return s.continueOpening(m)
+	}
+	if err := s.checkOpening(m); err != nil {
+		return err
+	}
+	h := s.conn.handlers.lookup(m.Handler, m.Sub)
+	if h.single == nil {
+		s.refuse(m, noHandlerText("request", m, h.stream != nil))
+		return nil
+	}
+	slot := &s.conn.handlerSlots
+	if err := s.admit(m, slot); err != nil {
+		s.refuse(m, err.Error())
+		return nil
+	}
+	if m.Flags&flagMore != 0 {
+		return s.beginOpening(m, h, slot)
+	}
+	payload, err := s.payload(m)
+	if err != nil {
+		slot.release()
+		return s.refuseOverload(m, err)
+	}
+	s.startRequest(m, h, payload, s.deadline(m))
+	return nil
+}
+
+// payload is that of a message which is not in fragments.
+func (s *session) payload(m *message) (arrived, error) {
+	var none *assembly
+	a, _, err := s.gather(&none, m)
+	return a, err
+}
+
+// startRequest queues a request that is complete, and has a slot.
+func (s *session) startRequest(m *message, h handler, payload arrived, deadline time.Time) {
+	t := singleTasks.Get().(*singleTask)
+	*t = singleTask{s: s, id: m.MuxID, handler: m.Handler, fn: h.single, panics: h.panics, payload: payload, deadline: deadline}
+	s.tasks = append(s.tasks, t)
+}
+
+// run implements task.
+func (t *singleTask) run() {
+	s := t.s
+	// The slot is held until the answer is queued: who waits for room needs one
+	// too.
+	m := message{MuxID: t.id, Op: opResponse, Flags: flagEOF, slot: &s.conn.handlerSlots}
+	payload, kept := t.payload.claim()
+	var resp []byte
+	result := errHandlerExited // stays if the handler ends its goroutine
+	expired := s.passed(t.deadline)
+	defer func() {
+		result = handlerResult(recover(), result, t.handler, s.logger(), t.panics)
+		kept.release()
+		buf := resp
+		resp = nil // nothing here must hold what respond gives back
+		switch {
+		case result != nil:
+			m.setError(result.Error())
+			buf = nil // ignored, and not ours
+		case len(buf) > s.opts.MaxMessageSize:
+			m.setError("grid: handler's response: " + tooLargeError(len(buf), s.opts.MaxMessageSize).Error())
+			PutByteBuffer(buf)
+			buf = nil
+		default:
+			m.setPayload(buf)
+		}
+		if expired || s.passed(t.deadline) {
+			PutByteBuffer(buf)
+		} else {
+			s.respond(&m, buf)
+		}
+		*t = singleTask{}
+		singleTasks.Put(t)
+		m.freeSlot() // where nothing was sent
+	}()
+	if expired {
+		// Nobody waits any more: under overload, work for them is at the cost of
+		// those who do.
+		PutByteBuffer(payload)
+		result = nil
+		return
+	}
+	resp, result = t.fn(payload)
+}
+
+// respond sends the answer to a single request, and frees its slot. While it waits
+// for room it counts towards what is kept for the host; if that is too much, an error
+// takes its place. buf, the buffer of the answer, is given back.
+func (s *session) respond(m *message, buf []byte) {
+	defer func() { PutByteBuffer(buf) }()
+	if !s.fragmented(m) {
+		if room, _ := s.out.trySend(smallRoom, m, nil); room == nil {
+			return
+		}
+	}
+	kept := charge{&s.conn.kept, len(m.Payload)}
+	if err := kept.budget.take(kept.bytes); err != nil {
+		s.overload(err)
+		kept.bytes = 0
+		e := muxConnectError{Error: answerDropped(err).Error()}
+		m.Op, m.Flags = opMuxConnectError, flagEOF
+		m.Payload, _ = e.MarshalMsg(nil)
+		PutByteBuffer(buf)
+		buf = nil // before the wait, which may be long
+	}
+	if s.send(nil, *m, nil) == nil { // fails only with the session
+		m.slot = nil
+	}
+	kept.release()
+}
+
+// answerDropped is err, of a limit, for a call whose handler has run.
+func answerDropped(err error) error { return fmt.Errorf("%w; the answer was dropped", err) }
+
+func (s *session) onResponse(m *message) error {
+	if m.Flags&flagMore != 0 {
+		err := s.calls.extend(m.MuxID, func(parts **assembly) error {
+			_, _, err := s.gather(parts, m)
+			return err
+		})
+		if errors.Is(err, ErrOverloaded) {
+			s.overload(err)
+			s.calls.answer(m.MuxID, answer{err: answerDropped(err)})
+			return nil
+		}
+		return err
+	}
+	c := s.calls.take(m.MuxID)
+	if c == nil {
+		if c, ok := s.streams.get(m.MuxID); ok {
+			c.fail(protocolErrorf("%v to a stream", m.Op))
+		}
+		return nil
+	}
+	// An error stands for all that came before it.
+	if err := m.payloadErr(); err != nil {
+		c.answer(answer{err: err})
+		return nil
+	}
+	if c.parts == nil {
+		// Its caller has waited for it, so it does not wait here.
+		c.answer(answer{payload: arrived{buf: ownedPayload(m)}})
+		return nil
+	}
+	payload, _, err := s.gather(&c.parts, m)
+	switch {
+	case errors.Is(err, ErrOverloaded):
+		s.overload(err)
+		c.answer(answer{err: answerDropped(err)})
+		return nil
+	case err != nil:
+		c.answer(answer{err: disconnected(err)}) // as all others will hear
+		return err
+	}
+	c.answer(answer{payload: payload})
+	return nil
+}
