@@ -304,6 +304,7 @@ func TestFragmentsWhoseLastIsEmpty(t *testing.T) {
 		c := r.openWide(0)
 		msg = c.numbered(rawMsg{Op: rawOpMuxServerMsg, Flags: rawFlagEOF, Payload: []byte("abc")})
 		r.peer.sendMerged(inPieces(msg, 1)...)
+		synctest.Wait() // the end has come, so no credit is returned
 		got, err := collect(c.s, 0)
 		require.NoError(r, err)
 		require.Equal(r, []string{"abc"}, got)
