@@ -112,7 +112,12 @@ func (s *session) onConnectMux(m *message) error {
 		s.refuse(m, noHandlerText("stream", m, h.single != nil))
 		return nil
 	}
-	slot := &s.conn.streamSlots
+	return s.open(m, h, &s.conn.streamSlots)
+}
+
+// open takes on the request or stream that m asks for, which has a handler, or
+// refuses it.
+func (s *session) open(m *message, h handler, slot *slots) error {
 	if err := s.admit(m, slot); err != nil {
 		s.refuse(m, err.Error())
 		return nil
@@ -125,8 +130,24 @@ func (s *session) onConnectMux(m *message) error {
 		slot.release()
 		return s.refuseOverload(m, err)
 	}
-	s.startStream(m, h, payload, s.deadline(m))
+	s.startOpened(m, h, payload, s.deadline(m))
 	return nil
+}
+
+// payload is that of a message which is not in fragments.
+func (s *session) payload(m *message) (arrived, error) {
+	var none *assembly
+	a, _, err := s.gather(&none, m)
+	return a, err
+}
+
+// startOpened begins what m has asked for, once all of it has come.
+func (s *session) startOpened(m *message, h handler, payload arrived, deadline time.Time) {
+	if m.Op == opRequest {
+		s.startRequest(m, h, payload, deadline)
+	} else {
+		s.startStream(m, h, payload, deadline)
+	}
 }
 
 // startStream takes on a stream whose opening is complete, and has a slot.

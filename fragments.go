@@ -337,11 +337,7 @@ func (s *session) continueOpening(m *message) error {
 		return nil
 	}
 	m.Handler = o.handler
-	if o.op == opRequest {
-		s.startRequest(m, o.found, payload, o.deadline)
-	} else {
-		s.startStream(m, o.found, payload, o.deadline)
-	}
+	s.startOpened(m, o.found, payload, o.deadline)
 	return nil
 }
 

@@ -221,7 +221,7 @@ func (s *fuzzStream) takeInput(ctx context.Context, in <-chan []byte) {
 		s.r.quiet.pass()
 		if !ok {
 			// This goroutine may be one that the handler has left behind.
-			s.inWell = ctx.Err() == nil && !s.returned.Load()
+			s.inWell = ctx.Err() == nil
 			s.inClosed = true
 			return
 		}

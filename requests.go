@@ -35,28 +35,7 @@ func (s *session) onRequest(m *message) error {
 		s.refuse(m, noHandlerText("request", m, h.stream != nil))
 		return nil
 	}
-	slot := &s.conn.handlerSlots
-	if err := s.admit(m, slot); err != nil {
-		s.refuse(m, err.Error())
-		return nil
-	}
-	if m.Flags&flagMore != 0 {
-		return s.beginOpening(m, h, slot)
-	}
-	payload, err := s.payload(m)
-	if err != nil {
-		slot.release()
-		return s.refuseOverload(m, err)
-	}
-	s.startRequest(m, h, payload, s.deadline(m))
-	return nil
-}
-
-// payload is that of a message which is not in fragments.
-func (s *session) payload(m *message) (arrived, error) {
-	var none *assembly
-	a, _, err := s.gather(&none, m)
-	return a, err
+	return s.open(m, h, &s.conn.handlerSlots)
 }
 
 // startRequest queues a request that is complete, and has a slot.

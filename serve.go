@@ -127,8 +127,10 @@ func (p *streamPump[In, Out]) run() {
 	}()
 	for p.step() {
 	}
-	p.closeInput()
+	// The context before the input, for a goroutine that the handler has left behind:
+	// the other way round would be the end of the input.
 	m.handlerReturned()
+	p.closeInput()
 	if p.hasLast {
 		p.send(p.last)
 	}
