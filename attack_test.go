@@ -262,8 +262,8 @@ func (a *attacked) queueBounds(s *session) {
 	require.LessOrEqual(a, q.posted, postedLimit+oneMore)
 	require.LessOrEqual(a, len(q.urgent.buf), urgentLimit+firstBuffer)
 	require.LessOrEqual(a, len(q.batch.buf), postedLimit+s.opts.MaxQueuedBytes+largeLimit+oneMore)
-	require.LessOrEqual(a, q.batch.taken[smallRoom], s.opts.MaxQueuedBytes+oneMore)
-	require.LessOrEqual(a, q.batch.taken[largeRoom], largeLimit+oneMore)
+	require.LessOrEqual(a, q.small.taken+q.small.promised, s.opts.MaxQueuedBytes+oneMore)
+	require.LessOrEqual(a, q.large.taken+q.large.promised, largeLimit+oneMore)
 }
 
 // idle requires that nothing of the attack is left.

@@ -81,7 +81,7 @@ func TestAttackLargeAnswersThatAreNotRead(t *testing.T) {
 						synctest.Wait()
 						s.out.mu.Lock()
 						defer s.out.mu.Unlock()
-						return s.out.batch.taken[smallRoom]
+						return s.out.small.taken
 					}
 					for id := uint64(1 << 20); taken() < s.opts.MaxQueuedBytes-10_000; id += 10 {
 						var msgs []rawMsg

@@ -394,6 +394,11 @@ func (s *session) deadline(m *message) time.Time {
 // not nil, is asked between them whether to go on. started tells whether any was
 // sent.
 func (s *session) sendFragments(done <-chan struct{}, m *message, seq *sequence, wanted func() bool) (started bool, err error) {
+	turn, err := s.out.await(&s.out.turns, 1, time.Time{}, done)
+	if err != nil {
+		return false, err
+	}
+	defer s.out.pass(turn)
 	rest, flags, slot := m.Payload, m.Flags, m.slot
 	m.Flags = flags&flagSubroute | flagMore
 	m.slot = nil // taken up by the last one

@@ -72,6 +72,7 @@ func measureNeighbours(t *testing.T, slow func(ctx context.Context, c *Connectio
 		})
 		users.Wait()
 		n.messages = messages.Load()
+		time.Sleep(time.Second) // what was on its way arrives
 		g.requireNothingKept()
 	})
 	return n

@@ -30,6 +30,7 @@ type serverHost interface {
 // when the handler has returned and everything it sent is out, or at once by
 // abort.
 type muxServer struct {
+	neverLate
 	// Set once.
 	host       serverHost
 	id         uint64

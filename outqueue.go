@@ -3,6 +3,7 @@ package grid
 import (
 	"errors"
 	"sync"
+	"time"
 
 	"github.com/gridrpc/grid/internal/bytepool"
 )
@@ -11,6 +12,8 @@ const (
 	// largeLimit bounds, in bytes, the fragments of large payloads that wait for a
 	// session's writer; MaxQueuedBytes does it for everything else.
 	largeLimit = 2 * wholeSize
+	// largeTurns is how many large payloads are sent at a time.
+	largeTurns = 2
 	// postedLimit bounds what may be queued without waiting: answers that the
 	// reader owes. Ten thousand refusals, or pongs, at once are honest; a peer
 	// that makes us owe more than this, and does not read it, is misbehaving.
@@ -38,19 +41,20 @@ var (
 // Any number of goroutines may send and post; one takes. It ends with close.
 type outQueue struct {
 	// Set once.
-	crc    flags      // flagCRC, or 0
-	limits [rooms]int // of each kind's room, in bytes
+	crc flags // flagCRC, or 0
 
 	wake chan struct{} // holds a token when an idle writer should look
 
 	mu     sync.Mutex
 	batch  batch
-	urgent batch // connection pings and pongs overtake the rest
-	posted int   // bytes of batch that were posted
-	hint   int   // size of the last batch
-	idle   bool  // the writer waits on wake, and no token is in it
-	poked  bool  // the writer has something other than batches to look after
-	room   chan struct{}
+	urgent batch      // connection pings and pongs overtake the rest
+	posted int        // bytes of batch that were posted
+	hint   int        // size of the last batch
+	idle   bool       // the writer waits on wake, and no token is in it
+	poked  bool       // the writer has something other than batches to look after
+	small  room       // for all that is sent but the next
+	large  room       // for the parts of large payloads
+	turns  room       // one for each large payload that is being sent; not bytes
 	empty  idleSignal // of everything being written
 	err    error      // set by close
 }
@@ -66,7 +70,6 @@ type sequence struct {
 type batch struct {
 	buf   []byte
 	count uint32
-	taken [rooms]int // of the room for each kind of message that was sent
 }
 
 // init sets how many bytes of messages that are not large may wait. A sender that
@@ -74,7 +77,7 @@ type batch struct {
 // waits.
 func (q *outQueue) init(crc flags, limit int) {
 	q.crc = crc
-	q.limits = [rooms]int{smallRoom: limit, largeRoom: largeLimit}
+	q.small.limit, q.large.limit, q.turns.limit = limit, largeLimit, largeTurns
 	q.wake = make(chan struct{}, 1)
 	q.hint = firstBuffer
 }
@@ -84,62 +87,92 @@ func (q *outQueue) init(crc flags, limit int) {
 // as if done were closed. m.Payload stays the caller's. After an error nothing was
 // queued.
 func (q *outQueue) send(done <-chan struct{}, m *message, seq *sequence) error {
-	return q.sendAs(smallRoom, done, m, seq)
-}
-
-// sendLarge is send for a part of a large payload. These have room of their own, so
-// that neither kind starves the other.
-func (q *outQueue) sendLarge(done <-chan struct{}, m *message, seq *sequence) error {
-	return q.sendAs(largeRoom, done, m, seq)
-}
-
-func (q *outQueue) sendAs(kind int, done <-chan struct{}, m *message, seq *sequence) error {
-	for {
-		room, err := q.trySend(kind, m, seq)
-		if room == nil {
-			return err
-		}
-		select {
-		case <-room:
-		case <-done:
-			return errSendCancelled
-		}
+	if full, err := q.trySend(m, seq); !full {
+		return err
 	}
+	t, err := q.await(&q.small, m.Msgsize(), time.Time{}, done)
+	if err != nil {
+		return err
+	}
+	return q.sendInTurn(t, m, seq)
 }
 
-// The kinds of messages, by whose room they take.
-const (
-	smallRoom = iota
-	largeRoom
-	rooms
-)
+// sendLarge is send for a part of a large payload, in its turn. These have room of
+// their own, so that neither kind starves the other.
+func (q *outQueue) sendLarge(done <-chan struct{}, m *message, seq *sequence) error {
+	t, err := q.await(&q.large, m.Msgsize(), time.Time{}, done)
+	if err != nil {
+		return err
+	}
+	return q.sendInTurn(t, m, seq)
+}
 
-// trySend is send without the wait. Where there is no room it returns what is
-// closed when that may have changed.
-func (q *outQueue) trySend(kind int, m *message, seq *sequence) (room <-chan struct{}, err error) {
-	m.Flags |= q.crc
+// trySend is send without the wait. full says that there was no room.
+func (q *outQueue) trySend(m *message, seq *sequence) (full bool, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.err != nil {
-		return nil, q.err
+		return false, q.err
 	}
-	// A message that is larger than all the room is taken when none of its kind is.
-	if taken := q.batch.taken[kind]; taken > 0 && taken+m.Msgsize() > q.limits[kind] {
-		if q.room == nil {
-			q.room = make(chan struct{})
-		}
-		return q.room, nil
+	if q.small.line.Len() > 0 || !q.small.fits(m.Msgsize()) {
+		return true, nil
 	}
-	before := len(q.batch.buf)
-	if !q.addLocked(m, seq) {
-		return nil, errSendCancelled
-	}
-	q.batch.taken[kind] += len(q.batch.buf) - before
-	return nil, nil
+	return false, q.sendLocked(&q.small, m, seq)
 }
 
-// post queues m without ever waiting; m is dropped if seq has ended. It fails when the queue is closed, or
-// holds as much already as may be posted; the session must end then.
+// await waits for room of so many bytes until done is closed or the queue is. The
+// turn must be ended by sendInTurn or by pass.
+func (q *outQueue) await(r *room, size int, late time.Time, done <-chan struct{}) (*turn, error) {
+	q.mu.Lock()
+	if q.err != nil {
+		defer q.mu.Unlock()
+		return nil, q.err
+	}
+	t := r.enter(size, late)
+	q.mu.Unlock()
+	select {
+	case <-t.granted:
+		return t, nil
+	case <-done:
+		q.pass(t)
+		return nil, errSendCancelled
+	}
+}
+
+// sendInTurn queues m in the room that its sender has waited for.
+func (q *outQueue) sendInTurn(t *turn, m *message, seq *sequence) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	t.room.leave(t)
+	if q.err != nil {
+		return q.err
+	}
+	err := q.sendLocked(t.room, m, seq)
+	t.room.grant()
+	return err
+}
+
+// pass ends a turn for which nothing is sent.
+func (q *outQueue) pass(t *turn) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	t.room.leave(t)
+	t.room.grant()
+}
+
+func (q *outQueue) sendLocked(r *room, m *message, seq *sequence) error {
+	m.Flags |= q.crc
+	before := len(q.batch.buf)
+	if !q.addLocked(m, seq) {
+		return errSendCancelled
+	}
+	r.taken += len(q.batch.buf) - before
+	return nil
+}
+
+// post queues m without ever waiting; m is dropped if seq has ended. It fails when
+// the queue is closed, or holds as much already as may be posted; the session must
+// end then.
 func (q *outQueue) post(m *message, seq *sequence) error {
 	m.Flags |= q.crc
 	q.mu.Lock()
@@ -218,7 +251,7 @@ func (q *outQueue) wait() (full bool, err error) {
 	}
 	defer q.mu.Unlock()
 	q.poked = false
-	return q.room != nil, q.err
+	return q.small.stuck() || q.large.stuck(), q.err
 }
 
 // busy returns nil if everything has been written, or the queue is closed, else
@@ -243,9 +276,9 @@ func (q *outQueue) take() (urgent, normal batch) {
 		q.hint = min(max(len(normal.buf), firstBuffer), pendingLimit)
 	}
 	q.posted = 0
-	if q.room != nil {
-		close(q.room)
-		q.room = nil
+	for _, r := range [...]*room{&q.small, &q.large} {
+		r.taken = 0
+		r.grant()
 	}
 	return urgent, normal
 }
@@ -262,10 +295,9 @@ func (q *outQueue) close(err error) {
 	q.empty.notify()
 	q.batch.release()
 	q.urgent.release()
-	if q.room != nil {
-		close(q.room)
-		q.room = nil
-	}
+	q.small.open()
+	q.large.open()
+	q.turns.open()
 	q.wakeLocked()
 }
 

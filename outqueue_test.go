@@ -5,6 +5,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -124,6 +125,172 @@ func TestOutQueueIsBoundedAndWaitsForRoom(t *testing.T) {
 		_, err := q.wait()
 		require.ErrorIs(t, err, gone)
 		require.Equal(t, out, bytepool.Out(), "buffers are missing")
+	})
+}
+
+// Senders get room in the order in which they came, and those that arrive later, or
+// are small, don't overtake them.
+func TestOutQueueServesThoseThatWaitInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newOutQueue()
+		message := func(id uint64, size int) *message {
+			return &message{MuxID: id, Op: opRequest, Payload: make([]byte, size)}
+		}
+		ids := func() (ids []uint64) {
+			for _, m := range takeMessages(t, q) {
+				ids = append(ids, m.MuxID)
+			}
+			synctest.Wait()
+			return ids
+		}
+		require.NoError(t, q.send(nil, message(0, pendingLimit), nil))
+		cancelled := make(chan struct{})
+		results := make(chan error, 4)
+		for i, size := range []int{pendingLimit / 2, pendingLimit / 3, pendingLimit, 1} {
+			go func() {
+				var done <-chan struct{}
+				if i == 2 {
+					done = cancelled
+				}
+				results <- q.send(done, message(uint64(i+1), size), nil)
+			}()
+			synctest.Wait()
+		}
+		full, err := q.trySend(message(5, 1), nil)
+		require.NoError(t, err)
+		require.True(t, full)
+
+		require.Equal(t, []uint64{0}, ids())
+		require.Len(t, results, 2)
+		full, err = q.trySend(message(5, 1), nil)
+		require.NoError(t, err)
+		require.True(t, full, "there is room, but not for all that wait")
+		full, err = q.wait()
+		require.NoError(t, err)
+		require.True(t, full, "nobody can join the batch")
+		close(cancelled)
+		synctest.Wait()
+		require.Len(t, results, 4, "nobody is behind one that has left")
+		require.ElementsMatch(t, []uint64{1, 2, 4}, ids())
+		for range 4 {
+			if err := <-results; err != nil {
+				require.ErrorIs(t, err, errSendCancelled)
+			}
+		}
+		require.Zero(t, q.small.taken+q.small.promised+q.small.line.Len())
+	})
+}
+
+// When the first in line has waited for half of its time, the last one is served.
+func TestOutQueuePassesOverThoseThatAreLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newOutQueue()
+		message := func(id uint64) *message {
+			return &message{MuxID: id, Op: opRequest, Payload: make([]byte, pendingLimit/2)}
+		}
+		next := func(want ...uint64) {
+			t.Helper()
+			var ids []uint64
+			for _, m := range takeMessages(t, q) {
+				ids = append(ids, m.MuxID)
+			}
+			require.ElementsMatch(t, want, ids)
+			synctest.Wait()
+		}
+		require.NoError(t, q.send(nil, message(0), nil))
+		late := halfway(time.Now(), time.Now().Add(time.Second))
+		for id := range uint64(5) {
+			late := late
+			if id == 1 {
+				late = time.Time{}
+			}
+			go func() {
+				turn, err := q.await(&q.small, message(0).Msgsize(), late, nil)
+				if err == nil {
+					err = q.sendInTurn(turn, message(id+1), nil)
+				}
+				require.NoError(t, err)
+			}()
+			synctest.Wait()
+		}
+		next(0)
+		next(1)
+		next(2)
+		time.Sleep(time.Second/2 + 1)
+		next(3) // had it already
+		next(5)
+		next(4)
+		next()
+	})
+}
+
+// Room that was granted to a sender which does not need it any more goes to the next.
+func TestOutQueuePassesOnWhatIsNotUsed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newOutQueue()
+		first, err := q.await(&q.small, pendingLimit, time.Time{}, nil)
+		require.NoError(t, err)
+		var ended sequence
+		require.NoError(t, q.post(&message{Op: opDisconnectClientMux}, &ended))
+		results := make(chan error, 3)
+		for _, seq := range []*sequence{&ended, new(sequence)} {
+			go func() {
+				results <- q.send(nil, &message{Op: opMuxClientMsg, Payload: make([]byte, pendingLimit/2)}, seq)
+			}()
+			synctest.Wait()
+		}
+		require.Empty(t, results)
+		q.pass(first)
+		synctest.Wait()
+		require.Len(t, results, 2)
+		require.Equal(t, errSendCancelled, <-results)
+		require.NoError(t, <-results)
+		go func() { results <- q.send(nil, &message{Op: opRequest, Payload: make([]byte, pendingLimit)}, nil) }()
+		synctest.Wait()
+		require.Empty(t, results)
+		require.Len(t, takeMessages(t, q), 2)
+		require.NoError(t, <-results)
+		require.Len(t, takeMessages(t, q), 1)
+		require.Zero(t, q.small.taken+q.small.promised+q.small.line.Len())
+	})
+}
+
+// Large payloads go beside everything else, two at a time.
+func TestOutQueueSendsTwoLargePayloadsAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := new(session)
+		q := &s.out
+		q.init(flagCRC, pendingLimit)
+		for id := range uint64(4) {
+			go func() {
+				m := message{MuxID: id, Op: opRequest, Payload: make([]byte, 3*fragmentSize+1)}
+				_, err := s.sendFragments(nil, &m, nil, nil)
+				require.NoError(t, err)
+			}()
+			synctest.Wait()
+		}
+		require.NoError(t, q.send(nil, &message{MuxID: 9, Op: opRequest}, nil))
+		const parts = 4 // of a payload
+		begun := make(map[uint64]int)
+		ended := 0
+		for batch := 0; ended < 4; batch++ {
+			msgs := takeMessages(t, q)
+			require.NotEmpty(t, msgs)
+			for _, m := range msgs {
+				if m.MuxID == 9 {
+					require.Zero(t, batch)
+					continue
+				}
+				begun[m.MuxID]++
+				if begun[m.MuxID] == parts {
+					ended++
+				}
+				require.LessOrEqual(t, len(begun)-ended, largeTurns)
+			}
+			synctest.Wait()
+		}
+		require.Len(t, begun, 4)
+		require.Zero(t, q.large.taken+q.large.promised+q.turns.promised)
 	})
 }
 

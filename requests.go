@@ -18,6 +18,7 @@ type singleTask struct {
 	panics   *errorLog
 	payload  arrived
 	deadline time.Time // zero for none
+	halfway  int64     // to it, in Unix nanoseconds
 }
 
 // singleTasks holds no channels or timers, so it may be shared by all.
@@ -42,7 +43,15 @@ func (s *session) onRequest(m *message) error {
 func (s *session) startRequest(m *message, h handler, payload arrived, deadline time.Time) {
 	t := singleTasks.Get().(*singleTask)
 	*t = singleTask{s: s, id: m.MuxID, handler: m.Handler, fn: h.single, panics: h.panics, payload: payload, deadline: deadline}
+	if !deadline.IsZero() {
+		t.halfway = halfway(s.now, deadline).UnixNano()
+	}
 	s.tasks = append(s.tasks, t)
+}
+
+// late implements task.
+func (t *singleTask) late(now int64) bool {
+	return !t.deadline.IsZero() && t.halfway < now && now < t.deadline.UnixNano()
 }
 
 // run implements task.
@@ -74,7 +83,7 @@ func (t *singleTask) run() {
 		if expired || s.passed(t.deadline) {
 			PutByteBuffer(buf)
 		} else {
-			s.respond(&m, buf)
+			s.respond(&m, buf, t.deadline)
 		}
 		*t = singleTask{}
 		singleTasks.Put(t)
@@ -92,11 +101,12 @@ func (t *singleTask) run() {
 
 // respond sends the answer to a single request, and frees its slot. While it waits
 // for room it counts towards what is kept for the host; if that is too much, an error
-// takes its place. buf, the buffer of the answer, is given back.
-func (s *session) respond(m *message, buf []byte) {
+// takes its place. buf, the buffer of the answer, is given back. Nobody waits for it
+// after the deadline.
+func (s *session) respond(m *message, buf []byte, deadline time.Time) {
 	defer func() { PutByteBuffer(buf) }()
 	if !s.fragmented(m) {
-		if room, _ := s.out.trySend(smallRoom, m, nil); room == nil {
+		if full, _ := s.out.trySend(m, nil); !full {
 			return
 		}
 	}
@@ -110,7 +120,7 @@ func (s *session) respond(m *message, buf []byte) {
 		PutByteBuffer(buf)
 		buf = nil // before the wait, which may be long
 	}
-	if s.send(nil, *m, nil) == nil { // fails only with the session
+	if s.sendBefore(deadline, m) == nil { // fails only with the session
 		m.slot = nil
 	}
 	kept.release()

@@ -84,6 +84,7 @@ func handlerResult(recovered any, result *RemoteErr, id HandlerID, log *slog.Log
 // taken; it sends what the handler sends, and at last its result. It runs until
 // the handler has returned.
 type streamPump[In, Out any] struct {
+	neverLate
 	m      *muxServer
 	decode func([]byte) (In, error)
 	encode func(Out) ([]byte, error)

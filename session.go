@@ -80,7 +80,7 @@ func newSession(c *Connection, ws *wsconn.Conn, peerID [16]byte, peerCaps caps) 
 		stopped: make(chan struct{}),
 	}
 	s.out.init(c.crc, s.opts.MaxQueuedBytes)
-	s.workers.init()
+	s.workers.init(&s.clock)
 	s.streams.init()
 	s.served.init()
 	s.openings.init()
@@ -240,6 +240,23 @@ func (s *session) send(done <-chan struct{}, m message, seq *sequence) error {
 	return s.out.send(done, &m, seq)
 }
 
+// sendBefore is send for a message that is of no use after a deadline, if there is
+// one.
+func (s *session) sendBefore(deadline time.Time, m *message) error {
+	if deadline.IsZero() || s.fragmented(m) {
+		return s.send(nil, *m, nil)
+	}
+	t, err := s.out.await(&s.out.small, m.Msgsize(), halfway(time.Now(), deadline), nil)
+	if err != nil {
+		return err
+	}
+	return s.out.sendInTurn(t, m, nil)
+}
+
+// halfway is when half of the time to a deadline is over. What has waited for so long
+// will probably be too late.
+func halfway(now, deadline time.Time) time.Time { return now.Add(deadline.Sub(now) / 2) }
+
 // fragmented tells whether m is sent in fragments.
 func (s *session) fragmented(m *message) bool {
 	return len(m.Payload) > wholeSize && s.caps&capFragments != 0
@@ -304,7 +321,7 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 func (s *session) sendRequest(ctx context.Context, c *call, m *message) error {
 	large := s.fragmented(m)
 	if !large {
-		if room, err := s.out.trySend(smallRoom, m, nil); room == nil {
+		if full, err := s.out.trySend(m, nil); !full {
 			return err
 		}
 	}
@@ -334,20 +351,15 @@ func (s *session) sendRequest(ctx context.Context, c *call, m *message) error {
 // queued.
 func (s *session) sendInTime(ctx context.Context, m *message) error {
 	deadline, _ := ctx.Deadline()
-	for {
-		room, err := s.out.trySend(smallRoom, m, nil)
-		if room == nil {
-			return err
-		}
-		select {
-		case <-room:
-		case <-ctx.Done():
-			return errSendCancelled
-		}
-		if m.DeadlineMS, err = remainingMS(deadline, 0); err != nil {
-			return cmp.Or(context.Cause(ctx), err)
-		}
+	t, err := s.out.await(&s.out.small, m.Msgsize(), halfway(time.Now(), deadline), ctx.Done())
+	if err != nil {
+		return err
 	}
+	if m.DeadlineMS, err = remainingMS(deadline, 0); err != nil {
+		s.out.pass(t)
+		return cmp.Or(context.Cause(ctx), err)
+	}
+	return s.out.sendInTurn(t, m, nil)
 }
 
 // openStream opens a stream and waits until the peer has taken it on.

@@ -14,8 +14,11 @@ import (
 // short handlers that arrive in a batch are worked off by a few goroutines,
 // without a wake-up each.
 //
-// How many tasks there may be is for the caller to bound.
+// Tasks are taken in order, but see nextLocked. How many there may be is for the caller
+// to bound.
 type workers struct {
+	clock *atomic.Int64 // Unix nanoseconds, roughly
+
 	// looking counts the workers that are about to look at the queue. It is
 	// added to on behalf of a worker before that is started or woken, and by a
 	// worker itself when it has run a task.
@@ -32,14 +35,25 @@ type workers struct {
 }
 
 // task is something to run. It must not panic.
-type task interface{ run() }
+type task interface {
+	run()
+	// late tells whether so much time has passed that it would probably be over too
+	// late, but is not yet.
+	late(now int64) bool
+}
 
 // taskFunc is a function as a task.
 type taskFunc func()
 
-func (f taskFunc) run() { f() }
+func (f taskFunc) run()          { f() }
+func (taskFunc) late(int64) bool { return false }
 
-func (w *workers) init() { w.cond.L = &w.mu }
+// neverLate is embedded in tasks that are not.
+type neverLate struct{}
+
+func (neverLate) late(int64) bool { return false }
+
+func (w *workers) init(clock *atomic.Int64) { w.clock, w.cond.L = clock, &w.mu }
 
 // submit queues tasks, in order. They run even if the workers are closed.
 func (w *workers) submit(tasks ...task) {
@@ -83,9 +97,7 @@ func (w *workers) work() {
 	for {
 		if w.head < len(w.queue) {
 			w.looking.Add(-1)
-			t := w.queue[w.head]
-			w.queue[w.head] = nil
-			w.head++
+			t := w.nextLocked()
 			if w.head < len(w.queue) {
 				w.callLocked()
 			} else {
@@ -109,6 +121,21 @@ func (w *workers) work() {
 		w.cond.Wait()
 	}
 	w.mu.Unlock()
+}
+
+// nextLocked takes the oldest task, or the newest if the oldest is late: where more
+// arrives than can be done, some are done in time then, rather than all too late.
+func (w *workers) nextLocked() task {
+	next := &w.queue[w.head]
+	if last := len(w.queue) - 1; last > w.head && (*next).late(w.clock.Load()) {
+		next = &w.queue[last]
+		w.queue = w.queue[:last]
+	} else {
+		w.head++
+	}
+	t := *next
+	*next = nil
+	return t
 }
 
 // trim ends the workers that have had nothing to do since the last trim.

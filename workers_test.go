@@ -10,9 +10,11 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func newWorkers() *workers {
+func newWorkers() *workers { return newWorkersAt(new(atomic.Int64)) }
+
+func newWorkersAt(clock *atomic.Int64) *workers {
 	w := new(workers)
-	w.init()
+	w.init(clock)
 	return w
 }
 
@@ -58,6 +60,49 @@ func TestWorkersShortTasksShareGoroutines(t *testing.T) {
 		require.EqualValues(t, 100_000, n.Load())
 		require.LessOrEqual(t, w.idle, 8)
 		w.close()
+	})
+}
+
+// lateTask is late from one time to another.
+type lateTask struct {
+	from, to int64
+	taskFunc
+}
+
+func (t lateTask) late(now int64) bool { return t.from < now && now < t.to }
+
+// When the oldest has waited for so long that it would be over too late, the newest is
+// taken; what is of no use any more is out of the way at once.
+func TestWorkersPassOverWhatIsLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		clock := new(atomic.Int64)
+		w := newWorkersAt(clock)
+		w.looking.Add(1) // so that nobody comes
+		var order []int
+		add := func(from, to int64, i int) {
+			w.submit(lateTask{from, to, func() { order = append(order, i) }})
+		}
+		add(10, 20, 1)
+		add(10, 20, 2)
+		add(30, 40, 3)
+		add(30, 40, 4)
+		next := func() int {
+			w.mu.Lock()
+			task := w.nextLocked()
+			w.mu.Unlock()
+			task.run()
+			return order[len(order)-1]
+		}
+		require.Equal(t, 1, next())
+		clock.Store(15)
+		require.Equal(t, 4, next())
+		add(30, 40, 5)
+		require.Equal(t, 5, next())
+		clock.Store(25)
+		require.Equal(t, 2, next())
+		clock.Store(35)
+		require.Equal(t, 3, next(), "there is no other")
+		require.Equal(t, len(w.queue), w.head)
 	})
 }
 
