@@ -60,6 +60,25 @@ type StreamHandler struct {
 	InCapacity int
 }
 
+// SingleHandlerContextFn is a [SingleHandlerFn] with a context.
+//
+// The context ends at the caller's deadline, when the connection is lost or closed, by
+// either side, and when the handler has returned; [context.Cause] is
+// [context.DeadlineExceeded], an error that wraps [ErrDisconnected], or
+// [context.Canceled]. That the caller has given up before its deadline is not told.
+// [GetCaller] and [GetSubroute] work on it.
+type SingleHandlerContextFn func(ctx context.Context, payload []byte) ([]byte, *RemoteErr)
+
+// singleEntry is a registered handler of single requests.
+type singleEntry struct {
+	// One of the two.
+	fn        SingleHandlerFn
+	contextFn SingleHandlerContextFn
+
+	subroute string
+	panics   errorLog
+}
+
 // streamEntry is a registered stream handler.
 type streamEntry struct {
 	serve                   func(m *muxServer)
@@ -103,9 +122,8 @@ type registry struct {
 
 // handler is one of the two kinds.
 type handler struct {
-	single SingleHandlerFn
+	single *singleEntry
 	stream *streamEntry
-	panics *errorLog // of a single handler
 }
 
 // handlerTable is never changed once it is published.
@@ -176,7 +194,20 @@ func (m *Manager) RegisterSingleHandler(id HandlerID, h SingleHandlerFn, subrout
 	if err != nil {
 		return err
 	}
-	return m.handlers.add(id, route, handler{single: h, panics: new(errorLog)})
+	return m.handlers.add(id, route, handler{single: &singleEntry{fn: h, subroute: route}})
+}
+
+// RegisterSingleHandlerContext is [Manager.RegisterSingleHandler] for a handler that
+// wants a context: it costs a few allocations for each call.
+func (m *Manager) RegisterSingleHandlerContext(id HandlerID, h SingleHandlerContextFn, subroute ...string) error {
+	if h == nil {
+		return fmt.Errorf("grid: nil handler for ID %d", id)
+	}
+	route, err := registeredSubroute(subroute)
+	if err != nil {
+		return err
+	}
+	return m.handlers.add(id, route, handler{single: &singleEntry{contextFn: h, subroute: route}})
 }
 
 // RegisterStreamingHandler makes h serve streams to id. It may be called at any

@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -14,8 +15,7 @@ type singleTask struct {
 	s        *session
 	id       uint64
 	handler  HandlerID
-	fn       SingleHandlerFn
-	panics   *errorLog
+	entry    *singleEntry
 	payload  arrived
 	deadline time.Time // zero for none
 	halfway  int64     // to it, in Unix nanoseconds
@@ -42,7 +42,7 @@ func (s *session) onRequest(m *message) error {
 // startRequest queues a request that is complete, and has a slot.
 func (s *session) startRequest(m *message, h handler, payload arrived, deadline time.Time) {
 	t := singleTasks.Get().(*singleTask)
-	*t = singleTask{s: s, id: m.MuxID, handler: m.Handler, fn: h.single, panics: h.panics, payload: payload, deadline: deadline}
+	*t = singleTask{s: s, id: m.MuxID, handler: m.Handler, entry: h.single, payload: payload, deadline: deadline}
 	if !deadline.IsZero() {
 		t.halfway = halfway(s.now, deadline).UnixNano()
 	}
@@ -65,7 +65,7 @@ func (t *singleTask) run() {
 	result := errHandlerExited // stays if the handler ends its goroutine
 	expired := s.passed(t.deadline)
 	defer func() {
-		result = handlerResult(recover(), result, t.handler, s.logger(), t.panics)
+		result = handlerResult(recover(), result, t.handler, s.logger(), &t.entry.panics)
 		kept.release()
 		buf := resp
 		resp = nil // nothing here must hold what respond gives back
@@ -96,7 +96,24 @@ func (t *singleTask) run() {
 		result = nil
 		return
 	}
-	resp, result = t.fn(payload)
+	if t.entry.fn != nil {
+		resp, result = t.entry.fn(payload)
+		return
+	}
+	ctx, cancel := t.context()
+	defer cancel()
+	resp, result = t.entry.contextFn(ctx, payload)
+}
+
+// context is that of the handler. It ends with the session.
+func (t *singleTask) context() (context.Context, context.CancelFunc) {
+	ctx, cancel := t.s.ctx, context.CancelFunc(nil)
+	if t.deadline.IsZero() {
+		ctx, cancel = context.WithCancel(ctx)
+	} else {
+		ctx, cancel = context.WithDeadline(ctx, t.deadline)
+	}
+	return &handlerContext{Context: ctx, caller: &t.s.conn.caller, subroute: t.entry.subroute}, cancel
 }
 
 // respond sends the answer to a single request, and frees its slot. While it waits

@@ -64,6 +64,9 @@ type session struct {
 	live  liveness
 	clock atomic.Int64 // Unix nanoseconds at the last frame or tick
 
+	ctx    context.Context // of the handlers of single requests; ends with the session
+	cancel context.CancelCauseFunc
+
 	closeOnce sync.Once
 	err       error // why the session ended; published by done
 }
@@ -79,6 +82,7 @@ func newSession(c *Connection, ws *wsconn.Conn, peerID [16]byte, peerCaps caps) 
 		done:    make(chan struct{}),
 		stopped: make(chan struct{}),
 	}
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.out.init(c.crc, s.opts.MaxQueuedBytes)
 	s.workers.init(&s.clock)
 	s.streams.init()
@@ -209,6 +213,7 @@ func (s *session) close(reason error) {
 	s.closeOnce.Do(func() {
 		s.err = disconnected(reason)
 		close(s.done)
+		s.cancel(s.err)
 		s.conn.lost(s) // no new calls
 		s.out.close(s.err)
 		s.ws.Close()

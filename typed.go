@@ -80,23 +80,39 @@ func (h *SingleHandler[Req, Resp]) Register(m *Manager, handle func(req Req) (Re
 		return fmt.Errorf("grid: nil handler for ID %d", h.id)
 	}
 	return m.RegisterSingleHandler(h.id, func(payload []byte) ([]byte, *RemoteErr) {
-		req := h.reqs.get()
-		err := decode(req, payload)
-		PutByteBuffer(payload)
-		if err != nil {
-			return nil, NewRemoteErrf("grid: handler %d: request: %v", h.id, err)
-		}
-		resp, rerr := handle(req)
-		b, rerr := h.encodeResponse(resp, rerr)
-		// A handler may return its request: that is put back once.
-		if any(req) != any(resp) {
-			h.reqs.put(req)
-		}
-		if !h.sharedResp {
-			h.resps.put(resp)
-		}
-		return b, rerr
+		return h.serve(payload, handle)
 	}, subroute...)
+}
+
+// RegisterContext is Register for a handler that wants a context; see
+// [SingleHandlerContextFn].
+func (h *SingleHandler[Req, Resp]) RegisterContext(m *Manager, handle func(ctx context.Context, req Req) (Resp, *RemoteErr), subroute ...string) error {
+	if handle == nil {
+		return fmt.Errorf("grid: nil handler for ID %d", h.id)
+	}
+	return m.RegisterSingleHandlerContext(h.id, func(ctx context.Context, payload []byte) ([]byte, *RemoteErr) {
+		return h.serve(payload, func(req Req) (Resp, *RemoteErr) { return handle(ctx, req) })
+	}, subroute...)
+}
+
+// serve decodes a request, and encodes what handle answers. It owns payload.
+func (h *SingleHandler[Req, Resp]) serve(payload []byte, handle func(req Req) (Resp, *RemoteErr)) ([]byte, *RemoteErr) {
+	req := h.reqs.get()
+	err := decode(req, payload)
+	PutByteBuffer(payload)
+	if err != nil {
+		return nil, NewRemoteErrf("grid: handler %d: request: %v", h.id, err)
+	}
+	resp, rerr := handle(req)
+	b, rerr := h.encodeResponse(resp, rerr)
+	// A handler may return its request: that is put back once.
+	if any(req) != any(resp) {
+		h.reqs.put(req)
+	}
+	if !h.sharedResp {
+		h.resps.put(resp)
+	}
+	return b, rerr
 }
 
 func (h *SingleHandler[Req, Resp]) encodeResponse(resp Resp, rerr *RemoteErr) ([]byte, *RemoteErr) {
