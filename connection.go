@@ -23,7 +23,9 @@ type Connection struct {
 	handlers      *registry
 	log           *slog.Logger
 	caller        RemoteClient    // as handlers see the remote
-	closing       <-chan struct{} // closed when the manager is
+	ctx           context.Context // ends with the manager, or when the host is removed
+	cancel        context.CancelCauseFunc
+	closing       <-chan struct{} // of ctx
 	draining      *atomic.Bool    // the manager takes nothing new
 
 	lastMux atomic.Uint64 // never reset, so no ID is used twice
@@ -62,11 +64,12 @@ func newConnection(m *Manager, remote string) *Connection {
 		handlers: &m.handlers,
 		log:      m.opts.Logger.With("local", m.opts.Local, "remote", remote),
 		caller:   RemoteClient{Name: remote},
-		closing:  m.closing,
 		draining: &m.draining,
 		limits:   make(map[string]*errorLog),
 		kept:     budget{limit: int64(m.opts.MaxHostBytes)},
 	}
+	c.ctx, c.cancel = context.WithCancelCause(m.ctx)
+	c.closing = c.ctx.Done()
 	c.handlerSlots.init("handlers", "MaxHandlers", m.opts.MaxHandlers, nil)
 	c.streamSlots.init("streams", "MaxStreams", m.opts.MaxStreams, &c.handlerSlots)
 	if isSecure(c.local) && isSecure(c.remote) {
@@ -158,8 +161,11 @@ func (c *Connection) ready(id HandlerID, payload []byte) (*session, error) {
 func (c *Connection) unavailable() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.left != nil {
+	switch {
+	case c.left != nil:
 		return disconnected(errPeerShuttingDown)
+	case c.isClosing():
+		return disconnected(context.Cause(c.ctx))
 	}
 	return ErrDisconnected
 }
@@ -191,13 +197,17 @@ func (c *Connection) State() State {
 
 // WaitForConnect waits until the state is [StateConnected]. It returns the
 // cause of ctx if that ends before, and an error that wraps [ErrDisconnected]
-// at once after shutdown and for nil. The connection may be lost again by the
+// at once after shutdown, for a host that was removed and for nil. The connection may be lost again by the
 // time it returns.
 func (c *Connection) WaitForConnect(ctx context.Context) error {
 	if c == nil {
 		return ErrDisconnected
 	}
-	return c.state.waitConnected(ctx)
+	err := c.state.waitConnected(ctx)
+	if err == errEnded {
+		return disconnected(context.Cause(c.ctx))
+	}
+	return err
 }
 
 func (c *Connection) nextMuxID() uint64 { return c.lastMux.Add(1) }
@@ -238,7 +248,7 @@ func (c *Connection) take(s *session) error {
 		if !c.state.set(StateConnected) {
 			c.session.Store(old)
 			c.mu.Unlock()
-			return rejectf("%v", errClosed)
+			return rejectf("%v", context.Cause(c.ctx))
 		}
 		c.stats.connected(s.began)
 		if old != nil {
@@ -304,12 +314,13 @@ func (c *Connection) sessionsLocked() (all []*session) {
 }
 
 // shutdown ends the connection for good.
-func (c *Connection) shutdown() {
+func (c *Connection) shutdown(reason error) {
+	c.cancel(reason)
 	c.mu.Lock()
 	c.state.set(StateShutdown)
 	c.mu.Unlock()
 	for _, s := range c.sessions() {
-		s.close(errClosed)
+		s.close(reason)
 	}
 }
 

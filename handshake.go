@@ -100,7 +100,7 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, r *http.Request
 		}
 		return nil, err
 	}
-	c := m.Connection(req.Host)
+	c := m.peer(req.Host)
 	if c == nil {
 		return nil, rejectf("unknown incoming host: %s", clip(req.Host))
 	}

@@ -16,9 +16,8 @@ var errTooManyHandshakes = errors.New("too many handshakes are in progress")
 // add up. An honest handshake lasts a round trip; so where there are too many it is
 // the oldest that gives way, and those who say nothing do not keep others out.
 type incoming struct {
-	limit int // set once
-
 	mu    sync.Mutex // guards what follows, and the state of all arrivals
+	limit int
 	n     int
 	queue []*arrival // those that can be turned away, the oldest first
 }
@@ -50,6 +49,12 @@ func (i *incoming) enter(ctx context.Context) (*arrival, error) {
 	a := &arrival{in: i}
 	a.ctx, a.cancel = context.WithCancelCause(ctx)
 	return a, nil
+}
+
+func (i *incoming) setLimit(n int) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.limit = n
 }
 
 func (i *incoming) full() error {

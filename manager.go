@@ -3,6 +3,7 @@ package grid
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -23,17 +24,19 @@ type Manager struct {
 
 	// Set once.
 	opts      *ManagerOptions
-	conns     map[string]*Connection
-	targets   []string
+	self      *selfLink // nil without LocalCalls
 	handlers  registry
 	ctx       context.Context // ends with the manager
-	cancel    context.CancelFunc
+	cancel    context.CancelCauseFunc
 	closing   <-chan struct{} // of ctx
 	unwatch   func() bool     // ends the watch on the context of NewManager
 	draining  atomic.Bool     // set by Shutdown
 	unknown   errorLog        // handshakes of hosts that are not known
 	forbidden errorLog        // upgrades that were refused
 	incoming  incoming
+
+	hosts   atomic.Pointer[hostSet]
+	hostsMu sync.Mutex // serialises changes of hosts
 
 	mu     sync.Mutex // guards closed, so that nothing starts after Close waits
 	closed bool
@@ -50,28 +53,18 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{
-		ID:    uuid.New(),
-		opts:  opts,
-		conns: make(map[string]*Connection, len(opts.Hosts)),
-	}
-	m.ctx, m.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	m := &Manager{ID: uuid.New(), opts: opts}
+	m.ctx, m.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	m.closing = m.ctx.Done()
 	m.handlers.init()
-	m.incoming.limit = opts.MaxHandshakes
-	for _, host := range opts.Hosts {
-		if host == opts.Local {
-			continue
+	m.hosts.Store(&hostSet{})
+	if opts.LocalCalls {
+		if err := m.startSelf(); err != nil {
+			return nil, fmt.Errorf("grid: LocalCalls: %w", err)
 		}
-		m.conns[host] = newConnection(m, host)
-		m.targets = append(m.targets, host)
 	}
-	slices.Sort(m.targets)
-
-	for _, c := range m.conns {
-		if c.dials {
-			m.start(func() { c.keepDialling(m.ctx) })
-		}
+	if err := m.SetHosts(opts.Hosts); err != nil {
+		return nil, err
 	}
 	m.unwatch = context.AfterFunc(ctx, m.close)
 	return m, nil
@@ -82,12 +75,17 @@ func (m *Manager) HostName() string { return m.opts.Local }
 
 // Targets returns the base URLs of the other hosts, sorted. The slice is the
 // caller's.
-func (m *Manager) Targets() []string { return slices.Clone(m.targets) }
+func (m *Manager) Targets() []string { return slices.Clone(m.hosts.Load().targets) }
 
-// Connection returns the connection to host, by its base URL; nil for the local
-// host and for one that is not known. The methods of a nil *Connection return
-// [ErrDisconnected].
-func (m *Manager) Connection(host string) *Connection { return m.conns[host] }
+// Connection returns the connection to host, by its base URL; nil for one that is not
+// known, and for the local host unless ManagerOptions.LocalCalls is set. The methods
+// of a nil *Connection return [ErrDisconnected].
+func (m *Manager) Connection(host string) *Connection {
+	if host == m.opts.Local && m.self != nil {
+		return m.self.near
+	}
+	return m.peer(host)
+}
 
 // Handler returns the HTTP handler through which the other hosts connect. Mount
 // it at RoutePath; it needs HTTP/1.1 and a ResponseWriter that can be hijacked.
@@ -263,8 +261,11 @@ func (m *Manager) close() {
 	if closed {
 		return
 	}
-	m.cancel()
-	for _, c := range m.conns {
-		c.shutdown()
+	m.cancel(errClosed)
+	m.hostsMu.Lock() // none is added any more
+	all := m.connections()
+	m.hostsMu.Unlock()
+	for _, c := range all {
+		c.shutdown(errClosed)
 	}
 }

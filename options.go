@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -10,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -35,8 +35,15 @@ type ManagerOptions struct {
 	Local string
 
 	// Hosts are the base URLs of all hosts of the cluster, in any order. The
-	// list must be the same on all of them.
+	// list must be the same on all of them. It can be changed later, see
+	// [Manager.SetHosts].
 	Hosts []string
+
+	// LocalCalls makes [Manager.Connection] of the local host one that calls this
+	// Manager's own handlers, without a socket, but otherwise like all others: with
+	// the same limits, deadlines and errors. By default it is nil, so that calls to
+	// it return [ErrDisconnected].
+	LocalCalls bool
 
 	// AuthFn makes the token that is sent to a host that is dialled. It is
 	// called for each attempt, possibly concurrently. Required unless Insecure
@@ -133,7 +140,7 @@ type ManagerOptions struct {
 	// is complete. Where there are more, the oldest gives way: it is closed, or
 	// answered 503 if it was not upgraded yet. Most do not last longer than a
 	// round trip, so it takes a flood to push out a host in earnest. The default
-	// is 128, or twice the number of Hosts if that is more.
+	// is 128, or twice the number of hosts if that is more.
 	MaxHandshakes int
 
 	// MaxPings is how many pings of each host are answered in a second, those of
@@ -180,24 +187,13 @@ const (
 
 // withDefaults checks o and returns a copy of it that is complete.
 func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
-	// Names are compared letter by letter, but two that differ in capitals alone
-	// are one host.
-	hosts := make(map[string]bool, len(o.Hosts))
-	for _, h := range o.Hosts {
-		if err := checkHost(h); err != nil {
-			return nil, fmt.Errorf("grid: host %q: %w", h, err)
-		}
-		key := strings.ToLower(h)
-		if hosts[key] {
-			return nil, fmt.Errorf("grid: host %q is given twice", h)
-		}
-		hosts[key] = true
+	if o.Local == "" {
+		return nil, errors.New("grid: ManagerOptions.Local is empty")
+	}
+	if err := checkHosts(o.Local, o.Hosts); err != nil {
+		return nil, err
 	}
 	switch {
-	case o.Local == "":
-		return nil, errors.New("grid: ManagerOptions.Local is empty")
-	case !slices.Contains(o.Hosts, o.Local):
-		return nil, fmt.Errorf("grid: local host %q is not in Hosts %q", o.Local, o.Hosts)
 	case o.AuthFn == nil && !o.Insecure:
 		return nil, errors.New("grid: ManagerOptions.AuthFn is missing, and Insecure is not set")
 	case o.AuthToken == nil && !o.Insecure:
@@ -256,9 +252,16 @@ func (o *ManagerOptions) limits() (err error) {
 	set("MaxHostBytes", &o.MaxHostBytes, size, math.MaxInt, max(256<<20, 4*int64(size)))
 	set("MaxStreamBytes", &o.MaxStreamBytes, size, math.MaxInt, max(64<<20, 2*int64(size)))
 	set("MaxQueuedBytes", &o.MaxQueuedBytes, 4<<10, math.MaxInt, pendingLimit)
-	set("MaxHandshakes", &o.MaxHandshakes, 1, math.MaxInt, max(128, 2*int64(len(o.Hosts))))
+	if o.MaxHandshakes != 0 { // else it depends on the hosts
+		set("MaxHandshakes", &o.MaxHandshakes, 1, math.MaxInt, 0)
+	}
 	set("MaxPings", &o.MaxPings, 1, math.MaxInt, 128+2*int64(min(o.MaxStreams, 1<<30)))
 	return err
+}
+
+// maxHandshakes is MaxHandshakes, or its default for so many hosts.
+func (o *ManagerOptions) maxHandshakes(hosts int) int {
+	return cmp.Or(o.MaxHandshakes, max(128, 2*hosts))
 }
 
 // checkHost checks the name of a host.

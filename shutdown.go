@@ -33,7 +33,7 @@ var (
 // connection has ended.
 func (m *Manager) Shutdown(ctx context.Context) error {
 	m.draining.Store(true)
-	for _, c := range m.conns {
+	for _, c := range m.connections() {
 		for _, s := range c.sessions() {
 			s.announceShutdown()
 		}
@@ -59,7 +59,7 @@ func (m *Manager) hangUp(ctx context.Context) {
 	// ends when the socket is closed.
 	defer context.AfterFunc(ctx, m.close)()
 	var all sync.WaitGroup
-	for _, c := range m.conns {
+	for _, c := range m.connections() {
 		for _, s := range c.sessions() {
 			s.hungUp.Store(true) // refusals of what still arrives must not fail
 			all.Go(func() {
@@ -74,7 +74,7 @@ func (m *Manager) hangUp(ctx context.Context) {
 
 // waitIdle waits until no call, stream or handler is under way.
 func (m *Manager) waitIdle(ctx context.Context) error {
-	for _, c := range m.conns {
+	for _, c := range m.connections() {
 		for {
 			busy := c.busy()
 			if busy == nil {

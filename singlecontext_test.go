@@ -54,6 +54,7 @@ func TestSingleHandlerContextEnds(t *testing.T) {
 			defer cancel()
 			require.ErrorIs(g.t, g.nodes[1].Shutdown(ctx), context.DeadlineExceeded)
 		}, ErrDisconnected},
+		{"when the caller's host is removed", func(g *testGrid) { require.NoError(g.t, g.nodes[1].RemoveHost(g.hosts[0])) }, ErrDisconnected},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			inPair(t, nil, func(t *testing.T, g *testGrid, conn *Connection) {

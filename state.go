@@ -2,6 +2,7 @@ package grid
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 )
@@ -20,7 +21,8 @@ const (
 	// StateConnectionError is the state after a connection was lost or could
 	// not be made. The side that dials will try again.
 	StateConnectionError
-	// StateShutdown is the last state, once the Manager is closed.
+	// StateShutdown is the last state, once the Manager is closed or the host was
+	// removed.
 	StateShutdown
 )
 
@@ -50,6 +52,8 @@ var transitions = map[State][]State{
 	StateConnectionError: {StateConnecting, StateConnected, StateShutdown},
 	StateShutdown:        {},
 }
+
+var errEnded = errors.New("the state is final")
 
 // stateMachine is a state that can be waited for.
 type stateMachine struct {
@@ -83,7 +87,7 @@ func (s *stateMachine) set(to State) bool {
 }
 
 // waitConnected waits for StateConnected. It returns the cause of ctx if that
-// ends before, and ErrDisconnected once the state is StateShutdown.
+// ends before, and errEnded once the state is StateShutdown.
 func (s *stateMachine) waitConnected(ctx context.Context) error {
 	for {
 		s.mu.Lock()
@@ -93,7 +97,7 @@ func (s *stateMachine) waitConnected(ctx context.Context) error {
 			return nil
 		case StateShutdown:
 			s.mu.Unlock()
-			return disconnected(errClosed)
+			return errEnded
 		}
 		if s.changed == nil {
 			s.changed = make(chan struct{})

@@ -114,8 +114,9 @@ func (c *Connection) Stats() ConnectionStats {
 // Stats returns the present statistics of all connections.
 func (m *Manager) Stats() ManagerStats {
 	st := ManagerStats{HostName: m.opts.Local}
-	for _, host := range m.targets {
-		c := m.conns[host].Stats()
+	hosts := m.hosts.Load()
+	for _, host := range hosts.targets {
+		c := hosts.conns[host].Stats()
 		if c.State == StateConnected {
 			st.Connected++
 		}

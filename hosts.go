@@ -1,0 +1,147 @@
+package grid
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Which hosts there are, and how that changes.
+
+var errRemoved = errors.New("the host was removed")
+
+// hostSet is the other hosts. It is never changed once it is published.
+type hostSet struct {
+	conns   map[string]*Connection
+	targets []string // sorted
+}
+
+// checkHosts checks the names of all hosts, the local one among them.
+func checkHosts(local string, hosts []string) error {
+	// Names are compared letter by letter, but two that differ in capitals alone
+	// are one host.
+	seen := make(map[string]bool, len(hosts))
+	for _, h := range hosts {
+		if err := checkHost(h); err != nil {
+			return fmt.Errorf("grid: host %q: %w", h, err)
+		}
+		key := strings.ToLower(h)
+		if seen[key] {
+			return fmt.Errorf("grid: host %q is given twice", h)
+		}
+		seen[key] = true
+	}
+	if !slices.Contains(hosts, local) {
+		return fmt.Errorf("grid: local host %q is not in Hosts %q", local, hosts)
+	}
+	return nil
+}
+
+// AddHost adds a host to those of the options, by its base URL: from now on it is
+// dialled or awaited. It does nothing if the host is there already.
+//
+// A host is to be added on all others, and they on it, in any order: one that does not
+// know the other yet refuses it, and the side that dials tries again within 5 s.
+//
+// An error says what is wrong with the name; after Shutdown or Close it wraps
+// [ErrDisconnected]. AddHost, RemoveHost and SetHosts may be called concurrently,
+// and while calls are made.
+func (m *Manager) AddHost(host string) error {
+	return m.changeHosts(func(hosts []string) []string {
+		if slices.Contains(hosts, host) {
+			return hosts
+		}
+		return append(hosts, host)
+	})
+}
+
+// RemoveHost takes a host away: calls and streams to and from it end with
+// [ErrDisconnected] on both sides, the contexts of its handlers end, and its link is
+// closed. It does nothing if there is no such host.
+//
+// Its [Connection] is of no use any more, also when the host is added again:
+// [Manager.Connection] returns another one then.
+//
+// It is an error to remove the local host, and after Shutdown or Close, as for
+// AddHost.
+func (m *Manager) RemoveHost(host string) error {
+	return m.changeHosts(func(hosts []string) []string {
+		return slices.DeleteFunc(hosts, func(h string) bool { return h == host })
+	})
+}
+
+// SetHosts adds and removes hosts, so that they are those that are given, in any
+// order, the local one among them: ManagerOptions.Hosts anew. Hosts that stay keep
+// their connections. With an error, as of [NewManager], nothing has changed.
+func (m *Manager) SetHosts(hosts []string) error {
+	return m.changeHosts(func([]string) []string { return hosts })
+}
+
+// changeHosts makes the hosts what change makes of them.
+func (m *Manager) changeHosts(change func(hosts []string) []string) error {
+	removed, err := m.replaceHosts(change)
+	for _, c := range removed {
+		c.shutdown(errRemoved)
+	}
+	return err
+}
+
+func (m *Manager) replaceHosts(change func(hosts []string) []string) (removed map[string]*Connection, err error) {
+	m.hostsMu.Lock()
+	defer m.hostsMu.Unlock()
+	if m.draining.Load() {
+		return nil, disconnected(errShuttingDown)
+	}
+	// Close takes the lock after its end has been decided, so it finds all those that
+	// are added here.
+	if !m.begin() {
+		return nil, disconnected(errClosed)
+	}
+	defer m.work.Done()
+	old := m.hosts.Load()
+	hosts := change(append(slices.Clone(old.targets), m.opts.Local))
+	if err := checkHosts(m.opts.Local, hosts); err != nil {
+		return nil, err
+	}
+	removed = maps.Clone(old.conns)
+	next := &hostSet{conns: make(map[string]*Connection, len(hosts))}
+	var added []*Connection
+	for _, host := range hosts {
+		if host == m.opts.Local {
+			continue
+		}
+		c := old.conns[host]
+		if c == nil {
+			c = newConnection(m, host)
+			added = append(added, c)
+		}
+		delete(removed, host)
+		next.conns[host] = c
+		next.targets = append(next.targets, host)
+	}
+	slices.Sort(next.targets)
+	m.incoming.setLimit(m.opts.maxHandshakes(len(hosts)))
+	m.hosts.Store(next)
+	for _, c := range added {
+		if c.dials {
+			m.start(func() { c.keepDialling(c.ctx) })
+		}
+	}
+	return removed, nil
+}
+
+// peer is the connection to another host, or nil.
+func (m *Manager) peer(host string) *Connection { return m.hosts.Load().conns[host] }
+
+// connections are all that the manager has, those to itself included.
+func (m *Manager) connections() (all []*Connection) {
+	for _, c := range m.hosts.Load().conns {
+		all = append(all, c)
+	}
+	if m.self != nil {
+		all = append(all, m.self.near, m.self.far)
+	}
+	return all
+}

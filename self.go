@@ -1,0 +1,62 @@
+package grid
+
+import "github.com/gridrpc/grid/internal/wsconn"
+
+// selfLink is what calls of a host to itself go over (LocalCalls): two connections, as
+// between two hosts, and between them a session with a pipe for a socket. So all
+// that holds for other calls holds for these.
+type selfLink struct {
+	near *Connection // makes the calls
+	far  *Connection // serves them
+}
+
+func newSelfLink(m *Manager) *selfLink {
+	l := &selfLink{near: newConnection(m, m.opts.Local), far: newConnection(m, m.opts.Local)}
+	l.near.dials = true
+	l.near.crc, l.far.crc = 0, 0 // nothing can happen to what is sent
+	return l
+}
+
+// startSelf makes m.self, and keeps it connected until the manager ends: a session may
+// end before, where something has broken a rule of the protocol.
+func (m *Manager) startSelf() error {
+	l := newSelfLink(m)
+	serve, err := l.connect(m)
+	if err != nil {
+		return err
+	}
+	m.self = l
+	m.start(func() {
+		var b backoff
+		for ; m.ctx.Err() == nil; b.wait(m.ctx) {
+			if serve == nil {
+				if serve, err = l.connect(m); err != nil {
+					l.near.fault("grid: cannot connect", err)
+					continue
+				}
+			}
+			serve()
+			serve = nil
+		}
+	})
+	return nil
+}
+
+func (l *selfLink) connect(m *Manager) (serve func(), err error) {
+	near, far, err := wsconn.Pipe(m.opts.frameLimit())
+	if err != nil {
+		return nil, err
+	}
+	n, f := newSession(l.near, near, m.ID, ourCaps), newSession(l.far, far, m.ID, ourCaps)
+	for _, s := range []*session{f, n} {
+		if err := s.conn.take(s); err != nil {
+			n.close(err)
+			f.close(err)
+			return nil, err
+		}
+	}
+	return func() {
+		m.start(func() { _ = f.run() })
+		l.near.fault("grid: connection lost", n.run())
+	}, nil
+}
