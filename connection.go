@@ -93,11 +93,37 @@ func newConnection(m *Manager, remote string) *Connection {
 // that was reached; and *[RemoteErr] for whatever else the remote answered: the
 // handler's error, its panic, or that there is no such handler.
 func (c *Connection) SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error) {
+	return c.request(ctx, id, "", nil, payload)
+}
+
+// request makes a single request under a subroute, whose name is route; sub is nil for
+// none.
+func (c *Connection) request(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte) ([]byte, error) {
+	if c != nil && c.intercepts() {
+		return c.interceptRequest(ctx, id, route, sub, payload)
+	}
 	s, err := c.ready(id, payload)
 	if err != nil {
 		return nil, err
 	}
-	return s.single(ctx, id, nil, payload)
+	return s.single(ctx, id, sub, payload, nil)
+}
+
+func (c *Connection) interceptRequest(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte) (answer []byte, err error) {
+	seen := newObserved(c.log)
+	ctx, metadata, err := c.beginCall(ctx, seen, &CallInfo{Handler: id, Subroute: route, PayloadBytes: len(payload)})
+	if err != nil {
+		return nil, err
+	}
+	s, err := c.ready(id, payload)
+	if err == nil {
+		answer, err = s.single(ctx, id, sub, payload, metadata)
+	}
+	if err == nil {
+		seen.received(len(answer), true)
+	}
+	seen.end(err)
+	return answer, err
 }
 
 // NewStream opens a stream to handler id, and waits until the remote has taken
@@ -111,7 +137,7 @@ func (c *Connection) NewStream(ctx context.Context, id HandlerID, payload []byte
 }
 
 func (c *Connection) openStream(ctx context.Context, id HandlerID, payload []byte, caps capacities) (*muxClient, error) {
-	return c.open(ctx, id, nil, payload, caps)
+	return c.open(ctx, id, "", nil, payload, caps)
 }
 
 func rawStream(m *muxClient, err error) (*Stream, error) {
@@ -121,7 +147,24 @@ func rawStream(m *muxClient, err error) (*Stream, error) {
 	return newStream(m), nil
 }
 
-func (c *Connection) open(ctx context.Context, id HandlerID, sub *subHandlerID, payload []byte, caps capacities) (*muxClient, error) {
+// open opens a stream under a subroute, whose name is route; sub is nil for none.
+func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, caps capacities) (*muxClient, error) {
+	if c == nil || !c.intercepts() {
+		return c.openObserved(ctx, id, sub, payload, nil, nil, caps)
+	}
+	seen := newObserved(c.log)
+	ctx, metadata, err := c.beginCall(ctx, seen, &CallInfo{Handler: id, Subroute: route, Stream: true, PayloadBytes: len(payload)})
+	if err != nil {
+		return nil, err
+	}
+	m, err := c.openObserved(ctx, id, sub, payload, metadata, seen, caps)
+	if err != nil {
+		seen.end(err)
+	}
+	return m, err
+}
+
+func (c *Connection) openObserved(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte, seen *observed, caps capacities) (*muxClient, error) {
 	s, err := c.ready(id, payload)
 	if err != nil {
 		return nil, err
@@ -133,7 +176,7 @@ func (c *Connection) open(ctx context.Context, id HandlerID, sub *subHandlerID, 
 			caps = capacities{out: h.outCapacity, in: h.inCapacity, known: !s.wide()}
 		}
 	}
-	return s.openStream(ctx, id, sub, payload, caps)
+	return s.openStream(ctx, id, sub, payload, metadata, seen, caps)
 }
 
 // ready returns the session, after the checks that every call makes first.

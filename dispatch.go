@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"time"
@@ -9,7 +10,7 @@ import (
 // dispatchFrame handles the grid message, or the merged ones, of a websocket
 // message. None of what it calls blocks. An error ends the session.
 func (s *session) dispatchFrame(b []byte) error {
-	var m message
+	m := message{knowsMetadata: s.caps&capMetadata != 0}
 	rest, err := m.parse(b)
 	if err != nil {
 		return err
@@ -155,6 +156,9 @@ func (s *session) startStream(m *message, h handler, payload arrived, deadline t
 	c := newMuxServer(s, m, h.stream, payload, deadline, s.wide(), &s.conn.caller, s.opts.MaxMessageSize, s.now)
 	c.slot = &s.conn.streamSlots
 	c.in.maxBytes = s.opts.MaxStreamBytes
+	if c.seen = s.observe(payload.size()); c.seen != nil {
+		c.metadata = bytes.Clone(m.Metadata)
+	}
 	if !s.served.add(c.id, c) {
 		c.cancel(ErrDisconnected)
 		payload.drop()

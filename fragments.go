@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"sync"
@@ -246,6 +247,7 @@ type opening struct {
 	found    handler
 	deadline time.Time // zero for none
 	began    time.Time
+	metadata []byte
 	slot     *slots
 	seq      uint32       // of the last fragment; the reader's own
 	heard    atomic.Int64 // Unix nanoseconds: when a fragment last came
@@ -297,6 +299,9 @@ func (s *session) checkOpening(m *message) error {
 func (s *session) beginOpening(m *message, h handler, slot *slots) error {
 	s.hasOpenings = true
 	o := &opening{id: m.MuxID, op: m.Op, handler: m.Handler, found: h, deadline: s.deadline(m), began: s.now, slot: slot, seq: m.Seq}
+	if len(s.opts.ServeInterceptors) > 0 {
+		o.metadata = bytes.Clone(m.Metadata)
+	}
 	o.heard.Store(s.now.UnixNano())
 	_, _, err := o.gather(s, m)
 	if err != nil || !s.openings.add(o.id, o) {
@@ -336,7 +341,7 @@ func (s *session) continueOpening(m *message) error {
 		payload.drop() // given up just now, and its slot with it
 		return nil
 	}
-	m.Handler = o.handler
+	m.Handler, m.Metadata = o.handler, o.metadata
 	s.startOpened(m, o.found, payload, o.deadline)
 	return nil
 }
@@ -390,25 +395,39 @@ func (s *session) deadline(m *message) time.Time {
 	return s.now.Add(time.Duration(m.DeadlineMS) * time.Millisecond)
 }
 
-// sendFragments sends m in fragments, each when there is room for it. wanted, if
-// not nil, is asked between them whether to go on. started tells whether any was
-// sent.
-func (s *session) sendFragments(done <-chan struct{}, m *message, seq *sequence, wanted func() bool) (started bool, err error) {
-	turn, err := s.out.await(&s.out.turns, 1, time.Time{}, done)
-	if err != nil {
-		return false, err
-	}
-	defer s.out.pass(turn)
+// sendFragments sends m in fragments, each when there is room for it. deadline is that of a
+// request, an opening or an answer, if it has one. wanted, if not nil, is asked between
+// them whether to go on. started tells whether any was sent.
+//
+// Fragments have room of their own, so that neither kind of message starves the other.
+// Of several payloads the one that is soonest at its end goes first: so the short ones
+// are not held up by the long. Those that come later count all that was sent before them
+// as well: so no more overtakes a payload, whatever comes, than twice its size, for it
+// has at least every other fragment when as much as its size has.
+func (s *session) sendFragments(done <-chan struct{}, m *message, seq *sequence, deadline time.Time, wanted func() bool) (started bool, err error) {
+	began := s.out.largePassed()
 	rest, flags, slot := m.Payload, m.Flags, m.slot
-	m.Flags = flags&flagSubroute | flagMore
+	m.Flags = flags&(flagSubroute|flagMetadata) | flagMore
 	m.slot = nil // taken up by the last one
 	for ; ; started = true {
+		rank := began + int64(len(rest))
 		n := min(len(rest), fragmentSize)
 		m.Payload, rest = rest[:n], rest[n:]
 		if len(rest) == 0 {
-			m.Flags, m.slot = flags&^flagSubroute, slot
+			m.Flags, m.slot = flags&^(flagSubroute|flagMetadata), slot
 		}
-		err := s.out.sendLarge(done, m, seq)
+		t := turn{size: m.Msgsize(), rank: rank}
+		if !started {
+			t.late = lateAfter(time.Now(), deadline)
+		}
+		if err := s.out.await(&s.out.large, &t, done); err != nil {
+			return started, err
+		}
+		if !started && m.setDeadline(deadline) != nil {
+			s.out.pass(&t)
+			return false, errSendCancelled
+		}
+		err := s.out.sendInTurn(&t, m, seq)
 		switch {
 		case err != nil:
 			return started, err
@@ -418,7 +437,7 @@ func (s *session) sendFragments(done <-chan struct{}, m *message, seq *sequence,
 			return true, errSendCancelled
 		}
 		// Only the first names what is called.
-		m.Handler, m.DeadlineMS, m.Sub = 0, 0, nil
+		m.Handler, m.DeadlineMS, m.Sub, m.Metadata = 0, 0, nil, nil
 		m.Flags = flagMore
 	}
 }

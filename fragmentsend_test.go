@@ -354,9 +354,9 @@ type lateHost struct {
 	before func()
 }
 
-func (h *lateHost) send(done <-chan struct{}, m message, seq *sequence) error {
+func (h *lateHost) sendOpening(done <-chan struct{}, m message, seq *sequence, deadline time.Time) error {
 	h.before()
-	return h.session.send(done, m, seq)
+	return h.session.sendOpening(done, m, seq, deadline)
 }
 
 // No fragment may follow the disconnect of an opening: its server would wait for the
@@ -368,7 +368,7 @@ func TestFragmentsOfAnOpeningWhoseContextEndsBeforeTheFirst(t *testing.T) {
 		host := &lateHost{session: s, before: func() { cancel(); synctest.Wait() }}
 		m := newMuxClient(ctx, host, c.nextMuxID(), testBlock, capacities{}, true, time.Now())
 		require.True(t, s.streams.add(m.id, m))
-		require.Equal(t, context.Canceled, m.open(make([]byte, 4<<20), nil, false))
+		require.Equal(t, context.Canceled, m.open(make([]byte, 4<<20), nil, nil, false))
 		time.Sleep(time.Second)
 		require.Zero(t, g.conn(1, 0).Stats().Handlers)
 	})

@@ -33,6 +33,11 @@ type message struct {
 	// Sub follows the message where flagSubroute is set.
 	Sub *subHandlerID `msg:"-"`
 
+	// Metadata follows it, where flagMetadata is set and knowsMetadata: the peer
+	// speaks that extension.
+	Metadata      []byte `msg:"-"`
+	knowsMetadata bool   `msg:"-"`
+
 	// slot, if set, is freed when the message is queued: who gets it may ask
 	// for the next handler.
 	slot *slots `msg:"-"`
@@ -164,6 +169,14 @@ func (m *message) reason() error {
 	return refusal(string(m.Payload))
 }
 
+// setMetadata makes b, which may be nil, follow the message.
+func (m *message) setMetadata(b []byte) {
+	if b != nil {
+		m.Metadata = b
+		m.Flags |= flagMetadata
+	}
+}
+
 // size is the exact length of the encoded message.
 func (m *message) size() int {
 	n := 1 + uintSize(m.MuxID) + uintSize(uint64(m.Seq)) + uintSize(uint64(m.DeadlineMS)) +
@@ -171,6 +184,9 @@ func (m *message) size() int {
 		binHeaderSize(len(m.Payload)) + len(m.Payload)
 	if m.Flags&flagSubroute != 0 {
 		n += len(m.Sub)
+	}
+	if m.Metadata != nil {
+		n += binHeaderSize(len(m.Metadata)) + len(m.Metadata)
 	}
 	if m.Flags&flagCRC != 0 {
 		n += checksumSize
@@ -184,6 +200,9 @@ func (m *message) appendTo(b []byte) []byte {
 	b, _ = m.MarshalMsg(b) // cannot fail: integers and bytes only
 	if m.Flags&flagSubroute != 0 {
 		b = append(b, m.Sub[:]...)
+	}
+	if m.Metadata != nil {
+		b = append(appendBinHeader(b, len(m.Metadata)), m.Metadata...)
 	}
 	if m.Flags&flagCRC != 0 {
 		b = binary.LittleEndian.AppendUint32(b, uint32(xxh3.Hash(b[start:])))
@@ -206,6 +225,12 @@ func (m *message) parse(b []byte) (rest []byte, err error) {
 			return nil, protocolErrorf("%v for mux %d ends inside its subroute", m.Op, m.MuxID)
 		}
 		m.Sub, rest = (*subHandlerID)(rest), rest[len(m.Sub):]
+	}
+	m.Metadata = nil
+	if m.Flags&flagMetadata != 0 && m.knowsMetadata {
+		if m.Metadata, rest, err = readBin(rest); err != nil || len(m.Metadata) > maxMetadata {
+			return nil, protocolErrorf("%v for mux %d: bad metadata of %d bytes: %v", m.Op, m.MuxID, len(m.Metadata), err)
+		}
 	}
 	if m.Op == opMerged {
 		return rest, nil

@@ -15,6 +15,9 @@ import (
 // clientHost is the session as the opening end of a stream sees it.
 type clientHost interface {
 	frameSender
+	// sendOpening is send for a message that tells what is left until a deadline, if
+	// there is one.
+	sendOpening(done <-chan struct{}, m message, seq *sequence, deadline time.Time) error
 	// clientEnded takes the stream out of the session's table.
 	clientEnded(m *muxClient)
 }
@@ -38,6 +41,7 @@ type muxClient struct {
 	maxMessage int
 	closing    <-chan struct{} // closed when the manager is
 	done       chan struct{}   // closed by finish
+	seen       *observed       // nil if nobody wants to know
 
 	in       inbox
 	grantBuf creditBuffer   // the consumer's
@@ -90,9 +94,10 @@ func newMuxClient(ctx context.Context, host clientHost, id uint64, handler Handl
 }
 
 // open asks for the stream and waits until the peer has taken it on.
-func (m *muxClient) open(payload []byte, sub *subHandlerID, noInput bool) error {
+func (m *muxClient) open(payload, metadata []byte, sub *subHandlerID, noInput bool) error {
 	msg := message{MuxID: m.id, Handler: m.handler, Op: opConnectMux}
 	msg.setPayload(payload)
+	msg.setMetadata(metadata)
 	if sub != nil {
 		msg.Sub = sub
 		msg.Flags |= flagSubroute
@@ -108,7 +113,10 @@ func (m *muxClient) open(payload []byte, sub *subHandlerID, noInput bool) error 
 	// The stream is in the session's table, so it ends with the session; done
 	// tells of that as well as of the context.
 	m.watch()
-	if err := m.host.send(m.done, msg, &m.sendSeq); err != nil {
+	if err := m.host.sendOpening(m.done, msg, &m.sendSeq, m.deadline); err != nil {
+		if err == errSendCancelled { // if it was not done that has ended the wait
+			err = context.DeadlineExceeded
+		}
 		m.finish(err, dropWaiting)
 		return m.endError()
 	}
@@ -185,6 +193,7 @@ func (m *muxClient) finish(err error, how ending) {
 		m.in.discharge()
 	}
 	close(m.done)
+	m.seen.end(err)
 	if stop != nil {
 		stop()
 	}
@@ -268,6 +277,7 @@ func (m *muxClient) send(b []byte) error {
 	if err := m.host.send(m.done, msg, &m.sendSeq); err != nil {
 		return m.sendError(err)
 	}
+	m.seen.sent(len(b))
 	return nil
 }
 
@@ -367,6 +377,7 @@ func (m *muxClient) onMessage(g gatherer, msg *message) error {
 		return nil
 	}
 	if !eof || len(msg.Payload) > 0 {
+		m.seen.received(len(msg.Payload), msg.Flags&flagMore == 0)
 		if err := gatherInto(g, &m.in, msg, m.fail); err != nil {
 			return err
 		}

@@ -20,6 +20,8 @@ type serverHost interface {
 	// start runs t on a goroutine that is reused, with its stack.
 	start(t task)
 	logger() *slog.Logger
+	// beginServe tells interceptors of the stream; see session.
+	beginServe(ctx context.Context, o *observed, info *CallInfo, metadata []byte) (context.Context, error)
 }
 
 // muxServer is the serving end of a stream.
@@ -51,6 +53,8 @@ type muxServer struct {
 	credits  credit.Credits // for what we send
 	sendSeq  sequence
 	result   *RemoteErr // of the handler; published by returned
+	seen     *observed  // nil if nobody wants to know
+	metadata []byte     // for those who want to
 	slot     *slots     // the handler's, until all is sent; the pump's own
 
 	// The reader's own.
@@ -239,6 +243,19 @@ func (m *muxServer) sendResult() {
 	}
 }
 
+// outcome is how the stream has ended, once the handler has returned.
+func (m *muxServer) outcome() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.aborted != nil && m.aborted != errStreamOver:
+		return m.aborted
+	case m.result != nil:
+		return m.result
+	}
+	return nil
+}
+
 var errStreamOver = errors.New("grid: stream is over")
 
 // checkSeq checks the number of a message that is numbered.
@@ -266,6 +283,7 @@ func (m *muxServer) onMessage(g gatherer, msg *message) error {
 		return nil
 	}
 	if !eof || len(msg.Payload) > 0 {
+		m.seen.received(len(msg.Payload), msg.Flags&flagMore == 0)
 		if err := gatherInto(g, &m.in, msg, m.fail); err != nil {
 			return err
 		}

@@ -52,7 +52,8 @@ const (
 	flagPayloadIsErr
 	flagPayloadIsZero
 	flagSubroute
-	flagMore // the payload goes on (section 8)
+	flagMore     // the payload goes on (section 8)
+	flagMetadata // the message is followed by metadata (section 8)
 )
 
 // caps are the extensions that a peer announces (section 8).
@@ -62,7 +63,8 @@ const (
 	capWideCredits caps = 1 << iota
 	capFragments
 	capDrain
+	capMetadata
 )
 
 // ourCaps are the extensions that this implementation speaks.
-const ourCaps = capWideCredits | capFragments | capDrain
+const ourCaps = capWideCredits | capFragments | capDrain | capMetadata

@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -88,6 +90,20 @@ type ManagerOptions struct {
 	// without TLS. They are called concurrently and must not block.
 	Incoming, Outgoing func(n int64)
 
+	// HandlerNames are what handlers are called where people read it: in errors, logs,
+	// metrics and traces. By default, and without a name, a handler is called by its
+	// ID.
+	HandlerNames map[HandlerID]string
+
+	// CallInterceptors are told of the requests and streams that this host begins, the
+	// first one first, and of their ends in the reverse order. The default is none,
+	// which costs nothing.
+	CallInterceptors []CallInterceptor
+
+	// ServeInterceptors are told in the same way of those that this host serves. The
+	// default is none.
+	ServeInterceptors []ServeInterceptor
+
 	// Logger takes what an operator should know: connections made, lost and
 	// refused, panics of handlers. The default is [slog.Default].
 	Logger *slog.Logger
@@ -111,8 +127,8 @@ type ManagerOptions struct {
 	// MaxHostBytes is how many bytes of payloads may be kept here for each host:
 	// of those of requests and streams whose handler is running, of messages
 	// that wait in streams, of what has arrived only in part, and of answers
-	// that wait to be sent, or go in fragments. What would go beyond is refused, and its caller gets
-	// [ErrOverloaded]: a request, a stream, or an answer that would have to wait;
+	// that wait to be sent, or go in fragments. What would go beyond is refused, and
+	// its caller gets [ErrOverloaded]: a request, a stream, or an answer that would have to wait;
 	// a stream's message ends its stream with that error on both sides. Each
 	// message that waits counts 168 bytes more, for what is around it. From half of
 	// the limit on the windows of streams do not grow. At least MaxMessageSize; the
@@ -120,17 +136,19 @@ type ManagerOptions struct {
 	MaxHostBytes int
 
 	// MaxStreamBytes is how many bytes may wait in a stream for its consumer, in
-	// each direction, those in the channel of a handler included. A message beyond ends the stream with [ErrOverloaded] on
-	// both sides; where nothing else waits, one of any size is taken. Each counts
+	// each direction, those in the channel of a handler included. A message beyond
+	// ends the stream with [ErrOverloaded] on both sides; where nothing else waits, one of any size is taken. Each counts
 	// 168 bytes more. The number of messages is bounded by the stream's
-	// capacities, so it takes large messages to get there. At least MaxMessageSize; the default is 64 MiB, or
-	// twice MaxMessageSize if that is more.
+	// capacities, so it takes large messages to get there. At least MaxMessageSize; the
+	// default is 64 MiB, or twice MaxMessageSize if that is more.
 	MaxStreamBytes int
 
 	// MaxQueuedBytes is how many bytes may wait to be sent to each host. Those
-	// who send more wait for room, for as long as their context lets them; a
-	// single larger message is taken when nothing else waits. Large payloads have
-	// 128 KiB more of their own, and what is owed without waiting (refusals,
+	// who send more wait for room, for as long as their context lets them, in the order
+	// in which they came; but a call that has waited for an eighth of the time to its
+	// deadline goes behind all others. An answer whose caller's deadline has passed is not sent.
+	// A single larger message is taken when nothing else waits. Payloads above 64 KiB
+	// have 128 KiB more of their own, in which the shorter ones go first, and what is owed without waiting (refusals,
 	// acks) 4 MiB: a peer that makes us owe more, and does not read it, loses its
 	// connection. At least 4 KiB; the default is 256 KiB.
 	MaxQueuedBytes int
@@ -166,9 +184,10 @@ type ManagerOptions struct {
 
 	// MessageTimeout is how long a message may take to arrive, from its first
 	// byte to its last, also where it comes in fragments: so a link must carry
-	// MaxMessageSize in that time, or as many as are sent at once. It is looked
-	// at every second, or more often with short intervals. Where it has not, the connection is given up,
-	// or of a message in fragments its call or stream. The default is 300 s.
+	// MaxMessageSize in that time, or as many as are sent at once. It is looked at
+	// every second, or more often with short intervals. Where it has not, the
+	// connection is given up, or of a message in fragments its call or stream. The
+	// default is 300 s.
 	MessageTimeout time.Duration
 
 	// HandshakeTimeout bounds dialling, upgrading and the handshake, as a whole:
@@ -222,7 +241,10 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 			return nil, fmt.Errorf("grid: %s is %v, must be at least 1ms", d.name, *d.d)
 		}
 	}
-	o.Hosts = append([]string(nil), o.Hosts...)
+	o.Hosts = slices.Clone(o.Hosts)
+	o.HandlerNames = maps.Clone(o.HandlerNames)
+	o.CallInterceptors = slices.Clone(o.CallInterceptors)
+	o.ServeInterceptors = slices.Clone(o.ServeInterceptors)
 	if o.RoutePath == "" {
 		o.RoutePath = RoutePath
 	}
@@ -298,6 +320,11 @@ func isPath(s string) bool {
 // dialURL is the websocket URL of a host.
 func (o *ManagerOptions) dialURL(host string) string {
 	return "ws" + strings.TrimPrefix(host, "http") + o.RoutePath
+}
+
+// handlerName is what a handler is called.
+func (o *ManagerOptions) handlerName(id HandlerID) string {
+	return cmp.Or(o.HandlerNames[id], strconv.Itoa(int(id)))
 }
 
 func (o *ManagerOptions) token() string {

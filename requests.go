@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,7 +19,9 @@ type singleTask struct {
 	entry    *singleEntry
 	payload  arrived
 	deadline time.Time // zero for none
-	halfway  int64     // to it, in Unix nanoseconds
+	lateFrom int64     // Unix nanoseconds
+	seen     *observed // nil if nobody wants to know
+	metadata []byte
 }
 
 // singleTasks holds no channels or timers, so it may be shared by all.
@@ -44,14 +47,17 @@ func (s *session) startRequest(m *message, h handler, payload arrived, deadline 
 	t := singleTasks.Get().(*singleTask)
 	*t = singleTask{s: s, id: m.MuxID, handler: m.Handler, entry: h.single, payload: payload, deadline: deadline}
 	if !deadline.IsZero() {
-		t.halfway = halfway(s.now, deadline).UnixNano()
+		t.lateFrom = lateAfter(s.now, deadline).UnixNano()
+	}
+	if t.seen = s.observe(payload.size()); t.seen != nil {
+		t.metadata = bytes.Clone(m.Metadata)
 	}
 	s.tasks = append(s.tasks, t)
 }
 
 // late implements task.
 func (t *singleTask) late(now int64) bool {
-	return !t.deadline.IsZero() && t.halfway < now && now < t.deadline.UnixNano()
+	return !t.deadline.IsZero() && t.lateFrom < now && now < t.deadline.UnixNano()
 }
 
 // run implements task.
@@ -80,6 +86,12 @@ func (t *singleTask) run() {
 		default:
 			m.setPayload(buf)
 		}
+		if result == nil {
+			t.seen.sent(len(buf))
+			t.seen.end(nil)
+		} else {
+			t.seen.end(result)
+		}
 		if expired || s.passed(t.deadline) {
 			PutByteBuffer(buf)
 		} else {
@@ -96,13 +108,23 @@ func (t *singleTask) run() {
 		result = nil
 		return
 	}
-	if t.entry.fn != nil {
+	if t.entry.fn != nil && t.seen == nil {
 		resp, result = t.entry.fn(payload)
 		return
 	}
 	ctx, cancel := t.context()
 	defer cancel()
-	resp, result = t.entry.contextFn(ctx, payload)
+	info := CallInfo{Handler: t.handler, Subroute: t.entry.subroute, PayloadBytes: len(payload)}
+	ctx, err := s.beginServe(ctx, t.seen, &info, t.metadata)
+	switch {
+	case err != nil:
+		PutByteBuffer(payload)
+		result = NewRemoteErr(err)
+	case t.entry.fn != nil:
+		resp, result = t.entry.fn(payload)
+	default:
+		resp, result = t.entry.contextFn(ctx, payload)
+	}
 }
 
 // context is that of the handler. It ends with the session.
@@ -118,8 +140,8 @@ func (t *singleTask) context() (context.Context, context.CancelFunc) {
 
 // respond sends the answer to a single request, and frees its slot. While it waits
 // for room it counts towards what is kept for the host; if that is too much, an error
-// takes its place. buf, the buffer of the answer, is given back. Nobody waits for it
-// after the deadline.
+// takes its place. buf, the buffer of the answer, is given back. After the deadline
+// nobody waits for it, and it is not sent.
 func (s *session) respond(m *message, buf []byte, deadline time.Time) {
 	defer func() { PutByteBuffer(buf) }()
 	if !s.fragmented(m) {
@@ -137,7 +159,7 @@ func (s *session) respond(m *message, buf []byte, deadline time.Time) {
 		PutByteBuffer(buf)
 		buf = nil // before the wait, which may be long
 	}
-	if s.sendBefore(deadline, m) == nil { // fails only with the session
+	if s.sendAnswer(*m, deadline) == nil {
 		m.slot = nil
 	}
 	kept.release()

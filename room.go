@@ -15,18 +15,20 @@ type room struct {
 	limit    int
 	taken    int       // by the messages in the batch
 	promised int       // to the turns that were granted, and have not ended
-	line     list.List // of *turn, not granted yet
+	passed   int64     // bytes that were ever promised
+	line     list.List // of *turn, not granted yet, by rank
+	behind   list.List // the same: those that were late when they were first in line
 }
 
 // turn is a sender's place in line, and then the room that it was granted.
 type turn struct {
 	room    *room
 	size    int
-	granted chan struct{} // closed when there is room for it
-	place   *list.Element // nil once it was granted
-	// late is when half of the way from its coming to its deadline is over; zero for
-	// none.
-	late time.Time
+	rank    int64 // those of a low rank are before those of a high one
+	granted chan struct{}
+	place   *list.Element // in its list; nil once it was granted
+	list    *list.List
+	late    time.Time // see lateAfter; zero for never
 }
 
 // fits tells whether there is room for a message. One that is larger than all of it
@@ -36,12 +38,21 @@ func (r *room) fits(size int) bool {
 	return used == 0 || used+size <= r.limit
 }
 
-// enter takes a place at the end of the line.
-func (r *room) enter(size int, late time.Time) *turn {
-	t := &turn{room: r, size: size, late: late, granted: make(chan struct{})}
-	t.place = r.line.PushBack(t)
+// enter puts t in line, behind those of its rank.
+func (r *room) enter(t *turn) {
+	t.room, t.list, t.granted = r, &r.line, make(chan struct{})
+	switch first, last := r.line.Front(), r.line.Back(); {
+	case last == nil || last.Value.(*turn).rank <= t.rank:
+		t.place = r.line.PushBack(t)
+	case t.rank < first.Value.(*turn).rank:
+		t.place = r.line.PushFront(t)
+	default:
+		for last.Value.(*turn).rank > t.rank {
+			last = last.Prev()
+		}
+		t.place = r.line.InsertAfter(t, last)
+	}
 	r.grant()
-	return t
 }
 
 // grant gives what room there is to those that are next.
@@ -51,41 +62,56 @@ func (r *room) grant() {
 	}
 }
 
-// next is the first in line, or the last if the first is late: where more arrives
-// than can be sent, some is sent in time then, rather than all too late.
+// next is the first in line that is not late, or else the last of those that are: where
+// more arrives than can be sent, some is sent in time then, rather than all too late.
 func (r *room) next() *turn {
-	if r.line.Len() == 0 {
-		return nil
+	var now time.Time
+	for first := r.line.Front(); first != nil; first = r.line.Front() {
+		t := first.Value.(*turn)
+		if t.late.IsZero() {
+			return t
+		}
+		if now.IsZero() {
+			now = time.Now()
+		}
+		if now.Before(t.late) {
+			return t
+		}
+		r.line.Remove(first)
+		t.place, t.list = r.behind.PushBack(t), &r.behind
 	}
-	first := r.line.Front().Value.(*turn)
-	if !first.late.IsZero() && r.line.Len() > 1 && time.Now().After(first.late) {
-		return r.line.Back().Value.(*turn)
+	if last := r.behind.Back(); last != nil {
+		return last.Value.(*turn)
 	}
-	return first
+	return nil
 }
 
 func (r *room) promise(t *turn) {
-	r.line.Remove(t.place)
+	t.list.Remove(t.place)
 	t.place = nil
 	r.promised += t.size
+	r.passed += int64(t.size)
 	close(t.granted)
 }
 
 // leave ends a turn, granted or not. What room that leaves is for grant to give.
 func (r *room) leave(t *turn) {
 	if t.place != nil {
-		r.line.Remove(t.place)
+		t.list.Remove(t.place)
 		return
 	}
 	r.promised -= t.size
 }
 
+// waits tells whether anybody is in line.
+func (r *room) waits() bool { return r.line.Len()+r.behind.Len() > 0 }
+
 // stuck tells whether no sender can go on before the batch is taken.
-func (r *room) stuck() bool { return r.line.Len() > 0 && r.promised == 0 }
+func (r *room) stuck() bool { return r.waits() && r.promised == 0 }
 
 // open lets everybody go on, to find that the queue has ended.
 func (r *room) open() {
-	for first := r.line.Front(); first != nil; first = r.line.Front() {
-		r.promise(first.Value.(*turn))
+	for r.waits() {
+		r.promise(r.next())
 	}
 }

@@ -34,7 +34,15 @@ func serveStream[In, Out any](m *muxServer, noInput chan In, decode func([]byte)
 	payload, kept := m.payload.claim()
 	m.payload = arrived{}
 	defer kept.release()
-	m.result = handle(m.ctx, payload, in, out)
+	ctx, err := m.host.beginServe(m.ctx, m.seen, &CallInfo{
+		Handler: m.handlerID, Subroute: m.handler.subroute, Stream: true, PayloadBytes: len(payload),
+	}, m.metadata)
+	if err != nil {
+		PutByteBuffer(payload)
+		m.result = NewRemoteErr(err)
+		return
+	}
+	m.result = handle(ctx, payload, in, out)
 }
 
 // closedChan is a channel for handlers without input.
@@ -122,6 +130,7 @@ func (p *streamPump[In, Out]) run() {
 				}
 			}
 		}
+		m.seen.end(m.outcome())
 		if m.slot != nil {
 			m.slot.release()
 		}
@@ -340,6 +349,7 @@ func (p *streamPump[In, Out]) send(v Out) {
 	if len(b) > m.maxMessage {
 		m.fail(tooLargeError(len(b), m.maxMessage))
 	} else if m.credits.Reserve(context.Background()) == nil { // else aborted
+		m.seen.sent(len(b))
 		msg := message{Op: opMuxServerMsg}
 		msg.setPayload(notNil(b))
 		if len(b) > wholeSize {

@@ -239,28 +239,62 @@ func (s *session) close(reason error) {
 // send implements frameSender.
 func (s *session) send(done <-chan struct{}, m message, seq *sequence) error {
 	if s.fragmented(&m) {
-		_, err := s.sendFragments(done, &m, seq, nil)
+		_, err := s.sendFragments(done, &m, seq, time.Time{}, nil)
 		return err
 	}
 	return s.out.send(done, &m, seq)
 }
 
-// sendBefore is send for a message that is of no use after a deadline, if there is
-// one.
-func (s *session) sendBefore(deadline time.Time, m *message) error {
-	if deadline.IsZero() || s.fragmented(m) {
-		return s.send(nil, *m, nil)
-	}
-	t, err := s.out.await(&s.out.small, m.Msgsize(), halfway(time.Now(), deadline), nil)
-	if err != nil {
+// sendOpening implements clientHost.
+func (s *session) sendOpening(done <-chan struct{}, m message, seq *sequence, deadline time.Time) error {
+	if s.fragmented(&m) {
+		_, err := s.sendFragments(done, &m, seq, deadline, nil)
 		return err
 	}
-	return s.out.sendInTurn(t, m, nil)
+	return s.sendInTime(done, &m, seq, deadline)
 }
 
-// halfway is when half of the time to a deadline is over. What has waited for so long
-// will probably be too late.
-func halfway(now, deadline time.Time) time.Time { return now.Add(deadline.Sub(now) / 2) }
+// sendAnswer is send for what is of no use after a deadline, if there is one: it is not
+// sent then, or no more of it.
+func (s *session) sendAnswer(m message, deadline time.Time) error {
+	if deadline.IsZero() {
+		return s.send(nil, m, nil)
+	}
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
+	defer cancel()
+	if s.fragmented(&m) {
+		_, err := s.sendFragments(ctx.Done(), &m, nil, deadline, nil)
+		return err
+	}
+	return s.sendInTime(ctx.Done(), &m, nil, deadline)
+}
+
+// sendInTime is outQueue.send for what has a deadline, or may have one, and is not
+// fragmented.
+func (s *session) sendInTime(done <-chan struct{}, m *message, seq *sequence, deadline time.Time) error {
+	if full, err := s.out.trySend(m, seq); !full {
+		return err
+	}
+	t := turn{size: m.Msgsize(), late: lateAfter(time.Now(), deadline)}
+	if err := s.out.await(&s.out.small, &t, done); err != nil {
+		return err
+	}
+	if err := m.setDeadline(deadline); err != nil {
+		s.out.pass(&t)
+		return errSendCancelled
+	}
+	return s.out.sendInTurn(&t, m, seq)
+}
+
+// lateAfter is when an eighth of the time to a deadline is over, zero for none. What has
+// waited for so long, at one of the places where a call may wait, will probably be too
+// late.
+func lateAfter(now, deadline time.Time) time.Time {
+	if deadline.IsZero() {
+		return deadline
+	}
+	return now.Add(deadline.Sub(now) / 8)
+}
 
 // fragmented tells whether m is sent in fragments.
 func (s *session) fragmented(m *message) bool {
@@ -288,7 +322,7 @@ func (s *session) logger() *slog.Logger     { return s.conn.log }
 func (s *session) overload(err error)       { s.conn.overload(err) }
 
 // single makes a single request and waits for its answer.
-func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, payload []byte) ([]byte, error) {
+func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte) ([]byte, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
@@ -303,6 +337,9 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 	}
 	m := message{MuxID: c.id, DeadlineMS: ms, Handler: id, Op: opRequest, Flags: flagEOF}
 	m.setPayload(payload)
+	if s.caps&capMetadata != 0 {
+		m.setMetadata(metadata)
+	}
 	if sub != nil {
 		m.Sub = sub
 		m.Flags |= flagSubroute
@@ -335,40 +372,26 @@ func (s *session) sendRequest(ctx context.Context, c *call, m *message) error {
 		ctx, cancel = context.WithTimeout(ctx, defaultDeadline)
 		defer cancel()
 	}
+	deadline, _ := ctx.Deadline()
 	var started bool
 	var err error
 	if large {
 		// Not further than to an early answer, a refusal.
-		started, err = s.sendFragments(ctx.Done(), m, nil, func() bool { return len(c.answered) == 0 })
+		started, err = s.sendFragments(ctx.Done(), m, nil, deadline, func() bool { return len(c.answered) == 0 })
 	} else {
-		err = s.sendInTime(ctx, m)
+		err = s.sendInTime(ctx.Done(), m, nil, deadline)
 	}
 	if err == errSendCancelled {
 		if started {
 			s.post(message{MuxID: c.id, Op: opDisconnectServerMux}, nil)
 		}
-		err = context.Cause(ctx)
+		err = cmp.Or(context.Cause(ctx), context.DeadlineExceeded)
 	}
 	return err
 }
 
-// sendInTime is outQueue.send for a request: the time that is left is that when it is
-// queued.
-func (s *session) sendInTime(ctx context.Context, m *message) error {
-	deadline, _ := ctx.Deadline()
-	t, err := s.out.await(&s.out.small, m.Msgsize(), halfway(time.Now(), deadline), ctx.Done())
-	if err != nil {
-		return err
-	}
-	if m.DeadlineMS, err = remainingMS(deadline, 0); err != nil {
-		s.out.pass(t)
-		return cmp.Or(context.Cause(ctx), err)
-	}
-	return s.out.sendInTurn(t, m, nil)
-}
-
 // openStream opens a stream and waits until the peer has taken it on.
-func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerID, payload []byte, c capacities) (*muxClient, error) {
+func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte, seen *observed, c capacities) (*muxClient, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
@@ -376,10 +399,14 @@ func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerI
 	m.maxMessage = s.opts.MaxMessageSize
 	m.in.maxBytes = s.opts.MaxStreamBytes
 	m.closing = s.conn.closing
+	m.seen = seen
+	if s.caps&capMetadata == 0 {
+		metadata = nil
+	}
 	if !s.streams.add(m.id, m) {
 		return nil, s.endError()
 	}
-	if err := m.open(payload, sub, c.known && c.in == 0); err != nil {
+	if err := m.open(payload, metadata, sub, c.known && c.in == 0); err != nil {
 		return nil, err
 	}
 	return m, nil
@@ -389,6 +416,14 @@ func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerI
 func (s *session) endError() error {
 	<-s.done
 	return s.err
+}
+
+// setDeadline sets what is left until a deadline, where the message tells of it.
+func (m *message) setDeadline(deadline time.Time) (err error) {
+	if m.DeadlineMS != 0 {
+		m.DeadlineMS, err = remainingMS(deadline, 0)
+	}
+	return err
 }
 
 // defaultDeadline is that of a single request whose context has none.

@@ -34,12 +34,8 @@ func (s *Subroute) SingleRequest(ctx context.Context, id HandlerID, payload []by
 	if s.err != nil {
 		return nil, s.err
 	}
-	session, err := s.conn.ready(id, payload)
-	if err != nil {
-		return nil, err
-	}
 	sub := s.hash.withHandler(id)
-	return session.single(ctx, id, &sub, payload)
+	return s.conn.request(ctx, id, s.route, &sub, payload)
 }
 
 // NewStream is [Connection.NewStream] to a handler under the subroute.
@@ -55,7 +51,7 @@ func (s *Subroute) openStream(ctx context.Context, id HandlerID, payload []byte,
 		return nil, s.err
 	}
 	sub := s.hash.withHandler(id)
-	return s.conn.open(ctx, id, &sub, payload, caps)
+	return s.conn.open(ctx, id, s.route, &sub, payload, caps)
 }
 
 // Subroute returns the subroute below this one: the names are joined with "/".

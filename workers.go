@@ -27,10 +27,11 @@ type workers struct {
 	mu     sync.Mutex // guards what follows
 	cond   sync.Cond  // of mu; idle workers wait on it
 	queue  []task
-	head   int // of queue
-	idle   int // workers that wait and have not been woken
-	unused int // the fewest that were idle since the last trim
-	excess int // workers that are to end
+	head   int    // of queue
+	behind []task // those that were late when they were the oldest
+	idle   int    // workers that wait and have not been woken
+	unused int    // the fewest that were idle since the last trim
+	excess int    // workers that are to end
 	closed bool
 }
 
@@ -71,6 +72,9 @@ func (w *workers) submit(tasks ...task) {
 	w.mu.Unlock()
 }
 
+// waits tells whether there is a task.
+func (w *workers) waits() bool { return w.head < len(w.queue) || len(w.behind) > 0 }
+
 // callLocked sees to it that a worker is looking.
 func (w *workers) callLocked() {
 	if w.looking.Load() > 0 {
@@ -95,13 +99,14 @@ func (w *workers) wakeLocked() {
 func (w *workers) work() {
 	w.mu.Lock()
 	for {
-		if w.head < len(w.queue) {
+		if w.waits() {
 			w.looking.Add(-1)
 			t := w.nextLocked()
-			if w.head < len(w.queue) {
-				w.callLocked()
-			} else {
+			if w.head == len(w.queue) {
 				w.queue, w.head = w.queue[:0], 0
+			}
+			if w.waits() {
+				w.callLocked()
 			}
 			w.mu.Unlock()
 			t.run()
@@ -123,18 +128,30 @@ func (w *workers) work() {
 	w.mu.Unlock()
 }
 
-// nextLocked takes the oldest task, or the newest if the oldest is late: where more
-// arrives than can be done, some are done in time then, rather than all too late.
+// nextLocked takes the oldest task that is not late, or else the newest of those that
+// are: where more arrives than can be done, some is done in time then, rather than all
+// too late. Those whose time is over are out of the way first.
 func (w *workers) nextLocked() task {
-	next := &w.queue[w.head]
-	if last := len(w.queue) - 1; last > w.head && (*next).late(w.clock.Load()) {
-		next = &w.queue[last]
-		w.queue = w.queue[:last]
-	} else {
-		w.head++
+	now := w.clock.Load()
+	if len(w.behind) > 0 && !w.behind[0].late(now) {
+		t := w.behind[0]
+		w.behind[0] = nil
+		w.behind = w.behind[1:]
+		return t
 	}
-	t := *next
-	*next = nil
+	for w.head < len(w.queue) {
+		t := w.queue[w.head]
+		w.queue[w.head] = nil
+		w.head++
+		if !t.late(now) {
+			return t
+		}
+		w.behind = append(w.behind, t)
+	}
+	last := len(w.behind) - 1
+	t := w.behind[last]
+	w.behind[last] = nil
+	w.behind = w.behind[:last]
 	return t
 }
 
@@ -149,6 +166,9 @@ func (w *workers) trim() {
 	w.unused = w.idle
 	if w.head == len(w.queue) {
 		w.queue, w.head = nil, 0 // a burst's room is not kept
+	}
+	if len(w.behind) == 0 {
+		w.behind = nil
 	}
 }
 

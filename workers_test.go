@@ -71,38 +71,40 @@ type lateTask struct {
 
 func (t lateTask) late(now int64) bool { return t.from < now && now < t.to }
 
-// When the oldest has waited for so long that it would be over too late, the newest is
-// taken; what is of no use any more is out of the way at once.
+// A task that has waited for so long that it would be over too late goes behind all
+// others; of several such, the newest is first. What is of no use any more is out of the
+// way at once.
 func TestWorkersPassOverWhatIsLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		clock := new(atomic.Int64)
 		w := newWorkersAt(clock)
 		w.looking.Add(1) // so that nobody comes
 		var order []int
-		add := func(from, to int64, i int) {
-			w.submit(lateTask{from, to, func() { order = append(order, i) }})
+		submit := func(id int, from int64) {
+			w.submit(lateTask{from, from + 10, func() { order = append(order, id) }})
 		}
-		add(10, 20, 1)
-		add(10, 20, 2)
-		add(30, 40, 3)
-		add(30, 40, 4)
-		next := func() int {
-			w.mu.Lock()
-			task := w.nextLocked()
-			w.mu.Unlock()
-			task.run()
-			return order[len(order)-1]
+		next := func(n int) []int {
+			order = nil
+			for range n {
+				w.mu.Lock()
+				task := w.nextLocked()
+				w.mu.Unlock()
+				task.run()
+			}
+			return order
 		}
-		require.Equal(t, 1, next())
+		for i := range 6 {
+			submit(i, 10)
+		}
+		w.submit(taskFunc(func() { order = append(order, 6) })) // never late
+		submit(7, 20)
+		require.Equal(t, []int{0, 1}, next(2))
 		clock.Store(15)
-		require.Equal(t, 4, next())
-		add(30, 40, 5)
-		require.Equal(t, 5, next())
-		clock.Store(25)
-		require.Equal(t, 2, next())
-		clock.Store(35)
-		require.Equal(t, 3, next(), "there is no other")
-		require.Equal(t, len(w.queue), w.head)
+		require.Equal(t, []int{6, 7, 5}, next(3))
+		submit(8, 20)
+		clock.Store(20)
+		require.Equal(t, []int{2, 3, 4, 8}, next(4))
+		require.False(t, w.waits())
 	})
 }
 

@@ -1,0 +1,234 @@
+package grid
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/tinylib/msgp/msgp"
+)
+
+// CallInfo says which request or stream an interceptor is told of.
+type CallInfo struct {
+	Handler HandlerID
+	// Name is what ManagerOptions.HandlerNames calls the handler, or its ID in digits.
+	Name string
+	// Subroute is empty where there is none.
+	Subroute string
+	// Host is the base URL of the other side.
+	Host string
+	// Stream tells a stream from a single request.
+	Stream bool
+	// PayloadBytes is the size of the payload with which it begins.
+	PayloadBytes int
+
+	// Metadata goes with the call. A [CallInterceptor] may add to it; a
+	// [ServeInterceptor] finds there what came. It is for what describes a call, such
+	// as its place in a trace: keys and values together may have 2 KiB, with 10
+	// bytes more for each pair, or the call fails with [ErrMessageTooLarge]. Peers that do not know the extension get none
+	// of it (protocol section 8). It is nil if there is none; it must not be kept.
+	Metadata map[string]string
+}
+
+// AddMetadata adds a pair to Metadata.
+func (c *CallInfo) AddMetadata(key, value string) {
+	if c.Metadata == nil {
+		c.Metadata = make(map[string]string)
+	}
+	c.Metadata[key] = value
+}
+
+// CallResult is how a request or a stream has ended.
+type CallResult struct {
+	// Err is what the caller gets, or the handler has returned; nil if all went well.
+	// A stream that was given up has the reason.
+	Err error
+	// Duration is from the begin to the end. On the calling side that of a stream ends
+	// when it does, although messages may still wait to be consumed.
+	Duration time.Duration
+	// Sent and received, by this side: payloads, without what is around them.
+	SentBytes, ReceivedBytes       int64
+	SentMessages, ReceivedMessages int64
+}
+
+// CallInterceptor is told of all requests and streams that this host begins, and may
+// refuse them.
+type CallInterceptor interface {
+	// InterceptCall is called before anything is sent, on the caller's goroutine. It
+	// returns the context with which the call goes on, ctx or one derived from it, and
+	// a function, or nil, to be called once when the call has ended. An error ends the
+	// call at once, and is what the caller gets.
+	//
+	// The end of a stream is called on a goroutine of grid's, and must not block.
+	InterceptCall(ctx context.Context, info *CallInfo) (context.Context, func(CallResult), error)
+}
+
+// ServeInterceptor is told of all requests and streams that handlers of this host
+// serve, and may refuse them. It is not told of those that were refused before, because
+// of a limit or because there is no such handler.
+type ServeInterceptor interface {
+	// InterceptServe is called before the handler, on its goroutine. It returns the
+	// context that the handler gets, if that takes one: ctx or one derived from it; and
+	// a function, or nil, to be called once when the handler has returned and, of a
+	// stream, all that it sent is on its way. An error takes the place of the handler's
+	// result, and the handler is not called.
+	InterceptServe(ctx context.Context, info *CallInfo) (context.Context, func(CallResult), error)
+}
+
+// observed is a request or stream that interceptors are told of. It is nil where there
+// are none, and its methods may be called then.
+type observed struct {
+	log   *slog.Logger
+	start time.Time
+	ends  []func(CallResult)
+	ended atomic.Bool
+
+	sentBytes, receivedBytes       atomic.Int64
+	sentMessages, receivedMessages atomic.Int64
+}
+
+func newObserved(log *slog.Logger) *observed { return &observed{log: log, start: time.Now()} }
+
+// begin tells n interceptors of a call, by calling intercept with the number of each.
+// After an error those that were told before have been told of the end.
+func (o *observed) begin(ctx context.Context, n int, intercept func(ctx context.Context, i int) (context.Context, func(CallResult), error)) (context.Context, error) {
+	for i := range n {
+		next, end, err := intercept(ctx, i)
+		if err != nil {
+			o.end(err)
+			return ctx, err
+		}
+		if next != nil {
+			ctx = next
+		}
+		if end != nil {
+			o.ends = append(o.ends, end)
+		}
+	}
+	return ctx, nil
+}
+
+// sent counts a message.
+func (o *observed) sent(bytes int) {
+	if o != nil {
+		o.sentBytes.Add(int64(bytes))
+		o.sentMessages.Add(1)
+	}
+}
+
+// received counts a message, or a part of one.
+func (o *observed) received(bytes int, last bool) {
+	if o == nil {
+		return
+	}
+	o.receivedBytes.Add(int64(bytes))
+	if last {
+		o.receivedMessages.Add(1)
+	}
+}
+
+// end tells of the end, the last that was told of the begin first.
+func (o *observed) end(err error) {
+	if o == nil || o.ended.Swap(true) {
+		return
+	}
+	r := CallResult{
+		Err:              err,
+		Duration:         time.Since(o.start),
+		SentBytes:        o.sentBytes.Load(),
+		ReceivedBytes:    o.receivedBytes.Load(),
+		SentMessages:     o.sentMessages.Load(),
+		ReceivedMessages: o.receivedMessages.Load(),
+	}
+	for i := len(o.ends) - 1; i >= 0; i-- {
+		o.tell(o.ends[i], r)
+	}
+}
+
+// tell calls a function of the application's, whose panic is not grid's.
+func (o *observed) tell(end func(CallResult), r CallResult) {
+	defer func() {
+		if p := recover(); p != nil {
+			o.log.Error("grid: interceptor panicked", "panic", p, "stack", string(debug.Stack()))
+		}
+	}()
+	end(r)
+}
+
+// intercepts tells whether there is anybody to be told of calls.
+func (c *Connection) intercepts() bool { return len(c.opts.CallInterceptors) > 0 }
+
+// beginCall tells the interceptors of a call, and returns the metadata that goes with
+// it, encoded.
+func (c *Connection) beginCall(ctx context.Context, o *observed, info *CallInfo) (_ context.Context, metadata []byte, err error) {
+	info.Name, info.Host = c.opts.handlerName(info.Handler), c.remote
+	ctx, err = o.begin(ctx, len(c.opts.CallInterceptors), func(ctx context.Context, i int) (context.Context, func(CallResult), error) {
+		return c.opts.CallInterceptors[i].InterceptCall(ctx, info)
+	})
+	if err == nil {
+		if metadata, err = encodeMetadata(info.Metadata); err != nil {
+			o.end(err)
+		}
+	}
+	o.sent(info.PayloadBytes)
+	return ctx, metadata, err
+}
+
+// observe returns what counts a call that is served, if anybody wants to know.
+func (s *session) observe(payload int) *observed {
+	if len(s.opts.ServeInterceptors) == 0 {
+		return nil
+	}
+	o := newObserved(s.logger())
+	o.received(payload, true)
+	return o
+}
+
+// beginServe tells the interceptors of a call that is served. It returns the context
+// that its handler gets.
+func (s *session) beginServe(ctx context.Context, o *observed, info *CallInfo, metadata []byte) (context.Context, error) {
+	if o == nil {
+		return ctx, nil
+	}
+	var err error
+	if info.Metadata, err = decodeMetadata(metadata); err != nil {
+		o.end(err)
+		return ctx, err
+	}
+	info.Name, info.Host = s.opts.handlerName(info.Handler), s.conn.remote
+	return o.begin(ctx, len(s.opts.ServeInterceptors), func(ctx context.Context, i int) (context.Context, func(CallResult), error) {
+		return s.opts.ServeInterceptors[i].InterceptServe(ctx, info)
+	})
+}
+
+// maxMetadata is how large encoded metadata may be, in bytes.
+const maxMetadata = 2 << 10
+
+// encodeMetadata returns nil for none.
+func encodeMetadata(m map[string]string) ([]byte, error) {
+	if len(m) == 0 {
+		return nil, nil
+	}
+	size := msgp.MapHeaderSize
+	for k, v := range m {
+		size += 2*msgp.StringPrefixSize + len(k) + len(v)
+	}
+	if size > maxMetadata {
+		return nil, fmt.Errorf("%w: metadata of %d bytes, at most %d are allowed", ErrMessageTooLarge, size, maxMetadata)
+	}
+	return msgp.AppendMapStrStr(make([]byte, 0, size), m), nil
+}
+
+func decodeMetadata(b []byte) (map[string]string, error) {
+	if b == nil {
+		return nil, nil
+	}
+	var m MSS
+	if err := decode(&m, b); err != nil {
+		return nil, protocolErrorf("metadata: %v", err)
+	}
+	return m, nil
+}

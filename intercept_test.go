@@ -1,0 +1,404 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// recorder is an interceptor of both sides that keeps what it is told.
+type recorder struct {
+	name   string
+	refuse error
+	add    map[string]string // metadata
+
+	mu    sync.Mutex
+	calls []CallInfo
+	ends  []CallResult
+	order *[]string // shared with others
+}
+
+type recorderKey struct{}
+
+func (r *recorder) begin(ctx context.Context, info *CallInfo) (context.Context, func(CallResult), error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	call := *info
+	r.calls = append(r.calls, call)
+	if r.order != nil {
+		*r.order = append(*r.order, "begin "+r.name)
+	}
+	if r.refuse != nil {
+		return nil, nil, r.refuse
+	}
+	for k, v := range r.add {
+		info.AddMetadata(k, v)
+	}
+	before, _ := ctx.Value(recorderKey{}).(string)
+	return context.WithValue(ctx, recorderKey{}, before+r.name), func(end CallResult) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.ends = append(r.ends, end)
+		if r.order != nil {
+			*r.order = append(*r.order, "end "+r.name)
+		}
+	}, nil
+}
+
+func (r *recorder) InterceptCall(ctx context.Context, info *CallInfo) (context.Context, func(CallResult), error) {
+	return r.begin(ctx, info)
+}
+
+func (r *recorder) InterceptServe(ctx context.Context, info *CallInfo) (context.Context, func(CallResult), error) {
+	return r.begin(ctx, info)
+}
+
+// one returns what it was told of the only call so far, and forgets it.
+func (r *recorder) one(t *testing.T) (CallInfo, CallResult) {
+	t.Helper()
+	synctest.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	require.Len(t, r.calls, 1)
+	require.Len(t, r.ends, 1)
+	call, end := r.calls[0], r.ends[0]
+	r.calls, r.ends = nil, nil
+	return call, end
+}
+
+// watched runs f with a pair whose calls, from the first to the second, are recorded
+// on both sides.
+func watched(t *testing.T, f func(t *testing.T, g *testGrid, c *Connection, calling, serving *recorder)) {
+	t.Helper()
+	calling, serving := new(recorder), new(recorder)
+	inPair(t, func(i int, o *ManagerOptions) {
+		o.HandlerNames = map[HandlerID]string{testHandler: "worker"}
+		if i == 0 {
+			o.CallInterceptors = []CallInterceptor{calling}
+		} else {
+			o.ServeInterceptors = []ServeInterceptor{serving}
+		}
+	}, func(t *testing.T, g *testGrid, c *Connection) { f(t, g, c, calling, serving) })
+}
+
+func TestInterceptorsOfARequest(t *testing.T) {
+	for _, size := range []int{0, 10, 300_000} {
+		watched(t, func(t *testing.T, g *testGrid, c *Connection, calling, serving *recorder) {
+			g.single(func(b []byte) ([]byte, *RemoteErr) {
+				time.Sleep(time.Second)
+				return append(b, "12345"...), nil
+			}, "a", "b")
+			_, err := c.Subroute("a").Subroute("b").SingleRequest(t.Context(), testHandler, make([]byte, size))
+			require.NoError(t, err)
+			want := CallInfo{Handler: testHandler, Name: "worker", Subroute: "a/b", PayloadBytes: size}
+			info, end := calling.one(t)
+			want.Host = g.hosts[1]
+			require.Equal(t, want, info)
+			require.Equal(t, CallResult{
+				Duration: time.Second, SentBytes: int64(size), ReceivedBytes: int64(size) + 5, SentMessages: 1, ReceivedMessages: 1,
+			}, end)
+			info, end = serving.one(t)
+			want.Host = g.hosts[0]
+			require.Equal(t, want, info)
+			require.Equal(t, CallResult{
+				Duration: time.Second, SentBytes: int64(size) + 5, ReceivedBytes: int64(size), SentMessages: 1, ReceivedMessages: 1,
+			}, end)
+		})
+	}
+}
+
+func TestInterceptorsHearHowARequestFailed(t *testing.T) {
+	watched(t, func(t *testing.T, g *testGrid, c *Connection, calling, serving *recorder) {
+		g.single(func(b []byte) ([]byte, *RemoteErr) {
+			switch string(b) {
+			case "fail":
+				return nil, NewRemoteErrString("failed")
+			case "panic":
+				panic("no")
+			}
+			time.Sleep(time.Minute)
+			return nil, nil
+		})
+		request := func(what string) error {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			_, err := c.SingleRequest(ctx, testHandler, []byte(what))
+			require.Error(t, err)
+			return err
+		}
+		for _, what := range []string{"fail", "panic"} {
+			err := request(what)
+			_, end := calling.one(t)
+			require.Equal(t, err, end.Err)
+			require.Zero(t, end.ReceivedMessages)
+			_, end = serving.one(t)
+			require.Equal(t, err, end.Err)
+			require.Zero(t, end.SentMessages)
+		}
+		require.ErrorIs(t, request("sleep"), context.DeadlineExceeded)
+		time.Sleep(time.Minute)
+		_, end := calling.one(t)
+		require.ErrorIs(t, end.Err, context.DeadlineExceeded)
+		_, end = serving.one(t)
+		require.NoError(t, end.Err, "the handler has no reason to complain")
+
+		_, err := c.SingleRequest(t.Context(), testUnused, nil)
+		require.ErrorContains(t, err, "no request handler")
+		info, end := calling.one(t)
+		require.Equal(t, fmt.Sprint(testUnused), info.Name)
+		require.Equal(t, err, end.Err)
+		g.nodes[1].Close()
+		_, err = c.SingleRequest(t.Context(), testEcho, nil)
+		require.ErrorIs(t, err, ErrDisconnected)
+		_, end = calling.one(t)
+		require.ErrorIs(t, end.Err, ErrDisconnected)
+		require.Empty(t, serving.calls)
+	})
+}
+
+func TestInterceptorsOfAStream(t *testing.T) {
+	watched(t, func(t *testing.T, g *testGrid, c *Connection, calling, serving *recorder) {
+		g.stream(1, 1, func(ctx context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *RemoteErr {
+			for b := range in {
+				out <- b
+				out <- make([]byte, 100_000)
+			}
+			time.Sleep(time.Second)
+			if string(payload) == "fail" {
+				return NewRemoteErrString("failed")
+			}
+			return nil
+		})
+		for _, payload := range []string{"good", "fail"} {
+			s := openStream(t, t.Context(), c, []byte(payload)...)
+			go func() {
+				for range 3 {
+					_ = s.Send(make([]byte, 70_000))
+				}
+				s.CloseSend()
+			}()
+			_, err := collect(s, 0)
+			if payload == "fail" {
+				require.ErrorContains(t, err, "failed")
+			} else {
+				require.NoError(t, err)
+			}
+			want := CallInfo{Handler: testHandler, Name: "worker", Stream: true, PayloadBytes: 4}
+			info, end := calling.one(t)
+			want.Host = g.hosts[1]
+			require.Equal(t, want, info)
+			require.Equal(t, CallResult{Err: err, Duration: time.Second, SentBytes: 4 + 3*70_000, ReceivedBytes: 3 * 170_000, SentMessages: 4, ReceivedMessages: 6}, end)
+			info, end = serving.one(t)
+			want.Host = g.hosts[0]
+			require.Equal(t, want, info)
+			require.Equal(t, CallResult{Err: err, Duration: time.Second, SentBytes: 3 * 170_000, ReceivedBytes: 4 + 3*70_000, SentMessages: 6, ReceivedMessages: 4}, end)
+		}
+	})
+}
+
+func TestInterceptorsHearHowAStreamFailed(t *testing.T) {
+	watched(t, func(t *testing.T, g *testGrid, c *Connection, calling, serving *recorder) {
+		g.stream(1, 0, func(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *RemoteErr {
+			for ctx.Err() == nil {
+				out <- []byte("x")
+			}
+			return nil
+		})
+		ctx, cancel := context.WithCancelCause(t.Context())
+		mine := errors.New("mine")
+		s := openStream(t, ctx, c)
+		cancel(mine)
+		require.ErrorIs(t, s.Results(func([]byte) error { return nil }), mine)
+		_, end := calling.one(t)
+		require.ErrorIs(t, end.Err, mine)
+		_, end = serving.one(t)
+		require.ErrorIs(t, end.Err, context.Canceled)
+
+		s = openStream(t, t.Context(), c)
+		g.cut(0, 1)
+		require.ErrorIs(t, s.Results(func([]byte) error { return nil }), ErrDisconnected)
+		_, end = calling.one(t)
+		require.ErrorIs(t, end.Err, ErrDisconnected)
+		_, end = serving.one(t)
+		require.ErrorIs(t, end.Err, ErrDisconnected)
+
+		g.waitConnected()
+		_, err := c.NewStream(t.Context(), testUnused, nil)
+		require.Error(t, err)
+		_, end = calling.one(t)
+		require.Equal(t, err, end.Err)
+		done, cancelled := context.WithCancel(t.Context())
+		cancelled()
+		_, err = c.NewStream(done, testHandler, nil)
+		require.ErrorIs(t, err, context.Canceled)
+		_, end = calling.one(t)
+		require.Equal(t, err, end.Err)
+		require.Empty(t, serving.calls)
+	})
+}
+
+// Interceptors are told in order, of the end in reverse, and each sees the context of
+// those before it, which the handler gets.
+func TestInterceptorsMakeAChain(t *testing.T) {
+	var order []string
+	a, b := &recorder{name: "a", order: &order}, &recorder{name: "b", order: &order}
+	inPair(t, func(i int, o *ManagerOptions) {
+		if i == 0 {
+			o.CallInterceptors = []CallInterceptor{a, b}
+		} else {
+			o.ServeInterceptors = []ServeInterceptor{b, a}
+		}
+	}, func(t *testing.T, g *testGrid, c *Connection) {
+		var seen string
+		require.NoError(t, g.nodes[1].RegisterSingleHandlerContext(testHandler, func(ctx context.Context, _ []byte) ([]byte, *RemoteErr) {
+			seen, _ = ctx.Value(recorderKey{}).(string)
+			require.Equal(t, g.hosts[0], GetCaller(ctx).Name)
+			order = append(order, "handler")
+			return nil, nil
+		}))
+		g.nodes[1].RegisterStreamingHandler(testHandler+1, StreamHandler{Handle: func(ctx context.Context, _ []byte, _ <-chan []byte, _ chan<- []byte) *RemoteErr {
+			seen, _ = ctx.Value(recorderKey{}).(string)
+			order = append(order, "handler")
+			return nil
+		}})
+		want := []string{"begin a", "begin b", "begin b", "begin a", "handler", "end a", "end b", "end b", "end a"}
+		_, err := c.SingleRequest(t.Context(), testHandler, nil)
+		require.NoError(t, err)
+		require.Equal(t, want, order)
+		require.Equal(t, "ba", seen)
+		order, seen = nil, ""
+		s, err := c.NewStream(t.Context(), testHandler+1, nil)
+		require.NoError(t, err)
+		require.NoError(t, s.Results(func([]byte) error { return nil }))
+		synctest.Wait()
+		require.Equal(t, want[:5], order[:5])
+		require.ElementsMatch(t, want, order, "the ends of the two sides are not ordered")
+		require.Equal(t, "ba", seen)
+
+		// Who has begun hears of the end, also when the next one refuses.
+		for _, refusing := range []int{0, 1} {
+			order = nil
+			b.refuse = errors.New("not this one")
+			if refusing == 1 {
+				a.refuse, b.refuse = b.refuse, nil
+			}
+			_, err = c.SingleRequest(t.Context(), testHandler, nil)
+			require.ErrorContains(t, err, "not this one")
+			require.False(t, IsRemoteErr(err))
+			_, err = c.NewStream(t.Context(), testHandler+1, nil)
+			require.ErrorContains(t, err, "not this one")
+			if refusing == 0 {
+				require.Equal(t, []string{"begin a", "begin b", "end a", "begin a", "begin b", "end a"}, order)
+			} else {
+				require.Equal(t, []string{"begin a", "begin a"}, order)
+			}
+		}
+	})
+}
+
+func TestServeInterceptorRefuses(t *testing.T) {
+	watched(t, func(t *testing.T, g *testGrid, c *Connection, _, serving *recorder) {
+		ran := false
+		g.single(func([]byte) ([]byte, *RemoteErr) { ran = true; return nil, nil })
+		require.NoError(t, g.nodes[1].RegisterStreamingHandler(testHandler+1, StreamHandler{Handle: func(context.Context, []byte, <-chan []byte, chan<- []byte) *RemoteErr {
+			ran = true
+			return nil
+		}, InCapacity: 1}))
+		serving.refuse = errors.New("not you")
+		_, err := c.SingleRequest(t.Context(), testHandler, []byte("x"))
+		require.EqualError(t, err, "not you")
+		require.True(t, IsRemoteErr(err))
+		s, err := c.NewStream(t.Context(), testHandler+1, []byte("x"))
+		require.NoError(t, err)
+		_, err = collect(s, 0)
+		require.EqualError(t, err, "not you")
+		require.True(t, IsRemoteErr(err))
+		require.False(t, ran)
+		close(s.Requests)
+		g.requireNothingKept()
+	})
+}
+
+// badInterceptor panics, at the begin or at the end.
+type badInterceptor struct{ atEnd bool }
+
+func (b badInterceptor) InterceptServe(ctx context.Context, _ *CallInfo) (context.Context, func(CallResult), error) {
+	if !b.atEnd {
+		panic("at the begin")
+	}
+	return ctx, func(CallResult) { panic("at the end") }, nil
+}
+
+func (b badInterceptor) InterceptCall(ctx context.Context, _ *CallInfo) (context.Context, func(CallResult), error) {
+	return ctx, func(CallResult) { panic("at the end") }, nil
+}
+
+func TestInterceptorThatPanics(t *testing.T) {
+	for _, atEnd := range []bool{false, true} {
+		inPair(t, func(i int, o *ManagerOptions) {
+			if i == 1 {
+				o.ServeInterceptors = []ServeInterceptor{badInterceptor{atEnd}}
+			} else {
+				o.CallInterceptors = []CallInterceptor{badInterceptor{}}
+			}
+		}, func(t *testing.T, g *testGrid, c *Connection) {
+			_, err := c.SingleRequest(t.Context(), testEcho, nil)
+			s, serr := c.NewStream(t.Context(), testTwoWay, nil)
+			require.NoError(t, serr)
+			close(s.Requests)
+			_, serr = collect(s, 0)
+			if atEnd {
+				require.NoError(t, err)
+				require.NoError(t, serr)
+			} else {
+				require.ErrorContains(t, err, "panicked: at the begin")
+				require.ErrorContains(t, serr, "panicked: at the begin")
+			}
+			g.requireNothingKept()
+		})
+	}
+}
+
+func TestMetadataGoesWithACall(t *testing.T) {
+	for _, size := range []int{0, 200_000} { // in one message, and in fragments
+		watched(t, func(t *testing.T, g *testGrid, c *Connection, calling, serving *recorder) {
+			g.single(func(b []byte) ([]byte, *RemoteErr) { return b, nil }, "sub")
+			g.stream(1, 1, func(context.Context, []byte, <-chan []byte, chan<- []byte) *RemoteErr { return nil })
+			calling.add = map[string]string{"traceparent": "00-abc", "": "empty key", "empty value": ""}
+			answer, err := c.Subroute("sub").SingleRequest(t.Context(), testHandler, make([]byte, size))
+			require.NoError(t, err)
+			require.Len(t, answer, size)
+			info, _ := serving.one(t)
+			require.Equal(t, calling.add, info.Metadata)
+			s := openStream(t, t.Context(), c, make([]byte, size)...)
+			_, err = collect(s, 0)
+			require.NoError(t, err)
+			close(s.Requests)
+			info, _ = serving.one(t)
+			require.Equal(t, calling.add, info.Metadata)
+			calling.calls, calling.ends = nil, nil
+
+			calling.add = map[string]string{"k": strings.Repeat("x", maxMetadata)}
+			_, err = c.SingleRequest(t.Context(), testEcho, nil)
+			require.ErrorIs(t, err, ErrMessageTooLarge)
+			require.ErrorContains(t, err, "metadata")
+			_, end := calling.one(t)
+			require.Equal(t, err, end.Err)
+			_, err = c.NewStream(t.Context(), testEcho, nil)
+			require.ErrorIs(t, err, ErrMessageTooLarge)
+
+			calling.add = nil
+			_, err = c.SingleRequest(t.Context(), testEcho, nil)
+			require.NoError(t, err)
+			info, _ = serving.one(t)
+			require.Nil(t, info.Metadata)
+		})
+	}
+}
