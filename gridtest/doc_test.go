@@ -1,0 +1,26 @@
+package gridtest
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestDocShowsTheExample(t *testing.T) {
+	example, err := os.ReadFile("example_test.go")
+	require.NoError(t, err)
+	doc, err := os.ReadFile("doc.go")
+	require.NoError(t, err)
+	_, test, ok := strings.Cut(string(example), "\nfunc TestStore")
+	require.True(t, ok)
+	var comment strings.Builder
+	for line := range strings.Lines("func TestStore" + test) {
+		if line != "\n" {
+			line = "\t" + line
+		}
+		comment.WriteString("//" + line)
+	}
+	require.Contains(t, string(doc), comment.String())
+}

@@ -1,0 +1,194 @@
+package gridtest
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid"
+)
+
+func TestStopAndStart(t *testing.T) {
+	inBoth(t, 3, func(t *testing.T, g *Grid) {
+		there, back := stream(t, g, 0, 1), stream(t, g, 1, 0)
+		before := g.Manager(1).ID
+		g.Stop(1)
+		require.Nil(t, g.Manager(1))
+		require.Nil(t, g.Conn(1, 0))
+		require.NotEqual(t, grid.StateConnected, g.Conn(0, 1).State())
+		require.ErrorIs(t, there(), grid.ErrDisconnected)
+		require.ErrorIs(t, back(), grid.ErrDisconnected)
+		requireReach(t, g, func(a, b int) bool { return a != 1 && b != 1 })
+		g.WaitConnected() // the others are
+		g.Stop(1)
+		g.Start(1)
+		m := g.Manager(1)
+		g.Start(1)
+		require.Same(t, m, g.Manager(1))
+		require.NotEqual(t, before, m.ID)
+		g.WaitConnected()
+		requireReach(t, g, everyone)
+	})
+}
+
+func TestRestartHasItsHandlersAgain(t *testing.T) {
+	inBoth(t, 3, func(t *testing.T, g *Grid) {
+		require.NoError(t, g.Manager(2).RegisterSingleHandler(hold, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }))
+		for i := range 3 {
+			g.Restart(i)
+			g.WaitConnected()
+			requireReach(t, g, everyone)
+		}
+		_, err := g.Conn(0, 2).SingleRequest(t.Context(), hold, nil)
+		require.True(t, grid.IsRemoteErr(err), "was registered with the manager that is gone: %v", err)
+	})
+}
+
+// The others try to reach a node all the time that its handlers take to be there.
+func TestNobodyIsConnectedBeforeItsHandlersAreThere(t *testing.T) {
+	inBoth(t, 3, func(t *testing.T, g *Grid) {
+		for i := range 3 {
+			g.Start(i)
+		}
+		for i := range 3 {
+			g.Restart(i)
+			g.WaitConnected()
+			requireReach(t, g, everyone)
+		}
+	}, Stopped(), WithHandlers(func(_ int, m *grid.Manager) error {
+		time.Sleep(100 * time.Millisecond) // longer than it takes to connect
+		if m.Stats().Connected > 0 {
+			return errors.New("is connected")
+		}
+		return nil
+	}))
+}
+
+func TestStoppedNodesAreStartedByTheTest(t *testing.T) {
+	inBoth(t, 3, func(t *testing.T, g *Grid) {
+		require.NotNil(t, g.Manager(0))
+		require.Nil(t, g.Manager(1))
+		require.NoError(t, ask(g, 0, 2))
+		require.ErrorIs(t, ask(g, 0, 1), grid.ErrDisconnected)
+		g.Start(1)
+		g.WaitConnected()
+		requireReach(t, g, everyone)
+	}, Stopped(1))
+	inBoth(t, 3, func(t *testing.T, g *Grid) {
+		for i := range 3 {
+			require.Nil(t, g.Manager(i))
+		}
+		g.WaitConnected()
+		var all sync.WaitGroup
+		for i := range 3 {
+			all.Go(func() { g.Start(i) })
+		}
+		all.Wait()
+		g.WaitConnected()
+		requireReach(t, g, everyone)
+	}, Stopped())
+}
+
+// holding registers hold with a node: began is told of each call, which waits for
+// release.
+func holding(t *testing.T, g *Grid, node int, release <-chan bool) (began <-chan bool) {
+	t.Helper()
+	begin := make(chan bool)
+	require.NoError(t, g.Manager(node).RegisterSingleHandler(hold, func([]byte) ([]byte, *grid.RemoteErr) {
+		begin <- true
+		<-release
+		return nil, nil
+	}))
+	return begin
+}
+
+func TestShutdownLetsFinish(t *testing.T) {
+	inBoth(t, 2, func(t *testing.T, g *Grid) {
+		for i := range 2 { // one of them has dialled
+			release := make(chan bool)
+			began := holding(t, g, i, release)
+			answered, down := make(chan error), make(chan error)
+			go func() {
+				_, err := g.Conn(1-i, i).SingleRequest(context.Background(), hold, nil)
+				answered <- err
+			}()
+			<-began
+			go func() { down <- g.Shutdown(context.Background(), i) }()
+			select {
+			case <-down:
+				require.Fail(t, "did not wait")
+			case <-time.After(50 * time.Millisecond):
+			}
+			require.NotNil(t, g.Manager(i))
+			close(release)
+			require.NoError(t, <-answered)
+			require.NoError(t, <-down)
+			require.Nil(t, g.Manager(i))
+			require.ErrorIs(t, ask(g, 1-i, i), grid.ErrDisconnected)
+			require.NoError(t, g.Shutdown(t.Context(), i))
+			g.Start(i)
+			g.WaitConnected()
+			requireReach(t, g, everyone)
+		}
+	})
+}
+
+func TestShutdownBehindASilentPartition(t *testing.T) {
+	inBoth(t, 2, func(t *testing.T, g *Grid) {
+		for i := range 2 {
+			g.PartitionSilently([]int{i})
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			_ = g.Shutdown(ctx, i) // over TCP it may take all of it
+			cancel()
+			require.Equal(t, grid.StateConnected, g.Conn(1-i, i).State())
+			g.Start(i)
+			g.Heal()
+			g.WaitConnected()
+			requireReach(t, g, everyone)
+		}
+	}, WithOptions(func(_ int, o *grid.ManagerOptions) { o.PingInterval = 10 * time.Second }))
+}
+
+func TestShutdownIsEndedByItsContextAndByStop(t *testing.T) {
+	inBoth(t, 2, func(t *testing.T, g *Grid) {
+		release := make(chan bool)
+		defer close(release)
+		call := func() {
+			began := holding(t, g, 1, release)
+			go g.Conn(0, 1).SingleRequest(context.Background(), hold, nil)
+			<-began
+		}
+		call()
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		require.ErrorIs(t, g.Shutdown(ctx, 1), context.DeadlineExceeded)
+		require.Nil(t, g.Manager(1))
+
+		g.Start(1)
+		g.WaitConnected()
+		call()
+		down := make(chan error)
+		go func() { down <- g.Shutdown(context.Background(), 1) }()
+		time.Sleep(20 * time.Millisecond)
+		g.Stop(1)
+		require.NoError(t, <-down)
+		require.Nil(t, g.Manager(1))
+	})
+}
+
+func TestHostsThatAreRemovedAreNotWaitedFor(t *testing.T) {
+	inBoth(t, 3, func(t *testing.T, g *Grid) {
+		require.NoError(t, g.Manager(0).RemoveHost(g.Host(1)))
+		require.NoError(t, g.Manager(1).RemoveHost(g.Host(0)))
+		g.WaitConnected()
+		require.NoError(t, ask(g, 0, 2))
+		require.NoError(t, g.Manager(0).AddHost(g.Host(1)))
+		require.NoError(t, g.Manager(1).AddHost(g.Host(0)))
+		g.WaitConnected()
+		requireReach(t, g, everyone)
+	})
+}

@@ -1,0 +1,64 @@
+package gridtest
+
+import (
+	"net/http"
+
+	"github.com/gridrpc/grid"
+)
+
+// Option changes what [New] makes. An option may be given several times: all of
+// its functions are then called, in their order.
+//
+// Functions that are given are called each time a node is started, those of one
+// node never at the same time. They run before the node is there, and must not
+// call methods of the Grid that start or stop it. The test's FailNow may end
+// them.
+type Option func(o *options)
+
+type options struct {
+	tcp        bool
+	log        bool
+	edits      []func(node int, o *grid.ManagerOptions)
+	handlers   []func(node int, m *grid.Manager) error
+	routes     []func(node int, mux *http.ServeMux)
+	allStopped bool
+	stopped    []int
+}
+
+// TCP makes the nodes use sockets of the loopback interface, with a port each
+// that is theirs until the end of the Grid, also while they are stopped. The
+// default is a network in memory.
+func TCP() Option { return func(o *options) { o.tcp = true } }
+
+// WithOptions changes the options of a node's manager. What they hold before is
+// a token of this Grid, a Logger that is silent, unless [Log] is given, and the
+// grid's own Dialer, which a Dialer in its place should call: others know of no
+// partitions. Local must stay as it is.
+func WithOptions(edit func(node int, o *grid.ManagerOptions)) Option {
+	return func(o *options) { o.edits = append(o.edits, edit) }
+}
+
+// WithHandlers registers the handlers of a node, before it is connected to any
+// other: so they are there after a restart too. An error ends the test.
+func WithHandlers(register func(node int, m *grid.Manager) error) Option {
+	return func(o *options) { o.handlers = append(o.handlers, register) }
+}
+
+// WithRoutes mounts further routes on the HTTP server of a node, beside that of
+// its manager. [Grid.Client] reaches them.
+func WithRoutes(mount func(node int, mux *http.ServeMux)) Option {
+	return func(o *options) { o.routes = append(o.routes, mount) }
+}
+
+// Stopped keeps [New] from starting these nodes, or any where none is given;
+// [Grid.Start] does. They are hosts of the grid nevertheless.
+func Stopped(nodes ...int) Option {
+	return func(o *options) {
+		o.stopped = append(o.stopped, nodes...)
+		o.allStopped = o.allStopped || len(nodes) == 0
+	}
+}
+
+// Log writes what the managers and HTTP servers log, at all levels, to the log of
+// the test. By default it is thrown away.
+func Log() Option { return func(o *options) { o.log = true } }
