@@ -25,8 +25,9 @@
 // whether or not there is a link: without one every call on it returns
 // [ErrDisconnected] at once. [Connection.WaitForConnect] waits for the link,
 // [Connection.State] and [Connection.Stats] tell of it. For a host that is not
-// known, and for the local one, the Connection is nil; calls on nil return
-// [ErrDisconnected] too, and never panic.
+// known, and for the local one unless LocalCalls is set, the Connection is nil; calls on
+// nil return [ErrDisconnected] too, and never panic. [Manager.AddHost],
+// [Manager.RemoveHost] and [Manager.SetHosts] change which hosts there are.
 //
 // A handler goes by a [HandlerID], 1 to 255, which all hosts agree on, and
 // optionally by a subroute: a name under which the same IDs mean something of
@@ -125,10 +126,11 @@
 // single request without one has a deadline of one minute, a stream without one
 // has none. When its context ends, a call returns at once.
 //
-// A single handler is not told; its answer, when it comes late, is thrown away.
-// A stream handler has a context, which ends with the caller's, with the link,
-// and when the handler returns. [GetCaller] and [GetSubroute] read from it who
-// called, and under which subroute.
+// A single handler is not told; its answer, when it comes late, is thrown away. One
+// that is registered with [Manager.RegisterSingleHandlerContext] has a context, which
+// ends at the deadline, with the link, and when the handler returns. A stream handler
+// has one that ends with the caller's as well. [GetCaller] and [GetSubroute] read from
+// it who called, and under which subroute.
 //
 // Links are pinged. One that is dead is noticed within two intervals,
 // ManagerOptions.PingInterval, and every call on it fails then. So is a stream
