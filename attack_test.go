@@ -29,7 +29,7 @@ const attackToken = "s3cr3t-of-the-cluster"
 const (
 	attackOther = "http://node1:9000" // the honest host
 	// allCaps are those of a peer that speaks all extensions.
-	allCaps = rawCapWideCredits | rawCapFragments | rawCapDrain
+	allCaps = rawCapWideCredits | rawCapFragments | rawCapDrain | rawCapMetadata
 )
 
 // attacked is a node, an honest host that calls it, and a peer that does not behave.

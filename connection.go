@@ -38,6 +38,7 @@ type Connection struct {
 	errors     errorLog // of connections that were lost or could not be made
 	refused    errorLog // of handshakes that were refused, perhaps beside a connection
 	departures errorLog // of peers that shut down
+	panics     errorLog // of interceptors
 
 	limitsMu sync.Mutex
 	limits   map[string]*errorLog // of limits that were reached, by option
@@ -110,7 +111,7 @@ func (c *Connection) request(ctx context.Context, id HandlerID, route string, su
 }
 
 func (c *Connection) interceptRequest(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte) (answer []byte, err error) {
-	seen := newObserved(c.log)
+	seen := newObserved(c)
 	ctx, metadata, err := c.beginCall(ctx, seen, &CallInfo{Handler: id, Subroute: route, PayloadBytes: len(payload)})
 	if err != nil {
 		return nil, err
@@ -152,7 +153,7 @@ func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *
 	if c == nil || !c.intercepts() {
 		return c.openObserved(ctx, id, sub, payload, nil, nil, caps)
 	}
-	seen := newObserved(c.log)
+	seen := newObserved(c)
 	ctx, metadata, err := c.beginCall(ctx, seen, &CallInfo{Handler: id, Subroute: route, Stream: true, PayloadBytes: len(payload)})
 	if err != nil {
 		return nil, err
@@ -288,7 +289,7 @@ func (c *Connection) take(s *session) error {
 		}
 		// The session is there before the state says so to those who wait.
 		c.session.Store(s)
-		if !c.state.set(StateConnected) {
+		if !c.state.set(StateConnected, nil) {
 			c.session.Store(old)
 			c.mu.Unlock()
 			return rejectf("%v", context.Cause(c.ctx))
@@ -311,7 +312,7 @@ func (c *Connection) lost(s *session) {
 	defer c.mu.Unlock()
 	if c.session.CompareAndSwap(s, nil) {
 		c.stats.lost(s)
-		c.state.set(StateConnectionError)
+		c.state.set(StateConnectionError, s.err)
 	} else if c.left == s {
 		c.stats.lost(s)
 		c.left = nil
@@ -329,7 +330,7 @@ func (c *Connection) leave(s *session) {
 	s.leaving.Store(true)
 	before := c.left
 	c.left = s
-	c.state.set(StateConnectionError)
+	c.state.set(StateConnectionError, errPeerShuttingDown)
 	c.mu.Unlock()
 	if before != nil {
 		before.close(errReplaced)
@@ -360,7 +361,7 @@ func (c *Connection) sessionsLocked() (all []*session) {
 func (c *Connection) shutdown(reason error) {
 	c.cancel(reason)
 	c.mu.Lock()
-	c.state.set(StateShutdown)
+	c.state.set(StateShutdown, reason)
 	c.mu.Unlock()
 	for _, s := range c.sessions() {
 		s.close(reason)

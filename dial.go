@@ -14,10 +14,10 @@ func (c *Connection) keepDialling(ctx context.Context) {
 	}
 	var b backoff
 	for ctx.Err() == nil && !c.draining.Load() {
-		c.state.set(StateConnecting)
+		c.state.set(StateConnecting, nil)
 		s, err := c.dial(ctx)
 		if err != nil {
-			c.state.set(StateConnectionError)
+			c.state.set(StateConnectionError, err)
 			c.fault("grid: cannot connect", err)
 		} else if c.serve(s) {
 			b.reset()

@@ -110,7 +110,7 @@ func (s *session) onConnectMux(m *message) error {
 	}
 	h := s.conn.handlers.lookup(m.Handler, m.Sub)
 	if h.stream == nil {
-		s.refuse(m, noHandlerText("stream", m, h.single != nil))
+		s.refuse(m, s.opts.noHandlerText("stream", m, h.single != nil))
 		return nil
 	}
 	return s.open(m, h, &s.conn.streamSlots)
@@ -185,8 +185,8 @@ func (s *session) refuse(m *message, text string) {
 	}, nil)
 }
 
-func noHandlerText(kind string, m *message, otherKind bool) string {
-	text := fmt.Sprintf("grid: no %s handler with ID %d", kind, m.Handler)
+func (o *ManagerOptions) noHandlerText(kind string, m *message, otherKind bool) string {
+	text := fmt.Sprintf("grid: no %s handler with ID %s", kind, o.handlerText(m.Handler))
 	if m.Sub != nil {
 		text += " under that subroute"
 	}
@@ -199,7 +199,7 @@ func noHandlerText(kind string, m *message, otherKind bool) string {
 // admit takes a slot for a handler, or says why there is none.
 func (s *session) admit(m *message, slot *slots) error {
 	if full := slot.acquire(); full != nil {
-		err := overloadedf(full.option, "handler %d refused: %d %s are running for this host, the limit of %s", m.Handler, full.limit, full.what, full.option)
+		err := overloadedf(full.option, "handler %s refused: %d %s are running for this host, the limit of %s", s.opts.handlerText(m.Handler), full.limit, full.what, full.option)
 		s.overload(err)
 		return err
 	}

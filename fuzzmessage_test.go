@@ -56,6 +56,10 @@ func FuzzParse(f *testing.F) {
 	} {
 		f.Add([]byte(s), uint16(0))
 	}
+	for _, metadata := range []string{"", "\x81\xa1k\xa1v"} {
+		m := rawMsg{MuxID: 1, Op: rawOpRequest, Flags: rawFlagCRC | rawFlagSubroute | rawFlagMetadata, Subroute: make([]byte, 32), Metadata: []byte(metadata)}
+		f.Add(m.encode(), uint16(400))
+	}
 	f.Fuzz(func(t *testing.T, data []byte, change uint16) {
 		const around = "\xdb around \xdb"
 		buf := append(append([]byte(around), data...), around...)
@@ -64,7 +68,7 @@ func FuzzParse(f *testing.F) {
 		var rest []byte
 		var err error
 		requireNoClaims(t, len(b), func() {
-			m = message{MuxID: 9, Seq: 9, Op: opMerged, Flags: 0xff, Payload: []byte("old"), Sub: new(subHandlerID)}
+			m = message{MuxID: 9, Seq: 9, Op: opMerged, Flags: 0xff, Payload: []byte("old"), Sub: new(subHandlerID), Metadata: []byte("old"), knowsMetadata: true}
 			rest, err = m.parse(b)
 		})
 		require.Equal(t, around+string(data)+around, string(buf), "the input was written to")
@@ -87,7 +91,7 @@ func FuzzParse(f *testing.F) {
 		}
 		require.Equal(t, m.Flags&flagSubroute != 0, m.Sub != nil)
 
-		var again message
+		again := message{knowsMetadata: true}
 		c := m
 		if c.Op == opMerged {
 			c.Flags &^= flagCRC // which it does not have, whatever it says
@@ -105,7 +109,7 @@ func FuzzParse(f *testing.F) {
 		if m.Op != opMerged && m.Flags&flagCRC != 0 {
 			bad := bytes.Clone(data)
 			bad[int(change/8)%len(bad)] ^= 1 << (change % 8)
-			_, err := new(message).parse(bad)
+			_, err := (&message{knowsMetadata: true}).parse(bad)
 			if err == nil { // unless that was the flag itself, or what makes it one
 				_, err = decodeRaw(bad)
 				require.NoError(t, err, "a wrong checksum was accepted")

@@ -76,6 +76,7 @@ type singleEntry struct {
 	contextFn SingleHandlerContextFn
 
 	subroute string
+	label    string // of the handler, for people; set by add
 	panics   errorLog
 }
 
@@ -84,6 +85,7 @@ type streamEntry struct {
 	serve                   func(m *muxServer)
 	subroute                string
 	outCapacity, inCapacity int
+	label                   string // of the handler, for people; set by add
 	panics                  errorLog
 }
 
@@ -116,7 +118,8 @@ func rawStreamEntry(h StreamHandler) (*streamEntry, error) {
 // registry holds the handlers of a manager. Reading it takes no lock: each
 // registration makes a new table.
 type registry struct {
-	mu    sync.Mutex // serialises registrations
+	opts  *ManagerOptions // set once
+	mu    sync.Mutex      // serialises registrations
 	table atomic.Pointer[handlerTable]
 }
 
@@ -132,7 +135,10 @@ type handlerTable struct {
 	sub   map[subHandlerID]handler
 }
 
-func (r *registry) init() { r.table.Store(&handlerTable{sub: map[subHandlerID]handler{}}) }
+func (r *registry) init(o *ManagerOptions) {
+	r.opts = o
+	r.table.Store(&handlerTable{sub: map[subHandlerID]handler{}})
+}
 
 // lookup returns the handler of a message; its zero value if there is none.
 func (r *registry) lookup(id HandlerID, sub *subHandlerID) handler {
@@ -146,6 +152,11 @@ func (r *registry) lookup(id HandlerID, sub *subHandlerID) handler {
 func (r *registry) add(id HandlerID, subroute string, h handler) error {
 	if id == 0 {
 		return fmt.Errorf("%w: ID 0 is reserved", ErrUnknownHandler)
+	}
+	if h.single != nil {
+		h.single.label = r.opts.handlerText(id)
+	} else {
+		h.stream.label = r.opts.handlerText(id)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -115,6 +115,7 @@ func (m *Manager) replaceHosts(change func(hosts []string) []string) (removed ma
 		c := old.conns[host]
 		if c == nil {
 			c = newConnection(m, host)
+			c.state.host, c.state.hook = host, m.stateHook
 			added = append(added, c)
 		}
 		delete(removed, host)

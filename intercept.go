@@ -3,8 +3,6 @@ package grid
 import (
 	"context"
 	"fmt"
-	"log/slog"
-	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -81,7 +79,7 @@ type ServeInterceptor interface {
 // observed is a request or stream that interceptors are told of. It is nil where there
 // are none, and its methods may be called then.
 type observed struct {
-	log   *slog.Logger
+	conn  *Connection
 	start time.Time
 	ends  []func(CallResult)
 	ended atomic.Bool
@@ -90,7 +88,7 @@ type observed struct {
 	sentMessages, receivedMessages atomic.Int64
 }
 
-func newObserved(log *slog.Logger) *observed { return &observed{log: log, start: time.Now()} }
+func newObserved(c *Connection) *observed { return &observed{conn: c, start: time.Now()} }
 
 // begin tells n interceptors of a call, by calling intercept with the number of each.
 // After an error those that were told before have been told of the end.
@@ -152,7 +150,7 @@ func (o *observed) end(err error) {
 func (o *observed) tell(end func(CallResult), r CallResult) {
 	defer func() {
 		if p := recover(); p != nil {
-			o.log.Error("grid: interceptor panicked", "panic", p, "stack", string(debug.Stack()))
+			o.conn.panics.panicked(o.conn.log, "grid: interceptor panicked", p)
 		}
 	}()
 	end(r)
@@ -182,7 +180,7 @@ func (s *session) observe(payload int) *observed {
 	if len(s.opts.ServeInterceptors) == 0 {
 		return nil
 	}
-	o := newObserved(s.logger())
+	o := newObserved(s.conn)
 	o.received(payload, true)
 	return o
 }

@@ -24,14 +24,15 @@ type Manager struct {
 
 	// Set once.
 	opts      *ManagerOptions
-	self      *selfLink // nil without LocalCalls
+	self      *selfLink  // nil without LocalCalls
+	stateHook *stateHook // nil without OnStateChange
 	handlers  registry
 	ctx       context.Context // ends with the manager
 	cancel    context.CancelCauseFunc
 	closing   <-chan struct{} // of ctx
 	unwatch   func() bool     // ends the watch on the context of NewManager
 	draining  atomic.Bool     // set by Shutdown
-	unknown   errorLog        // handshakes of hosts that are not known
+	unknown   errorLog        // handshakes of hosts that are not known, or too many
 	forbidden errorLog        // upgrades that were refused
 	incoming  incoming
 
@@ -56,10 +57,15 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	m := &Manager{ID: uuid.New(), opts: opts}
 	m.ctx, m.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	m.closing = m.ctx.Done()
-	m.handlers.init()
+	m.handlers.init(opts)
+	if opts.OnStateChange != nil {
+		m.stateHook = newStateHook(opts.OnStateChange, opts.Logger)
+		m.start(m.stateHook.run)
+	}
 	m.hosts.Store(&hostSet{})
 	if opts.LocalCalls {
 		if err := m.startSelf(); err != nil {
+			m.close()
 			return nil, fmt.Errorf("grid: LocalCalls: %w", err)
 		}
 	}
@@ -268,4 +274,5 @@ func (m *Manager) close() {
 	for _, c := range all {
 		c.shutdown(errClosed)
 	}
+	m.stateHook.close()
 }

@@ -72,14 +72,17 @@ func (v wireVector) message(t testing.TB) (m message, ok bool) {
 }
 
 // parseFrame decodes a websocket message, merged or not, as a session does.
-func parseFrame(b []byte) (msgs []message, _ error) {
-	var m message
+func parseFrame(b []byte) ([]message, error) { return parseFrameWith(message{}, b) }
+
+// parseFrameWith is parseFrame into copies of a message.
+func parseFrameWith(into message, b []byte) (msgs []message, _ error) {
+	m := into
 	rest, err := m.parse(b)
 	if err != nil || m.Op != opMerged {
 		return []message{m}, err
 	}
 	return msgs, eachMerged(m.Seq, rest, func(b []byte) error {
-		var m message
+		m := into
 		if _, err := m.parse(b); err != nil {
 			return err
 		}
@@ -174,6 +177,7 @@ func rawOf(m message) rawMsg {
 	r := rawMsg{
 		MuxID: m.MuxID, Seq: m.Seq, DeadlineMS: m.DeadlineMS,
 		Handler: uint8(m.Handler), Op: uint8(m.Op), Flags: uint8(m.Flags), Payload: m.Payload,
+		Metadata: m.Metadata,
 	}
 	if m.Sub != nil {
 		r.Subroute = m.Sub[:]

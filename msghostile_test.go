@@ -202,7 +202,7 @@ func FuzzMessage(f *testing.F) {
 	f.Add([]byte("\xdd\x00\x00\x00\x07\xd3\x00\x00\x00\x00\x00\x00\x00\x01\xcf\x00\x00\x00\x00\x00\x00\x00\x02\x03\x04\x05\x06\xc6\x00\x00\x00\x01p"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		input := bytes.Clone(data)
-		msgs, err := parseFrame(input)
+		msgs, err := parseFrameWith(message{knowsMetadata: true}, input)
 		require.Equal(t, data, input, "the input was written to")
 
 		flagged := isFlagged(data) // says nothing
@@ -221,13 +221,13 @@ func FuzzMessage(f *testing.F) {
 		for _, m := range msgs {
 			b := m.appendTo(nil)
 			require.Len(t, b, m.size())
-			got, err := parseFrame(b)
+			got, err := parseFrameWith(message{knowsMetadata: true}, b)
 			require.NoError(t, err)
 			require.Equal(t, []message{m}, got)
 			again = append(again, b...)
 		}
 		if len(msgs) > 1 {
-			got, err := parseFrame(frameOf(t, 0, msgs...))
+			got, err := parseFrameWith(message{knowsMetadata: true}, frameOf(t, 0, msgs...))
 			require.NoError(t, err)
 			require.Equal(t, msgs, got)
 		} else if len(msgs) == 1 {

@@ -104,6 +104,11 @@ type ManagerOptions struct {
 	// default is none.
 	ServeInterceptors []ServeInterceptor
 
+	// OnStateChange, if not nil, is told of every change of the state of a connection to
+	// another host, in their order and one at a time, on a goroutine of its own. Close
+	// waits for it, so it must call neither Close nor Shutdown.
+	OnStateChange func(StateChange)
+
 	// Logger takes what an operator should know: connections made, lost and
 	// refused, panics of handlers. The default is [slog.Default].
 	Logger *slog.Logger
@@ -325,6 +330,15 @@ func (o *ManagerOptions) dialURL(host string) string {
 // handlerName is what a handler is called.
 func (o *ManagerOptions) handlerName(id HandlerID) string {
 	return cmp.Or(o.HandlerNames[id], strconv.Itoa(int(id)))
+}
+
+// handlerText is what a handler is called where its ID is wanted as well.
+func (o *ManagerOptions) handlerText(id HandlerID) string {
+	text := strconv.Itoa(int(id))
+	if name := o.HandlerNames[id]; name != "" {
+		text += " (" + name + ")"
+	}
+	return text
 }
 
 func (o *ManagerOptions) token() string {

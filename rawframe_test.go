@@ -40,10 +40,12 @@ const (
 	rawFlagPayloadIsZero = 16
 	rawFlagSubroute      = 32
 	rawFlagMore          = 64
+	rawFlagMetadata      = 128
 
 	rawCapWideCredits = 1
 	rawCapFragments   = 2
 	rawCapDrain       = 4
+	rawCapMetadata    = 8
 )
 
 var rawOpNames = map[uint8]string{
@@ -71,6 +73,7 @@ type rawMsg struct {
 	Flags           uint8
 	Payload         []byte // decoded: nil if of length 0 and not rawFlagPayloadIsZero
 	Subroute        []byte // the 32 bytes that follow if rawFlagSubroute is set
+	Metadata        []byte // the bin that follows if rawFlagMetadata is set; nil where nothing follows
 }
 
 // encode takes the flags as they are: it adds what they announce and no flag
@@ -86,6 +89,9 @@ func (m rawMsg) encode() []byte {
 	b = msgp.AppendBytes(b, m.Payload)
 	if m.Flags&rawFlagSubroute != 0 {
 		b = append(b, m.Subroute...)
+	}
+	if m.Metadata != nil {
+		b = msgp.AppendBytes(b, m.Metadata)
 	}
 	if m.Flags&rawFlagCRC != 0 {
 		b = binary.LittleEndian.AppendUint32(b, uint32(xxh3.Hash(b)))
@@ -104,7 +110,7 @@ func (m rawMsg) String() string {
 		fmt.Fprintf(&b, " handler=%d", m.Handler)
 	}
 	var set []string
-	for i, name := range []string{"CRC", "EOF", "STATELESS", "ERR", "ZERO", "SUB", "MORE", "128"} {
+	for i, name := range []string{"CRC", "EOF", "STATELESS", "ERR", "ZERO", "SUB", "MORE", "META"} {
 		if m.Flags&(1<<i) != 0 {
 			set = append(set, name)
 		}
@@ -184,6 +190,11 @@ func decodeRaw(b []byte) (rawMsg, error) {
 	m := r.array()
 	if m.Flags&rawFlagSubroute != 0 {
 		m.Subroute = r.take(32)
+	}
+	if m.Flags&rawFlagMetadata != 0 { // which is not sent to peers without the extension
+		if m.Metadata = append([]byte{}, r.bytes()...); r.err == nil && len(m.Metadata) > 2048 {
+			r.err = fmt.Errorf("metadata of %d bytes", len(m.Metadata))
+		}
 	}
 	if m.Flags&rawFlagCRC != 0 {
 		sum := uint32(xxh3.Hash(b[:len(b)-len(r.b)]))

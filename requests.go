@@ -36,7 +36,7 @@ func (s *session) onRequest(m *message) error {
 	}
 	h := s.conn.handlers.lookup(m.Handler, m.Sub)
 	if h.single == nil {
-		s.refuse(m, noHandlerText("request", m, h.stream != nil))
+		s.refuse(m, s.opts.noHandlerText("request", m, h.stream != nil))
 		return nil
 	}
 	return s.open(m, h, &s.conn.handlerSlots)
@@ -71,7 +71,7 @@ func (t *singleTask) run() {
 	result := errHandlerExited // stays if the handler ends its goroutine
 	expired := s.passed(t.deadline)
 	defer func() {
-		result = handlerResult(recover(), result, t.handler, s.logger(), &t.entry.panics)
+		result = handlerResult(recover(), result, t.entry.label, s.logger(), &t.entry.panics)
 		kept.release()
 		buf := resp
 		resp = nil // nothing here must hold what respond gives back

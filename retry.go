@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -39,6 +40,19 @@ func (l *errorLog) due(now time.Time) (suppressed int, ok bool) {
 	n := l.suppressed
 	l.last, l.suppressed, l.logged = now, 0, true
 	return n, true
+}
+
+// panicked logs a panic of the application's with its stack, if one is due: a peer that
+// can provoke one must not fill the log.
+func (l *errorLog) panicked(log *slog.Logger, what string, p any) {
+	n, ok := l.due(time.Now())
+	if !ok {
+		return
+	}
+	if n > 0 {
+		log = log.With("suppressed", n)
+	}
+	log.Error(what, "panic", p, "stack", string(debug.Stack()))
 }
 
 // recovered tells whether it is news that all is well: an error was logged since

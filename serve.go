@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"runtime/debug"
 	"sync/atomic"
-	"time"
 
 	"github.com/gridrpc/grid/internal/bytepool"
 )
@@ -29,7 +27,9 @@ func serveStream[In, Out any](m *muxServer, noInput chan In, decode func([]byte)
 	m.host.start(p)
 
 	defer close(m.returned)
-	defer func() { m.result = handlerResult(recover(), m.result, m.handlerID, m.host.logger(), &m.handler.panics) }()
+	defer func() {
+		m.result = handlerResult(recover(), m.result, m.handler.label, m.host.logger(), &m.handler.panics)
+	}()
 	m.result = errHandlerExited // stays if the handler ends its goroutine
 	payload, kept := m.payload.claim()
 	m.payload = arrived{}
@@ -73,18 +73,12 @@ const maxOutBuffer = 64
 var errHandlerExited = NewRemoteErrString("handler ended its goroutine")
 
 // handlerResult makes a panic of a handler its result.
-func handlerResult(recovered any, result *RemoteErr, id HandlerID, log *slog.Logger, panics *errorLog) *RemoteErr {
+func handlerResult(recovered any, result *RemoteErr, label string, log *slog.Logger, panics *errorLog) *RemoteErr {
 	if recovered == nil {
 		return result
 	}
-	// A peer that can provoke one must not fill the log with stacks.
-	if n, ok := panics.due(time.Now()); ok {
-		if n > 0 {
-			log = log.With("suppressed", n)
-		}
-		log.Error("grid: handler panicked", "handler", id, "panic", recovered, "stack", string(debug.Stack()))
-	}
-	return NewRemoteErrf("grid: handler %d panicked: %v", id, recovered)
+	panics.panicked(log.With("handler", label), "grid: handler panicked", recovered)
+	return NewRemoteErrf("grid: handler %s panicked: %v", label, recovered)
 }
 
 // streamPump stands between a handler's channels and its stream: it hands on what
@@ -343,7 +337,7 @@ func (p *streamPump[In, Out]) send(v Out) {
 	m := p.m
 	b, err := p.encode(v)
 	if err != nil {
-		m.fail(fmt.Errorf("grid: handler %d: encoding a message: %w", m.handlerID, err))
+		m.fail(fmt.Errorf("grid: handler %s: encoding a message: %w", m.handler.label, err))
 		return
 	}
 	if len(b) > m.maxMessage {

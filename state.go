@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 )
 
 // State is that of a [Connection].
@@ -57,6 +58,9 @@ var errEnded = errors.New("the state is final")
 
 // stateMachine is a state that can be waited for.
 type stateMachine struct {
+	host string     // whose state it is; set once
+	hook *stateHook // the same; nil for none
+
 	mu      sync.Mutex
 	state   State
 	changed chan struct{} // closed by the next change; made by the first who waits
@@ -68,13 +72,14 @@ func (s *stateMachine) get() State {
 	return s.state
 }
 
-// set changes the state. It returns false, and changes nothing, where that is
-// not legal.
-func (s *stateMachine) set(to State) bool {
+// set changes the state, for a reason where there is one. It returns false, and
+// changes nothing, where that is not legal.
+func (s *stateMachine) set(to State, reason error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, legal := range transitions[s.state] {
 		if to == legal {
+			s.hook.tell(StateChange{Host: s.host, From: s.state, To: to, Err: reason, Time: time.Now()})
 			s.state = to
 			if s.changed != nil {
 				close(s.changed)

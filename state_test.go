@@ -68,14 +68,14 @@ func TestOnlyLegalTransitionsAreMade(t *testing.T) {
 				legal = legal || s == to
 			}
 			m := stateMachine{state: from}
-			require.Equal(t, legal, m.set(to), "%v to %v", from, to)
+			require.Equal(t, legal, m.set(to, nil), "%v to %v", from, to)
 			want := from
 			if legal {
 				want = to
 			}
 			require.Equal(t, want, m.get(), "%v to %v", from, to)
 		}
-		require.False(t, (&stateMachine{state: StateShutdown}).set(from), "shutdown is the last state")
+		require.False(t, (&stateMachine{state: StateShutdown}).set(from, nil), "shutdown is the last state")
 	}
 }
 
@@ -196,9 +196,9 @@ func TestStateIsSafeToChangeAndWaitForConcurrently(t *testing.T) {
 		for range 4 {
 			users.Go(func() {
 				for range 1000 {
-					m.set(StateConnecting)
-					m.set(StateConnectionError)
-					m.set(StateConnected)
+					m.set(StateConnecting, nil)
+					m.set(StateConnectionError, nil)
+					m.set(StateConnected, nil)
 				}
 			})
 			users.Go(func() {

@@ -79,8 +79,9 @@ func (h *SingleHandler[Req, Resp]) Register(m *Manager, handle func(req Req) (Re
 	if handle == nil {
 		return fmt.Errorf("grid: nil handler for ID %d", h.id)
 	}
+	label := m.opts.handlerText(h.id)
 	return m.RegisterSingleHandler(h.id, func(payload []byte) ([]byte, *RemoteErr) {
-		return h.serve(payload, handle)
+		return h.serve(label, payload, handle)
 	}, subroute...)
 }
 
@@ -90,21 +91,22 @@ func (h *SingleHandler[Req, Resp]) RegisterContext(m *Manager, handle func(ctx c
 	if handle == nil {
 		return fmt.Errorf("grid: nil handler for ID %d", h.id)
 	}
+	label := m.opts.handlerText(h.id)
 	return m.RegisterSingleHandlerContext(h.id, func(ctx context.Context, payload []byte) ([]byte, *RemoteErr) {
-		return h.serve(payload, func(req Req) (Resp, *RemoteErr) { return handle(ctx, req) })
+		return h.serve(label, payload, func(req Req) (Resp, *RemoteErr) { return handle(ctx, req) })
 	}, subroute...)
 }
 
 // serve decodes a request, and encodes what handle answers. It owns payload.
-func (h *SingleHandler[Req, Resp]) serve(payload []byte, handle func(req Req) (Resp, *RemoteErr)) ([]byte, *RemoteErr) {
+func (h *SingleHandler[Req, Resp]) serve(label string, payload []byte, handle func(req Req) (Resp, *RemoteErr)) ([]byte, *RemoteErr) {
 	req := h.reqs.get()
 	err := decode(req, payload)
 	PutByteBuffer(payload)
 	if err != nil {
-		return nil, NewRemoteErrf("grid: handler %d: request: %v", h.id, err)
+		return nil, NewRemoteErrf("grid: handler %s: request: %v", label, err)
 	}
 	resp, rerr := handle(req)
-	b, rerr := h.encodeResponse(resp, rerr)
+	b, rerr := h.encodeResponse(label, resp, rerr)
 	// A handler may return its request: that is put back once.
 	if any(req) != any(resp) {
 		h.reqs.put(req)
@@ -115,13 +117,13 @@ func (h *SingleHandler[Req, Resp]) serve(payload []byte, handle func(req Req) (R
 	return b, rerr
 }
 
-func (h *SingleHandler[Req, Resp]) encodeResponse(resp Resp, rerr *RemoteErr) ([]byte, *RemoteErr) {
+func (h *SingleHandler[Req, Resp]) encodeResponse(label string, resp Resp, rerr *RemoteErr) ([]byte, *RemoteErr) {
 	if rerr != nil || isZero(resp) {
 		return nil, rerr
 	}
 	b, err := encode(resp)
 	if err != nil {
-		return nil, NewRemoteErrf("grid: handler %d: response: %v", h.id, err)
+		return nil, NewRemoteErrf("grid: handler %s: response: %v", label, err)
 	}
 	return b, nil
 }

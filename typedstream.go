@@ -110,7 +110,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) register(m *Manager, in int, wit
 	if err != nil {
 		return err
 	}
-	noInput := closedChan[Req]()
+	noInput, label := closedChan[Req](), m.opts.handlerText(h.id)
 	e, err := newStreamEntry(route, h.OutCapacity, in, func(s *muxServer) {
 		serveStream(s, noInput, h.decodeRequest, h.encodeResponse, func(ctx context.Context, payload []byte, in <-chan Req, out chan<- Resp) *RemoteErr {
 			var p Payload
@@ -119,7 +119,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) register(m *Manager, in int, wit
 				err := decode(p, payload)
 				PutByteBuffer(payload)
 				if err != nil {
-					return NewRemoteErrf("grid: handler %d: payload: %v", h.id, err)
+					return NewRemoteErrf("grid: handler %s: payload: %v", label, err)
 				}
 			}
 			return handle(ctx, p, in, out)

@@ -1,0 +1,143 @@
+package grid
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// changes keeps what OnStateChange is told.
+type changes struct {
+	mu  sync.Mutex
+	all []StateChange
+}
+
+func (c *changes) add(s StateChange) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.all = append(c.all, s)
+}
+
+// take returns what has come, and forgets it.
+func (c *changes) take() []StateChange {
+	synctest.Wait()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := c.all
+	c.all = nil
+	return all
+}
+
+// texts is take, as texts.
+func (c *changes) texts() (texts []string) {
+	for _, s := range c.take() {
+		texts = append(texts, s.String())
+	}
+	return texts
+}
+
+func TestOnStateChange(t *testing.T) {
+	var seen [2]changes
+	inPair(t, func(i int, o *ManagerOptions) { o.OnStateChange = seen[i].add }, func(t *testing.T, g *testGrid, c *Connection) {
+		dials, waits := 0, 1
+		if !c.dials {
+			dials, waits = 1, 0
+		}
+		here, there := g.hosts[waits], g.hosts[dials]
+		got := seen[dials].texts() // it may have dialled before somebody listened
+		require.Equal(t, here+": unconnected, now connecting", got[0])
+		require.Equal(t, here+": connecting, now connected", got[len(got)-1])
+		require.Equal(t, []string{there + ": unconnected, now connected"}, seen[waits].texts())
+
+		begin := time.Now()
+		g.cut(0, 1)
+		lost := seen[dials].take()
+		require.Len(t, lost, 1)
+		require.Equal(t, begin, lost[0].Time)
+		require.ErrorIs(t, lost[0].Err, ErrDisconnected)
+		require.Regexp(t, here+": connected, now connection error: grid: disconnected: .", lost[0].String())
+		g.waitConnected()
+		require.Equal(t, []string{here + ": connection error, now connecting", here + ": connecting, now connected"}, seen[dials].texts())
+		seen[waits].take()
+
+		require.NoError(t, g.nodes[dials].RemoveHost(here))
+		require.Equal(t, []string{here + ": connected, now shutdown: the host was removed"}, seen[dials].texts())
+		require.NoError(t, g.nodes[dials].AddHost(here))
+		g.waitConnected()
+		require.Equal(t, []string{here + ": unconnected, now connecting", here + ": connecting, now connected"}, seen[dials].texts())
+		seen[waits].take()
+
+		g.nodes[waits].Close()
+		require.Equal(t, []string{there + ": connected, now shutdown: the manager is closed"}, seen[waits].texts(), "all is told before Close returns")
+		time.Sleep(time.Second)
+		got = seen[dials].texts()
+		require.Regexp(t, "now connection error: .*refused", got[len(got)-1])
+	})
+}
+
+// One that is slow, or panics, holds up nobody, and hears of everything.
+func TestOnStateChangeThatIsSlowOrPanics(t *testing.T) {
+	var mu sync.Mutex
+	told := make(map[string]int)
+	slow := func(i int, o *ManagerOptions) {
+		o.OnStateChange = func(c StateChange) {
+			time.Sleep(time.Minute)
+			mu.Lock()
+			told[fmt.Sprint(i, c.To)]++
+			mu.Unlock()
+			panic("no")
+		}
+	}
+	inPair(t, slow, func(t *testing.T, g *testGrid, c *Connection) {
+		require.Zero(t, elapsed(func() {
+			_, err := c.SingleRequest(t.Context(), testEcho, nil)
+			require.NoError(t, err)
+		}))
+		for range 5 {
+			g.cut(0, 1)
+			synctest.Wait()
+			g.waitConnected()
+		}
+		g.stopAll()
+		for i := range 2 {
+			require.Equal(t, 6, told[fmt.Sprint(i, StateConnected)])
+			require.Equal(t, 1, told[fmt.Sprint(i, StateShutdown)])
+		}
+	})
+}
+
+// Handlers are called by their names where somebody reads it.
+func TestHandlerNamesInTexts(t *testing.T) {
+	names := map[HandlerID]string{testHandler: "worker", testUnused: "missing"}
+	inPair(t, func(i int, o *ManagerOptions) { o.HandlerNames = names; o.MaxHandlers = 1 }, func(t *testing.T, g *testGrid, c *Connection) {
+		g.single(func(b []byte) ([]byte, *RemoteErr) {
+			if b == nil {
+				panic("no")
+			}
+			time.Sleep(time.Second)
+			return nil, nil
+		})
+		_, err := c.SingleRequest(t.Context(), testHandler, nil)
+		require.EqualError(t, err, "grid: handler 100 (worker) panicked: no")
+		_, err = c.SingleRequest(t.Context(), testUnused, nil)
+		require.ErrorContains(t, err, fmt.Sprintf("no request handler with ID %d (missing)", testUnused))
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go func() { _, _ = c.SingleRequest(ctx, testHandler, []byte{1}) }()
+		synctest.Wait()
+		_, err = c.SingleRequest(t.Context(), testHandler, nil)
+		require.ErrorIs(t, err, ErrOverloaded)
+		require.ErrorContains(t, err, "handler 100 (worker) refused")
+		time.Sleep(time.Minute)
+
+		h := NewSingleHandler[*MSS, *MSS](testHandler, NewMSS, NewMSS)
+		require.NoError(t, h.Register(g.nodes[1].Manager, func(*MSS) (*MSS, *RemoteErr) { return nil, nil }, "typed"))
+		_, err = c.Subroute("typed").SingleRequest(t.Context(), testHandler, []byte("no map"))
+		require.ErrorContains(t, err, "handler 100 (worker): request: ")
+	})
+}
