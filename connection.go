@@ -26,6 +26,7 @@ type Connection struct {
 	ctx           context.Context // ends with the manager, or when the host is removed
 	cancel        context.CancelCauseFunc
 	closing       <-chan struct{} // of ctx
+	managerEnds   <-chan struct{} // closed when the manager is
 	draining      *atomic.Bool    // the manager takes nothing new
 
 	lastMux atomic.Uint64 // never reset, so no ID is used twice
@@ -70,7 +71,7 @@ func newConnection(m *Manager, remote string) *Connection {
 		kept:     budget{limit: int64(m.opts.MaxHostBytes)},
 	}
 	c.ctx, c.cancel = context.WithCancelCause(m.ctx)
-	c.closing = c.ctx.Done()
+	c.closing, c.managerEnds = c.ctx.Done(), m.closing
 	c.handlerSlots.init("handlers", "MaxHandlers", m.opts.MaxHandlers, nil)
 	c.streamSlots.init("streams", "MaxStreams", m.opts.MaxStreams, &c.handlerSlots)
 	if isSecure(c.local) && isSecure(c.remote) {
@@ -416,6 +417,7 @@ func (c *Connection) overload(err error) {
 	if !errors.As(err, &limit) {
 		return
 	}
+	c.stats.limitReached(limit.option)
 	c.limitsMu.Lock()
 	log := c.limits[limit.option]
 	if log == nil {

@@ -76,6 +76,21 @@ func TestRemovedHostIsGone(t *testing.T) {
 	})
 }
 
+// Who still sends to a stream that has ended with its host does not block.
+func TestSendersToARemovedHostGoOn(t *testing.T) {
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		s, err := c.NewStream(t.Context(), testTwoWay, nil)
+		require.NoError(t, err)
+		require.NoError(t, g.nodes[0].RemoveHost(g.hosts[1]))
+		_, err = collect(s, 0)
+		require.ErrorIs(t, err, ErrDisconnected)
+		for range 100 {
+			s.Requests <- []byte("x")
+		}
+		close(s.Requests)
+	})
+}
+
 // Removed on both sides, nobody tries any more.
 func TestRemovedHostIsNotDialled(t *testing.T) {
 	var dials atomic.Int32

@@ -61,8 +61,10 @@ type session struct {
 	// hasOpenings is false if there are certainly none.
 	hasOpenings bool
 
-	live  liveness
-	clock atomic.Int64 // Unix nanoseconds at the last frame or tick
+	live liveness
+	// Messages, and not websocket ones.
+	messagesIn, messagesOut atomic.Int64
+	clock                   atomic.Int64 // Unix nanoseconds at the last frame or tick
 
 	ctx    context.Context // of the handlers of single requests; ends with the session
 	cancel context.CancelCauseFunc
@@ -196,6 +198,7 @@ func (s *session) write() {
 			if err == nil && b.count > 0 && !s.hungUp.Load() {
 				err = s.ws.WriteMessage(b.frame())
 				s.live.sent.Add(1)
+				s.messagesOut.Add(int64(b.count))
 			}
 			b.release()
 		}
@@ -398,7 +401,7 @@ func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerI
 	m := newMuxClient(ctx, s, s.conn.nextMuxID(), id, c, s.wide(), time.Now())
 	m.maxMessage = s.opts.MaxMessageSize
 	m.in.maxBytes = s.opts.MaxStreamBytes
-	m.closing = s.conn.closing
+	m.closing = s.conn.managerEnds
 	m.seen = seen
 	if s.caps&capMetadata == 0 {
 		metadata = nil

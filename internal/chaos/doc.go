@@ -1,6 +1,6 @@
-// Package chaos holds nothing but a test: five managers in a full mesh, called all
-// the time in every way, while their links fail and they restart, and a model of
-// what must hold.
+// Package chaos holds nothing but a test: five managers in a full mesh, called all the
+// time in every way, while their links fail, and they restart or remove each other, and
+// a model of what must hold.
 //
 //	go test -v ./internal/chaos -duration 60s             # in memory
 //	go test -v ./internal/chaos -duration 60s -tcp        # over loopback sockets

@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -75,6 +76,18 @@ func (c *cluster) suffer(f fault) {
 		time.Sleep(f.life)
 		n.corrupt(f.a, f.b, faultconn.Corruption{})
 		corrupted.Store(time.Now().UnixNano())
+	case remove:
+		a, b := c.nodes[f.a].life.Load(), c.names[f.b]
+		gone := a.Connection(b)
+		if a.RemoveHost(b) == nil { // else it is being restarted, and forgets it anyway
+			if err := gone.WaitForConnect(context.Background()); !errors.Is(err, grid.ErrDisconnected) {
+				m.violation("%s was removed, and its connection says %v", b, err)
+			}
+		}
+		time.Sleep(f.life)
+		if err := a.AddHost(b); err != nil && !errors.Is(err, grid.ErrDisconnected) {
+			m.violation("adding %s: %v", b, err)
+		}
 	case restart:
 		c.restart(f)
 	}

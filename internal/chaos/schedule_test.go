@@ -32,19 +32,20 @@ const (
 	late           // the same, by much milliseconds
 	corrupt        // the same, a bit in one of much bytes
 	halfOpen       // a loses its connections to b, which is not told
+	remove         // of b from the hosts of a, which has it again after life
 	restart        // of a, down for life, gracefully if much is not 0
 	kinds
 )
 
-var kindNames = [kinds]string{"cut", "loss", "partition", "split", "stall", "slow", "late", "corrupt", "half-open", "restart"}
+var kindNames = [kinds]string{"cut", "loss", "partition", "split", "stall", "slow", "late", "corrupt", "half-open", "remove", "restart"}
 
 // weights say how often each comes.
-var weights = [kinds]int{cut: 60, loss: 14, partition: 3, split: 1, stall: 5, slow: 4, late: 4, corrupt: 4, halfOpen: 3, restart: 4}
+var weights = [kinds]int{cut: 60, loss: 14, partition: 3, split: 1, stall: 5, slow: 4, late: 4, corrupt: 4, halfOpen: 3, remove: 3, restart: 4}
 
 // lasts tells whether f is a fault of a link that has an end.
 func (f fault) lasts() bool {
 	switch f.kind {
-	case loss, partition, stall, slow, late, corrupt:
+	case loss, partition, stall, slow, late, corrupt, remove:
 		return true
 	}
 	return false
@@ -121,6 +122,8 @@ func drawFaults(rng *rand.Rand, round, pause time.Duration) (all []fault) {
 			f.life, f.much = ms(200, 1500), 1+rng.IntN(40)
 		case corrupt:
 			f.life, f.much = ms(100, 1000), 1000+rng.IntN(50_000)
+		case remove:
+			f.life = ms(1, 300)
 		case restart:
 			f.life, f.much = ms(10, 400), rng.IntN(2)
 		}
@@ -140,7 +143,7 @@ func drawFaults(rng *rand.Rand, round, pause time.Duration) (all []fault) {
 			if busy[link] == nil {
 				busy[link] = new(time.Duration)
 			}
-			until, outage = busy[link], f.kind == loss || f.kind == partition || f.kind == stall
+			until, outage = busy[link], f.kind == loss || f.kind == partition || f.kind == stall || f.kind == remove
 		}
 		last := round
 		if outage {
