@@ -16,15 +16,19 @@ func (s *session) dispatchFrame(b []byte) error {
 		return err
 	}
 	if m.Op != opMerged {
+		s.messagesIn.Add(1)
 		return s.dispatch(&m)
 	}
 	if m.Flags&flagMore != 0 && s.caps&capFragments != 0 {
 		return protocolErrorf("%v in fragments", m.Op)
 	}
+	n := int64(0)
+	defer func() { s.messagesIn.Add(n) }()
 	return eachMerged(m.Seq, rest, func(b []byte) error {
 		if _, err := m.parse(b); err != nil {
 			return err
 		}
+		n++
 		if m.Op == opMerged {
 			return protocolErrorf("merged message inside a merged one")
 		}
@@ -177,6 +181,7 @@ func (s *session) startStream(m *message, h handler, payload arrived, deadline t
 // and EOF are repeated, as version 1 does; a subroute's flag must not be, since
 // its bytes are not.
 func (s *session) refuse(m *message, text string) {
+	s.conn.stats.refused.Add(1)
 	e := muxConnectError{Error: clipText(text)}
 	payload, _ := e.MarshalMsg(make([]byte, 0, e.Msgsize()))
 	s.post(message{

@@ -67,6 +67,17 @@ func (b *inbox) init(capacity int, known, wide bool) {
 	}
 }
 
+// isFull tells whether the sender must wait for the consumer.
+func (b *inbox) isFull() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended || b.credits > 0 {
+		return false
+	}
+	b.recountLocked()
+	return b.bytes > 0
+}
+
 // gather takes in a message, or a fragment of one. failure ends the stream, err the
 // session.
 func (b *inbox) gather(g gatherer, m *message) (failure, err error) {

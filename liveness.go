@@ -14,9 +14,11 @@ import (
 type liveness struct {
 	messages atomic.Int64 // websocket messages that have arrived
 	sent     atomic.Int64 // likewise, that were written
-	rtt      atomic.Int64 // of the last pong, in nanoseconds
 
-	mu       sync.Mutex        // guards what follows
+	mu       sync.Mutex    // guards what follows
+	rtt      time.Duration // of the last pong, and its averages
+	rttMean  time.Duration
+	rttDev   time.Duration
 	pinged   time.Time         // when the last ping was queued
 	ponged   time.Time         // when the last pong arrived
 	progress time.Time         // when a message in the middle of its transfer last moved
@@ -54,16 +56,29 @@ func (l *liveness) init(now time.Time) {
 
 // pong takes in the answer to a ping.
 func (l *liveness) pong(now time.Time, p *pongMsg) {
-	if rtt := now.Sub(p.T); rtt >= 0 && rtt < time.Hour {
-		l.rtt.Store(int64(rtt))
-	}
 	l.mu.Lock()
+	if rtt := now.Sub(p.T); rtt >= 0 && rtt < time.Hour {
+		if l.rtt = rtt; l.rttMean == 0 {
+			l.rttMean, l.rttDev = rtt, rtt/2
+		} else {
+			l.rttDev += ((rtt - l.rttMean).Abs() - l.rttDev) / 4
+			l.rttMean += (rtt - l.rttMean) / 8
+		}
+	}
 	l.ponged = now
 	for _, c := range l.probes {
 		close(c)
 	}
 	l.probes = nil
 	l.mu.Unlock()
+}
+
+// roundTrip is that of the last ping, its average, and the average of its distance from
+// that.
+func (l *liveness) roundTrip() (last, mean, deviation time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rtt, l.rttMean, l.rttDev
 }
 
 // addProbe lets c be closed by the next pong. It tells whether a ping is needed for

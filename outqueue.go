@@ -125,6 +125,14 @@ func (q *outQueue) await(r *room, t *turn, done <-chan struct{}) error {
 	}
 }
 
+// size is how many bytes wait, and how many senders for room.
+func (q *outQueue) size() (bytes, senders int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	senders = q.small.line.Len() + q.small.behind.Len() + q.large.line.Len() + q.large.behind.Len()
+	return len(q.batch.buf) + len(q.urgent.buf), senders
+}
+
 // largePassed is how many bytes of large payloads have been sent, or are about to be.
 func (q *outQueue) largePassed() int64 {
 	q.mu.Lock()

@@ -44,6 +44,20 @@ func (s State) String() string {
 	return fmt.Sprintf("state %d", uint32(s))
 }
 
+// MarshalText returns the state's name.
+func (s State) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads a state's name.
+func (s *State) UnmarshalText(text []byte) error {
+	for state := range transitions {
+		if state.String() == string(text) {
+			*s = state
+			return nil
+		}
+	}
+	return fmt.Errorf("grid: unknown state %q", text)
+}
+
 // transitions are the legal ones; docs/design.md shows them as a picture.
 // Connected to Connected is a connection that the peer has replaced.
 var transitions = map[State][]State{

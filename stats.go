@@ -1,14 +1,37 @@
 package grid
 
 import (
-	"cmp"
+	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gridrpc/grid/internal/wsconn"
 )
 
-// ConnectionStats is the state of a [Connection] at one moment.
+// Traffic is what has gone over a connection, or all of them, so far: from session to
+// session, and never less than before.
+type Traffic struct {
+	// Bytes are those of the websockets, without TLS.
+	BytesIn, BytesOut int64
+	// Messages are those of the protocol, also where they travel together.
+	MessagesIn, MessagesOut int64
+	// Batches are websocket messages, in which they do.
+	BatchesIn, BatchesOut int64
+}
+
+func (t *Traffic) add(o Traffic) {
+	t.BytesIn += o.BytesIn
+	t.BytesOut += o.BytesOut
+	t.MessagesIn += o.MessagesIn
+	t.MessagesOut += o.MessagesOut
+	t.BatchesIn += o.BatchesIn
+	t.BatchesOut += o.BatchesOut
+}
+
+// ConnectionStats is the state of a [Connection] at one moment. As JSON its fields have
+// the names that they have here, times are those of RFC 3339, and durations
+// nanoseconds; so it goes with expvar.Func.
 type ConnectionStats struct {
 	// HostName is the base URL of the remote host.
 	HostName string
@@ -17,41 +40,68 @@ type ConnectionStats struct {
 	Dials bool
 	// LastConnect is when the last connection was made; zero for never.
 	LastConnect time.Time
+	// LastDisconnect is when the last one was lost or closed; zero for never.
+	LastDisconnect time.Time
 	// Reconnects is the number of connections made after the first.
 	Reconnects int
-	// LastError is why the last connection was lost or could not be made.
+	// LastError is why the last connection was lost or could not be made, or why the
+	// remote was refused when it last tried; it stays when all is well again.
 	LastError string
-	// RoundTrip is that of the last ping; zero before the first.
-	RoundTrip time.Duration
-	// BytesIn and BytesOut are those of all websockets so far.
-	BytesIn, BytesOut int64
+	// RoundTrip is that of the last ping of the present connection; zero before the
+	// first. RoundTripMean and RoundTripDeviation are running averages, of it and of
+	// its distance from its mean, which give the last eighth and quarter to the last
+	// one.
+	RoundTrip, RoundTripMean, RoundTripDeviation time.Duration
+	Traffic
 	// Calls and Streams were started here and are under way.
 	Calls, Streams int
-	// KeptBytes are those of payloads that count towards MaxHostBytes.
-	KeptBytes int64
-	// Handlers are running here for the remote host.
+	// Handlers are running here for the remote host, or have an answer that waits to
+	// be sent.
 	Handlers int
 	// StreamsServed are the streams among them.
 	StreamsServed int
+	// SlowConsumers are streams, of both directions, whose sender must wait because
+	// the consumer here has not taken what came.
+	SlowConsumers int
+	// KeptBytes are those of payloads that count towards MaxHostBytes.
+	KeptBytes int64
+	// QueuedBytes wait to be sent, and so do QueuedSenders, for room to.
+	QueuedBytes, QueuedSenders int
+	// Refused is how many calls and streams of the remote host were refused here, for
+	// whatever reason but the handler's own.
+	Refused int64
+	// LimitsReached is how often limits for this host were reached here, by the name
+	// of the option; nil for never.
+	LimitsReached map[string]int64
 }
 
 // ManagerStats is the state of a [Manager] at one moment.
 type ManagerStats struct {
 	HostName string
+	// ID is that of the Manager, new for each.
+	ID string
 	// Connected is how many of the connections are.
 	Connected int
-	// Connections are in the order of [Manager.Targets].
+	// What follows is the sum of all present Connections.
+	Traffic
+	Reconnects, Calls, Streams, Handlers, StreamsServed, SlowConsumers, QueuedBytes int
+	KeptBytes, Refused                                                              int64
+	// Connections are in the order of [Manager.Targets]: that of the local host to
+	// itself is not among them.
 	Connections []ConnectionStats
 }
 
 // connectionCounters are kept from session to session.
 type connectionCounters struct {
-	mu        sync.Mutex
+	refused atomic.Int64
+
+	mu        sync.Mutex // guards what follows
 	connects  int
 	last      time.Time
+	lastLoss  time.Time
 	lastError string
-	// Bytes of the sessions that have ended.
-	in, out int64
+	traffic   Traffic // of the sessions that have ended
+	limits    map[string]int64
 }
 
 func (c *connectionCounters) connected(now time.Time) {
@@ -62,12 +112,11 @@ func (c *connectionCounters) connected(now time.Time) {
 }
 
 func (c *connectionCounters) lost(s *session) {
-	in, _ := s.ws.Reading()
-	out, _ := s.ws.Writing()
+	t := s.traffic()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.in += in
-	c.out += out
+	c.lastLoss = time.Now()
+	c.traffic.add(t)
 }
 
 func (c *connectionCounters) fault(err error) {
@@ -76,7 +125,27 @@ func (c *connectionCounters) fault(err error) {
 	c.lastError = err.Error()
 }
 
-// Stats returns the present statistics; their zero value for nil.
+func (c *connectionCounters) limitReached(option string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.limits == nil {
+		c.limits = make(map[string]int64)
+	}
+	c.limits[option]++
+}
+
+func (s *session) traffic() Traffic {
+	t := Traffic{
+		MessagesIn: s.messagesIn.Load(), MessagesOut: s.messagesOut.Load(),
+		BatchesIn: s.live.messages.Load(), BatchesOut: s.live.sent.Load(),
+	}
+	t.BytesIn, _ = s.ws.Reading()
+	t.BytesOut, _ = s.ws.Writing()
+	return t
+}
+
+// Stats returns the present statistics; their zero value for nil. It takes time in
+// proportion to the streams that are open.
 func (c *Connection) Stats() ConnectionStats {
 	if c == nil {
 		return ConnectionStats{}
@@ -89,37 +158,67 @@ func (c *Connection) Stats() ConnectionStats {
 		Dials:     c.dials,
 		Handlers:  int(c.handlerSlots.n.Load()),
 		KeptBytes: c.kept.used.Load(),
+		Refused:   c.stats.refused.Load(),
 	}
 	c.stats.mu.Lock()
 	st.LastConnect = c.stats.last
+	st.LastDisconnect = c.stats.lastLoss
 	st.Reconnects = max(c.stats.connects-1, 0)
 	st.LastError = c.stats.lastError
-	st.BytesIn, st.BytesOut = c.stats.in, c.stats.out
+	st.Traffic = c.stats.traffic
+	st.LimitsReached = maps.Clone(c.stats.limits)
 	c.stats.mu.Unlock()
 	sessions := c.sessionsLocked()
 	c.mu.Unlock()
 	for _, s := range sessions {
-		in, _ := s.ws.Reading()
-		out, _ := s.ws.Writing()
-		st.BytesIn += in
-		st.BytesOut += out
-		st.RoundTrip = cmp.Or(st.RoundTrip, time.Duration(s.live.rtt.Load()))
-		st.Calls += s.calls.size()
-		st.Streams += s.streams.size()
-		st.StreamsServed += s.served.size()
+		s.addStats(&st)
 	}
 	return st
 }
 
+func (s *session) addStats(st *ConnectionStats) {
+	st.Traffic.add(s.traffic())
+	if st.RoundTrip == 0 {
+		st.RoundTrip, st.RoundTripMean, st.RoundTripDeviation = s.live.roundTrip()
+	}
+	st.Calls += s.calls.size()
+	opened, served := s.streams.all(nil), s.served.all(nil)
+	st.Streams += len(opened)
+	st.StreamsServed += len(served)
+	for _, m := range opened {
+		if m.in.isFull() {
+			st.SlowConsumers++
+		}
+	}
+	for _, m := range served {
+		if m.in.isFull() {
+			st.SlowConsumers++
+		}
+	}
+	bytes, senders := s.out.size()
+	st.QueuedBytes += bytes
+	st.QueuedSenders += senders
+}
+
 // Stats returns the present statistics of all connections.
 func (m *Manager) Stats() ManagerStats {
-	st := ManagerStats{HostName: m.opts.Local}
+	st := ManagerStats{HostName: m.opts.Local, ID: m.ID.String()}
 	hosts := m.hosts.Load()
 	for _, host := range hosts.targets {
 		c := hosts.conns[host].Stats()
 		if c.State == StateConnected {
 			st.Connected++
 		}
+		st.Traffic.add(c.Traffic)
+		st.Reconnects += c.Reconnects
+		st.Calls += c.Calls
+		st.Streams += c.Streams
+		st.Handlers += c.Handlers
+		st.StreamsServed += c.StreamsServed
+		st.SlowConsumers += c.SlowConsumers
+		st.QueuedBytes += c.QueuedBytes
+		st.KeptBytes += c.KeptBytes
+		st.Refused += c.Refused
 		st.Connections = append(st.Connections, c)
 	}
 	return st
