@@ -115,7 +115,8 @@ type ManagerOptions struct {
 
 	// MaxMessageSize is the largest payload in bytes, in either direction. A
 	// larger one is refused on the sender, with [ErrMessageTooLarge]; a peer
-	// that sends one loses its connection. The default is 32 MiB.
+	// that sends one loses its connection, so it should be the same on all hosts.
+	// The default is 32 MiB.
 	MaxMessageSize int
 
 	// MaxHandlers is how many handlers, of single requests and streams

@@ -105,10 +105,15 @@ func dedent(lines []string) []string {
 var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 
 func TestReadmeAndDocsLinkToFilesThatExist(t *testing.T) {
-	files, err := filepath.Glob("docs/*.md")
-	require.NoError(t, err)
-	require.NotEmpty(t, files)
-	for _, file := range append(files, "README.md") {
+	var files []string
+	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", "examples/*/*.md"} {
+		found, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		files = append(files, found...)
+	}
+	require.Contains(t, files, "README.md")
+	require.Contains(t, files, "docs/design.md")
+	for _, file := range files {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		for _, m := range link.FindAllSubmatch(fence.ReplaceAll(text, nil), -1) {

@@ -46,6 +46,9 @@ var (
 // 131072 used ones are remembered, in about 6 MB, and beyond that number within 10
 // minutes all are refused.
 //
+// A host whose clock is off is refused with its token, 403, before the handshake can
+// say that clocks differ.
+//
 // The first key signs; those signed with any of them are accepted. To change the key
 // without downtime, go through three configurations on all hosts: (old, new), then
 // (new, old), then (new).
