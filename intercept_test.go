@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -399,6 +400,47 @@ func TestMetadataGoesWithACall(t *testing.T) {
 			require.NoError(t, err)
 			info, _ = serving.one(t)
 			require.Nil(t, info.Metadata)
+		})
+	}
+}
+
+// counter is the cheapest interceptor that there is.
+type counter struct{ calls atomic.Int64 }
+
+func (c *counter) InterceptCall(ctx context.Context, _ *CallInfo) (context.Context, func(CallResult), error) {
+	return ctx, c.end, nil
+}
+
+func (c *counter) InterceptServe(ctx context.Context, _ *CallInfo) (context.Context, func(CallResult), error) {
+	return ctx, c.end, nil
+}
+
+func (c *counter) end(CallResult) { c.calls.Add(1) }
+
+// BenchmarkInterceptors is what a request costs with so many interceptors on each side.
+func BenchmarkInterceptors(b *testing.B) {
+	for _, n := range []int{0, 1, 3} {
+		b.Run(fmt.Sprint("interceptors=", n), func(b *testing.B) {
+			g := newTCPGrid(b, 2, func(_ int, o *ManagerOptions) {
+				for range n {
+					c := new(counter)
+					o.CallInterceptors = append(o.CallInterceptors, c)
+					o.ServeInterceptors = append(o.ServeInterceptors, c)
+				}
+			})
+			c, payload := g.conn(0, 1), make([]byte, benchPayload)
+			b.ReportAllocs()
+			b.SetParallelism(32)
+			b.RunParallel(func(pb *testing.PB) {
+				for pb.Next() {
+					answer, err := c.SingleRequest(context.Background(), testEcho, payload)
+					if err != nil {
+						b.Error(err)
+						return
+					}
+					PutByteBuffer(answer)
+				}
+			})
 		})
 	}
 }
