@@ -2,6 +2,7 @@ package grid
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -50,6 +51,31 @@ type CallResult struct {
 	// Sent and received, by this side: payloads, without what is around them.
 	SentBytes, ReceivedBytes       int64
 	SentMessages, ReceivedMessages int64
+}
+
+// Status is Err in a word, for metrics and traces, of which there are not many: "ok",
+// "overloaded", "remote_error", "disconnected", "deadline_exceeded", "canceled",
+// "message_too_large", "protocol_error", or "error" for any other.
+func (r CallResult) Status() string {
+	switch err := r.Err; {
+	case err == nil:
+		return "ok"
+	case errors.Is(err, ErrOverloaded):
+		return "overloaded"
+	case IsRemoteErr(err):
+		return "remote_error"
+	case errors.Is(err, ErrDisconnected):
+		return "disconnected"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "deadline_exceeded"
+	case errors.Is(err, context.Canceled):
+		return "canceled"
+	case errors.Is(err, ErrMessageTooLarge):
+		return "message_too_large"
+	case errors.Is(err, ErrProtocol), errors.Is(err, ErrIncorrectSequence), errors.Is(err, ErrFlowControl):
+		return "protocol_error"
+	}
+	return "error"
 }
 
 // CallInterceptor is told of all requests and streams that this host begins, and may

@@ -404,6 +404,22 @@ func TestMetadataGoesWithACall(t *testing.T) {
 	}
 }
 
+func TestStatusOfAResult(t *testing.T) {
+	for want, err := range map[string]error{
+		"ok":                nil,
+		"overloaded":        refusal("grid: overloaded: too much"),
+		"remote_error":      NewRemoteErrString("no"),
+		"disconnected":      disconnected(errClosed),
+		"deadline_exceeded": fmt.Errorf("wrapped: %w", context.DeadlineExceeded),
+		"canceled":          context.Canceled,
+		"message_too_large": tooLargeError(2, 1),
+		"protocol_error":    ErrFlowControl,
+		"error":             errors.New("mine"),
+	} {
+		require.Equal(t, want, CallResult{Err: err}.Status())
+	}
+}
+
 // counter is the cheapest interceptor that there is.
 type counter struct{ calls atomic.Int64 }
 
