@@ -1,7 +1,11 @@
 .PHONY: test fuzz bench bench-quick generate lint
 
+# Modules of their own, for what they depend on.
+NESTED := gridotel
+
 test:
 	go vet ./... && go test -race ./...
+	@set -e; for m in $(NESTED); do echo "cd $$m && go vet ./... && go test -race ./..."; (cd $$m && go vet ./... && go test -race ./...); done
 
 # Runs each fuzz target there is for FUZZTIME, and stops at the first that fails. The
 # input that failed is then in testdata/fuzz of its package, to be run by go test.
