@@ -1,0 +1,189 @@
+// Package gridmember keeps the hosts of a grid by gossip: who joins is a host on all of
+// them, who leaves or dies is removed.
+//
+// It is hashicorp/memberlist, with the base URL of a host as the name of its member. So
+// a new host needs to know no more than one or a few of the others:
+//
+//	m, err := grid.NewManager(ctx, grid.ManagerOptions{Local: local, Hosts: []string{local}, ...})
+//	...
+//	members, err := gridmember.Join(m, nil, "10.0.0.1:7946", "10.0.0.2:7946")
+//	...
+//	defer members.Leave(5 * time.Second)
+//
+// Who can send gossip decides which hosts are dialled: give the configuration a
+// SecretKey where the network can't be trusted. Who may call is decided by the grid, as
+// ever: a host that gossip has brought needs a valid token.
+//
+// A host that is cut off from the others is dead for them, and they for it, after
+// memberlist's suspicion timeout, some seconds; its calls end with
+// [grid.ErrDisconnected]. When they find each other again they are hosts again.
+package gridmember
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/memberlist"
+
+	"github.com/gridrpc/grid"
+)
+
+// Membership is a Manager's part in the gossip. Its methods may be called concurrently.
+type Membership struct {
+	manager *grid.Manager
+	list    *memberlist.Memberlist
+	log     *slog.Logger
+	changed chan struct{} // holds a token when the members may have changed
+	stop    chan struct{}
+	stopped chan struct{}
+	once    sync.Once
+	refused map[string]bool // names that are no hosts, and were logged; the goroutine's own
+}
+
+// Join begins to gossip, and joins those of seeds that it reaches: addresses of members,
+// with memberlist's port. From then on the hosts of m are the members, and what
+// [grid.Manager.SetHosts] says otherwise does not last. Without seeds the host waits for
+// others to join it.
+//
+// conf is memberlist's configuration, of which a copy is used; the default is its
+// DefaultLANConfig. Name is set, and Events is called as well as seen.
+//
+// It is an error if none of the seeds is reached, and if memberlist can't listen. A
+// member whose name is no host is logged once, by [slog.Default], and left out.
+func Join(m *grid.Manager, conf *memberlist.Config, seeds ...string) (*Membership, error) {
+	if conf == nil {
+		conf = memberlist.DefaultLANConfig()
+	}
+	c := *conf
+	s := &Membership{
+		manager: m,
+		log:     slog.Default(),
+		changed: make(chan struct{}, 1),
+		stop:    make(chan struct{}),
+		stopped: make(chan struct{}),
+		refused: make(map[string]bool),
+	}
+	c.Name = m.HostName()
+	c.Events = &events{s, conf.Events}
+	list, err := memberlist.Create(&c)
+	if err != nil {
+		return nil, fmt.Errorf("gridmember: %w", err)
+	}
+	s.list = list
+	go s.follow()
+	if len(seeds) > 0 {
+		if _, err := list.Join(seeds); err != nil {
+			return nil, errors.Join(fmt.Errorf("gridmember: join: %w", err), s.Close())
+		}
+	}
+	return s, nil
+}
+
+// Members returns the base URLs of all members, this host among them, sorted.
+func (s *Membership) Members() []string {
+	var hosts []string
+	for _, n := range s.list.Members() {
+		hosts = append(hosts, n.Name)
+	}
+	slices.Sort(hosts)
+	return hosts
+}
+
+// List is memberlist's own view, for whatever else it offers.
+func (s *Membership) List() *memberlist.Memberlist { return s.list }
+
+// Leave tells the others that this host leaves, waits until that has spread, for no
+// longer than timeout, and closes. They remove it at once, rather than after a time of
+// suspicion. Call it before the Shutdown of the manager, or after: hosts that have left
+// can't be called.
+func (s *Membership) Leave(timeout time.Duration) error {
+	return errors.Join(s.list.Leave(timeout), s.Close())
+}
+
+// Close ends the gossip without a word: for the others this host has died. The hosts of
+// the manager stay as they are.
+func (s *Membership) Close() error {
+	var err error
+	s.once.Do(func() {
+		close(s.stop)
+		<-s.stopped
+		err = s.list.Shutdown()
+	})
+	return err
+}
+
+// follow makes the hosts what the members are, until Close.
+func (s *Membership) follow() {
+	defer close(s.stopped)
+	for {
+		select {
+		case <-s.changed:
+			s.apply()
+		case <-s.stop:
+			return
+		}
+	}
+}
+
+// apply changes what differs. One by one, so that a name that is no host keeps out no
+// other.
+func (s *Membership) apply() {
+	members := s.Members()
+	for _, host := range s.manager.Targets() {
+		if !slices.Contains(members, host) {
+			s.check(host, s.manager.RemoveHost(host))
+		}
+	}
+	for _, host := range members {
+		s.check(host, s.manager.AddHost(host))
+	}
+}
+
+func (s *Membership) check(host string, err error) {
+	if err == nil || errors.Is(err, grid.ErrDisconnected) || s.refused[host] {
+		return // the manager has ended, or that is known
+	}
+	s.refused[host] = true
+	s.log.Warn("gridmember: member is no host", "local", s.manager.HostName(), "member", host, "error", err)
+}
+
+// events wakes follow, and tells those who wanted to know before.
+type events struct {
+	s    *Membership
+	next memberlist.EventDelegate
+}
+
+func (e *events) wake() {
+	select {
+	case e.s.changed <- struct{}{}:
+	default: // it will look
+	}
+}
+
+// NotifyJoin implements [memberlist.EventDelegate].
+func (e *events) NotifyJoin(n *memberlist.Node) {
+	e.wake()
+	if e.next != nil {
+		e.next.NotifyJoin(n)
+	}
+}
+
+// NotifyLeave implements [memberlist.EventDelegate].
+func (e *events) NotifyLeave(n *memberlist.Node) {
+	e.wake()
+	if e.next != nil {
+		e.next.NotifyLeave(n)
+	}
+}
+
+// NotifyUpdate implements [memberlist.EventDelegate].
+func (e *events) NotifyUpdate(n *memberlist.Node) {
+	e.wake()
+	if e.next != nil {
+		e.next.NotifyUpdate(n)
+	}
+}
