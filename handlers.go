@@ -18,7 +18,8 @@ import (
 // handler the first, and then one an hour.
 //
 // It never runs on the goroutine that reads the connection, so it may block, and
-// it runs concurrently with others.
+// it runs concurrently with others: of two requests that are under way at the same time,
+// the second may be handled first.
 // If the caller's deadline has passed when it returns, nothing is sent; if it has
 // passed before there was time to call it, it is not called.
 type SingleHandlerFn func(payload []byte) ([]byte, *RemoteErr)
