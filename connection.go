@@ -154,7 +154,7 @@ func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *
 	if c == nil || !c.intercepts() {
 		return c.openObserved(ctx, id, sub, payload, nil, nil, caps)
 	}
-	seen := newObserved(c)
+	seen, caller := newObserved(c), ctx
 	ctx, metadata, err := c.beginCall(ctx, seen, &CallInfo{Handler: id, Subroute: route, Stream: true, PayloadBytes: len(payload)})
 	if err != nil {
 		return nil, err
@@ -162,8 +162,10 @@ func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *
 	m, err := c.openObserved(ctx, id, sub, payload, metadata, seen, caps)
 	if err != nil {
 		seen.end(err)
+		return nil, err
 	}
-	return m, err
+	m.caller = caller // an interceptor may end its own with the stream
+	return m, nil
 }
 
 func (c *Connection) openObserved(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte, seen *observed, caps capacities) (*muxClient, error) {
@@ -331,6 +333,9 @@ func (c *Connection) leave(s *session) {
 	s.leaving.Store(true)
 	before := c.left
 	c.left = s
+	if before != nil {
+		c.stats.lost(before)
+	}
 	c.state.set(StateConnectionError, errPeerShuttingDown)
 	c.mu.Unlock()
 	if before != nil {

@@ -81,6 +81,12 @@ func (m *Manager) SetHosts(hosts []string) error {
 
 // changeHosts makes the hosts what change makes of them.
 func (m *Manager) changeHosts(change func(hosts []string) []string) error {
+	// Close takes the lock after its end has been decided, so it finds all those that
+	// are added here, and waits until those that are removed have ended.
+	if !m.begin() {
+		return disconnected(errClosed)
+	}
+	defer m.work.Done()
 	removed, err := m.replaceHosts(change)
 	for _, c := range removed {
 		c.shutdown(errRemoved)
@@ -94,12 +100,6 @@ func (m *Manager) replaceHosts(change func(hosts []string) []string) (removed ma
 	if m.draining.Load() {
 		return nil, disconnected(errShuttingDown)
 	}
-	// Close takes the lock after its end has been decided, so it finds all those that
-	// are added here.
-	if !m.begin() {
-		return nil, disconnected(errClosed)
-	}
-	defer m.work.Done()
 	old := m.hosts.Load()
 	hosts := change(append(slices.Clone(old.targets), m.opts.Local))
 	if err := checkHosts(m.opts.Local, hosts); err != nil {

@@ -43,7 +43,8 @@ func (c *CallInfo) AddMetadata(key, value string) {
 // CallResult is how a request or a stream has ended.
 type CallResult struct {
 	// Err is what the caller gets, or the handler has returned; nil if all went well.
-	// A stream that was given up has the reason.
+	// A stream that was given up has the reason, and so has, on the serving side, an
+	// answer that was not sent.
 	Err error
 	// Duration is from the begin to the end. On the calling side that of a stream ends
 	// when it does, although messages may still wait to be consumed.
@@ -86,7 +87,8 @@ type CallInterceptor interface {
 	// a function, or nil, to be called once when the call has ended. An error ends the
 	// call at once, and is what the caller gets.
 	//
-	// The end of a stream is called on a goroutine of grid's, and must not block.
+	// The end of a stream is called on a goroutine of grid's, and must neither block nor
+	// end it by runtime.Goexit.
 	InterceptCall(ctx context.Context, info *CallInfo) (context.Context, func(CallResult), error)
 }
 
@@ -119,9 +121,16 @@ func newObserved(c *Connection) *observed { return &observed{conn: c, start: tim
 // begin tells n interceptors of a call, by calling intercept with the number of each.
 // After an error those that were told before have been told of the end.
 func (o *observed) begin(ctx context.Context, n int, intercept func(ctx context.Context, i int) (context.Context, func(CallResult), error)) (context.Context, error) {
+	told := false
+	defer func() {
+		if !told { // one has panicked
+			o.end(errInterceptorPanicked)
+		}
+	}()
 	for i := range n {
 		next, end, err := intercept(ctx, i)
 		if err != nil {
+			told = true
 			o.end(err)
 			return ctx, err
 		}
@@ -132,8 +141,11 @@ func (o *observed) begin(ctx context.Context, n int, intercept func(ctx context.
 			o.ends = append(o.ends, end)
 		}
 	}
+	told = true
 	return ctx, nil
 }
+
+var errInterceptorPanicked = errors.New("grid: an interceptor has panicked")
 
 // sent counts a message.
 func (o *observed) sent(bytes int) {
@@ -172,7 +184,8 @@ func (o *observed) end(err error) {
 	}
 }
 
-// tell calls a function of the application's, whose panic is not grid's.
+// tell calls a function of the application's, whose panic is not grid's. It must not end
+// its goroutine.
 func (o *observed) tell(end func(CallResult), r CallResult) {
 	defer func() {
 		if p := recover(); p != nil {

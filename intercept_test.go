@@ -148,7 +148,8 @@ func TestInterceptorsHearHowARequestFailed(t *testing.T) {
 		_, end := calling.one(t)
 		require.ErrorIs(t, end.Err, context.DeadlineExceeded)
 		_, end = serving.one(t)
-		require.NoError(t, end.Err, "the handler has no reason to complain")
+		require.ErrorIs(t, end.Err, context.DeadlineExceeded, "its answer was not sent")
+		require.Zero(t, end.SentMessages)
 
 		_, err := c.SingleRequest(t.Context(), testUnused, nil)
 		require.ErrorContains(t, err, "no request handler")
@@ -243,6 +244,76 @@ func TestInterceptorsHearHowAStreamFailed(t *testing.T) {
 		require.Equal(t, err, end.Err)
 		require.Empty(t, serving.calls)
 	})
+}
+
+// scoped ends the context that it makes with the call, as one does.
+type scoped struct{}
+
+func (scoped) InterceptCall(ctx context.Context, _ *CallInfo) (context.Context, func(CallResult), error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	return ctx, func(CallResult) { cancel() }, nil
+}
+
+func TestInterceptorMayEndItsContextWithTheCall(t *testing.T) {
+	inPair(t, func(_ int, o *ManagerOptions) { o.CallInterceptors = []CallInterceptor{scoped{}} }, func(t *testing.T, g *testGrid, c *Connection) {
+		g.stream(8, 0, func(_ context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *RemoteErr {
+			out <- []byte("x")
+			return nil
+		})
+		s := openStream(t, t.Context(), c)
+		time.Sleep(time.Second) // it has ended, and nobody has consumed
+		got, err := collect(s, 0)
+		require.NoError(t, err)
+		require.Equal(t, []string{"x"}, got)
+		_, err = c.SingleRequest(t.Context(), testEcho, nil)
+		require.NoError(t, err)
+		s = openStream(t, t.Context(), c)
+		require.NoError(t, s.Results(func(b []byte) error { return nil }))
+
+		// Its own end is that of the call.
+		g.nodes[1].RegisterSingleHandlerContext(testHandler+1, func(ctx context.Context, _ []byte) ([]byte, *RemoteErr) {
+			<-ctx.Done()
+			return nil, nil
+		})
+		require.Equal(t, time.Minute, elapsed(func() {
+			_, err := c.SingleRequest(t.Context(), testHandler+1, nil)
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+		}))
+	})
+}
+
+// An answer that is not sent is no success.
+func TestInterceptorsHearOfAnswersThatAreNotSent(t *testing.T) {
+	watched(t, func(t *testing.T, g *testGrid, c *Connection, calling, serving *recorder) {
+		g.single(func([]byte) ([]byte, *RemoteErr) { return make([]byte, g.nodes[1].opts.MaxMessageSize+1), nil })
+		_, err := c.SingleRequest(t.Context(), testHandler, nil)
+		require.True(t, IsRemoteErr(err))
+		_, end := serving.one(t)
+		require.ErrorIs(t, end.Err, ErrMessageTooLarge)
+		require.Zero(t, end.SentMessages)
+	})
+}
+
+// Who was told of a call before one panics is told of the end.
+func TestInterceptorsBeforeOneThatPanics(t *testing.T) {
+	first := new(recorder)
+	inPair(t, func(i int, o *ManagerOptions) {
+		if i == 0 {
+			o.CallInterceptors = []CallInterceptor{first, panicking{}}
+		}
+	}, func(t *testing.T, g *testGrid, c *Connection) {
+		require.Panics(t, func() { _, _ = c.SingleRequest(t.Context(), testEcho, nil) })
+		_, end := first.one(t)
+		require.Equal(t, errInterceptorPanicked, end.Err)
+		require.Panics(t, func() { _, _ = c.NewStream(t.Context(), testTwoWay, nil) })
+		first.one(t)
+	})
+}
+
+type panicking struct{}
+
+func (panicking) InterceptCall(context.Context, *CallInfo) (context.Context, func(CallResult), error) {
+	panic("no")
 }
 
 // Interceptors are told in order, of the end in reverse, and each sees the context of

@@ -36,7 +36,8 @@ type muxClient struct {
 	wide       bool            // the peer has wide credits
 	takesData  bool            // the handler takes input; published by opened
 	inCapacity int32           // of the handler, for what it is known
-	ctx        context.Context // the caller's
+	ctx        context.Context // with which the stream goes on: the caller's, or an interceptor's
+	caller     context.Context // the caller's
 	deadline   time.Time       // of ctx, zero for none
 	maxMessage int
 	closing    <-chan struct{} // closed when the manager is
@@ -76,6 +77,7 @@ func newMuxClient(ctx context.Context, host clientHost, id uint64, handler Handl
 		handler: handler,
 		wide:    wide,
 		ctx:     ctx,
+		caller:  ctx,
 		done:    make(chan struct{}),
 	}
 	m.deadline, _ = ctx.Deadline()
@@ -215,9 +217,9 @@ func (m *muxClient) results(next func([]byte) error) error {
 	for {
 		msg, grant, ok, ended, err := m.in.take()
 		switch {
-		case ok && m.ctx.Err() != nil:
+		case ok && m.caller.Err() != nil:
 			msg.drop()
-			return m.stopConsuming(context.Cause(m.ctx))
+			return m.stopConsuming(context.Cause(m.caller))
 		case ok:
 			m.grant(grant)
 			if err := next(msg.take()); err != nil {
@@ -274,10 +276,10 @@ func (m *muxClient) send(b []byte) error {
 	}
 	msg := message{MuxID: m.id, Op: opMuxClientMsg}
 	msg.setPayload(notNil(b))
+	m.seen.sent(len(b)) // before the answer, with which the stream may end
 	if err := m.host.send(m.done, msg, &m.sendSeq); err != nil {
 		return m.sendError(err)
 	}
-	m.seen.sent(len(b))
 	return nil
 }
 

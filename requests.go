@@ -2,6 +2,7 @@ package grid
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,28 +76,30 @@ func (t *singleTask) run() {
 		kept.release()
 		buf := resp
 		resp = nil // nothing here must hold what respond gives back
+		var outcome error
 		switch {
 		case result != nil:
+			outcome = result
 			m.setError(result.Error())
 			buf = nil // ignored, and not ours
 		case len(buf) > s.opts.MaxMessageSize:
-			m.setError("grid: handler's response: " + tooLargeError(len(buf), s.opts.MaxMessageSize).Error())
+			outcome = fmt.Errorf("grid: handler's response: %w", tooLargeError(len(buf), s.opts.MaxMessageSize))
+			m.setError(outcome.Error())
 			PutByteBuffer(buf)
 			buf = nil
 		default:
 			m.setPayload(buf)
 		}
-		if result == nil {
-			t.seen.sent(len(buf))
-			t.seen.end(nil)
-		} else {
-			t.seen.end(result)
-		}
+		size, err := len(buf), error(context.DeadlineExceeded)
 		if expired || s.passed(t.deadline) {
 			PutByteBuffer(buf)
 		} else {
-			s.respond(&m, buf, t.deadline)
+			err = s.respond(&m, buf, t.deadline)
 		}
+		if outcome = cmp.Or(outcome, err); outcome == nil {
+			t.seen.sent(size)
+		}
+		t.seen.end(outcome)
 		*t = singleTask{}
 		singleTasks.Put(t)
 		m.freeSlot() // where nothing was sent
@@ -142,27 +145,34 @@ func (t *singleTask) context() (context.Context, context.CancelFunc) {
 // for room it counts towards what is kept for the host; if that is too much, an error
 // takes its place. buf, the buffer of the answer, is given back. After the deadline
 // nobody waits for it, and it is not sent.
-func (s *session) respond(m *message, buf []byte, deadline time.Time) {
+//
+// It returns why the answer has not been sent, or not all of it; nil once it is queued.
+func (s *session) respond(m *message, buf []byte, deadline time.Time) (dropped error) {
 	defer func() { PutByteBuffer(buf) }()
 	if !s.fragmented(m) {
-		if full, _ := s.out.trySend(m, nil); !full {
-			return
+		if full, err := s.out.trySend(m, nil); !full {
+			return err
 		}
 	}
 	kept := charge{&s.conn.kept, len(m.Payload)}
 	if err := kept.budget.take(kept.bytes); err != nil {
 		s.overload(err)
 		kept.bytes = 0
-		e := muxConnectError{Error: answerDropped(err).Error()}
+		dropped = answerDropped(err)
+		e := muxConnectError{Error: dropped.Error()}
 		m.Op, m.Flags = opMuxConnectError, flagEOF
 		m.Payload, _ = e.MarshalMsg(nil)
 		PutByteBuffer(buf)
 		buf = nil // before the wait, which may be long
 	}
-	if s.sendAnswer(*m, deadline) == nil {
-		m.slot = nil
-	}
+	err := s.sendAnswer(*m, deadline)
 	kept.release()
+	if err == nil {
+		m.slot = nil
+	} else if err == errSendCancelled {
+		err = context.DeadlineExceeded
+	}
+	return cmp.Or(dropped, err)
 }
 
 // answerDropped is err, of a limit, for a call whose handler has run.

@@ -169,6 +169,9 @@ func (c *Connection) Stats() ConnectionStats {
 	st.LimitsReached = maps.Clone(c.stats.limits)
 	c.stats.mu.Unlock()
 	sessions := c.sessionsLocked()
+	for _, s := range sessions {
+		st.Traffic.add(s.traffic()) // before it is counted among those that have ended
+	}
 	c.mu.Unlock()
 	for _, s := range sessions {
 		s.addStats(&st)
@@ -177,7 +180,6 @@ func (c *Connection) Stats() ConnectionStats {
 }
 
 func (s *session) addStats(st *ConnectionStats) {
-	st.Traffic.add(s.traffic())
 	if st.RoundTrip == 0 {
 		st.RoundTrip, st.RoundTripMean, st.RoundTripDeviation = s.live.roundTrip()
 	}

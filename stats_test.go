@@ -153,3 +153,30 @@ func TestStatsAsJSON(t *testing.T) {
 		require.ErrorContains(t, state.UnmarshalText([]byte("odd")), `unknown state "odd"`)
 	})
 }
+
+// What has gone over a link that is left, because its peer is shutting down, counts on
+// when another one like it takes its place.
+func TestStatsOfTrafficNeverFall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newV1Rig(t, true, rawConfig{Caps: allCaps}, nil)
+		var last Traffic
+		check := func() {
+			synctest.Wait()
+			now := r.conn.Stats().Traffic
+			require.GreaterOrEqual(t, now.BytesIn, last.BytesIn)
+			require.GreaterOrEqual(t, now.MessagesIn, last.MessagesIn)
+			require.GreaterOrEqual(t, now.BatchesOut, last.BatchesOut)
+			last = now
+		}
+		for range 3 {
+			peer := r.peer
+			go func() { _, _ = r.conn.SingleRequest(t.Context(), testHandler, nil) }()
+			peer.expect(rawOpRequest) // and has no answer
+			peer.send(rawMsg{Op: rawOpDisconnect})
+			check()
+			r.peer = r.next()
+			check()
+		}
+		require.Positive(t, last.MessagesIn)
+	})
+}
