@@ -34,7 +34,7 @@ Three nodes in this process, which show what grid does and check it:
 
 One node of a cluster of processes; the same on each, but for -listen:
 
-  cluster -listen 127.0.0.1:9001 -secret our-cluster-key \
+  cluster -listen 127.0.0.1:9001 -secret our-cluster-secret \
       -hosts http://127.0.0.1:9001,http://127.0.0.1:9002,http://127.0.0.1:9003
 
 With -http 127.0.0.1:8001 as well, this node answers there, in JSON:
