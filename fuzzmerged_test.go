@@ -51,6 +51,9 @@ func (p *program) message() rawMsg {
 	if m.Flags&rawFlagSubroute != 0 {
 		m.Subroute = rawSubrouteID(m.Handler, "sub")
 	}
+	if m.Flags&rawFlagMetadata != 0 {
+		m.Metadata = pick(p, nil, []byte{}, msgp.AppendMapStrStr(nil, map[string]string{"k": "v"}), make([]byte, maxMetadata+1))
+	}
 	return m
 }
 
@@ -62,12 +65,13 @@ func (p *program) messages() (msgs []rawMsg) {
 	return msgs
 }
 
-// messagesOf decodes a frame for itself: all messages before the first bad one.
-func messagesOf(frame []byte) (msgs []rawMsg, whole bool) {
+// messagesOf decodes a frame for itself, as one with caps: all messages before the
+// first bad one.
+func messagesOf(caps uint32, frame []byte) (msgs []rawMsg, whole bool) {
 	r := &rawReader{b: frame}
 	head := r.array()
 	if r.err != nil || head.Op != rawOpMerged {
-		m, err := decodeRaw(frame)
+		m, err := decodeRawWith(caps, frame)
 		if err != nil {
 			return nil, false
 		}
@@ -78,7 +82,7 @@ func messagesOf(frame []byte) (msgs []rawMsg, whole bool) {
 		if r.err != nil {
 			return msgs, false
 		}
-		m, err := decodeRaw(b)
+		m, err := decodeRawWith(caps, b)
 		if err != nil || m.Op == rawOpMerged {
 			return msgs, false
 		}
@@ -136,7 +140,7 @@ func (h *fuzzHost) dispatched(stream *muxClient, err error) (d dispatched) {
 	urgent, normal := s.out.take()
 	for _, b := range []batch{urgent, normal} {
 		if b.count > 0 {
-			msgs, whole := messagesOf(b.frame())
+			msgs, whole := messagesOf(uint32(s.caps), b.frame())
 			require.True(h.t, whole)
 			d.queued += fmt.Sprint(msgs)
 		}
@@ -196,7 +200,7 @@ func FuzzMerged(f *testing.F) {
 			if isFlagged(frame) {
 				return
 			}
-			msgs, whole := messagesOf(frame)
+			msgs, whole := messagesOf(uint32(kind), frame)
 			var want error
 			for _, m := range msgs {
 				if want = single.sess.dispatchFrame(m.encode()); want != nil {

@@ -186,12 +186,17 @@ func (r *rawReader) end() error {
 
 // decodeRaw decodes one unmerged message and checks its checksum.
 func decodeRaw(b []byte) (rawMsg, error) {
+	return decodeRawWith(rawCapMetadata, b)
+}
+
+// decodeRawWith decodes like decodeRaw what is sent between peers with caps.
+func decodeRawWith(caps uint32, b []byte) (rawMsg, error) {
 	r := &rawReader{b: b}
 	m := r.array()
 	if m.Flags&rawFlagSubroute != 0 {
 		m.Subroute = r.take(32)
 	}
-	if m.Flags&rawFlagMetadata != 0 { // which is not sent to peers without the extension
+	if m.Flags&rawFlagMetadata != 0 && caps&rawCapMetadata != 0 {
 		if m.Metadata = append([]byte{}, r.bytes()...); r.err == nil && len(m.Metadata) > 2048 {
 			r.err = fmt.Errorf("metadata of %d bytes", len(m.Metadata))
 		}
