@@ -1,7 +1,7 @@
 .PHONY: test fuzz bench bench-quick generate lint
 
 # Modules of their own, for what they depend on.
-NESTED := gridotel gridprom gridmember
+NESTED := gridotel gridprom gridmember gridstatus/browsertest
 
 test:
 	go vet ./... && go test -race ./...

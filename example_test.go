@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/gridstatus"
 )
 
 // The README shows these examples; TestReadme keeps the two the same.
@@ -505,4 +506,26 @@ func ExampleErrOverloaded() {
 	// Output:
 	// true grid: overloaded: handler 1 refused: 1 handlers are running for this host, the limit of MaxHandlers
 	// <nil>
+}
+
+// A page for operators.
+func Example_status() {
+	m, _, stop := pair()
+	defer stop()
+	adminMux := http.NewServeMux()
+	const statusID grid.HandlerID = 200
+
+	status, err := gridstatus.New(m, statusID, gridstatus.Options{}) // on every host, with one ID
+	if err != nil {
+		log.Fatal(err)
+	}
+	adminMux.Handle("/grid", status) // where operators can reach it, and nobody else
+
+	// The other host was not given one.
+	for _, n := range status.Mesh().Nodes {
+		fmt.Printf("answers: %v %q\n", n.View != nil, n.Err)
+	}
+	// Unordered output:
+	// answers: true ""
+	// answers: false "grid: no request handler with ID 200"
 }

@@ -1,0 +1,378 @@
+package gridstatus
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/gridtest"
+	"github.com/stretchr/testify/require"
+)
+
+const (
+	statusID grid.HandlerID = 200
+	echoID   grid.HandlerID = 1
+)
+
+// mesh is a grid in memory whose nodes have a Status, but for those that answer for
+// themselves.
+type mesh struct {
+	*gridtest.Grid
+	pages []*Status
+}
+
+func newMesh(t *testing.T, n int, o Options, answers map[int]grid.SingleHandlerFn, opts ...gridtest.Option) *mesh {
+	g := &mesh{pages: make([]*Status, n)}
+	opts = append(opts, gridtest.WithHandlers(func(node int, m *grid.Manager) (err error) {
+		if answer, ok := answers[node]; !ok {
+			g.pages[node], err = New(m, statusID, o)
+		} else if answer != nil {
+			err = m.RegisterSingleHandler(statusID, answer)
+		}
+		return errors.Join(err, m.RegisterSingleHandler(echoID, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }))
+	}))
+	g.Grid = gridtest.New(t, n, opts...)
+	return g
+}
+
+func (m *Mesh) node(t *testing.T, host string) Node {
+	for _, n := range m.Nodes {
+		if n.Host == host {
+			return n
+		}
+	}
+	require.Failf(t, "missing node", "%s is not in the mesh", host)
+	return Node{}
+}
+
+func (n Node) link(t *testing.T, host string) Link {
+	require.NotNil(t, n.View, n.Err)
+	for _, l := range n.View.Links {
+		if l.Host == host {
+			return l
+		}
+	}
+	require.Failf(t, "missing link", "%s has none to %s", n.Host, host)
+	return Link{}
+}
+
+func TestMeshIsWhatAllHostsSee(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newMesh(t, 3, Options{}, nil, gridtest.WithOptions(func(_ int, o *grid.ManagerOptions) { o.PingInterval = time.Second }))
+		time.Sleep(5 * time.Second)
+		before := g.pages[0].Mesh()
+		for range 100 {
+			_, err := g.Conn(1, 2).SingleRequest(t.Context(), echoID, make([]byte, 1000))
+			require.NoError(t, err)
+		}
+		time.Sleep(10 * time.Second)
+		m := g.pages[0].Mesh()
+		require.Equal(t, g.Host(0), m.Host)
+		require.Equal(t, 2*time.Second, m.Every)
+		require.Equal(t, 10*time.Second, m.Time.Sub(before.Time))
+		require.Len(t, m.Nodes, 3)
+		require.Empty(t, m.Others)
+		for i := range 3 {
+			n := m.node(t, g.Host(i))
+			require.Empty(t, n.Err)
+			require.Equal(t, n.Host, n.View.Host)
+			require.Equal(t, g.Manager(i).ID.String(), n.View.ID)
+			require.Len(t, n.View.Links, 2)
+			for j := range 3 {
+				if i == j {
+					continue
+				}
+				l := n.link(t, g.Host(j))
+				require.Equal(t, grid.StateConnected, l.State)
+				require.Equal(t, g.Conn(i, j).Stats().LastConnect.UnixNano(), l.Since.UnixNano())
+				require.Equal(t, g.Conn(i, j).Stats().Dials, l.Dials)
+				require.NotNil(t, l.Rate)
+				require.Equal(t, "", l.LastError)
+			}
+		}
+		// 100 requests of 1,000 bytes in 10 s, and pings.
+		out, in := m.node(t, g.Host(1)).link(t, g.Host(2)), m.node(t, g.Host(2)).link(t, g.Host(1))
+		require.InDelta(t, 10_300, out.Rate.BytesOut, 300)
+		require.InDelta(t, 12.3, out.Rate.MessagesOut, 0.5)
+		require.InDelta(t, out.Rate.BytesOut, in.Rate.BytesIn, 100)
+		require.Less(t, m.node(t, g.Host(0)).link(t, g.Host(1)).Rate.BytesOut, 500.)
+	})
+}
+
+func TestMeshWhileALinkIsCut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newMesh(t, 4, Options{}, nil)
+		g.Partition([]int{0, 1, 3}, []int{0, 2, 3}) // 1 and 2 only
+		time.Sleep(3 * time.Second)
+		m := g.pages[0].Mesh()
+		for _, p := range [][2]int{{1, 2}, {2, 1}} {
+			l := m.node(t, g.Host(p[0])).link(t, g.Host(p[1]))
+			require.NotEqual(t, grid.StateConnected, l.State)
+			require.Contains(t, l.LastError, "disconnected")
+			require.Equal(t, l.LastDisconnect, l.Since)
+			require.InDelta(t, 3, m.Time.Sub(l.Since).Seconds(), 0.1)
+		}
+		text, good := summaryOf(m)
+		require.Equal(t, "5 of 6 links are up, 4 of 4 hosts answer", text)
+		require.False(t, good)
+
+		g.Heal()
+		g.WaitConnected()
+		time.Sleep(3 * time.Second)
+		text, good = summaryOf(g.pages[0].Mesh())
+		require.Equal(t, "All 6 links of 4 hosts are up", text)
+		require.True(t, good)
+		l := g.pages[0].Mesh().node(t, g.Host(1)).link(t, g.Host(2))
+		require.Equal(t, 1, l.Reconnects)
+		require.Contains(t, l.LastError, "disconnected", "it stays")
+	})
+}
+
+func TestHostsThatDoNotAnswerSayWhy(t *testing.T) {
+	say := func(text string) grid.SingleHandlerFn {
+		return func([]byte) ([]byte, *grid.RemoteErr) { return []byte(text), nil }
+	}
+	many, err := json.Marshal(View{Host: "http://node5:9000", Links: make([]Link, maxLinks+1)})
+	require.NoError(t, err)
+	synctest.Test(t, func(t *testing.T) {
+		g := newMesh(t, 9, Options{}, map[int]grid.SingleHandlerFn{
+			1: nil, // has no handler
+			2: say("what?"),
+			3: say(`{"Host":"http://elsewhere"}`),
+			4: say(strings.Repeat(" ", maxView+1)),
+			5: say(string(many)),
+			6: func([]byte) ([]byte, *grid.RemoteErr) { return nil, grid.NewRemoteErrString("not now") },
+		})
+		g.Partition([]int{7})
+		g.PartitionSilently([]int{7}, []int{8})
+		begin := time.Now()
+		m := g.pages[0].Mesh()
+		require.Equal(t, time.Second, time.Since(begin), "Timeout")
+		for i, want := range []string{
+			1: "no request handler with ID 200", 2: "its view can't be read: invalid character", 3: `it calls itself "http://elsewhere"`,
+			4: "its view has 4194305 bytes, the limit is 4194304", 5: "its view has 10001 links, the limit is 10000", 6: "not now",
+			7: "not connected: grid: disconnected", 8: "deadline exceeded",
+		} {
+			n := m.node(t, g.Host(i))
+			if i == 0 {
+				require.NotNil(t, n.View)
+				continue
+			}
+			require.Contains(t, n.Err, want)
+			require.Nil(t, n.View)
+		}
+		page := g.get(t, 0, "/").Body.String()
+		require.Equal(t, 8, strings.Count(page, "no answer</td><td>"), "as errors")
+		require.Equal(t, 8, strings.Count(page, `colspan="9">no answer`), "in the matrix")
+	})
+}
+
+// What another host says may be anything.
+func TestWhatALyingHostSaysIsBoundedText(t *testing.T) {
+	lie := View{Host: "http://node1:9000", ID: "x", Time: time.Now(), Links: []Link{
+		{Host: "http://node0:9000", LastError: "<script>alert(1)</script>" + strings.Repeat("x", 5000), LimitsReached: map[string]int64{"<b>": 1}},
+		{Host: "http://node0:9000", State: grid.StateConnected, Rate: &Rate{BytesIn: 1e300}, RoundTrip: -1, QueuedBytes: -1},
+		{Host: "http://node2:9000", LimitsReached: make(map[string]int64)},
+	}}
+	for i := range 500 {
+		lie.Links = append(lie.Links, Link{Host: fmt.Sprintf("<i>%d%s", i, strings.Repeat("é", 1000))})
+		lie.Links[2].LimitsReached[fmt.Sprint(i)] = 1
+	}
+	text, err := json.Marshal(lie)
+	require.NoError(t, err)
+	synctest.Test(t, func(t *testing.T) {
+		g := newMesh(t, 3, Options{Title: "<u>"}, map[int]grid.SingleHandlerFn{
+			1: func([]byte) ([]byte, *grid.RemoteErr) { return text, nil },
+		})
+		for range 3 {
+			m := g.pages[0].Mesh()
+			require.Len(t, m.Others, maxOthers)
+			require.LessOrEqual(t, len(m.Others[0]), maxText+4)
+			n := m.node(t, "http://node1:9000")
+			require.LessOrEqual(t, len(n.View.Links[0].LastError), maxText+4)
+			require.Nil(t, n.View.Links[1].Rate)
+			require.Nil(t, n.View.Links[2].LimitsReached)
+			for _, query := range []string{"", "?node=http://node1:9000", "?node=<script>"} {
+				page := g.get(t, 0, "/"+query).Body.String()
+				for _, tag := range []string{"<script>alert", "<b>", "<i>", "<u>"} {
+					require.False(t, strings.Contains(page, tag), tag)
+				}
+				require.Equal(t, 1, strings.Count(page, "<script>"))
+				require.Less(t, len(page), 1<<20)
+			}
+			time.Sleep(3 * time.Second)
+		}
+	})
+}
+
+func TestHostsAreAskedOnceHoweverManyLook(t *testing.T) {
+	var asked atomic.Int64
+	synctest.Test(t, func(t *testing.T) {
+		g := newMesh(t, 3, Options{Every: time.Second}, map[int]grid.SingleHandlerFn{
+			1: func([]byte) ([]byte, *grid.RemoteErr) {
+				asked.Add(1)
+				return []byte(`{"Host":"http://node1:9000"}`), nil
+			},
+		})
+		for round := range int64(5) {
+			var done atomic.Int64
+			for range 20 {
+				go func() {
+					g.pages[0].Mesh()
+					done.Add(1)
+				}()
+			}
+			synctest.Wait()
+			require.EqualValues(t, 20, done.Load())
+			require.Equal(t, round+1, asked.Load())
+			time.Sleep(time.Second)
+		}
+		time.Sleep(time.Hour)
+		require.EqualValues(t, 5, asked.Load(), "nobody looked")
+	})
+}
+
+// A host makes its answer anew only now and then, and the rates of one that is given
+// twice stay.
+func TestViewThatIsGivenTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newMesh(t, 3, Options{Every: time.Second}, nil)
+		ask := func() View {
+			b, err := g.Conn(0, 1).SingleRequest(t.Context(), statusID, nil)
+			require.NoError(t, err)
+			var v View
+			require.NoError(t, json.Unmarshal(b, &v))
+			return v
+		}
+		first := ask()
+		time.Sleep(499 * time.Millisecond)
+		require.Equal(t, first, ask())
+		time.Sleep(time.Millisecond)
+		require.NotEqual(t, first.Time, ask().Time)
+
+		old := &View{Host: "a", ID: "x", Time: time.Unix(1, 0), Links: []Link{{Host: "b", Rate: &Rate{BytesIn: 5}}}}
+		again := &View{Host: "a", ID: "x", Time: time.Unix(1, 0), Links: []Link{{Host: "b"}}}
+		m := &Mesh{Nodes: []Node{{Host: "a", View: again}}}
+		m.addRates(&Mesh{Nodes: []Node{{Host: "a", View: old}}})
+		require.Equal(t, 5., m.Nodes[0].View.Links[0].Rate.BytesIn)
+	})
+}
+
+func TestRatesThatCanNotBeKnown(t *testing.T) {
+	at := func(id string, sec int64, bytes int64) *View {
+		return &View{Host: "a", ID: id, Time: time.Unix(sec, 0), Links: []Link{{Host: "b", BytesIn: bytes}}}
+	}
+	for name, c := range map[string]struct{ old, now *View }{
+		"the first":                           {nil, at("x", 2, 100)},
+		"a new manager":                       {at("x", 1, 0), at("y", 2, 100)},
+		"a clock set back":                    {at("x", 3, 0), at("x", 2, 100)},
+		"long ago":                            {at("x", 3, 0), at("x", 100, 100)},
+		"a host that is new":                  {&View{ID: "x", Time: time.Unix(1, 0)}, at("x", 2, 100)},
+		"a host that was removed and is back": {at("x", 1, 1000), at("x", 2, 100)},
+	} {
+		c.now.rateFrom(c.old)
+		require.Nil(t, c.now.Links[0].Rate, name)
+	}
+	now := at("x", 3, 100)
+	now.rateFrom(at("x", 1, 50))
+	require.Equal(t, &Rate{BytesIn: 25}, now.Links[0].Rate)
+}
+
+// get asks the page of a node itself.
+func (g *mesh) get(t *testing.T, node int, target string, header ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodGet, target, nil)
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	w := httptest.NewRecorder()
+	g.pages[node].ServeHTTP(w, r)
+	require.Equal(t, http.StatusOK, w.Code)
+	require.Equal(t, "no-store", w.Header().Get("Cache-Control"))
+	return w
+}
+
+func TestPageAndJSONOverHTTP(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newMesh(t, 3, Options{Title: "the mesh"}, nil)
+		for _, c := range []struct {
+			target, accept string
+			json           bool
+		}{
+			{"/", "", false},
+			{"/", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", false},
+			{"/", "application/json", true},
+			{"/", "application/json, text/html", false},
+			{"/?format=json", "text/html", true},
+			{"/?format=html", "application/json", false},
+		} {
+			w := g.get(t, 0, c.target, "Accept", c.accept)
+			if !c.json {
+				require.Equal(t, "text/html; charset=utf-8", w.Header().Get("Content-Type"))
+				require.Contains(t, w.Header().Get("Content-Security-Policy"), "default-src 'none'")
+				requireIn(t, w.Body.String(), "All 3 links of 3 hosts are up")
+				continue
+			}
+			require.Equal(t, "application/json", w.Header().Get("Content-Type"))
+			var m Mesh
+			require.NoError(t, json.Unmarshal(w.Body.Bytes(), &m))
+			require.Len(t, m.Nodes, 3)
+			require.Equal(t, grid.StateConnected, m.node(t, g.Host(1)).link(t, g.Host(2)).State)
+		}
+
+		plain := g.get(t, 0, "/").Body.Bytes()
+		w := g.get(t, 0, "/", "Accept-Encoding", "gzip, br")
+		require.Equal(t, "gzip", w.Header().Get("Content-Encoding"))
+		z, err := gzip.NewReader(w.Body)
+		require.NoError(t, err)
+		unpacked, err := io.ReadAll(z)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(plain, unpacked))
+
+		requireIn(t, g.get(t, 0, "/?node=http://node2:9000").Body.String(), "Links of node2")
+		requireIn(t, g.get(t, 0, "/?node=nobody").Body.String(), "Links of node0")
+
+		for _, method := range []string{http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodOptions} {
+			w := httptest.NewRecorder()
+			g.pages[0].ServeHTTP(w, httptest.NewRequest(method, "/", nil))
+			require.Equal(t, http.StatusMethodNotAllowed, w.Code)
+			require.Equal(t, "GET, HEAD", w.Header().Get("Allow"))
+		}
+	})
+}
+
+func TestWrongOptions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newMesh(t, 2, Options{}, nil)
+		for want, o := range map[string]Options{
+			"gridstatus: Every is 1ms, must be 100ms or more":  {Every: time.Millisecond},
+			"gridstatus: Timeout is -1ns, must be positive":    {Timeout: -1},
+			"gridstatus: grid: handler already exists: ID 200": {},
+		} {
+			_, err := New(g.Manager(0), statusID, o)
+			require.ErrorContains(t, err, want)
+		}
+		_, err := New(nil, statusID, Options{})
+		require.EqualError(t, err, "gridstatus: the Manager is nil")
+	})
+}
+
+// A host that is closed still says what it last saw.
+func TestPageOfAClosedManager(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newMesh(t, 2, Options{}, nil)
+		require.NoError(t, g.Shutdown(context.Background(), 0))
+		requireIn(t, g.get(t, 0, "/").Body.String(), "0 of 1 links are up, 1 of 2 hosts answer")
+	})
+}
