@@ -19,7 +19,7 @@ import (
 	"github.com/gridrpc/grid/gridstatus"
 )
 
-// The README shows these examples; TestReadme keeps the two the same.
+// README.md and docs/guide.md show these examples; a test keeps them the same.
 
 func Example() {
 	// Two hosts of one cluster, in one process for once. Each is named by its

@@ -46,13 +46,22 @@ func readExamples(t *testing.T) []*example {
 
 var fence = regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$")
 
-// The README shows nothing that is not compiled and run, and leaves out none of
-// the examples that are meant for it.
-func TestReadmeShowsTheExamples(t *testing.T) {
-	readme, err := os.ReadFile("README.md")
-	require.NoError(t, err)
+// The README and the guide show nothing that is not compiled and run, and together
+// leave out no example.
+func TestReadmeAndGuideShowTheExamples(t *testing.T) {
 	examples := readExamples(t)
-	for _, block := range fence.FindAllSubmatch(readme, -1) {
+	for _, file := range []string{"README.md", "docs/guide.md"} {
+		requireExamples(t, file, examples)
+	}
+	for _, e := range examples {
+		require.True(t, e.used, "neither shows anything of %s", e.name)
+	}
+}
+
+func requireExamples(t *testing.T, file string, examples []*example) {
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	for _, block := range fence.FindAllSubmatch(text, -1) {
 		lines := strings.Split(strings.TrimSuffix(string(block[2]), "\n"), "\n")
 		switch lang := string(block[1]); lang {
 		case "go":
@@ -62,13 +71,9 @@ func TestReadmeShowsTheExamples(t *testing.T) {
 		case "text":
 			require.True(t, slices.ContainsFunc(examples, func(e *example) bool { return slices.Equal(e.output, lines) }),
 				"no example has this output:\n%s", block[2])
-		case "console", "sh": // the cluster example, which has a test of its own
 		default:
-			t.Errorf("README.md has a block in %q:\n%s", lang, block[2])
+			t.Errorf("%s has a block in %q:\n%s", file, lang, block[2])
 		}
-	}
-	for _, e := range examples {
-		require.True(t, e.used, "README.md shows nothing of %s", e.name)
 	}
 }
 
@@ -106,7 +111,7 @@ var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 
 func TestReadmeAndDocsLinkToFilesThatExist(t *testing.T) {
 	var files []string
-	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", "examples/*/*.md"} {
+	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", "examples/*/*.md", "*/README.md"} {
 		found, err := filepath.Glob(pattern)
 		require.NoError(t, err)
 		files = append(files, found...)
@@ -117,12 +122,35 @@ func TestReadmeAndDocsLinkToFilesThatExist(t *testing.T) {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		for _, m := range link.FindAllSubmatch(fence.ReplaceAll(text, nil), -1) {
-			target, _, _ := strings.Cut(string(m[1]), "#")
-			if target == "" || strings.Contains(target, "://") {
+			target, anchor, _ := strings.Cut(string(m[1]), "#")
+			if strings.Contains(target, "://") {
 				continue
 			}
-			_, err := os.Stat(filepath.Join(filepath.Dir(file), target))
+			name := file
+			if target != "" {
+				name = filepath.Join(filepath.Dir(file), target)
+			}
+			to, err := os.Stat(name)
 			require.NoError(t, err, "%s links to %s", file, target)
+			if anchor != "" && !to.IsDir() {
+				require.Contains(t, anchorsOf(t, name), anchor, "%s links to %s", file, m[1])
+			}
 		}
 	}
+}
+
+var (
+	heading     = regexp.MustCompile(`(?m)^#+ (.*)$`)
+	notInAnchor = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
+)
+
+// anchorsOf are those that GitHub gives the headings of a file.
+func anchorsOf(t *testing.T, file string) (all []string) {
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	for _, m := range heading.FindAllSubmatch(fence.ReplaceAll(text, nil), -1) {
+		title := notInAnchor.ReplaceAllString(strings.ToLower(string(m[1])), "")
+		all = append(all, strings.ReplaceAll(title, " ", "-"))
+	}
+	return all
 }
