@@ -168,18 +168,22 @@ func (r *registry) add(id HandlerID, subroute string, h handler) error {
 	}
 	if subroute == "" {
 		if h := t.plain[id]; h.single != nil || h.stream != nil {
-			return fmt.Errorf("%w: ID %d", ErrHandlerAlreadyExists, id)
+			return fmt.Errorf("%w: ID %s", ErrHandlerAlreadyExists, r.opts.handlerText(id))
 		}
 		t.plain[id] = h
 	} else {
 		key := newSubHandlerID(id, subroute)
 		if _, ok := t.sub[key]; ok {
-			return fmt.Errorf("%w: ID %d, subroute %q", ErrHandlerAlreadyExists, id, subroute)
+			return fmt.Errorf("%w: ID %s, subroute %q", ErrHandlerAlreadyExists, r.opts.handlerText(id), subroute)
 		}
 		t.sub[key] = h
 	}
 	r.table.Store(t)
 	return nil
+}
+
+func nilHandlerError(m *Manager, id HandlerID) error {
+	return fmt.Errorf("grid: nil handler for ID %s", m.opts.handlerText(id))
 }
 
 // registeredSubroute joins the subroute parts of a registration.
@@ -200,7 +204,7 @@ func registeredSubroute(parts []string) (string, error) {
 // subroute or a nil h.
 func (m *Manager) RegisterSingleHandler(id HandlerID, h SingleHandlerFn, subroute ...string) error {
 	if h == nil {
-		return fmt.Errorf("grid: nil handler for ID %d", id)
+		return nilHandlerError(m, id)
 	}
 	route, err := registeredSubroute(subroute)
 	if err != nil {
@@ -213,7 +217,7 @@ func (m *Manager) RegisterSingleHandler(id HandlerID, h SingleHandlerFn, subrout
 // wants a context: it costs a few allocations for each call.
 func (m *Manager) RegisterSingleHandlerContext(id HandlerID, h SingleHandlerContextFn, subroute ...string) error {
 	if h == nil {
-		return fmt.Errorf("grid: nil handler for ID %d", id)
+		return nilHandlerError(m, id)
 	}
 	route, err := registeredSubroute(subroute)
 	if err != nil {

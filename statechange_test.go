@@ -139,5 +139,25 @@ func TestHandlerNamesInTexts(t *testing.T) {
 		require.NoError(t, h.Register(g.nodes[1].Manager, func(*MSS) (*MSS, *RemoteErr) { return nil, nil }, "typed"))
 		_, err = c.Subroute("typed").SingleRequest(t.Context(), testHandler, []byte("no map"))
 		require.ErrorContains(t, err, "handler 100 (worker): request: ")
+
+		// And on the calling side, where values can't be encoded or decoded.
+		endless := func() *JSON[chan int] { return NewJSONPool[chan int]().NewJSONWith(new(chan int)) }
+		bad := NewSingleHandler(testHandler, endless, endless)
+		_, err = bad.Call(t.Context(), c, endless())
+		require.ErrorContains(t, err, "grid: handler 100 (worker): request: encoding")
+		require.NoError(t, g.nodes[1].RegisterSingleHandler(testHandler, func([]byte) ([]byte, *RemoteErr) { return []byte("no map"), nil }, "bytes"))
+		_, err = h.Call(t.Context(), c.Subroute("bytes"), NewMSS())
+		require.ErrorContains(t, err, "grid: handler 100 (worker): response: decoding")
+		s := NewStream(testUnused, endless, endless, endless)
+		_, err = s.Call(t.Context(), c, endless())
+		require.ErrorContains(t, err, fmt.Sprintf("grid: handler %d (missing): payload: encoding", testUnused))
+
+		// And where they are registered.
+		m := g.nodes[1].Manager
+		require.EqualError(t, m.RegisterSingleHandler(testHandler, nil), "grid: nil handler for ID 100 (worker)")
+		require.EqualError(t, h.Register(m, nil), "grid: nil handler for ID 100 (worker)")
+		echo := func(b []byte) ([]byte, *RemoteErr) { return b, nil }
+		require.EqualError(t, m.RegisterSingleHandler(testHandler, echo), "grid: handler already exists: ID 100 (worker)")
+		require.EqualError(t, m.RegisterSingleHandler(testHandler, echo, "bytes"), `grid: handler already exists: ID 100 (worker), subroute "bytes"`)
 	})
 }

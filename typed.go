@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"strconv"
 	"sync"
 )
 
@@ -77,7 +78,7 @@ func (h *SingleHandler[Req, Resp]) PutResponse(r Resp) { h.resps.put(r) }
 // decoded is answered with an error, and handle is not called.
 func (h *SingleHandler[Req, Resp]) Register(m *Manager, handle func(req Req) (Resp, *RemoteErr), subroute ...string) error {
 	if handle == nil {
-		return fmt.Errorf("grid: nil handler for ID %d", h.id)
+		return nilHandlerError(m, h.id)
 	}
 	label := m.opts.handlerText(h.id)
 	return m.RegisterSingleHandler(h.id, func(payload []byte) ([]byte, *RemoteErr) {
@@ -89,7 +90,7 @@ func (h *SingleHandler[Req, Resp]) Register(m *Manager, handle func(req Req) (Re
 // [SingleHandlerContextFn].
 func (h *SingleHandler[Req, Resp]) RegisterContext(m *Manager, handle func(ctx context.Context, req Req) (Resp, *RemoteErr), subroute ...string) error {
 	if handle == nil {
-		return fmt.Errorf("grid: nil handler for ID %d", h.id)
+		return nilHandlerError(m, h.id)
 	}
 	label := m.opts.handlerText(h.id)
 	return m.RegisterSingleHandlerContext(h.id, func(ctx context.Context, payload []byte) ([]byte, *RemoteErr) {
@@ -145,7 +146,7 @@ func (h *SingleHandler[Req, Resp]) Call(ctx context.Context, conn Requester, req
 	}
 	payload, err := encode(req)
 	if err != nil {
-		return zero, fmt.Errorf("grid: handler %d: request: %w", h.id, err)
+		return zero, fmt.Errorf("grid: handler %s: request: %w", handlerLabel(conn, h.id), err)
 	}
 	answer, err := conn.SingleRequest(ctx, h.id, payload)
 	PutByteBuffer(payload)
@@ -162,9 +163,20 @@ func (h *SingleHandler[Req, Resp]) Call(ctx context.Context, conn Requester, req
 	err = decode(resp, answer)
 	PutByteBuffer(answer)
 	if err != nil {
-		return zero, fmt.Errorf("grid: handler %d: response: %w", h.id, err)
+		return zero, fmt.Errorf("grid: handler %s: response: %w", handlerLabel(conn, h.id), err)
 	}
 	return resp, nil
+}
+
+// handlerLabel is what a handler is called where conn, not nil, calls it.
+func handlerLabel(conn any, id HandlerID) string {
+	switch c := conn.(type) {
+	case *Connection:
+		return c.opts.handlerText(id)
+	case *Subroute:
+		return c.conn.opts.handlerText(id)
+	}
+	return strconv.Itoa(int(id)) // a Requester of the application's
 }
 
 // isNil finds a connection that is missing, with or without a type.

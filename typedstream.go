@@ -94,17 +94,17 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) PutResponse(r Resp) { h.resps.pu
 // on both sides.
 func (h *StreamTypeHandler[Payload, Req, Resp]) Register(m *Manager, handle func(ctx context.Context, p Payload, in <-chan Req, out chan<- Resp) *RemoteErr, subroute ...string) error {
 	if handle == nil {
-		return fmt.Errorf("grid: nil handler for ID %d", h.id)
+		return nilHandlerError(m, h.id)
 	}
 	return h.register(m, h.inCapacity(), h.withPayload(), handle, subroute)
 }
 
 func (h *StreamTypeHandler[Payload, Req, Resp]) register(m *Manager, in int, withPayload bool, handle func(ctx context.Context, p Payload, in <-chan Req, out chan<- Resp) *RemoteErr, subroute []string) error {
 	if in > 0 && h.reqs.newFn == nil {
-		return fmt.Errorf("grid: handler %d has InCapacity %d, but no constructor for requests", h.id, in)
+		return fmt.Errorf("grid: handler %s has InCapacity %d, but no constructor for requests", m.opts.handlerText(h.id), in)
 	}
 	if withPayload && h.payloads.newFn == nil {
-		return fmt.Errorf("grid: handler %d has WithPayload, but no constructor for it", h.id)
+		return fmt.Errorf("grid: handler %s has WithPayload, but no constructor for it", m.opts.handlerText(h.id))
 	}
 	route, err := registeredSubroute(subroute)
 	if err != nil {
@@ -112,7 +112,14 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) register(m *Manager, in int, wit
 	}
 	noInput, label := closedChan[Req](), m.opts.handlerText(h.id)
 	e, err := newStreamEntry(route, h.OutCapacity, in, func(s *muxServer) {
-		serveStream(s, noInput, h.decodeRequest, h.encodeResponse, func(ctx context.Context, payload []byte, in <-chan Req, out chan<- Resp) *RemoteErr {
+		decodeRequest := func(b []byte) (Req, error) {
+			v, err := h.decodeRequest(b)
+			if err != nil {
+				err = fmt.Errorf("grid: handler %s: %w", label, err)
+			}
+			return v, err
+		}
+		serveStream(s, noInput, decodeRequest, h.encodeResponse, func(ctx context.Context, payload []byte, in <-chan Req, out chan<- Resp) *RemoteErr {
 			var p Payload
 			if withPayload {
 				p = h.payloads.get()
@@ -135,7 +142,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) register(m *Manager, in int, wit
 // h is as if its InCapacity were 0.
 func (h *StreamTypeHandler[Payload, Req, Resp]) RegisterNoInput(m *Manager, handle func(ctx context.Context, p Payload, out chan<- Resp) *RemoteErr, subroute ...string) error {
 	if handle == nil {
-		return fmt.Errorf("grid: nil handler for ID %d", h.id)
+		return nilHandlerError(m, h.id)
 	}
 	err := h.register(m, 0, h.withPayload(), func(ctx context.Context, p Payload, _ <-chan Req, out chan<- Resp) *RemoteErr {
 		return handle(ctx, p, out)
@@ -150,7 +157,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) RegisterNoInput(m *Manager, hand
 // is as if WithPayload were false.
 func (h *StreamTypeHandler[Payload, Req, Resp]) RegisterNoPayload(m *Manager, handle func(ctx context.Context, in <-chan Req, out chan<- Resp) *RemoteErr, subroute ...string) error {
 	if handle == nil {
-		return fmt.Errorf("grid: nil handler for ID %d", h.id)
+		return nilHandlerError(m, h.id)
 	}
 	err := h.register(m, h.inCapacity(), false, func(ctx context.Context, _ Payload, in <-chan Req, out chan<- Resp) *RemoteErr {
 		return handle(ctx, in, out)
@@ -174,7 +181,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) withPayload() bool {
 
 // decodeRequest owns b.
 func (h *StreamTypeHandler[Payload, Req, Resp]) decodeRequest(b []byte) (Req, error) {
-	return decodeNext(&h.reqs, b, h.id)
+	return decodeNext(&h.reqs, b)
 }
 
 func (h *StreamTypeHandler[Payload, Req, Resp]) encodeResponse(v Resp) ([]byte, error) {
@@ -195,14 +202,14 @@ func encodeLast[T RoundTripper](p *valuePool[T], v T) (b []byte, err error) {
 
 // decodeNext decodes a message of a stream. It owns b. It runs on goroutines of
 // grid: a panic of the application's becomes an error.
-func decodeNext[T RoundTripper](p *valuePool[T], b []byte, id HandlerID) (v T, err error) {
+func decodeNext[T RoundTripper](p *valuePool[T], b []byte) (v T, err error) {
 	defer recovered(&err, "making", v)
 	v = p.get()
 	err = decode(v, b)
 	PutByteBuffer(b)
 	if err != nil {
 		var zero T
-		return zero, fmt.Errorf("grid: handler %d: %w", id, err)
+		return zero, err
 	}
 	return v, nil
 }
@@ -219,7 +226,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) Call(ctx context.Context, conn S
 	if h.withPayload() {
 		var err error
 		if b, err = encode(payload); err != nil {
-			return nil, fmt.Errorf("grid: handler %d: payload: %w", h.id, err)
+			return nil, fmt.Errorf("grid: handler %s: payload: %w", handlerLabel(conn, h.id), err)
 		}
 		defer PutByteBuffer(b)
 	}
@@ -227,7 +234,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) Call(ctx context.Context, conn S
 	if err != nil {
 		return nil, err
 	}
-	s := &TypedStream[Req, Resp]{mux: m, id: h.id, resps: &h.resps}
+	s := &TypedStream[Req, Resp]{mux: m, conn: conn, id: h.id, resps: &h.resps}
 	if m.takesData {
 		reqs := make(chan Req)
 		s.Requests = reqs
@@ -245,6 +252,7 @@ type TypedStream[Req, Resp RoundTripper] struct {
 	Requests chan<- Req
 
 	mux   *muxClient
+	conn  Streamer
 	id    HandlerID
 	resps *valuePool[Resp]
 }
@@ -255,7 +263,7 @@ func (s *TypedStream[Req, Resp]) Send(req Req) error {
 	s.mux.sendUsed.Store(true)
 	b, err := encode(req)
 	if err != nil {
-		return fmt.Errorf("grid: handler %d: %w", s.id, err)
+		return fmt.Errorf("grid: handler %s: %w", handlerLabel(s.conn, s.id), err)
 	}
 	defer PutByteBuffer(b)
 	return s.mux.send(b)
@@ -272,8 +280,9 @@ func (s *TypedStream[Req, Resp]) CloseSend() {
 // on both sides.
 func (s *TypedStream[Req, Resp]) Results(next func(resp Resp) error) error {
 	return s.mux.results(func(b []byte) error {
-		v, err := decodeNext(s.resps, b, s.id)
+		v, err := decodeNext(s.resps, b)
 		if err != nil {
+			err = fmt.Errorf("grid: handler %s: %w", handlerLabel(s.conn, s.id), err)
 			s.mux.fail(err)
 			return err
 		}
