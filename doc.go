@@ -155,6 +155,19 @@
 //
 // docs/security.md has all of them, and what a peer sees that reaches one.
 //
+// # Watching
+//
+// [Manager.Stats] and [Connection.Stats] are what is and was, also as JSON for
+// expvar.Func. ManagerOptions.OnStateChange is told of every connection that is made or
+// lost, CallInterceptors and ServeInterceptors of every request and stream on their
+// side: they may refuse it, change its context, and send metadata along.
+// ManagerOptions.Logger gets what an operator should know, at a bounded rate.
+//
+// Package [github.com/gridrpc/grid/gridstatus] is a page on all hosts for operators.
+// Package [github.com/gridrpc/grid/gridtest] makes a whole grid in one process for
+// tests. Modules of their own are gridprom (Prometheus), gridotel (OpenTelemetry) and
+// gridmember (hosts by gossip).
+//
 // # The protocol
 //
 // The messages are MessagePack over a websocket with HTTP/1.1, version 1 of the
