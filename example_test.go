@@ -522,7 +522,11 @@ func Example_status() {
 	adminMux.Handle("/grid", status) // where operators can reach it, and nobody else
 
 	// The other host was not given one.
-	for _, n := range status.Mesh().Nodes {
+	mesh, err := status.Mesh(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, n := range mesh.Nodes {
 		fmt.Printf("answers: %v %q\n", n.View != nil, n.Err)
 	}
 	// Unordered output:

@@ -9,12 +9,11 @@ import (
 	"html/template"
 	"io"
 	"maps"
+	"math"
 	"net/url"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/gridrpc/grid"
 )
 
 var (
@@ -26,6 +25,8 @@ var (
 	pageJS string
 
 	pageTemplate = template.Must(template.New("page").Parse(pageHTML))
+
+	version = hashOf(pageHTML + pageCSS + pageJS)
 
 	// policy lets the page run and load what is part of it, and nothing else.
 	policy = strings.Join([]string{
@@ -42,23 +43,28 @@ func hashOf(text string) string {
 const (
 	// largeMesh is the number of hosts from which a cell of the matrix is a dot.
 	largeMesh = 21
-	maxErrors = 50
+	// wideMatrix is the number of bytes of names from which they stand upright.
+	wideMatrix = 110
+	maxRows    = 1000 // of the links of one host
+	// maxErrors are shown, and of one host no more than maxErrorsOf.
+	maxErrors, maxErrorsOf = 50, 20
 )
 
 // page is what the template shows.
 type page struct {
 	Title, Host, Time, Clock string
+	Version                  string // of the style and the script
 	Style                    template.CSS
 	Script                   template.JS
 	Seconds, Milliseconds    int64
 	Summary                  string
-	Good, Compact            bool
+	Good, Compact, Upright   bool
 	Others                   []string
 	Columns                  []column
 	Nodes                    []nodeRow
 	Errors                   []errorRow
 	MoreErrors               int
-	Chosen                   *chosen
+	Chosen                   *chosen // nil if no such host is known
 }
 
 type column struct {
@@ -68,8 +74,8 @@ type column struct {
 
 type nodeRow struct {
 	column
-	Link, Err string
-	Cells     []cell
+	Host, Link, Err string
+	Cells           []cell
 
 	Class, Up, RoundTrip, Longest, In, Out, Messages, Queued string
 	Calls, Streams, Handlers, Slow, Reconnects               int
@@ -81,13 +87,14 @@ type cell struct{ Class, Text, Label string }
 type errorRow struct {
 	From, To, Class, State, Lost, Err string
 	down                              bool
-	lost                              time.Time
+	age                               time.Duration // since it was lost
 }
 
 // chosen is the host whose links are listed.
 type chosen struct {
 	Name, Err string
 	Links     []linkRow
+	More      int
 }
 
 type linkRow struct {
@@ -95,17 +102,34 @@ type linkRow struct {
 	Name, Class, For, RoundTrip, In, Out, TotalIn, TotalOut, Messages, Queued, Kept, Limits string
 }
 
-// writePage shows m, and the links of the host node.
+// nobody stands for a host that is not in a mesh.
+const nobody = "?"
+
+// chosen is the host of the mesh that was asked for.
+func (m *Mesh) chosen(node string) string {
+	if node == "" {
+		return m.Host
+	}
+	for _, n := range m.Nodes {
+		if n.Host == node {
+			return node
+		}
+	}
+	return nobody
+}
+
+// writePage shows m, and the links of one of its hosts.
 func writePage(w io.Writer, title string, m *Mesh, node string) error {
 	names := namesOf(m)
 	p := &page{
-		Title: title, Host: names[m.Host], Style: template.CSS(pageCSS), Script: template.JS(pageJS),
+		Title: title, Host: names[m.Host], Version: version, Style: template.CSS(pageCSS), Script: template.JS(pageJS),
 		Time: m.Time.Format(time.RFC3339), Clock: m.Time.Format("15:04:05 MST"),
 		Milliseconds: m.Every.Milliseconds(), Seconds: int64(max(m.Every, time.Second).Seconds()),
 		Compact: len(m.Nodes) >= largeMesh, Others: m.Others,
 	}
 	for i, n := range m.Nodes {
 		p.Columns = append(p.Columns, column{i + 1, names[n.Host]})
+		p.Upright = p.Upright || len(names[n.Host])*len(m.Nodes) >= wideMatrix
 	}
 	p.Summary, p.Good = summaryOf(m)
 	at := make(map[string]int, len(m.Nodes))
@@ -114,90 +138,69 @@ func writePage(w io.Writer, title string, m *Mesh, node string) error {
 	}
 	for i := range m.Nodes {
 		n := &m.Nodes[i]
-		row := nodeRow{column: p.Columns[i], Link: "?node=" + url.QueryEscape(n.Host), Err: n.Err}
+		row := nodeRow{column: p.Columns[i], Host: n.Host, Link: "?node=" + url.QueryEscape(n.Host) + "#links", Err: n.Err}
 		if n.View != nil {
 			row.Cells = cellsOf(n.View, i, at, p.Compact)
 			row.sum(n.View)
 		}
 		p.Nodes = append(p.Nodes, row)
-		if n.Host == node || p.Chosen == nil && n.Host == m.Host {
-			p.Chosen = chosenOf(n, names, m.Time)
+		if n.Host == node {
+			p.Chosen = chosenOf(n, names)
 		}
 	}
 	p.Errors, p.MoreErrors = errorsOf(m, names)
 	return pageTemplate.Execute(w, p)
 }
 
-// namesOf makes names that are as short as they can be without two being the same.
-func namesOf(m *Mesh) map[string]string {
-	names := make(map[string]string, len(m.Nodes))
-	scheme, port := "", ""
-	for i, n := range m.Nodes {
-		u, err := url.Parse(n.Host)
-		if err != nil {
-			u = &url.URL{}
-		}
-		if i == 0 {
-			scheme, port = u.Scheme, u.Port()
-		}
-		if u.Scheme != scheme {
-			scheme = ""
-		}
-		if u.Port() != port {
-			port = ""
-		}
-	}
-	for _, n := range m.Nodes {
-		name := n.Host
-		if scheme != "" {
-			name = strings.TrimPrefix(name, scheme+"://")
-		}
-		if port != "" {
-			name = strings.TrimSuffix(name, ":"+port)
-		}
-		names[n.Host] = name
-	}
-	return names
-}
-
-// summaryOf counts the pairs of hosts. One is up if nobody who sees it says otherwise.
+// summaryOf counts the pairs of hosts of which one at least lists the other. One is up
+// if nobody who lists it says otherwise.
 func summaryOf(m *Mesh) (text string, good bool) {
 	type pair struct{ a, b string }
-	pairOf := func(a, b string) pair { return pair{min(a, b), max(a, b)} }
-	known := make(map[pair]bool)
-	answered := 0
+	pairs := make(map[pair]bool)
+	known := make(map[string]bool, len(m.Nodes))
+	for _, n := range m.Nodes {
+		known[n.Host] = true
+	}
+	answered, up := 0, 0
 	for _, n := range m.Nodes {
 		if n.View == nil {
 			continue
 		}
 		answered++
-		for _, l := range n.View.Links {
-			p := pairOf(n.Host, l.Host)
-			up, seen := known[p]
-			known[p] = l.State == grid.StateConnected && (up || !seen)
-		}
-	}
-	up := 0
-	for i, a := range m.Nodes {
-		for _, b := range m.Nodes[i+1:] {
-			if known[pairOf(a.Host, b.Host)] {
-				up++
+		for i := range n.View.Links {
+			l := &n.View.Links[i]
+			if !known[l.Host] {
+				continue
 			}
+			p := pair{min(n.Host, l.Host), max(n.Host, l.Host)}
+			others, seen := pairs[p]
+			pairs[p] = l.isUp() && (others || !seen)
 		}
 	}
-	all := len(m.Nodes) * (len(m.Nodes) - 1) / 2
-	if up == all && answered == len(m.Nodes) {
-		return fmt.Sprintf("All %d links of %d hosts are up", all, len(m.Nodes)), true
+	for _, isUp := range pairs {
+		if isUp {
+			up++
+		}
 	}
-	return fmt.Sprintf("%d of %d links are up, %d of %d hosts answer", up, all, answered, len(m.Nodes)), false
+	if up == len(pairs) && answered == len(m.Nodes) {
+		return fmt.Sprintf("All is well: %s of %s up", number(up, "link"), number(answered, "host")), true
+	}
+	return fmt.Sprintf("%d of %s up, %d of %s answering", up, number(len(pairs), "link"), answered, number(len(m.Nodes), "host")), false
+}
+
+func number(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
 }
 
 // classOf tells a link that is not there yet from one that was lost or can't be made.
 func classOf(l *Link) string {
 	switch {
-	case l.State == grid.StateConnected:
+	case l.isUp():
 		return "up"
-	case l.LastError == "" && (l.State == grid.StateUnconnected || l.State == grid.StateConnecting):
+	case l.LastError == "" && l.LastDisconnect.IsZero():
 		return "wait"
 	}
 	return "down"
@@ -219,8 +222,8 @@ func cellsOf(v *View, self int, at map[string]int, compact bool) []cell {
 			continue
 		}
 		class := classOf(l)
-		c := cell{class, class, l.State.String()}
-		if l.State == grid.StateConnected && l.RoundTrip > 0 {
+		c := cell{class, class, l.State}
+		if l.isUp() && l.RoundTrip > 0 {
 			c.Text = shortTime(l.RoundTrip)
 			c.Label += ", " + c.Text
 		}
@@ -240,7 +243,7 @@ func (r *nodeRow) sum(v *View) {
 	up, measured, rated, queued := 0, 0, false, 0
 	for i := range v.Links {
 		l := &v.Links[i]
-		if l.State == grid.StateConnected {
+		if l.isUp() {
 			up++
 			if l.RoundTrip > 0 {
 				measured++
@@ -280,72 +283,104 @@ func rateText(r *Rate) (in, out, messages string) {
 // errorsOf are those of all links: first of those that are not up, then the last ones.
 // A host that does not answer has one row, whoever else has lost it.
 func errorsOf(m *Mesh, names map[string]string) (rows []errorRow, more int) {
-	gone := make(map[string]int) // by how many others
+	lost := lostBy(m)
 	for _, n := range m.Nodes {
 		if n.View == nil {
-			gone[n.Host] = 0
-		}
-	}
-	for _, n := range m.Nodes {
-		if n.View == nil {
-			continue
-		}
-		for i := range n.View.Links {
-			l := &n.View.Links[i]
-			down := l.State != grid.StateConnected
-			if _, ok := gone[l.Host]; ok && down {
-				if n.Host != m.Host {
-					gone[l.Host]++
-				}
-				continue
-			}
-			if !down && l.LastError == "" {
-				continue
-			}
-			e := errorRow{
-				From: names[n.Host], To: cmp.Or(names[l.Host], l.Host), Class: classOf(l), State: l.State.String(),
-				Err: l.LastError, down: down, lost: l.LastDisconnect,
-			}
-			if !l.LastDisconnect.IsZero() {
-				e.Lost = ago(n.View.Time.Sub(l.LastDisconnect)) + " ago"
+			e := errorRow{From: names[m.Host], To: names[n.Host], Class: "down", State: "no answer", Err: n.Err}
+			if others := lost[n.Host]; others > 0 {
+				e.Err += fmt.Sprintf(" (%s not connected to it either)", number(others, "other"))
 			}
 			rows = append(rows, e)
 		}
 	}
-	slices.SortStableFunc(rows, func(a, b errorRow) int {
-		if a.down != b.down {
-			if a.down {
-				return -1
-			}
-			return 1
-		}
-		return b.lost.Compare(a.lost)
-	})
-	var first []errorRow
+	var links []errorRow
 	for _, n := range m.Nodes {
-		if n.View != nil {
+		if n.View == nil {
 			continue
 		}
-		e := errorRow{From: names[m.Host], To: names[n.Host], Class: "down", State: "no answer", Err: n.Err}
-		if others := gone[n.Host]; others > 0 {
-			e.Err += fmt.Sprintf(" (%d others are not connected to it either)", others)
+		own := linkErrors(n.View, names, lost)
+		slices.SortStableFunc(own, compareErrors)
+		if len(own) > maxErrorsOf { // so that one host can't hide what others say
+			own, more = own[:maxErrorsOf], more+len(own)-maxErrorsOf
 		}
-		first = append(first, e)
+		links = append(links, own...)
 	}
-	rows = append(first, rows...)
+	slices.SortStableFunc(links, compareErrors)
+	rows = append(rows, links...)
 	if len(rows) > maxErrors {
-		rows, more = rows[:maxErrors], len(rows)-maxErrors
+		rows, more = rows[:maxErrors], more+len(rows)-maxErrors
 	}
 	return rows, more
 }
 
-func chosenOf(n *Node, names map[string]string, now time.Time) *chosen {
+// lostBy has the hosts that do not answer, and how many others have lost them.
+func lostBy(m *Mesh) map[string]int {
+	lost := make(map[string]int)
+	for _, n := range m.Nodes {
+		if n.View == nil {
+			lost[n.Host] = 0
+		}
+	}
+	for _, n := range m.Nodes {
+		if n.View == nil || n.Host == m.Host {
+			continue
+		}
+		for i := range n.View.Links {
+			l := &n.View.Links[i]
+			if _, ok := lost[l.Host]; ok && !l.isUp() {
+				lost[l.Host]++
+			}
+		}
+	}
+	return lost
+}
+
+// linkErrors are those of the links of one host, but for links to hosts that are lost
+// anyway.
+func linkErrors(v *View, names map[string]string, lost map[string]int) (rows []errorRow) {
+	for i := range v.Links {
+		l := &v.Links[i]
+		if l.isUp() && l.LastError == "" {
+			continue
+		}
+		if _, ok := lost[l.Host]; ok && !l.isUp() {
+			continue
+		}
+		e := errorRow{
+			From: names[v.Host], To: cmp.Or(names[l.Host], l.Host), Class: classOf(l), State: l.State,
+			Err: l.LastError, down: !l.isUp(), age: math.MaxInt64,
+		}
+		if !l.LastDisconnect.IsZero() {
+			e.age = max(0, v.Time.Sub(l.LastDisconnect))
+			e.Lost = ago(e.age) + " ago"
+		}
+		rows = append(rows, e)
+	}
+	return rows
+}
+
+// compareErrors puts what is wrong now first, and then what was lost last.
+func compareErrors(a, b errorRow) int {
+	if a.down != b.down {
+		if a.down {
+			return -1
+		}
+		return 1
+	}
+	return cmp.Compare(a.age, b.age)
+}
+
+func chosenOf(n *Node, names map[string]string) *chosen {
 	c := &chosen{Name: names[n.Host], Err: n.Err}
 	if n.View == nil {
 		return c
 	}
-	for i := range n.View.Links {
-		l := &n.View.Links[i]
+	links := n.View.Links
+	if len(links) > maxRows {
+		links, c.More = links[:maxRows], len(links)-maxRows
+	}
+	for i := range links {
+		l := &links[i]
 		r := linkRow{
 			Link: l, Name: cmp.Or(names[l.Host], l.Host), Class: classOf(l),
 			TotalIn: byteText(float64(l.BytesIn)), TotalOut: byteText(float64(l.BytesOut)),
@@ -362,64 +397,10 @@ func chosenOf(n *Node, names map[string]string, now time.Time) *chosen {
 		}
 		var limits []string
 		for _, option := range slices.Sorted(maps.Keys(l.LimitsReached)) {
-			limits = append(limits, fmt.Sprintf("%s %d", clip(option), l.LimitsReached[option]))
+			limits = append(limits, fmt.Sprintf("%s %d", option, l.LimitsReached[option]))
 		}
 		r.Limits = strings.Join(limits, ", ")
 		c.Links = append(c.Links, r)
 	}
 	return c
-}
-
-// shortTime has two or three digits.
-func shortTime(d time.Duration) string {
-	switch us := float64(d) / 1e3; {
-	case us < 10:
-		return fmt.Sprintf("%.1f µs", us)
-	case us < 1000:
-		return fmt.Sprintf("%.0f µs", us)
-	case us < 10_000:
-		return fmt.Sprintf("%.1f ms", us/1e3)
-	case us < 1_000_000:
-		return fmt.Sprintf("%.0f ms", us/1e3)
-	}
-	return fmt.Sprintf("%.1f s", d.Seconds())
-}
-
-// ago is for people.
-func ago(d time.Duration) string {
-	switch {
-	case d < 2*time.Minute:
-		return fmt.Sprintf("%.0f s", max(d, 0).Seconds())
-	case d < 2*time.Hour:
-		return fmt.Sprintf("%.0f min", d.Minutes())
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%.0f h", d.Hours())
-	}
-	return fmt.Sprintf("%.0f days", d.Hours()/24)
-}
-
-func byteText(n float64) string {
-	units := []string{"B", "KiB", "MiB", "GiB", "TiB", "PiB"}
-	i := 0
-	for ; n >= 1000 && i < len(units)-1; i++ {
-		n /= 1024
-	}
-	if i == 0 || n >= 100 {
-		return fmt.Sprintf("%.0f %s", n, units[i])
-	}
-	return fmt.Sprintf("%.1f %s", n, units[i])
-}
-
-func countText(n float64) string {
-	switch {
-	case n > 0 && n < 10:
-		return fmt.Sprintf("%.1f", n)
-	case n < 1000:
-		return fmt.Sprintf("%.0f", n)
-	case n < 100_000:
-		return fmt.Sprintf("%.1f k", n/1e3)
-	case n < 1_000_000:
-		return fmt.Sprintf("%.0f k", n/1e3)
-	}
-	return fmt.Sprintf("%.1f M", n/1e6)
 }

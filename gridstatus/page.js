@@ -1,9 +1,11 @@
 "use strict";
 (() => {
 	const every = Number(document.body.dataset.every);
+	// Options.Timeout is 10 s at the most.
+	const patience = every + 20000;
 
 	// update makes a like b, which was just loaded, and changes only what differs: so
-	// focus, selection and scrolling stay, and a screen reader hears of changes only.
+	// focus, selection and scrolling stay where they are.
 	function update(a, b) {
 		if (a.nodeType !== b.nodeType || a.nodeName !== b.nodeName) {
 			a.replaceWith(document.importNode(b, true));
@@ -20,6 +22,11 @@
 		for (const {name} of [...a.attributes]) {
 			if (!b.hasAttribute(name)) a.removeAttribute(name);
 		}
+		updateChildren(a, b);
+	}
+
+	function updateChildren(a, b) {
+		if (b.firstElementChild?.dataset.key) return updateRows(a, b);
 		const old = [...a.childNodes];
 		const now = [...b.childNodes];
 		for (let i = 0; i < now.length; i++) {
@@ -29,37 +36,64 @@
 		for (const gone of old.slice(now.length)) gone.remove();
 	}
 
-	async function load() {
-		const stop = new AbortController();
-		const timer = setTimeout(() => stop.abort(), 10000 + every);
-		try {
-			const answer = await fetch(location.href, {headers: {Accept: "text/html"}, signal: stop.signal});
-			if (!answer.ok) throw new Error(answer.statusText);
-			return new DOMParser().parseFromString(await answer.text(), "text/html");
-		} finally {
-			clearTimeout(timer);
+	// updateRows leaves a row that of its host when others come or go.
+	function updateRows(a, b) {
+		const keys = new Set([...b.children].map(row => row.dataset.key));
+		for (const row of [...a.children]) {
+			if (!keys.has(row.dataset.key)) row.remove();
+		}
+		const rows = new Map([...a.children].map(row => [row.dataset.key, row]));
+		let next = a.firstElementChild;
+		for (const now of b.children) {
+			const row = rows.get(now.dataset.key) ?? document.importNode(now, true);
+			if (row === next) next = row.nextElementSibling;
+			else a.insertBefore(row, next);
+			update(row, now);
 		}
 	}
 
-	let lost = null; // since when this node does not answer
+	// load returns the page as it is now, or throws what to tell the reader.
+	async function load() {
+		let answer;
+		try {
+			answer = await fetch(location.href, {headers: {Accept: "text/html"}, signal: AbortSignal.timeout(patience)});
+		} catch {
+			throw "This host does not answer";
+		}
+		if (!answer.ok) throw "This host has answered with " + answer.status + " " + answer.statusText;
+		const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+		if (!page.getElementById("gridstatus")) throw "Another page has come: load this one again, perhaps to sign in";
+		return page;
+	}
+
+	// tell has a screen reader say how it is, when that has changed, and not too often.
+	let toldAt = -Infinity;
+	function tell(text) {
+		const said = document.getElementById("said");
+		if (said.textContent === text || performance.now() - toldAt < 5 * every) return;
+		toldAt = performance.now();
+		said.textContent = text;
+	}
+
+	const main = document.getElementById("gridstatus");
+	const summary = document.getElementById("summary");
+	let since = null; // when the page became old
 	async function refresh() {
 		try {
 			const page = await load();
-			const main = page.querySelector("main");
-			if (!main) throw new Error("not the page");
-			lost = null;
+			if (page.body.dataset.version !== document.body.dataset.version) location.reload();
+			since = null;
 			document.body.classList.remove("stale");
 			document.title = page.title;
-			update(document.querySelector("main"), main);
-		} catch {
-			lost ??= new Date().toLocaleTimeString();
+			update(main, page.getElementById("gridstatus"));
+			hint();
+		} catch (why) {
+			since ??= new Date().toLocaleTimeString();
 			document.body.classList.add("stale");
-			const summary = document.getElementById("summary");
-			const text = "This host has not answered since " + lost + ". What is below is old.";
-			if (summary.textContent !== text) summary.textContent = text;
+			summary.textContent = document.title = why + ". What is below is older than " + since + ".";
 			summary.className = "down";
-			document.title = text;
 		}
+		tell(summary.textContent);
 	}
 
 	function visible() {
@@ -74,14 +108,22 @@
 			await refresh();
 		}
 	}
-	run();
 
 	// A cell of the matrix in words, for those who see it as a dot.
-	document.addEventListener("mouseover", ({target}) => {
-		const cell = target.closest(".matrix td[aria-label]");
-		if (!cell) return;
+	let cell = null;
+	function hint() {
+		if (!cell?.isConnected || !cell.hasAttribute("aria-label")) return;
 		const from = cell.parentElement.querySelector("a").textContent;
 		const to = cell.closest("table").tHead.rows[0].cells[cell.cellIndex].getAttribute("aria-label");
 		document.getElementById("hint").textContent = from + " to " + to + ": " + cell.getAttribute("aria-label");
-	});
+	}
+	for (const event of ["mouseover", "click"]) {
+		document.addEventListener(event, ({target}) => {
+			cell = target.closest(".matrix td[aria-label]") ?? cell;
+			hint();
+		});
+	}
+
+	tell(summary.textContent);
+	run();
 })();

@@ -1,13 +1,18 @@
 package gridstatus
 
 import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/gridrpc/grid"
 )
 
-// View is how one host sees its connections. As JSON, here and in what it holds, fields
-// that are zero are left out, times are those of RFC 3339, and durations nanoseconds.
+// View is how one host sees its connections. As JSON, here and in what it holds, times
+// are those of RFC 3339, durations nanoseconds, and most fields that are zero are left
+// out.
 type View struct {
 	// Host is the base URL of the host whose view it is.
 	Host string
@@ -23,8 +28,10 @@ type View struct {
 // explained here is in [grid.ConnectionStats].
 type Link struct {
 	// Host is the base URL of the other host.
-	Host  string
-	State grid.State
+	Host string
+	// State is the name of a [grid.State]; of one that is not known here, if the
+	// host whose view it is runs a later version.
+	State string
 	// Since is when it was connected, or lost; zero for neither so far.
 	Since time.Time `json:",omitzero"`
 	// Dials tells whether the host whose view it is dials the other.
@@ -71,6 +78,10 @@ func (r *Rate) add(o *Rate) {
 	r.MessagesOut += o.MessagesOut
 }
 
+var connected = grid.StateConnected.String()
+
+func (l *Link) isUp() bool { return l.State == connected }
+
 func viewOf(m *grid.Manager) *View {
 	st := m.Stats()
 	v := &View{Host: st.HostName, ID: st.ID, Time: time.Now(), Links: make([]Link, len(st.Connections))}
@@ -82,7 +93,7 @@ func viewOf(m *grid.Manager) *View {
 
 func linkOf(c *grid.ConnectionStats) Link {
 	l := Link{
-		Host: c.HostName, State: c.State, Since: c.LastDisconnect, Dials: c.Dials, Reconnects: c.Reconnects,
+		Host: c.HostName, State: c.State.String(), Since: c.LastDisconnect, Dials: c.Dials, Reconnects: c.Reconnects,
 		LastDisconnect: c.LastDisconnect, LastError: c.LastError,
 		RoundTrip: c.RoundTripMean, RoundTripDeviation: c.RoundTripDeviation,
 		BytesIn: c.BytesIn, BytesOut: c.BytesOut, MessagesIn: c.MessagesIn, MessagesOut: c.MessagesOut,
@@ -90,33 +101,98 @@ func linkOf(c *grid.ConnectionStats) Link {
 		SlowConsumers: c.SlowConsumers, QueuedBytes: c.QueuedBytes, QueuedSenders: c.QueuedSenders,
 		KeptBytes: c.KeptBytes, Refused: c.Refused, LimitsReached: c.LimitsReached,
 	}
-	if c.State == grid.StateConnected {
+	if l.isUp() {
 		l.Since = c.LastConnect
 	}
 	return l
 }
 
-// link returns that to a host; nil if there is none.
-func (v *View) link(host string) *Link {
-	if v == nil {
-		return nil
+// What another host may say, so that one that lies can't make a page grow without
+// bounds.
+const (
+	maxView   = 4 << 20 // bytes
+	maxLinks  = 5000
+	maxText   = 300 // bytes
+	maxID     = 64
+	maxLimits = 20
+)
+
+// decodeView reads what host has said. Of what it returns nothing is larger than the
+// limits above.
+func decodeView(host string, b []byte) (*View, error) {
+	if len(b) > maxView {
+		return nil, fmt.Errorf("its view has %d bytes, the limit is %d", len(b), maxView)
 	}
-	for i := range v.Links {
-		if v.Links[i].Host == host {
-			return &v.Links[i]
+	// Links one by one: decoded at once, 4 MiB of empty ones would take gigabytes.
+	var said struct {
+		Host, ID string
+		Time     time.Time
+		Links    json.RawMessage
+	}
+	if err := json.Unmarshal(b, &said); err != nil {
+		return nil, fmt.Errorf("its view can't be read: %w", err)
+	}
+	if said.Host != host {
+		return nil, fmt.Errorf("it calls itself %q", clip(said.Host, maxText))
+	}
+	v := &View{Host: host, ID: clip(said.ID, maxID), Time: said.Time.UTC()}
+	if len(said.Links) == 0 || string(said.Links) == "null" {
+		return v, nil
+	}
+	links := json.NewDecoder(bytes.NewReader(said.Links))
+	if t, err := links.Token(); err != nil || t != json.Delim('[') {
+		return nil, fmt.Errorf("its view can't be read: Links is no array")
+	}
+	seen := map[string]bool{host: true, "": true}
+	for n := 0; links.More(); n++ {
+		if n == maxLinks {
+			return nil, fmt.Errorf("its view has more than %d links", maxLinks)
+		}
+		var l Link
+		if err := links.Decode(&l); err != nil {
+			return nil, fmt.Errorf("its view can't be read: link %d: %w", n, err)
+		}
+		l.clean()
+		if !seen[l.Host] {
+			seen[l.Host] = true
+			v.Links = append(v.Links, l)
 		}
 	}
-	return nil
+	return v, nil
 }
 
-// rateFrom is measured between an earlier view of the same host and v.
-func (v *View) rateFrom(old *View) {
-	if old == nil || old.ID != v.ID {
+func (l *Link) clean() {
+	l.Host, l.State, l.LastError, l.Rate = clip(l.Host, maxText), clip(l.State, maxID), clip(l.LastError, maxText), nil
+	// Other zones may be such that they can't be encoded again.
+	l.Since, l.LastDisconnect = l.Since.UTC(), l.LastDisconnect.UTC()
+	l.RoundTrip, l.RoundTripDeviation = min(max(l.RoundTrip, 0), time.Hour), min(max(l.RoundTripDeviation, 0), time.Hour)
+	if len(l.LimitsReached) > maxLimits {
+		l.LimitsReached = nil
+	}
+	for option := range l.LimitsReached {
+		if len(option) > maxID {
+			delete(l.LimitsReached, option)
+		}
+	}
+}
+
+// clip keeps n bytes of a text.
+func clip(text string, n int) string {
+	if len(text) > n {
+		return strings.ToValidUTF8(text[:n], "") + " ..."
+	}
+	return text
+}
+
+// rateFrom is measured between an earlier view of the same host, not older than that,
+// and v.
+func (v *View) rateFrom(old *View, oldest time.Duration) {
+	if old.ID != v.ID {
 		return
 	}
 	// By the host's own clock, so it does not matter how long the answer took.
 	took := v.Time.Sub(old.Time)
-	if took <= 0 || took > oldestForRate {
+	if took <= 0 || took > oldest {
 		return
 	}
 	before := make(map[string]*Link, len(old.Links))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -62,23 +63,25 @@ type tab struct {
 	requests []string
 }
 
-func browser() string {
+// browser is the program that GRID_BROWSER names, or one that is here. Without any the
+// test is skipped.
+func browser(t *testing.T) string {
+	if name := os.Getenv("GRID_BROWSER"); name != "" {
+		return name
+	}
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable"} {
 		if path, err := exec.LookPath(name); err == nil {
 			return path
 		}
 	}
+	t.Skip("there is no Chromium here; Debian has it as the package chromium")
 	return ""
 }
 
 // open starts a browser and shows url in it.
 func open(t *testing.T, url string, width, height int64, prepare ...chromedp.Action[chromedp.Void]) *tab {
-	path := browser()
-	if path == "" {
-		t.Skip("there is no Chromium here; Debian has it as the package chromium")
-	}
 	opts := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
-		chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.WSURLReadTimeout(time.Minute),
+		chromedp.ExecPath(browser(t)), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.WSURLReadTimeout(time.Minute),
 		// It must want nothing of its own from the network.
 		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true),
 	)
@@ -166,4 +169,38 @@ func (b *tab) requireQuiet(host string) {
 			require.True(b.t, strings.HasPrefix(url, host+"/grid"), url)
 		}
 	}
+}
+
+// contrast is the smallest one between a text of the page and what is behind it.
+func (b *tab) contrast() float64 {
+	b.t.Helper()
+	worst := eval[struct {
+		Ratio float64
+		Text  string
+	}](b, `(() => {
+		const parse = c => c.match(/[\d.]+/g).map(Number);
+		const light = ([r, g, b]) => [r, g, b].map(v => (v /= 255) <= .04045 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+			.reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+		const back = e => {
+			for (; e; e = e.parentElement) {
+				const c = parse(getComputedStyle(e).backgroundColor);
+				if (c.length < 4 || c[3] === 1) return c;
+			}
+			return [255, 255, 255];
+		};
+		const clear = e => e ? getComputedStyle(e).opacity * clear(e.parentElement) : 1;
+		let worst = {ratio: 21, text: ""};
+		for (const walk = document.createTreeWalker(document.querySelector("main"), NodeFilter.SHOW_TEXT); walk.nextNode();) {
+			const e = walk.currentNode.parentElement;
+			if (!walk.currentNode.data.trim()) continue;
+			const under = back(e), alpha = clear(e);
+			const ink = parse(getComputedStyle(e).color).slice(0, 3).map((v, i) => alpha * v + (1 - alpha) * under[i]);
+			const [x, y] = [light(ink), light(under)];
+			const ratio = (Math.max(x, y) + .05) / (Math.min(x, y) + .05);
+			if (ratio < worst.ratio) worst = {ratio, text: e.outerHTML};
+		}
+		return worst
+	})()`)
+	b.t.Logf("the least contrast is %.1f, of %s", worst.Ratio, worst.Text)
+	return worst.Ratio
 }
