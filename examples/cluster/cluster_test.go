@@ -7,11 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -51,43 +48,6 @@ func testTree(t *testing.T) string {
 		require.NoError(t, os.WriteFile(name, make([]byte, 300), 0o644))
 	}
 	return root
-}
-
-// freeHosts returns the URLs of n ports that nobody listens on.
-func freeHosts(t *testing.T, n int) []string {
-	var hosts []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		require.NoError(t, err)
-		defer l.Close() // once all are found: no port twice
-		hosts = append(hosts, "http://"+l.Addr().String())
-	}
-	return hosts
-}
-
-// process is one node in a process of its own. Its output may be read once the
-// process has ended.
-type process struct {
-	*exec.Cmd
-	out, errs bytes.Buffer
-}
-
-func newProcess(ctx context.Context, hosts []string, local, dir string, more ...string) *process {
-	args := append([]string{"-listen", addr(local), "-hosts", strings.Join(hosts, ","), "-secret", testSecret, "-dir", dir}, more...)
-	p := &process{Cmd: exec.CommandContext(ctx, os.Args[0], args...)}
-	// The race detector would have every process wait a second at its end.
-	p.Env = append(os.Environ(), asProgram+"=1", "GORACE=atexit_sleep_ms=0")
-	p.Stdout, p.Stderr = &p.out, &p.errs
-	return p
-}
-
-// requireGood waits for the end of the process, which must be a good one.
-func (p *process) requireGood(t *testing.T) {
-	t.Helper()
-	err := p.Wait()
-	require.NoError(t, err, "stdout:\n%s\nstderr:\n%s", &p.out, &p.errs)
-	require.NotContains(t, p.out.String(), "FAIL")
-	require.NotContains(t, p.out.String()+p.errs.String(), testSecret)
 }
 
 func TestDemoHolds(t *testing.T) {
@@ -138,9 +98,7 @@ func TestThreeProcessesEndWhenAllAreDone(t *testing.T) {
 }
 
 func TestServingProcessEndsWellOnSignal(t *testing.T) {
-	if runtime.GOOS == "windows" {
-		t.Skip("there are no such signals on Windows")
-	}
+	skipWithoutSignals(t)
 	ctx := testContext(t)
 	dir, hosts := testTree(t), freeHosts(t, 2)
 	serving := newProcess(ctx, hosts, hosts[0], dir)
@@ -192,7 +150,10 @@ func TestWrongCommandLine(t *testing.T) {
 		{"-listen needs -hosts", []string{"-listen", "127.0.0.1:1", "-secret", testSecret}},
 		{"need -listen", []string{"-hosts", two}},
 		{"need -listen", []string{"-once"}},
-		{"need -listen", []string{"-http", "127.0.0.1:1"}},
+		{"need -listen", []string{"-dynamic", "-http", "127.0.0.1:1"}},
+		{"-once and -dynamic", []string{"-listen", ":1", "-hosts", "http://127.0.0.1:1", "-secret", testSecret, "-dynamic", "-once"}},
+		{"-dynamic needs -hosts", []string{"-listen", ":1", "-secret", testSecret, "-dynamic"}},
+		{"two URLs", []string{"-listen", ":1", "-hosts", "http://127.0.0.1:1", "-secret", testSecret}},
 		{"need -listen", []string{"-ping", "1s"}},
 		{"is not in -hosts", []string{"-listen", ":1", "-hosts", two, "-secret", testSecret, "-local", "http://other:1"}},
 		{"does not begin with http://", []string{"-listen", ":1", "-hosts", two + ",https://a:1", "-secret", testSecret}},

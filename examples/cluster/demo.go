@@ -14,8 +14,19 @@ import (
 // cutAfter is how many entries have come when the link is cut.
 const cutAfter = 1000
 
-// demo runs three nodes in this process and uses them.
-func demo(ctx context.Context, r *report, dir string) error {
+// demoTime is how long the demonstration may take, with a large -dir.
+const demoTime = 5 * time.Minute
+
+// demo runs three nodes in this process and uses them. With an address for http the
+// first one answers there, until ctx ends.
+func demo(ctx context.Context, r *report, dir, http string) error {
+	page, err := listenHTTP(http)
+	if err != nil {
+		return err
+	}
+	if page != nil {
+		defer page.Close() // in case there is no node for it
+	}
 	r.title("Three nodes in one process, over loopback sockets")
 	var hosts []string
 	var listeners []net.Listener
@@ -46,6 +57,23 @@ func demo(ctx context.Context, r *report, dir string) error {
 		nodes = append(nodes, n)
 		r.line("%s is %s", n.name, n.HostName())
 	}
+	defer nodes[0].answerHTTP(page)()
+	if err := useAll(ctx, r, nodes, start); err != nil {
+		return err
+	}
+	err = r.end()
+	if page != nil {
+		r.line("the status page is at http://%s/; stop with Ctrl-C", page.Addr())
+		<-ctx.Done()
+	}
+	return err
+}
+
+// useAll waits for nodes that were started at a time, and shows what they do. It
+// returns an error if they do not even connect.
+func useAll(ctx context.Context, r *report, nodes []*node, start time.Time) error {
+	ctx, cancel := context.WithTimeout(ctx, demoTime)
+	defer cancel()
 	for _, n := range nodes {
 		if err := n.waitConnected(ctx); err != nil {
 			return err
@@ -57,7 +85,7 @@ func demo(ctx context.Context, r *report, dir string) error {
 	streamTree(ctx, r, nodes[0], nodes[2])
 	cutLink(ctx, r, nodes[0], nodes[1])
 	showErrors(ctx, r, nodes[2], nodes[0])
-	return r.end()
+	return nil
 }
 
 // askDisks has every node ask every other for its disk: single requests.

@@ -30,25 +30,6 @@ func pings(d time.Duration) string {
 	return fmt.Sprintf("%.2f ping intervals (%v)", d.Seconds()/labPing.Seconds(), d.Round(time.Millisecond))
 }
 
-// until polls until all of the conditions have held once, and returns when that
-// was, for each. It fails the test if it takes longer than within.
-func until(t *testing.T, within time.Duration, what string, conds ...func() bool) []time.Duration {
-	t.Helper()
-	start, times := time.Now(), make([]time.Duration, len(conds))
-	for left := len(conds); left > 0; time.Sleep(10 * time.Millisecond) {
-		for i, cond := range conds {
-			if times[i] == 0 && cond() {
-				times[i] = time.Since(start)
-				left--
-			}
-		}
-		if left > 0 && time.Since(start) > within {
-			require.Failf(t, what, "not within %v", within)
-		}
-	}
-	return times
-}
-
 // Three hosts, in network namespaces of their own, go through what happens to
 // hosts and links, as it is seen from outside their processes.
 func TestAcrossHosts(t *testing.T) {

@@ -40,17 +40,29 @@ func (n *node) status() nodeStatus {
 // secret, so they are not for the address that the peers dial.
 func (n *node) routes() http.Handler {
 	mux := http.NewServeMux()
+	mux.Handle("GET /{$}", n.page)
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, n.status()) })
 	mux.HandleFunc("GET /disk/{host}", n.toPeer(n.showDisk))
 	mux.HandleFunc("GET /tree/{host}", n.toPeer(n.showTree))
 	return mux
 }
 
-// answerHTTP serves the routes at an address, until stop is called.
-func (n *node) answerHTTP(address string) (stop func(), err error) {
+// listenHTTP listens where an operator is answered; it returns nil for nowhere.
+func listenHTTP(address string) (net.Listener, error) {
+	if address == "" {
+		return nil, nil
+	}
 	l, err := net.Listen("tcp", address)
 	if err != nil {
 		return nil, fmt.Errorf("-http: %w", err)
+	}
+	return l, nil
+}
+
+// answerHTTP serves the routes at l, which may be nil, until stop is called.
+func (n *node) answerHTTP(l net.Listener) (stop func()) {
+	if l == nil {
+		return func() {}
 	}
 	srv := &http.Server{Handler: n.routes(), ReadHeaderTimeout: 10 * time.Second}
 	served := make(chan struct{})
@@ -61,7 +73,7 @@ func (n *node) answerHTTP(address string) (stop func(), err error) {
 	return func() {
 		srv.Close()
 		<-served
-	}, nil
+	}
 }
 
 // toPeer finds the peer that the path names, and tells by the status whether the

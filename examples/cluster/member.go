@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -23,6 +24,8 @@ type member struct {
 	once   bool          // end when all peers are done
 	http   string        // where to answer an operator; empty for nowhere
 	ping   time.Duration // 0 for grid's default
+
+	dynamic bool // hosts is the node itself, and those to join through
 }
 
 // localHost is the one of the hosts that the node itself is: the one with the
@@ -58,28 +61,41 @@ func (m *member) run(ctx context.Context, r *report) error {
 	if err != nil {
 		return err
 	}
+	page, err := listenHTTP(m.http)
+	if err != nil {
+		return err
+	}
+	if page != nil {
+		defer page.Close() // in case there is no node for it
+	}
 	l, err := net.Listen("tcp", m.listen)
 	if err != nil {
 		return err
 	}
-	n, err := startNode(ctx, local, l, m.secret, m.dir, grid.ManagerOptions{
+	r.title("%s, serving %s", local, m.dir)
+	if page != nil {
+		r.line("the status page is at http://%s/", page.Addr())
+	}
+	opts := grid.ManagerOptions{
 		Local:        local,
 		Hosts:        m.hosts,
 		PingInterval: m.ping,
 		Logger:       slog.New(slog.NewTextHandler(os.Stderr, nil)),
-	})
+	}
+	if m.dynamic {
+		return m.runDynamic(ctx, r, l, page, opts)
+	}
+	return m.runFixed(ctx, r, l, page, opts)
+}
+
+// runFixed is run in a cluster whose hosts are known from the start.
+func (m *member) runFixed(ctx context.Context, r *report, l, page net.Listener, opts grid.ManagerOptions) error {
+	n, err := startNode(ctx, opts.Local, l, m.secret, m.dir, opts)
 	if err != nil {
 		return err
 	}
 	defer n.stop()
-	if m.http != "" {
-		stop, err := n.answerHTTP(m.http)
-		if err != nil {
-			return err
-		}
-		defer stop() // first, so that nobody's stream holds up the node
-	}
-	r.title("%s, serving %s", local, m.dir)
+	defer n.answerHTTP(page)() // ends first, so that nobody's stream holds up the node
 	r.line("waiting for %s", strings.Join(n.Targets(), " and "))
 	start := time.Now()
 	if err := n.waitConnected(ctx); err != nil {
@@ -110,30 +126,43 @@ func (m *member) run(ctx context.Context, r *report) error {
 	return err
 }
 
-// use asks a peer for its disk and streams its tree.
-func (m *member) use(ctx context.Context, r *report, n *node, host string) {
+// use asks a peer for its disk and streams its tree. It tells whether all calls were
+// answered.
+func (m *member) use(ctx context.Context, r *report, n *node, host string) bool {
 	r.title("%s", host)
 	conn := n.Connection(host)
 	start := time.Now()
 	d, err := disks.Call(ctx, conn, new(diskRequest))
-	if !r.check(err == nil, "asked for its disk in %v", took(start)) {
-		r.line("%v", err)
-		return
+	if !m.answered(ctx, r, err, "asked for its disk in %v", took(start)) {
+		return false
 	}
 	r.line("%s, of which %s are free", size(d.Total), size(d.Free))
 	start = time.Now()
 	got, err := n.walkOf(ctx, host, func(t *tally) {
 		r.progress("%s entries, %s", number(t.entries()), size(uint64(t.Bytes)))
 	})
-	if !r.check(err == nil, "streamed its tree in %v", took(start)) {
-		r.line("%v", err)
-		return
+	if !m.answered(ctx, r, err, "streamed its tree in %v", took(start)) {
+		return false
 	}
 	want, err := counts.Call(ctx, conn, struct{}{})
 	if err != nil {
-		r.check(false, "asked for a count: %v", err)
-		return
+		return m.answered(ctx, r, err, "asked for a count")
 	}
 	r.check(*got == *want, "%s entries, %s; it counts %s itself",
 		number(got.entries()), size(uint64(got.Bytes)), number(want.entries()))
+	return true
+}
+
+// answered checks that a call did not fail. In a cluster where nodes come and go it
+// may: whichever of the two ends takes it along.
+func (m *member) answered(ctx context.Context, r *report, err error, format string, a ...any) bool {
+	if m.dynamic && (errors.Is(err, grid.ErrDisconnected) || err != nil && ctx.Err() != nil) {
+		r.line("%v", err)
+		return false
+	}
+	ok := r.check(err == nil, format, a...)
+	if !ok {
+		r.line("%v", err)
+	}
+	return ok
 }

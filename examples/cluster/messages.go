@@ -55,6 +55,8 @@ const (
 	walkID
 	doneID
 	missingID // nobody has registered it
+	statusID
+	leaveID
 )
 
 var (

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/gridstatus"
 )
 
 // stopTime is how long a node may take to let what runs finish.
@@ -25,28 +26,37 @@ const leaveGrace = time.Second
 type node struct {
 	*grid.Manager
 
-	name, dir string
-	links     *links
-	srv       *http.Server
-	served    chan struct{} // closed when Serve has returned
-	finished  chan struct{} // see peersDone
+	name, dir  string
+	token      func() string
+	checkToken grid.ValidateTokenFn
+	log        *slog.Logger
+	page       *gridstatus.Status
+	links      *links
+	mux        *http.ServeMux // of the address that the peers dial
+	srv        *http.Server
+	served     chan struct{} // closed when Serve has returned
+	finished   chan struct{} // see peersDone
 
 	mu      sync.Mutex
 	pending map[string]bool // peers that have not said that they are done
 }
 
 // startNode serves dir at l, which it owns from then on. Of opts it sets what has
-// to do with the secret and with dialling.
-func startNode(ctx context.Context, name string, l net.Listener, secret, dir string, opts grid.ManagerOptions) (*node, error) {
+// to do with the secret and with dialling. What extend adds is there before others
+// can ask for it.
+func startNode(ctx context.Context, name string, l net.Listener, secret, dir string, opts grid.ManagerOptions, extend ...func(*node) error) (*node, error) {
 	n := &node{
 		name:     name,
 		dir:      dir,
+		log:      opts.Logger,
 		links:    &links{},
+		mux:      http.NewServeMux(),
 		served:   make(chan struct{}),
 		finished: make(chan struct{}),
 		pending:  make(map[string]bool),
 	}
-	opts.AuthFn, opts.AuthToken = grid.SharedSecret([]byte(secret))
+	n.token, n.checkToken = grid.SharedSecret([]byte(secret))
+	opts.AuthFn, opts.AuthToken = n.token, n.checkToken
 	opts.Dialer = n.links.dial
 	// The manager is ended by stop, not by ctx: an interrupt must leave time
 	// for what is under way.
@@ -59,15 +69,16 @@ func startNode(ctx context.Context, name string, l net.Listener, secret, dir str
 	for _, peer := range m.Targets() {
 		n.pending[peer] = true
 	}
-	if err := n.register(); err != nil {
-		m.Close()
-		l.Close()
-		return nil, err
+	n.mux.Handle(grid.RoutePath, m.Handler())
+	for _, f := range append([]func(*node) error{(*node).register}, extend...) {
+		if err := f(n); err != nil {
+			m.Close()
+			l.Close()
+			return nil, err
+		}
 	}
-	mux := http.NewServeMux()
-	mux.Handle(grid.RoutePath, m.Handler())
 	n.srv = &http.Server{
-		Handler:           mux,
+		Handler:           n.mux,
 		ReadHeaderTimeout: 10 * time.Second,
 		ErrorLog:          slog.NewLogLogger(opts.Logger.Handler(), slog.LevelWarn),
 	}
@@ -80,8 +91,10 @@ func startNode(ctx context.Context, name string, l net.Listener, secret, dir str
 	return n, nil
 }
 
-func (n *node) register() error {
+func (n *node) register() (err error) {
+	n.page, err = gridstatus.New(n.Manager, statusID, gridstatus.Options{Title: "cluster"})
 	return errors.Join(
+		err,
 		disks.Register(n.Manager, n.serveDisk),
 		counts.Register(n.Manager, n.serveCount),
 		walks.RegisterNoInput(n.Manager, n.serveWalk),

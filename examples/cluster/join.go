@@ -1,0 +1,187 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gridrpc/grid"
+)
+
+const (
+	joinPath = "/cluster/join"
+
+	maxJoinRequest = 4 << 10
+	maxJoinAnswer  = 1 << 20
+
+	// joinTime bounds one attempt.
+	joinTime     = 5 * time.Second
+	minJoinPause = 100 * time.Millisecond
+	maxJoinPause = 5 * time.Second
+)
+
+// joinRequest asks a node to make a host one of its own. The answer is all of its
+// hosts.
+type joinRequest struct{ Host string }
+
+// errRefused is wrapped by an answer that would be the same if asked again.
+var errRefused = errors.New("refused")
+
+// serveJoin adds the host that asks, and answers with all.
+func (d *dynamic) serveJoin(w http.ResponseWriter, r *http.Request) {
+	http.NewResponseController(w).SetReadDeadline(time.Now().Add(joinTime))
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		token = ""
+	}
+	if err := d.checkToken(token); err != nil {
+		w.Header().Set("WWW-Authenticate", "Bearer")
+		http.Error(w, err.Error(), http.StatusUnauthorized)
+		return
+	}
+	var req joinRequest
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxJoinRequest)).Decode(&req); err != nil {
+		http.Error(w, "body is no request to join: "+err.Error(), http.StatusBadRequest)
+		return
+	}
+	if err := d.admit(req.Host); errors.Is(err, grid.ErrDisconnected) {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	} else if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	// Listed after it was added: of two that join at a time, one hears of the other.
+	writeJSON(w, append(d.Targets(), d.HostName()))
+}
+
+// admit adds a host that has asked for it.
+func (d *dynamic) admit(host string) error {
+	switch {
+	case !strings.HasPrefix(host, "http://"):
+		return fmt.Errorf("host %q does not begin with http://", host)
+	case host == d.HostName():
+		return fmt.Errorf("host %q is the node that was asked", host)
+	}
+	return d.add(host)
+}
+
+// join asks nodes, and all others that it hears of from them, to make this one their
+// host, and makes them its own. It goes on until ctx ends: some may not be up. It
+// returns an error if one of the nodes to join through refuses.
+func (d *dynamic) join(ctx context.Context, through []string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer cancel()
+	type answer struct {
+		from  string
+		hosts []string
+		err   error
+	}
+	answers := make(chan answer)
+	asked := map[string]bool{d.HostName(): true}
+	hosts := through
+	for {
+		for _, host := range hosts {
+			if asked[host] {
+				continue
+			}
+			asked[host] = true
+			asking.Go(func() {
+				hosts, err := d.joinThrough(ctx, host)
+				select {
+				case answers <- answer{host, hosts, err}:
+				case <-ctx.Done():
+				}
+			})
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case a := <-answers:
+			hosts = a.hosts
+			switch {
+			case a.err == nil, ctx.Err() != nil:
+			case slices.Contains(through, a.from):
+				return fmt.Errorf("joining through %s: %w", a.from, a.err)
+			default:
+				d.log.Warn("a node that others know refuses this one", "host", a.from, "error", a.err)
+			}
+		}
+	}
+}
+
+// joinThrough asks a node until it answers, and adds it. It returns the hosts that the
+// node knows.
+func (d *dynamic) joinThrough(ctx context.Context, host string) ([]string, error) {
+	hosts, err := d.askToJoin(ctx, host)
+	if errors.Is(err, errRefused) {
+		return nil, err
+	}
+	// Not before it was asked, since it refuses hosts that it does not know. One that
+	// is not up is a host of the cluster nevertheless.
+	if err := d.add(host); err != nil {
+		return nil, err
+	}
+	if err != nil {
+		d.log.Warn("joining: a node does not answer, asking it again", "host", host, "error", err)
+	}
+	for pause := minJoinPause; err != nil && !errors.Is(err, errRefused); pause = min(2*pause, maxJoinPause) {
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(pause/2 + rand.N(pause/2)): // not all at once
+		}
+		if d.Connection(host) == nil {
+			return nil, nil // it has joined by itself meanwhile, and left
+		}
+		hosts, err = d.askToJoin(ctx, host)
+	}
+	return hosts, err
+}
+
+// askToJoin asks a node once.
+func (d *dynamic) askToJoin(ctx context.Context, host string) ([]string, error) {
+	body, err := json.Marshal(joinRequest{d.HostName()})
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, host+joinPath, bytes.NewReader(body))
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", errRefused, err)
+	}
+	// A new one for each attempt: a token is good only once.
+	req.Header.Set("Authorization", "Bearer "+d.token())
+	req.Header.Set("Content-Type", "application/json")
+	// A connection each: there is one request to a node.
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: joinTime}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	answer := http.MaxBytesReader(nil, resp.Body, maxJoinAnswer)
+	if resp.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(answer, 1<<10))
+		err := fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(text))
+		if resp.StatusCode < http.StatusInternalServerError {
+			err = fmt.Errorf("%w: %w", errRefused, err)
+		}
+		return nil, err
+	}
+	var hosts []string
+	if err := json.NewDecoder(answer).Decode(&hosts); err != nil {
+		return nil, fmt.Errorf("answer: %w", err)
+	}
+	return hosts, nil
+}

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid"
+)
+
+// startDynamic starts a node that others may join, to be stopped with the test.
+func startDynamic(t *testing.T, host string) *dynamic {
+	l, err := net.Listen("tcp", addr(host))
+	require.NoError(t, err)
+	d := &dynamic{leaving: make(map[string]bool)}
+	n, err := startNode(t.Context(), host, l, testSecret, testTree(t), grid.ManagerOptions{
+		Local:         host,
+		Hosts:         []string{host},
+		OnStateChange: func(c grid.StateChange) { d.removeLeft(c) },
+		Logger:        slog.New(slog.DiscardHandler),
+	}, d.register)
+	require.NoError(t, err)
+	t.Cleanup(n.stop)
+	return d
+}
+
+// askToJoin asks the node over HTTP.
+func askToJoin(d *dynamic, authorization, body string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	r := httptest.NewRequest("POST", joinPath, strings.NewReader(body))
+	r.Header.Set("Authorization", authorization)
+	d.mux.ServeHTTP(w, r)
+	return w
+}
+
+func TestBadRequestToJoinIsToldWhatIsWrong(t *testing.T) {
+	d := startDynamic(t, freeHosts(t, 1)[0])
+	for _, c := range []struct{ body, want string }{
+		{"", "EOF"},
+		{"http://a:1", "invalid character"},
+		{`{"Host":1}`, "cannot unmarshal number"},
+		{`{"Host":"` + strings.Repeat("a", maxJoinRequest) + `"}`, "request body too large"},
+		{"{}", `host "" does not begin with http://`},
+		{`{"Host":"https://a:1"}`, `host "https://a:1" does not begin with http://`},
+		{`{"Host":"http://a:1/path"}`, "URL must end after the host and port"},
+		{`{"Host":"http://a:99999"}`, "must be 1 to 65535"},
+		{`{"Host":"http://"}`, "URL has no host name"},
+		{`{"Host":"` + d.HostName() + `"}`, "is the node that was asked"},
+	} {
+		w := askToJoin(d, "Bearer "+d.token(), c.body)
+		require.Equal(t, http.StatusBadRequest, w.Code, c.body)
+		require.Contains(t, w.Body.String(), c.want)
+	}
+	require.Empty(t, d.Targets())
+}
+
+func TestRequestToJoinNeedsATokenThatWasNotUsed(t *testing.T) {
+	d := startDynamic(t, freeHosts(t, 1)[0])
+	const body = `{"Host":"http://127.0.0.1:1"}`
+	otherToken, _ := grid.SharedSecret([]byte("not-the-secret-of-the-others"))
+	for _, c := range []struct{ authorization, want string }{
+		{"", "malformed token"},
+		{d.token(), "malformed token"},
+		{"Bearer nonsense", "malformed token"},
+		{"Bearer " + otherToken(), "token signed with another key"},
+	} {
+		w := askToJoin(d, c.authorization, body)
+		require.Equal(t, http.StatusUnauthorized, w.Code)
+		require.Equal(t, c.want+"\n", w.Body.String())
+		require.Empty(t, d.Targets())
+	}
+
+	authorization := "Bearer " + d.token()
+	w := askToJoin(d, authorization, body)
+	require.Equal(t, http.StatusOK, w.Code, w.Body)
+	require.JSONEq(t, `["http://127.0.0.1:1","`+d.HostName()+`"]`, w.Body.String())
+	w = askToJoin(d, authorization, `{"Host":"http://127.0.0.1:2"}`)
+	require.Equal(t, http.StatusUnauthorized, w.Code)
+	require.Equal(t, "token was used before\n", w.Body.String())
+	require.Equal(t, []string{"http://127.0.0.1:1"}, d.Targets())
+}
+
+func TestNodeThatShutsDownCantBeJoined(t *testing.T) {
+	d := startDynamic(t, freeHosts(t, 1)[0])
+	d.Close()
+	w := askToJoin(d, "Bearer "+d.token(), `{"Host":"http://127.0.0.1:1"}`)
+	require.Equal(t, http.StatusServiceUnavailable, w.Code, "it may be back: %s", w.Body)
+}
+
+// A host may have another program at its address by now, or be on its way down.
+func TestHostThatFailsOrRefusesDoesNotKeepANodeFromJoining(t *testing.T) {
+	hosts := freeHosts(t, 2)
+	a, d := startDynamic(t, hosts[0]), startDynamic(t, hosts[1])
+	other := httptest.NewServer(http.NotFoundHandler())
+	defer other.Close()
+	tokens := make(chan string, 3)
+	mux := http.NewServeMux() // it is dialled as well
+	mux.HandleFunc("POST "+joinPath, func(w http.ResponseWriter, r *http.Request) {
+		tokens <- r.Header.Get("Authorization")
+		switch len(tokens) {
+		case 1:
+			http.Error(w, "the manager is shutting down", http.StatusServiceUnavailable)
+		case 2:
+			io.WriteString(w, "no list of hosts")
+		default:
+			writeJSON(w, []string{other.URL, hosts[0]})
+		}
+	})
+	failing := httptest.NewServer(mux)
+	defer failing.Close()
+
+	startJoining(testContext(t), t, d, failing.URL)
+	until(t, within, "the node that is up knows it", func() bool { return slices.Contains(a.Targets(), hosts[1]) })
+	require.NoError(t, d.checkToken(strings.TrimPrefix(<-tokens, "Bearer ")))
+	require.NoError(t, d.checkToken(strings.TrimPrefix(<-tokens, "Bearer ")), "another token for each attempt")
+	until(t, within, "it knows the others", func() bool { return slices.Contains(d.Targets(), hosts[0]) })
+	require.ElementsMatch(t, []string{hosts[0], failing.URL}, d.Targets())
+}
+
+// startJoining has a node join through another, until the test ends.
+func startJoining(ctx context.Context, t *testing.T, d *dynamic, through string) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- d.join(ctx, []string{through}) }()
+	t.Cleanup(func() {
+		cancel()
+		require.NoError(t, <-ended)
+	})
+}
+
+// joined are two nodes of which the second has joined through the first.
+func joined(t *testing.T) (a, b *dynamic) {
+	hosts := freeHosts(t, 2)
+	a, b = startDynamic(t, hosts[0]), startDynamic(t, hosts[1])
+	ctx := testContext(t)
+	startJoining(ctx, t, b, hosts[0])
+	until(t, within, "the two know each other",
+		func() bool { return len(a.Targets()) == 1 }, func() bool { return len(b.Targets()) == 1 })
+	require.NoError(t, a.waitConnected(ctx))
+	require.NoError(t, b.waitConnected(ctx))
+	return a, b
+}
+
+func TestNodeCantLeaveInPlaceOfAnother(t *testing.T) {
+	ctx := testContext(t)
+	a, b := joined(t)
+	require.NoError(t, a.add("http://127.0.0.1:1"))
+	for _, host := range []string{"http://127.0.0.1:1", a.HostName(), ""} {
+		_, err := b.Connection(a.HostName()).SingleRequest(ctx, leaveID, []byte(host))
+		require.True(t, grid.IsRemoteErr(err), "%v", err)
+		require.ErrorContains(t, err, b.HostName()+" may not leave in place of")
+	}
+	b.Close()
+	until(t, within, "the link has ended", func() bool { return a.Stats().Connected == 0 })
+	require.ElementsMatch(t, []string{b.HostName(), "http://127.0.0.1:1"}, a.Targets())
+}
+
+func TestNodeThatLeavesIsRemovedWhenItsLinkHasEnded(t *testing.T) {
+	a, b := joined(t)
+	require.Equal(t, 1, b.leave(testContext(t)))
+	require.Equal(t, []string{b.HostName()}, a.Targets())
+	b.Close()
+	until(t, within, "it is removed", func() bool { return len(a.Targets()) == 0 })
+}
+
+func TestNodeThatJoinsAgainBeforeItsLinkHasEndedStays(t *testing.T) {
+	a, b := joined(t)
+	require.Equal(t, 1, b.leave(testContext(t)))
+	w := askToJoin(a, "Bearer "+b.token(), `{"Host":"`+b.HostName()+`"}`)
+	require.Equal(t, http.StatusOK, w.Code, w.Body)
+	b.Close()
+	until(t, within, "the link has ended", func() bool { return a.Stats().Connected == 0 })
+	require.Equal(t, []string{b.HostName()}, a.Targets())
+}
