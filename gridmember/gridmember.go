@@ -16,7 +16,10 @@
 //
 // A host that is cut off from the others is dead for them, and they for it, after
 // memberlist's suspicion timeout, some seconds; its calls end with
-// [grid.ErrDisconnected]. When they find each other again they are hosts again.
+// [grid.ErrDisconnected]. Who was lost is asked again every PushPullInterval of the
+// configuration, some at a time, for an hour, and one of the seeds every ten of these
+// intervals for good. When they find each other they are hosts again. So where addresses
+// may come to belong to another grid, give the configuration a SecretKey or a Label.
 package gridmember
 
 import (
@@ -41,6 +44,7 @@ type Membership struct {
 	stop    chan struct{}
 	stopped chan struct{}
 	once    sync.Once
+	gone    gone
 	refused map[string]bool // names that are no hosts, and were logged; the goroutine's own
 }
 
@@ -52,8 +56,10 @@ type Membership struct {
 // conf is memberlist's configuration, of which a copy is used; the default is its
 // DefaultLANConfig. Name is set, and Events is called as well as seen.
 //
-// It is an error if none of the seeds is reached, and if memberlist can't listen. A
-// member whose name is no host is logged once, by [slog.Default], and left out.
+// It is an error if none of the seeds is reached, which the caller may try again, and if
+// memberlist can't listen. A member whose name is no host is logged once, by
+// [slog.Default], and left out. What memberlist logs itself goes where its configuration
+// says.
 func Join(m *grid.Manager, conf *memberlist.Config, seeds ...string) (*Membership, error) {
 	if conf == nil {
 		conf = memberlist.DefaultLANConfig()
@@ -75,6 +81,7 @@ func Join(m *grid.Manager, conf *memberlist.Config, seeds ...string) (*Membershi
 	}
 	s.list = list
 	go s.follow()
+	go s.rejoin(c.PushPullInterval, slices.Clone(seeds))
 	if len(seeds) > 0 {
 		if _, err := list.Join(seeds); err != nil {
 			return nil, errors.Join(fmt.Errorf("gridmember: join: %w", err), s.Close())
@@ -99,21 +106,26 @@ func (s *Membership) List() *memberlist.Memberlist { return s.list }
 // Leave tells the others that this host leaves, waits until that has spread, for no
 // longer than timeout, and closes. They remove it at once, rather than after a time of
 // suspicion. Call it before the Shutdown of the manager, or after: hosts that have left
-// can't be called.
-func (s *Membership) Leave(timeout time.Duration) error {
-	return errors.Join(s.list.Leave(timeout), s.Close())
+// can't be called. After Leave or Close it does nothing and returns nil; while another
+// call of either is under way it waits for that.
+func (s *Membership) Leave(timeout time.Duration) (err error) {
+	s.once.Do(func() { err = errors.Join(s.list.Leave(timeout), s.close()) })
+	return err
 }
 
 // Close ends the gossip without a word: for the others this host has died. The hosts of
-// the manager stay as they are.
-func (s *Membership) Close() error {
-	var err error
-	s.once.Do(func() {
-		close(s.stop)
-		<-s.stopped
-		err = s.list.Shutdown()
-	})
+// the manager stay as they are. A member that is being asked at this moment is asked to
+// the end, for no longer than memberlist's TCPTimeout. After Leave or Close it does
+// nothing and returns nil.
+func (s *Membership) Close() (err error) {
+	s.once.Do(func() { err = s.close() })
 	return err
+}
+
+func (s *Membership) close() error {
+	close(s.stop)
+	<-s.stopped
+	return s.list.Shutdown()
 }
 
 // follow makes the hosts what the members are, until Close.
@@ -166,6 +178,7 @@ func (e *events) wake() {
 
 // NotifyJoin implements [memberlist.EventDelegate].
 func (e *events) NotifyJoin(n *memberlist.Node) {
+	e.s.gone.remove(n)
 	e.wake()
 	if e.next != nil {
 		e.next.NotifyJoin(n)
@@ -174,6 +187,7 @@ func (e *events) NotifyJoin(n *memberlist.Node) {
 
 // NotifyLeave implements [memberlist.EventDelegate].
 func (e *events) NotifyLeave(n *memberlist.Node) {
+	e.s.gone.add(n)
 	e.wake()
 	if e.next != nil {
 		e.next.NotifyLeave(n)

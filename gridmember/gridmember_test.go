@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -13,10 +14,13 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/gridrpc/grid"
@@ -218,3 +222,82 @@ func TestMemberThatIsNoHost(t *testing.T) {
 	require.NoError(t, s.Close())
 	require.Equal(t, []string{"http://127.0.0.1:2"}, m.Targets(), "they stay")
 }
+
+// cable is a transport that can be cut. Nothing gets past a cut, and no error tells.
+type cable struct {
+	*memberlist.MockTransport
+	cut *atomic.Bool
+}
+
+var errCut = errors.New("timeout")
+
+func (c cable) WriteTo(b []byte, addr string) (time.Time, error) {
+	return c.WriteToAddress(b, memberlist.Address{Addr: addr})
+}
+
+func (c cable) WriteToAddress(b []byte, a memberlist.Address) (time.Time, error) {
+	if c.cut.Load() {
+		return time.Now(), nil
+	}
+	return c.MockTransport.WriteToAddress(b, a)
+}
+
+func (c cable) DialTimeout(addr string, timeout time.Duration) (net.Conn, error) {
+	return c.DialAddressTimeout(memberlist.Address{Addr: addr}, timeout)
+}
+
+func (c cable) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
+	if c.cut.Load() {
+		return nil, errCut
+	}
+	return c.MockTransport.DialAddressTimeout(a, timeout)
+}
+
+// A partition may outlast memberlist's memory.
+func TestSidesOfALongPartitionFindEachOther(t *testing.T) {
+	var network memberlist.MockNetwork
+	var cut atomic.Bool
+	hosts := []string{"http://127.0.0.1:1", "http://127.0.0.1:2"}
+	var managers []*grid.Manager
+	var seeds []string
+	for _, host := range hosts {
+		m := newManager(t, host)
+		c := quick()
+		c.Transport = cable{network.NewTransport(host), &cut}
+		c.GossipToTheDeadTime = 500 * time.Millisecond
+		s, err := gridmember.Join(m, c, seeds...)
+		require.NoError(t, err)
+		defer s.Close()
+		managers, seeds = append(managers, m), []string{s.List().LocalNode().Address()}
+	}
+	requireTargets := func(want ...[]string) {
+		t.Helper()
+		for i, m := range managers {
+			require.Eventually(t, func() bool { return slices.Equal(m.Targets(), want[i]) }, 30*time.Second, 10*time.Millisecond, "%s", hosts[i])
+		}
+	}
+	requireTargets(hosts[1:], hosts[:1])
+	cut.Store(true)
+	requireTargets(nil, nil)
+	time.Sleep(2 * time.Second) // four times what memberlist remembers
+	cut.Store(false)
+	requireTargets(hosts[1:], hosts[:1])
+}
+
+func TestLeaveAndCloseMayBeRepeated(t *testing.T) {
+	for i, ends := range [][]func(*gridmember.Membership) error{{leave, leave}, {leave, shut}, {shut, leave}, {shut, shut}} {
+		s, err := gridmember.Join(newManager(t, fmt.Sprintf("http://127.0.0.1:%d", i+1)), quick())
+		require.NoError(t, err)
+		var both sync.WaitGroup
+		for _, end := range append(ends, ends...) {
+			both.Go(func() { assert.NoError(t, end(s)) })
+		}
+		both.Wait()
+		for _, end := range ends {
+			require.NoError(t, end(s))
+		}
+	}
+}
+
+func leave(s *gridmember.Membership) error { return s.Leave(time.Second) }
+func shut(s *gridmember.Membership) error  { return s.Close() }
