@@ -1,7 +1,11 @@
-.PHONY: test fuzz bench bench-quick generate lint
+.PHONY: nested test fuzz bench bench-quick generate lint
 
 # Modules of their own, for what they depend on.
 NESTED := gridotel gridprom gridmember gridstatus/browsertest
+
+# Their names, for scripts.
+nested:
+	@echo $(NESTED)
 
 test:
 	go vet ./... && go test -race ./...
@@ -36,5 +40,9 @@ generate:
 	cd bench && go generate ./...
 
 lint:
-	go vet ./...
-	go tool -modfile=tools/go.mod staticcheck ./...
+	@set -e; tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	go build -C tools -o "$$tmp/staticcheck" honnef.co/go/tools/cmd/staticcheck; \
+	for m in . bench $(NESTED); do \
+		echo "cd $$m && go vet ./... && staticcheck ./..."; \
+		(cd $$m && go vet ./... && "$$tmp/staticcheck" ./...); \
+	done

@@ -27,7 +27,7 @@ var updateAPI = flag.Bool("update-api", false, "write testdata/api.txt")
 // and what is taken away or changes its type is in CHANGELOG.md.
 func TestAPIIsAsListed(t *testing.T) {
 	var list bytes.Buffer
-	for _, dir := range []string{".", "gridtest", "gridstatus"} {
+	for _, dir := range []string{".", "gridtest", "gridstatus", "gridprom", "gridotel", "gridmember"} {
 		listAPI(t, &list, dir)
 	}
 	const file = "testdata/api.txt"

@@ -85,7 +85,7 @@ type CallInterceptor interface {
 	// InterceptCall is called before anything is sent, on the caller's goroutine. It
 	// returns the context with which the call goes on, ctx or one derived from it, and
 	// a function, or nil, to be called once when the call has ended. An error ends the
-	// call at once, and is what the caller gets.
+	// call at once, and is what the caller gets. So is a panic.
 	//
 	// The end of a stream is called on a goroutine of grid's, and must neither block nor
 	// end it by runtime.Goexit.

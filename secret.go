@@ -20,8 +20,8 @@ const (
 	// clock it may be dated.
 	tokenLife = 5 * time.Minute
 	// maxNonces bounds the memory for the tokens that were used: with two for each
-	// attempt, and 5 s between these, that is 500 hosts which are refused again and
-	// again.
+	// attempt, and some 4.4 s between these, that is 450 hosts which are refused again
+	// and again.
 	maxNonces = 1 << 17
 
 	nonceSize = 16

@@ -82,7 +82,8 @@ type ManagerStats struct {
 	ID string
 	// Connected is how many of the connections are.
 	Connected int
-	// What follows is the sum of all present Connections.
+	// What follows is the sum of all present Connections; so a counter falls when a
+	// host is removed.
 	Traffic
 	Reconnects, Calls, Streams, Handlers, StreamsServed, SlowConsumers, QueuedBytes int
 	KeptBytes, Refused                                                              int64
