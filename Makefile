@@ -11,22 +11,9 @@ test:
 	go vet ./... && go test -race ./...
 	@set -e; for m in $(NESTED); do echo "cd $$m && go vet ./... && go test -race ./..."; (cd $$m && go vet ./... && go test -race ./...); done
 
-# Runs each fuzz target there is for FUZZTIME, and stops at the first that fails. The
-# input that failed is then in testdata/fuzz of its package, to be run by go test.
-FUZZTIME ?= 1m
-
+# For FUZZTIME each, 1m by default, FUZZJOBS at a time.
 fuzz:
-	@set -e; n=0; \
-	for pkg in $$(go list ./...); do \
-		targets=$$(go test -list '^Fuzz' $$pkg); \
-		for target in $$(echo "$$targets" | grep '^Fuzz' || true); do \
-			echo "=== $$pkg $$target"; \
-			go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5s $$pkg || \
-				{ echo "*** FAILED: $$target in $$pkg"; exit 1; }; \
-			n=$$((n + 1)); \
-		done; \
-	done; \
-	echo "=== $$n fuzz targets passed"; test $$n -gt 0
+	tools/fuzz
 
 # Everything that docs/benchmarks shows: some minutes, on an otherwise idle machine.
 bench:

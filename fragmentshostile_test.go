@@ -50,7 +50,7 @@ func TestFragmentsDoNotKeepWhatTheyCameWith(t *testing.T) {
 	for name, c := range map[string]struct{ piece, beside int }{"honest": {fragmentSize, pendingLimit - wholeSize}, "hostile": {retainSize, 10 << 20}} {
 		t.Run(name, func(t *testing.T) {
 			inV1(t, fragmentConfig, nil, func(r *v1Rig) {
-				const n = 20
+				const n = 8
 				before := heap()
 				r.peer.send(fragment(rawOpRequest, 7, 0, testEcho))
 				m := fragment(rawOpRequest, 7, 0, 0)
