@@ -3,6 +3,7 @@ package grid
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -242,10 +243,10 @@ func (c *Connection) State() State {
 	return c.state.get()
 }
 
-// WaitForConnect waits until the state is [StateConnected]. It returns the
-// cause of ctx if that ends before, and an error that wraps [ErrDisconnected]
-// at once after shutdown, for a host that was removed and for nil. The connection may be lost again by the
-// time it returns.
+// WaitForConnect waits until the state is [StateConnected]. If ctx ends before, it returns
+// its cause, wrapped with the last error of the connection where there was one. It returns
+// an error that wraps [ErrDisconnected] at once after shutdown, for a host that was removed
+// and for nil. The connection may be lost again by the time it returns.
 func (c *Connection) WaitForConnect(ctx context.Context) error {
 	if c == nil {
 		return ErrDisconnected
@@ -253,6 +254,11 @@ func (c *Connection) WaitForConnect(ctx context.Context) error {
 	err := c.state.waitConnected(ctx)
 	if err == errEnded {
 		return disconnected(context.Cause(c.ctx))
+	}
+	if err != nil {
+		if last := c.Stats().LastError; last != "" {
+			return fmt.Errorf("%w (last error: %s)", err, last)
+		}
 	}
 	return err
 }

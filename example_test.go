@@ -35,7 +35,7 @@ func Example() {
 	hostA, hostB := "http://"+listenA.Addr().String(), "http://"+listenB.Addr().String()
 
 	// start is what each host does: make its manager, and serve it.
-	secret := []byte("a key that all hosts share, from a file")
+	secret := []byte("16 bytes or more that all hosts share, from a file")
 	start := func(local string, l net.Listener) *grid.Manager {
 		sign, check := grid.SharedSecret(secret)
 		m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
@@ -116,8 +116,10 @@ func pairWith(maxHandlers int) (server *grid.Manager, conn *grid.Connection, sto
 		managers = append(managers, m)
 	}
 	conn = managers[1].Connection(hosts[0])
-	if err := conn.WaitForConnect(context.Background()); err != nil {
-		log.Fatal(err)
+	for _, c := range []*grid.Connection{conn, managers[0].Connection(hosts[1])} {
+		if err := c.WaitForConnect(context.Background()); err != nil {
+			log.Fatal(err)
+		}
 	}
 	return managers[0], conn, func() {
 		for i, l := range listeners {
@@ -169,7 +171,7 @@ func ExampleNewSingleHandler() {
 
 	// Both hosts share this, usually as a package variable: the ID, and how to
 	// make a request and a response.
-	diskInfo := grid.NewSingleHandler(1, grid.NewMSS, disks.NewJSON)
+	diskInfo := grid.NewSingleHandler(2, grid.NewMSS, disks.NewJSON)
 
 	// On one host:
 	err := diskInfo.Register(server, func(req *grid.MSS) (*grid.JSON[disk], *grid.RemoteErr) {
@@ -194,7 +196,7 @@ func ExampleConnection_NewStream() {
 	defer stop()
 	ctx := context.Background()
 
-	const upper grid.HandlerID = 1
+	const upper grid.HandlerID = 3
 
 	// On one host:
 	err := server.RegisterStreamingHandler(upper, grid.StreamHandler{
@@ -314,9 +316,8 @@ func ExampleGetByteBuffer() {
 	defer stop()
 	ctx := context.Background()
 
-	const upper grid.HandlerID = 1
-
-	err := server.RegisterSingleHandler(upper, func(payload []byte) ([]byte, *grid.RemoteErr) {
+	const shout grid.HandlerID = 6
+	err := server.RegisterSingleHandler(shout, func(payload []byte) ([]byte, *grid.RemoteErr) {
 		answer := append(grid.GetByteBufferCap(len(payload)), bytes.ToUpper(payload)...)
 		grid.PutByteBuffer(payload) // a handler owns its payload
 		return answer, nil          // and gives away what it returns
@@ -326,7 +327,7 @@ func ExampleGetByteBuffer() {
 	}
 
 	request := append(grid.GetByteBuffer(), "abc"...)
-	answer, err := conn.SingleRequest(ctx, upper, request)
+	answer, err := conn.SingleRequest(ctx, shout, request)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -446,7 +447,7 @@ func ExampleManagerOptions_tls() {
 	roots := x509.NewCertPool()
 	roots.AddCert(serverA.Certificate())
 	roots.AddCert(serverB.Certificate())
-	secret := []byte("a key that all hosts share, from a file")
+	secret := []byte("16 bytes or more that all hosts share, from a file")
 
 	start := func(local string, mux *http.ServeMux) *grid.Manager {
 		sign, check := grid.SharedSecret(secret)
@@ -478,9 +479,8 @@ func ExampleErrOverloaded() {
 	server, conn, stop := pairWith(1)
 	defer stop()
 	ctx := context.Background()
-	began, finish := make(chan bool), make(chan bool)
-
 	const work grid.HandlerID = 1
+	began, finish := make(chan bool), make(chan bool)
 
 	// On one host, with MaxHandlers: 1:
 	err := server.RegisterSingleHandler(work, func([]byte) ([]byte, *grid.RemoteErr) {
@@ -514,7 +514,6 @@ func Example_status() {
 	defer stop()
 	adminMux := http.NewServeMux()
 	const statusID grid.HandlerID = 200
-
 	status, err := gridstatus.New(m, statusID, gridstatus.Options{}) // on every host, with one ID
 	if err != nil {
 		log.Fatal(err)
@@ -532,4 +531,67 @@ func Example_status() {
 	// Unordered output:
 	// answers: true ""
 	// answers: false "grid: no request handler with ID 200"
+}
+
+// timing is an interceptor, for both sides.
+type timing struct{}
+
+func (timing) InterceptCall(ctx context.Context, info *grid.CallInfo) (context.Context, func(grid.CallResult), error) {
+	info.AddMetadata("user", "ann") // goes along, to hosts of this implementation
+	return ctx, func(r grid.CallResult) { fmt.Println("called", info.Name, r.Status(), r.Duration > 0) }, nil
+}
+
+func (timing) InterceptServe(ctx context.Context, info *grid.CallInfo) (context.Context, func(grid.CallResult), error) {
+	if info.Metadata["user"] == "" {
+		return ctx, nil, errors.New("who are you?") // the handler does not run
+	}
+	return ctx, nil, nil
+}
+
+func ExampleCallInterceptor() {
+	local := "http://localhost:9000"
+
+	m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
+		Local:             local,
+		Hosts:             []string{local},
+		LocalCalls:        true, // m.Connection(local) calls the handlers of m, without a socket
+		Insecure:          true,
+		HandlerNames:      map[grid.HandlerID]string{1: "greet"},
+		CallInterceptors:  []grid.CallInterceptor{timing{}},
+		ServeInterceptors: []grid.ServeInterceptor{timing{}},
+		OnStateChange:     func(c grid.StateChange) {}, // c.Host is c.To now, because of c.Err
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer m.Close()
+	greet := func(ctx context.Context, payload []byte) ([]byte, *grid.RemoteErr) {
+		// ctx ends at the caller's deadline, and with the link.
+		return fmt.Appendf(nil, "hello %s from %s", payload, grid.GetCaller(ctx).Name), nil
+	}
+	if err := m.RegisterSingleHandlerContext(1, greet); err != nil {
+		log.Fatal(err)
+	}
+	answer, err := m.Connection(local).SingleRequest(context.Background(), 1, []byte("you"))
+	fmt.Println(string(answer), err)
+	// Output:
+	// called greet ok true
+	// hello you from http://localhost:9000 <nil>
+}
+
+func ExampleManager_AddHost() {
+	m, _, stop := pair()
+	defer stop()
+	newHost := "http://node7:9000"
+
+	err := m.AddHost(newHost) // on every host, the new one included
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(m.Connection(newHost) != nil, len(m.Targets()))
+	err = m.RemoveHost(newHost) // what is under way with it ends with ErrDisconnected
+	fmt.Println(m.Connection(newHost) != nil, len(m.Targets()), err)
+	// Output:
+	// true 2
+	// false 1 <nil>
 }

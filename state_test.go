@@ -3,6 +3,8 @@ package grid
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -149,6 +151,30 @@ func TestWaitForConnectWithACancelledContextLeavesNothing(t *testing.T) {
 		begin := time.Now()
 		require.ErrorIs(t, c.WaitForConnect(late), context.DeadlineExceeded)
 		require.Equal(t, time.Second, time.Since(begin))
+	})
+}
+
+func TestWaitForConnectSaysWhatIsWrong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hosts := []string{"http://a", "http://b"}
+		for _, local := range hosts {
+			m, err := NewManager(t.Context(), ManagerOptions{
+				Local: local, Hosts: hosts, Insecure: true, Logger: slog.New(slog.DiscardHandler),
+				Dialer: func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no route") },
+			})
+			require.NoError(t, err)
+			defer m.Close()
+			c := m.Connection(m.Targets()[0])
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			err = c.WaitForConnect(ctx)
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			if c.dials {
+				require.ErrorContains(t, err, "no route")
+			} else {
+				require.Equal(t, context.DeadlineExceeded, err, "nobody has come")
+			}
+		}
 	})
 }
 

@@ -139,7 +139,7 @@ func TestFiguresAreInTheirColumns(t *testing.T) {
 		{"node1", "up:123 µs", "none:–", "none:"},
 		{"node2", "gone:no answer"},
 	}, table(page, "matrix")[1:])
-	require.Equal(t, []string{"node0", "down:0 of 2", "", ""}, table(page, "hosts")[1][:4])
+	require.Equal(t, []string{"node0", "down:0 of 2", "–", "–"}, table(page, "hosts")[1][:4])
 	require.Equal(t, []string{"node1", "up:1 of 1", "123 µs", "123 µs"}, table(page, "hosts")[2][:4])
 	require.Equal(t, []string{"node2", "down text:silent"}, table(page, "hosts")[3])
 	requireIn(t, page, "Links of node1")

@@ -201,8 +201,7 @@ func (n *node) waitConnected(ctx context.Context) error {
 	for _, host := range n.Targets() {
 		conn := n.Connection(host)
 		if err := conn.WaitForConnect(ctx); err != nil {
-			return fmt.Errorf("%s is not connected: %w (state: %v; last error: %s)",
-				host, err, conn.State(), conn.Stats().LastError)
+			return fmt.Errorf("%s is not connected: %w", host, err)
 		}
 	}
 	return nil

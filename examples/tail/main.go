@@ -73,6 +73,8 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 	defer n.stop()
 	if *file == "" {
 		n.followAll(ctx, w)
+	} else if _, err := os.Stat(*file); err != nil {
+		fmt.Fprintf(w, "%v: it is served once it is there\n", err)
 	}
 	<-ctx.Done()
 	return nil

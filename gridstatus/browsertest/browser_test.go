@@ -30,18 +30,18 @@ const (
 	every                   = 200 * time.Millisecond
 )
 
-// newMesh is a grid of n hosts, each with the page at /grid. Small ones ping often.
-func newMesh(t *testing.T, n int, opts ...gridtest.Option) *gridtest.Grid {
+// newMesh is a small grid of n hosts, each with the page at /grid, who ping often.
+func newMesh(t *testing.T, n int) *gridtest.Grid {
+	return newMeshWith(t, n, gridstatus.Options{Title: "test mesh", Every: every},
+		gridtest.WithOptions(func(_ int, o *grid.ManagerOptions) { o.PingInterval = 500 * time.Millisecond }))
+}
+
+func newMeshWith(t *testing.T, n int, o gridstatus.Options, opts ...gridtest.Option) *gridtest.Grid {
 	pages := make([]*gridstatus.Status, n)
 	opts = append(opts,
 		gridtest.TCP(),
-		gridtest.WithOptions(func(_ int, o *grid.ManagerOptions) {
-			if n < 10 {
-				o.PingInterval = 500 * time.Millisecond
-			}
-		}),
 		gridtest.WithHandlers(func(node int, m *grid.Manager) (err error) {
-			pages[node], err = gridstatus.New(m, statusID, gridstatus.Options{Title: "test mesh", Every: every})
+			pages[node], err = gridstatus.New(m, statusID, o)
 			return err
 		}),
 		gridtest.WithHandlers(func(_ int, m *grid.Manager) error {

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-const networkName = "faultconn"
+const networkName = "memory"
 
 // hostAddr is a host:port of a Network.
 type hostAddr string
