@@ -49,6 +49,9 @@ func checkHosts(local string, hosts []string) error {
 // [ErrDisconnected]. AddHost, RemoveHost and SetHosts may be called concurrently,
 // and while calls are made.
 func (m *Manager) AddHost(host string) error {
+	if m.hosts.Load().conns[host] != nil && m.ctx.Err() == nil && !m.draining.Load() {
+		return nil // without the work in proportion to all hosts: it may be called for each of them
+	}
 	return m.changeHosts(func(hosts []string) []string {
 		if slices.Contains(hosts, host) {
 			return hosts

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -145,6 +146,8 @@ func TestSetHostsRefusesAWrongList(t *testing.T) {
 			{[]string{g.hosts[1]}, fmt.Sprintf("local host %q is not in Hosts", g.hosts[0])},
 			{append([]string{g.hosts[1]}, g.hosts...), fmt.Sprintf("host %q is given twice", g.hosts[1])},
 			{append([]string{"HTTP" + g.hosts[1][4:]}, g.hosts...), "must begin with http://"},
+			{append([]string{"http://a\xff"}, g.hosts...), "URL is not UTF-8"},
+			{append([]string{"http://" + strings.Repeat("a", 256)}, g.hosts...), "host name has 256 bytes, the limit is 255"},
 			{append([]string{"http://x:0"}, g.hosts...), "port"},
 		} {
 			err := m.SetHosts(wrong.hosts)
@@ -279,4 +282,14 @@ func twoWays(ctx context.Context, c *Connection) error {
 	}
 	_, err = collect(s, 0)
 	return err
+}
+
+// Who keeps the hosts in step with something else adds all of them each time.
+func TestAddingAHostThatIsThereCostsNothing(t *testing.T) {
+	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+		m := g.nodes[0].Manager
+		require.Zero(t, testing.AllocsPerRun(100, func() { require.NoError(t, m.AddHost(g.hosts[1])) }))
+		require.NoError(t, m.Close())
+		require.ErrorIs(t, m.AddHost(g.hosts[1]), ErrDisconnected)
+	})
 }

@@ -32,7 +32,8 @@ type CallInfo struct {
 	Metadata map[string]string
 }
 
-// AddMetadata adds a pair to Metadata.
+// AddMetadata adds a pair to Metadata. It is for InterceptCall, until that returns, and not
+// to be called concurrently.
 func (c *CallInfo) AddMetadata(key, value string) {
 	if c.Metadata == nil {
 		c.Metadata = make(map[string]string)

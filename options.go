@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // RoutePath is the default path at which [Manager.Handler] is mounted and other
@@ -292,6 +293,9 @@ func (o *ManagerOptions) maxHandshakes(hosts int) int {
 	return cmp.Or(o.MaxHandshakes, max(128, 2*hosts))
 }
 
+// maxHostName is more than the 253 bytes of a DNS name.
+const maxHostName = 255
+
 // checkHost checks the name of a host.
 func checkHost(host string) error {
 	u, err := url.Parse(host)
@@ -300,8 +304,12 @@ func checkHost(host string) error {
 		return fmt.Errorf("unusable URL: %w", errors.Unwrap(err))
 	case !strings.HasPrefix(host, "http://") && !strings.HasPrefix(host, "https://"):
 		return errors.New("URL must begin with http:// or https://")
+	case !utf8.ValidString(host):
+		return errors.New("URL is not UTF-8")
 	case u.Hostname() == "":
 		return errors.New("URL has no host name")
+	case len(u.Hostname()) > maxHostName:
+		return fmt.Errorf("host name has %d bytes, the limit is %d", len(u.Hostname()), maxHostName)
 	case u.User != nil:
 		return errors.New("URL has a user name")
 	case u.Path != "" || u.RawQuery != "" || u.ForceQuery || strings.Contains(host, "#"):
