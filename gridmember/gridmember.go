@@ -23,6 +23,7 @@
 package gridmember
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -50,14 +51,17 @@ type Membership struct {
 
 // Join begins to gossip, and joins those of seeds that it reaches: addresses of members,
 // with memberlist's port. From then on the hosts of m are the members, and what
-// [grid.Manager.SetHosts] says otherwise does not last. Without seeds the host waits for
+// [grid.Manager.SetHosts] says otherwise lasts for a PushPullInterval at the most. Without seeds the host waits for
 // others to join it.
 //
 // conf is memberlist's configuration, of which a copy is used; the default is its
 // DefaultLANConfig. Name is set, and Events is called as well as seen.
 //
+// Where DeadNodeReclaimTime is 0 it is set to a second, so that a host which has died may
+// come back at another address; that still takes memberlist half a minute or so.
+//
 // It is an error if none of the seeds is reached, which the caller may try again, and if
-// memberlist can't listen. A member whose name is no host is logged once, by
+// memberlist can't listen; then the hosts are as they were. A member whose name is no host is logged once, by
 // [slog.Default], and left out. What memberlist logs itself goes where its configuration
 // says.
 func Join(m *grid.Manager, conf *memberlist.Config, seeds ...string) (*Membership, error) {
@@ -74,19 +78,20 @@ func Join(m *grid.Manager, conf *memberlist.Config, seeds ...string) (*Membershi
 		refused: make(map[string]bool),
 	}
 	c.Name = m.HostName()
+	c.DeadNodeReclaimTime = cmp.Or(c.DeadNodeReclaimTime, time.Second)
 	c.Events = &events{s, conf.Events}
 	list, err := memberlist.Create(&c)
 	if err != nil {
 		return nil, fmt.Errorf("gridmember: %w", err)
 	}
 	s.list = list
-	go s.follow()
-	go s.rejoin(c.PushPullInterval, slices.Clone(seeds))
 	if len(seeds) > 0 {
 		if _, err := list.Join(seeds); err != nil {
-			return nil, errors.Join(fmt.Errorf("gridmember: join: %w", err), s.Close())
+			return nil, errors.Join(fmt.Errorf("gridmember: join: %w", err), list.Shutdown())
 		}
 	}
+	go s.follow()
+	go s.rejoin(c.PushPullInterval, slices.Clone(seeds))
 	return s, nil
 }
 
@@ -144,14 +149,24 @@ func (s *Membership) follow() {
 // apply changes what differs. One by one, so that a name that is no host keeps out no
 // other.
 func (s *Membership) apply() {
-	members := s.Members()
+	gone := make(map[string]bool)
 	for _, host := range s.manager.Targets() {
-		if !slices.Contains(members, host) {
-			s.check(host, s.manager.RemoveHost(host))
-		}
+		gone[host] = true
 	}
-	for _, host := range members {
+	for _, host := range s.Members() {
+		delete(gone, host)
 		s.check(host, s.manager.AddHost(host))
+	}
+	for host := range gone {
+		s.check(host, s.manager.RemoveHost(host))
+	}
+}
+
+// wake has follow look.
+func (s *Membership) wake() {
+	select {
+	case s.changed <- struct{}{}:
+	default: // it will
 	}
 }
 
@@ -169,17 +184,10 @@ type events struct {
 	next memberlist.EventDelegate
 }
 
-func (e *events) wake() {
-	select {
-	case e.s.changed <- struct{}{}:
-	default: // it will look
-	}
-}
-
 // NotifyJoin implements [memberlist.EventDelegate].
 func (e *events) NotifyJoin(n *memberlist.Node) {
 	e.s.gone.remove(n)
-	e.wake()
+	e.s.wake()
 	if e.next != nil {
 		e.next.NotifyJoin(n)
 	}
@@ -188,7 +196,7 @@ func (e *events) NotifyJoin(n *memberlist.Node) {
 // NotifyLeave implements [memberlist.EventDelegate].
 func (e *events) NotifyLeave(n *memberlist.Node) {
 	e.s.gone.add(n)
-	e.wake()
+	e.s.wake()
 	if e.next != nil {
 		e.next.NotifyLeave(n)
 	}
@@ -196,7 +204,7 @@ func (e *events) NotifyLeave(n *memberlist.Node) {
 
 // NotifyUpdate implements [memberlist.EventDelegate].
 func (e *events) NotifyUpdate(n *memberlist.Node) {
-	e.wake()
+	e.s.wake()
 	if e.next != nil {
 		e.next.NotifyUpdate(n)
 	}

@@ -301,3 +301,27 @@ func TestLeaveAndCloseMayBeRepeated(t *testing.T) {
 
 func leave(s *gridmember.Membership) error { return s.Leave(time.Second) }
 func shut(s *gridmember.Membership) error  { return s.Close() }
+
+// What the hosts are set to otherwise does not last.
+func TestHostsThatWereSetOtherwiseComeBack(t *testing.T) {
+	a, b := newManager(t, "http://127.0.0.1:1"), newManager(t, "http://127.0.0.1:2")
+	s, err := gridmember.Join(a, quick())
+	require.NoError(t, err)
+	defer s.Close()
+	other, err := gridmember.Join(b, quick(), s.List().LocalNode().Address())
+	require.NoError(t, err)
+	defer other.Close()
+	for range 2 {
+		require.Eventually(t, func() bool { return slices.Equal(a.Targets(), []string{"http://127.0.0.1:2"}) }, 10*time.Second, time.Millisecond)
+		require.NoError(t, a.SetHosts([]string{"http://127.0.0.1:1"}))
+	}
+}
+
+// The hosts of the options are there to fall back on.
+func TestJoinThatFailsLeavesTheHosts(t *testing.T) {
+	m := newManager(t, "http://127.0.0.1:1")
+	require.NoError(t, m.AddHost("http://127.0.0.1:2"))
+	_, err := gridmember.Join(m, quick(), "127.0.0.1:1")
+	require.ErrorContains(t, err, "gridmember: join:")
+	require.Equal(t, []string{"http://127.0.0.1:2"}, m.Targets())
+}

@@ -74,6 +74,7 @@ func (s *Membership) rejoin(every time.Duration, seeds []string) {
 		case <-s.stop:
 			return
 		}
+		s.wake() // in case the hosts were changed otherwise
 		ask := s.gone.some()
 		if len(seeds) > 0 && round%roundsToSeed == 0 {
 			ask = append(ask, seeds[rand.N(len(seeds))])

@@ -27,6 +27,7 @@ import (
 	"context"
 	"net/url"
 	"strconv"
+	"strings"
 
 	"go.opentelemetry.io/otel"
 	"go.opentelemetry.io/otel/attribute"
@@ -118,7 +119,7 @@ func New(opts ...Option) (*Telemetry, error) {
 // InterceptCall implements [grid.CallInterceptor].
 func (t *Telemetry) InterceptCall(ctx context.Context, info *grid.CallInfo) (context.Context, func(grid.CallResult), error) {
 	attrs := append(common(info), server(info.Host)...)
-	ctx, span := t.tracer.Start(ctx, info.Name, trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(attrs...), trace.WithAttributes(detail(info)...))
+	ctx, span := t.tracer.Start(ctx, text(info.Name), trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(attrs...), trace.WithAttributes(detail(info)...))
 	t.propagators.Inject(ctx, carrier{info})
 	return ctx, func(r grid.CallResult) {
 		end(span, r)
@@ -130,7 +131,7 @@ func (t *Telemetry) InterceptCall(ctx context.Context, info *grid.CallInfo) (con
 func (t *Telemetry) InterceptServe(ctx context.Context, info *grid.CallInfo) (context.Context, func(grid.CallResult), error) {
 	attrs := common(info)
 	ctx = t.propagators.Extract(ctx, carrier{info})
-	ctx, span := t.tracer.Start(ctx, info.Name, trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(attrs...),
+	ctx, span := t.tracer.Start(ctx, text(info.Name), trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(attrs...),
 		trace.WithAttributes(detail(info)...), trace.WithAttributes(peer(info.Host)...))
 	return ctx, func(r grid.CallResult) {
 		end(span, r)
@@ -140,14 +141,14 @@ func (t *Telemetry) InterceptServe(ctx context.Context, info *grid.CallInfo) (co
 
 // common is what spans and metrics have, of few values.
 func common(info *grid.CallInfo) []attribute.KeyValue {
-	return []attribute.KeyValue{semconv.RPCMethodKey.String(info.Name), streamKey.Bool(info.Stream)}
+	return []attribute.KeyValue{semconv.RPCMethodKey.String(text(info.Name)), streamKey.Bool(info.Stream)}
 }
 
 // detail is what spans have besides.
 func detail(info *grid.CallInfo) []attribute.KeyValue {
 	attrs := []attribute.KeyValue{semconv.RPCSystemNameKey.String(system)}
 	if info.Subroute != "" {
-		attrs = append(attrs, subrouteKey.String(info.Subroute))
+		attrs = append(attrs, subrouteKey.String(text(info.Subroute)))
 	}
 	return attrs
 }
@@ -167,7 +168,7 @@ func peer(host string) []attribute.KeyValue {
 func address(host string) (name string, port int) {
 	u, err := url.Parse(host)
 	if err != nil {
-		return host, 0
+		return text(host), 0
 	}
 	port, err = strconv.Atoi(u.Port())
 	switch {
@@ -177,7 +178,19 @@ func address(host string) (name string, port int) {
 	default:
 		port = 80
 	}
-	return u.Hostname(), port
+	return text(u.Hostname()), port
+}
+
+// maxText is how much of a text is kept, in bytes.
+const maxText = 1 << 10
+
+// text makes s one that can be exported: exporters drop all spans of a batch in which one
+// has a string that is not UTF-8.
+func text(s string) string {
+	if len(s) > maxText {
+		s = s[:maxText-len("...")] + "..."
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
 // outcome is how a call has ended, of few values.
@@ -197,7 +210,7 @@ func end(span trace.Span, r grid.CallResult) {
 		receivedMessagesKey.Int64(r.ReceivedMessages), receivedBytesKey.Int64(r.ReceivedBytes),
 	)
 	if r.Err != nil {
-		span.SetStatus(codes.Error, r.Err.Error())
+		span.SetStatus(codes.Error, text(r.Err.Error()))
 	}
 	span.End()
 }

@@ -1,6 +1,7 @@
 package gridotel_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 	"go.opentelemetry.io/otel/attribute"
@@ -30,9 +32,10 @@ const (
 	relay grid.HandlerID = iota + 1
 	count
 	fail
+	odd
 )
 
-var names = map[grid.HandlerID]string{relay: "relay", count: "count", fail: "fail"}
+var names = map[grid.HandlerID]string{relay: "relay", count: "count", fail: "fail", odd: "odd\xff"}
 
 // observed is a grid whose nodes have a telemetry each, with one place for the spans.
 type observed struct {
@@ -82,6 +85,11 @@ func newObserved(t *testing.T, n int) *observed {
 		}
 		if err == nil {
 			err = m.RegisterSingleHandler(fail, func([]byte) ([]byte, *grid.RemoteErr) { return nil, grid.NewRemoteErrString("no") }, "disk", "1")
+		}
+		if err == nil {
+			err = m.RegisterSingleHandler(odd, func(b []byte) ([]byte, *grid.RemoteErr) {
+				return nil, grid.NewRemoteErrf("no file \xff%s", b)
+			}, "sub\xff")
 		}
 		return err
 	}))
@@ -219,5 +227,20 @@ func TestLargeBaggageIsLeftOut(t *testing.T) {
 	root.End()
 	for _, s := range o.ended(t, 5) {
 		require.Equal(t, root.SpanContext().TraceID(), s.SpanContext.TraceID(), "the trace goes on")
+	}
+}
+
+// One string that is not UTF-8 loses all spans that are exported with it, and a text
+// may be long.
+func TestTextsCanBeExported(t *testing.T) {
+	o := newObserved(t, 2)
+	_, err := o.Conn(0, 1).Subroute("sub\xff").SingleRequest(t.Context(), odd, bytes.Repeat([]byte("x"), 50_000))
+	require.ErrorContains(t, err, "no file \xff")
+	for _, s := range o.ended(t, 2) {
+		require.True(t, utf8.ValidString(s.Status.Description))
+		require.Len(t, s.Status.Description, len("no file \uFFFD")+1024-len("no file x"))
+		require.Equal(t, "odd\uFFFD", s.Name)
+		require.Equal(t, "odd\uFFFD", attr(s, "rpc.method").AsString())
+		require.Equal(t, "sub\uFFFD", attr(s, "grid.subroute").AsString())
 	}
 }
