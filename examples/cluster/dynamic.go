@@ -21,6 +21,7 @@ type dynamic struct {
 	changing sync.Mutex // held while hosts are added or removed
 	// leaving are hosts that have said so, and whose link has not ended yet.
 	leaving map[string]bool
+	gone    bool // this node leaves
 }
 
 // register adds what others ask of such a node.
@@ -34,11 +35,22 @@ func (d *dynamic) register(n *node) error {
 func (d *dynamic) add(host string) error {
 	d.changing.Lock()
 	defer d.changing.Unlock()
+	if d.gone {
+		return errLeaving // which it would not be told any more
+	}
 	if err := d.AddHost(host); err != nil {
 		return err
 	}
 	delete(d.leaving, host)
 	return nil
+}
+
+// staying are all hosts but those that leave.
+func (d *dynamic) staying() []string {
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	hosts := append(d.Targets(), d.HostName())
+	return slices.DeleteFunc(hosts, func(h string) bool { return d.leaving[h] })
 }
 
 // runDynamic is run in a cluster that nodes join and leave, until ctx ends or a node

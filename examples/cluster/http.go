@@ -64,7 +64,7 @@ func (n *node) answerHTTP(l net.Listener) (stop func()) {
 	if l == nil {
 		return func() {}
 	}
-	srv := &http.Server{Handler: n.routes(), ReadHeaderTimeout: 10 * time.Second}
+	srv := &http.Server{Handler: n.routes(), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)

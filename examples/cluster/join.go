@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -22,6 +24,10 @@ const (
 
 	maxJoinRequest = 4 << 10
 	maxJoinAnswer  = 1 << 20
+	// maxHosts is how many hosts a node may hear of. Who answers has no token to show.
+	maxHosts = 1000
+	// learnedTime is for how long a host that only others know is asked.
+	learnedTime = time.Minute
 
 	// joinTime bounds one attempt.
 	joinTime     = 5 * time.Second
@@ -32,6 +38,8 @@ const (
 // joinRequest asks a node to make a host one of its own. The answer is all of its
 // hosts.
 type joinRequest struct{ Host string }
+
+var errLeaving = errors.New("this node leaves")
 
 // errRefused is wrapped by an answer that would be the same if asked again.
 var errRefused = errors.New("refused")
@@ -53,26 +61,40 @@ func (d *dynamic) serveJoin(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "body is no request to join: "+err.Error(), http.StatusBadRequest)
 		return
 	}
-	if err := d.admit(req.Host); errors.Is(err, grid.ErrDisconnected) {
+	switch err := d.admit(req.Host); {
+	case errors.Is(err, errLeaving):
+		http.Error(w, err.Error(), http.StatusGone)
+	case errors.Is(err, grid.ErrDisconnected):
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
-		return
-	} else if err != nil {
+	case err != nil:
 		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
+	default:
+		// Listed after it was added: of two that join at a time, one hears of the other.
+		writeJSON(w, d.staying())
 	}
-	// Listed after it was added: of two that join at a time, one hears of the other.
-	writeJSON(w, append(d.Targets(), d.HostName()))
 }
 
 // admit adds a host that has asked for it.
 func (d *dynamic) admit(host string) error {
-	switch {
-	case !strings.HasPrefix(host, "http://"):
-		return fmt.Errorf("host %q does not begin with http://", host)
-	case host == d.HostName():
+	if err := checkHost(host); err != nil {
+		return err
+	}
+	if host == d.HostName() {
 		return fmt.Errorf("host %q is the node that was asked", host)
 	}
 	return d.add(host)
+}
+
+// checkHost checks the URL of a host, which is asked to join before grid sees it.
+func checkHost(host string) error {
+	u, err := url.Parse(host)
+	if err != nil {
+		return err
+	}
+	if host != "http://"+u.Host || u.Hostname() == "" {
+		return fmt.Errorf("host %q is not http:// with a host and a port, and nothing else", host)
+	}
+	return nil
 }
 
 // join asks nodes, and all others that it hears of from them, to make this one their
@@ -93,12 +115,16 @@ func (d *dynamic) join(ctx context.Context, through []string) error {
 	hosts := through
 	for {
 		for _, host := range hosts {
-			if asked[host] {
+			if asked[host] || len(asked) > maxHosts {
 				continue
 			}
 			asked[host] = true
+			patience := learnedTime
+			if slices.Contains(through, host) {
+				patience = math.MaxInt64
+			}
 			asking.Go(func() {
-				hosts, err := d.joinThrough(ctx, host)
+				hosts, err := d.joinThrough(ctx, host, patience)
 				select {
 				case answers <- answer{host, hosts, err}:
 				case <-ctx.Done():
@@ -121,11 +147,15 @@ func (d *dynamic) join(ctx context.Context, through []string) error {
 	}
 }
 
-// joinThrough asks a node until it answers, and adds it. It returns the hosts that the
-// node knows.
-func (d *dynamic) joinThrough(ctx context.Context, host string) ([]string, error) {
+// joinThrough asks a node until it answers, or for so long, and adds it. It returns the
+// hosts that the node knows.
+func (d *dynamic) joinThrough(ctx context.Context, host string, patience time.Duration) ([]string, error) {
+	if err := checkHost(host); err != nil {
+		return nil, fmt.Errorf("%w: %w", errRefused, err)
+	}
+	begin := time.Now()
 	hosts, err := d.askToJoin(ctx, host)
-	if errors.Is(err, errRefused) {
+	if ctx.Err() != nil || errors.Is(err, errRefused) {
 		return nil, err
 	}
 	// Not before it was asked, since it refuses hosts that it does not know. One that
@@ -144,6 +174,9 @@ func (d *dynamic) joinThrough(ctx context.Context, host string) ([]string, error
 		}
 		if d.Connection(host) == nil {
 			return nil, nil // it has joined by itself meanwhile, and left
+		}
+		if time.Since(begin) > patience {
+			return nil, errors.Join(err, d.RemoveHost(host)) // if it comes back it joins anew
 		}
 		hosts, err = d.askToJoin(ctx, host)
 	}
@@ -164,7 +197,11 @@ func (d *dynamic) askToJoin(ctx context.Context, host string) ([]string, error) 
 	req.Header.Set("Authorization", "Bearer "+d.token())
 	req.Header.Set("Content-Type", "application/json")
 	// A connection each: there is one request to a node.
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: joinTime}
+	client := &http.Client{
+		Transport: &http.Transport{DisableKeepAlives: true}, Timeout: joinTime,
+		// The token is for this host.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 	resp, err := client.Do(req)
 	if err != nil {
 		return nil, err
@@ -182,6 +219,9 @@ func (d *dynamic) askToJoin(ctx context.Context, host string) ([]string, error) 
 	var hosts []string
 	if err := json.NewDecoder(answer).Decode(&hosts); err != nil {
 		return nil, fmt.Errorf("answer: %w", err)
+	}
+	if len(hosts) > maxHosts {
+		return nil, fmt.Errorf("%w: the answer has %d hosts, the limit is %d", errRefused, len(hosts), maxHosts)
 	}
 	return hosts, nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -9,7 +10,9 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -48,11 +51,13 @@ func TestBadRequestToJoinIsToldWhatIsWrong(t *testing.T) {
 		{"http://a:1", "invalid character"},
 		{`{"Host":1}`, "cannot unmarshal number"},
 		{`{"Host":"` + strings.Repeat("a", maxJoinRequest) + `"}`, "request body too large"},
-		{"{}", `host "" does not begin with http://`},
-		{`{"Host":"https://a:1"}`, `host "https://a:1" does not begin with http://`},
-		{`{"Host":"http://a:1/path"}`, "URL must end after the host and port"},
+		{"{}", `host "" is not http:// with a host and a port`},
+		{`{"Host":"https://a:1"}`, `host "https://a:1" is not http:// with a host and a port`},
+		{`{"Host":"http://a:1/path"}`, "and nothing else"},
+		{`{"Host":"http://a:1?x"}`, "and nothing else"},
+		{`{"Host":"http://u:p@a:1"}`, "and nothing else"},
 		{`{"Host":"http://a:99999"}`, "must be 1 to 65535"},
-		{`{"Host":"http://"}`, "URL has no host name"},
+		{`{"Host":"http://"}`, "and nothing else"},
 		{`{"Host":"` + d.HostName() + `"}`, "is the node that was asked"},
 	} {
 		w := askToJoin(d, "Bearer "+d.token(), c.body)
@@ -156,7 +161,7 @@ func TestNodeCantLeaveInPlaceOfAnother(t *testing.T) {
 	for _, host := range []string{"http://127.0.0.1:1", a.HostName(), ""} {
 		_, err := b.Connection(a.HostName()).SingleRequest(ctx, leaveID, []byte(host))
 		require.True(t, grid.IsRemoteErr(err), "%v", err)
-		require.ErrorContains(t, err, b.HostName()+" may not leave in place of")
+		require.ErrorContains(t, err, b.HostName()+" may not leave in place of another host")
 	}
 	b.Close()
 	until(t, within, "the link has ended", func() bool { return a.Stats().Connected == 0 })
@@ -179,4 +184,53 @@ func TestNodeThatJoinsAgainBeforeItsLinkHasEndedStays(t *testing.T) {
 	b.Close()
 	until(t, within, "the link has ended", func() bool { return a.Stats().Connected == 0 })
 	require.Equal(t, []string{b.HostName()}, a.Targets())
+}
+
+// A node that leaves would not tell one that joins now.
+func TestNodeThatLeavesCantBeJoined(t *testing.T) {
+	hosts := freeHosts(t, 2)
+	a, b := startDynamic(t, hosts[0]), startDynamic(t, hosts[1])
+	require.Zero(t, a.leave(t.Context()))
+	err := b.join(t.Context(), hosts[:1])
+	require.ErrorContains(t, err, "refused: 410 Gone: this node leaves")
+	require.Empty(t, a.Targets())
+	require.Empty(t, b.Targets())
+}
+
+// Who answers has no token to show, so what is answered is not believed without limit.
+func TestAnswersToJoiningAreChecked(t *testing.T) {
+	var asked atomic.Int64
+	victim := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
+	defer victim.Close()
+	var many []string
+	for i := range maxHosts + 1 {
+		many = append(many, fmt.Sprintf("http://127.0.0.1:1%04d", i))
+	}
+	for want, answer := range map[string]http.HandlerFunc{
+		"refused: the answer has 1001 hosts, the limit is 1000": func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, many) },
+		"refused: 307 Temporary Redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, victim.URL, http.StatusTemporaryRedirect)
+		},
+		"": func(w http.ResponseWriter, _ *http.Request) {
+			writeJSON(w, []string{victim.URL + "/delete?x=", "http://u:p@" + addr(victim.URL), "https" + victim.URL[4:], "::", ""})
+		},
+	} {
+		d := startDynamic(t, freeHosts(t, 1)[0])
+		liar := httptest.NewServer(answer)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- d.join(ctx, []string{liar.URL}) }()
+		if want == "" { // it is a host now, and the others are not
+			require.Eventually(t, func() bool { return len(d.Targets()) > 0 }, 10*time.Second, time.Millisecond)
+			require.Equal(t, []string{liar.URL}, d.Targets())
+			cancel()
+			require.NoError(t, <-ended)
+		} else {
+			require.ErrorContains(t, <-ended, want)
+			require.Empty(t, d.Targets())
+		}
+		cancel()
+		liar.Close()
+	}
+	require.Zero(t, asked.Load(), "somebody was asked who is no host")
 }

@@ -15,6 +15,9 @@ const leaveTime = 2 * time.Second
 // leave tells all connected peers that this node leaves, and returns how many have
 // answered. The others go on to take it for one that has failed.
 func (d *dynamic) leave(ctx context.Context) int {
+	d.changing.Lock()
+	d.gone = true
+	d.changing.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, leaveTime)
 	defer cancel()
 	var told atomic.Int32
@@ -42,7 +45,7 @@ func (d *dynamic) serveLeave(ctx context.Context, payload []byte) ([]byte, *grid
 	host := string(payload)
 	grid.PutByteBuffer(payload)
 	if caller := grid.GetCaller(ctx).Name; caller != host {
-		return nil, grid.NewRemoteErrf("%s may not leave in place of %q", caller, host)
+		return nil, grid.NewRemoteErrf("%s may not leave in place of another host", caller)
 	}
 	d.changing.Lock()
 	defer d.changing.Unlock()

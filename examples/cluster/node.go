@@ -80,6 +80,7 @@ func startNode(ctx context.Context, name string, l net.Listener, secret, dir str
 	n.srv = &http.Server{
 		Handler:           n.mux,
 		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       time.Minute,
 		ErrorLog:          slog.NewLogLogger(opts.Logger.Handler(), slog.LevelWarn),
 	}
 	go func() {
