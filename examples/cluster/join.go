@@ -172,10 +172,14 @@ func (d *dynamic) joinThrough(ctx context.Context, host string, patience time.Du
 			return nil, context.Cause(ctx)
 		case <-time.After(pause/2 + rand.N(pause/2)): // not all at once
 		}
-		if d.Connection(host) == nil {
+		conn := d.Connection(host)
+		if conn == nil {
 			return nil, nil // it has joined by itself meanwhile, and left
 		}
 		if time.Since(begin) > patience {
+			if conn.State() == grid.StateConnected {
+				return nil, nil // it has joined by itself, and stays
+			}
 			return nil, errors.Join(err, d.RemoveHost(host)) // if it comes back it joins anew
 		}
 		hosts, err = d.askToJoin(ctx, host)
