@@ -1,5 +1,6 @@
-// Package credit counts how many messages a stream's sender may still send. It
-// knows nothing of frames.
+// Package credit counts how many messages a stream's sender may still send: as the
+// sender knows it, in [Credits], and as the receiver does, in [Window]. It knows nothing
+// of frames.
 package credit
 
 import (

@@ -1,0 +1,137 @@
+package credit
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func newWindow(size int, wide bool) *Window {
+	w := new(Window)
+	w.Init(size, size, wide)
+	return w
+}
+
+// drain sends as much as may be sent, and takes all of it: a consumer that keeps up.
+func drain(t *testing.T, w *Window, bytes int, mayGrow bool) (sent int) {
+	t.Helper()
+	for !w.Spent() {
+		sent++
+		w.Arrived(bytes, sent)
+	}
+	for i := range sent {
+		w.Taken(i == sent-1, mayGrow)
+	}
+	return sent
+}
+
+func TestWindow_ReturnsOneCreditForEachMessage(t *testing.T) {
+	w := newWindow(3, false)
+	for range 10 {
+		require.Equal(t, 3, drain(t, w, 100, true))
+		require.Equal(t, 3, w.Size(), "only a wide one grows")
+	}
+}
+
+func TestWindow_DoublesForAConsumerThatKeepsUp(t *testing.T) {
+	w := newWindow(3, true)
+	for _, want := range []int{3, 6, 12, 24, 48, 96, 192, 384, MaxWindow, MaxWindow} {
+		require.Equal(t, want, drain(t, w, 100, true))
+	}
+}
+
+func TestWindow_StaysWhereItMayNotGrow(t *testing.T) {
+	w := newWindow(4, true)
+	for range 10 {
+		require.Equal(t, 4, drain(t, w, 100, false))
+	}
+}
+
+func TestWindow_StaysForAConsumerThatDoesNotKeepUp(t *testing.T) {
+	w := newWindow(4, true)
+	sent, taken := 0, 0
+	for range 100 {
+		for !w.Spent() {
+			sent++
+			w.Arrived(10, sent-taken)
+		}
+		taken++
+		w.Taken(false, true)
+	}
+	require.Equal(t, 4, w.Size())
+}
+
+// A window is bounded in bytes by the largest message; what it had beyond that it gives up
+// again, down to what it began with.
+func TestWindow_ShrinksAgainForLargerMessages(t *testing.T) {
+	w := newWindow(4, true)
+	for range 10 {
+		drain(t, w, 10, true)
+	}
+	require.Equal(t, MaxWindow, w.Size())
+	for range 10 {
+		drain(t, w, MaxWindowBytes/16, true)
+	}
+	require.Equal(t, 16, w.Size())
+	for range 10 {
+		drain(t, w, MaxWindowBytes, true)
+	}
+	require.Equal(t, 4, w.Size())
+}
+
+func TestWindow_LearnsASizeThatOnlyTheSenderKnew(t *testing.T) {
+	var w Window
+	w.Init(1, 1000, true)
+	for i := range 100 {
+		require.False(t, w.Spent())
+		w.Arrived(1, i+1)
+	}
+	require.Equal(t, 100, w.Size())
+}
+
+// FuzzWindow: whatever comes and is taken, no credit is lost or made, the sender is never
+// stuck with nothing on its way, and the window stays within its bounds.
+func FuzzWindow(f *testing.F) {
+	f.Add(uint8(1), true, []byte{0, 1, 0, 1, 0, 3, 0, 2})
+	f.Add(uint8(16), true, []byte{0, 0, 0, 0, 200, 201, 1, 3, 5, 7, 0, 9, 17, 33, 65, 129})
+	f.Add(uint8(7), false, []byte{0, 0, 1, 1, 2, 4, 6, 1})
+	f.Fuzz(func(t *testing.T, size uint8, wide bool, steps []byte) {
+		first := int(size)
+		w := newWindow(first, wide)
+		sent, taken, granted := 0, 0, 0
+		take := func(mayGrow bool) {
+			taken++
+			n := w.Taken(taken == sent, mayGrow)
+			require.GreaterOrEqual(t, n, 0)
+			granted += n
+		}
+		for _, s := range steps {
+			if s&1 == 0 { // some arrive
+				bytes := 1 << (s % 24)
+				for range 1 + s/8 {
+					require.Equal(t, first+granted == sent, w.Spent())
+					if w.Spent() {
+						break
+					}
+					sent++
+					w.Arrived(bytes, sent-taken)
+				}
+			} else {
+				for range min(sent-taken, 1+int(s)/8) {
+					take(s&2 == 0)
+				}
+			}
+			require.LessOrEqual(t, w.Size(), max(first, MaxWindow))
+			require.GreaterOrEqual(t, w.Size(), first)
+			// What the sender holds, and what waits, is the window but for what is owed, which
+			// is less than half of it.
+			open := first + granted - taken
+			require.LessOrEqual(t, open, w.Size())
+			require.Greater(t, 2*open+1, w.Size()-1)
+		}
+		for taken < sent {
+			take(true)
+		}
+		require.Equal(t, first == 0, w.Spent(), "the sender is stuck")
+	})
+}

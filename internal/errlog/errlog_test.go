@@ -1,0 +1,93 @@
+package errlog
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func newBuffer() (*slog.Logger, *bytes.Buffer) {
+	b := new(bytes.Buffer)
+	return slog.New(slog.NewTextHandler(b, nil)), b
+}
+
+func TestLog_WarnsOfTheFirstAndThenOfOneAnHour(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, b := newBuffer()
+		var l Log
+		for range 7200 {
+			l.Warn(log, "it broke", errors.New("why"))
+			time.Sleep(time.Second)
+		}
+		require.Equal(t, 2, strings.Count(b.String(), "it broke"))
+		require.Equal(t, 1, strings.Count(b.String(), "suppressed=3599"))
+		require.Contains(t, b.String(), "error=why")
+	})
+}
+
+func TestLog_PanickedHasTheStack(t *testing.T) {
+	log, b := newBuffer()
+	var l Log
+	for range 3 {
+		l.Panicked(log, "it panicked", "boom")
+	}
+	require.Equal(t, 1, strings.Count(b.String(), "it panicked"))
+	require.Contains(t, b.String(), "panic=boom")
+	require.Contains(t, b.String(), "TestLog_PanickedHasTheStack")
+}
+
+func TestLog_TellsOfARecoveryOnce(t *testing.T) {
+	var l Log
+	now := time.Now()
+	require.True(t, l.Recovered(), "the first time all is well")
+	require.False(t, l.Recovered())
+	l.Due(now)
+	require.True(t, l.Recovered())
+	l.Due(now.Add(time.Minute)) // not logged
+	require.False(t, l.Recovered())
+	l.ExpectRecovery()
+	require.True(t, l.Recovered())
+}
+
+func TestLog_ResetMakesTheNextErrorAFirstOne(t *testing.T) {
+	var l Log
+	now := time.Now()
+	for range 3 {
+		l.Due(now)
+	}
+	l.Reset()
+	n, ok := l.Due(now)
+	require.True(t, ok)
+	require.Zero(t, n)
+}
+
+// However errors come: none is lost count of, and two that are logged are an Interval
+// apart.
+func TestLog_CountsWhatItSuppresses(t *testing.T) {
+	for seed := range uint64(50) {
+		t.Logf("seed %d", seed)
+		random := rand.New(rand.NewPCG(seed, 0))
+		var l Log
+		now, last := time.Now(), time.Time{}
+		pending := 0
+		for range 500 {
+			now = now.Add(time.Duration(random.Int64N(int64(Interval / 10))))
+			n, ok := l.Due(now)
+			if !ok {
+				require.Less(t, now.Sub(last), Interval)
+				pending++
+				continue
+			}
+			require.Equal(t, pending, n)
+			require.True(t, last.IsZero() || now.Sub(last) >= Interval)
+			last, pending = now, 0
+		}
+	}
+}

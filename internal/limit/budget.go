@@ -1,0 +1,55 @@
+package limit
+
+import "sync/atomic"
+
+// Budget bounds a number of bytes. A nil Budget has no bound. All methods may be
+// called concurrently.
+type Budget struct {
+	limit int64 // set once
+	used  atomic.Int64
+}
+
+// Init sets the limit in bytes.
+func (b *Budget) Init(limit int) { b.limit = int64(limit) }
+
+// Limit is the most that may be taken.
+func (b *Budget) Limit() int64 { return b.limit }
+
+// Used is how many bytes are taken.
+func (b *Budget) Used() int64 { return b.used.Load() }
+
+// Take adds n bytes. Where they are too many it adds nothing, and returns what
+// there would have been, else 0. What comes alone is never too much.
+func (b *Budget) Take(n int) (exceeded int64) { return b.TakeBeyond(n, 0) }
+
+// TakeBeyond is Take with a limit that is higher by slack.
+func (b *Budget) TakeBeyond(n, slack int) (exceeded int64) {
+	if b == nil || n == 0 {
+		return 0
+	}
+	if used := b.used.Add(int64(n)); used > b.limit+int64(slack) && used > int64(n) {
+		b.Put(n)
+		return used
+	}
+	return 0
+}
+
+// Put takes n bytes away, which were added.
+func (b *Budget) Put(n int) {
+	if b != nil && n != 0 {
+		b.used.Add(-int64(n))
+	}
+}
+
+// Scarce reports whether so much is taken that nobody should ask for more.
+func (b *Budget) Scarce() bool { return b != nil && b.used.Load() > b.limit/2 }
+
+// Charge is a number of bytes that were taken of a budget, and are to be given
+// back once.
+type Charge struct {
+	Budget *Budget
+	Bytes  int
+}
+
+// Release gives the bytes back.
+func (c Charge) Release() { c.Budget.Put(c.Bytes) }

@@ -1,0 +1,189 @@
+package limit
+
+import (
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/quick"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/gridrpc/grid/internal/monotime"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestSlots_AreThereUpToTheLimit(t *testing.T) {
+	var all, some Slots
+	all.Init("handlers", "MaxHandlers", 3, nil)
+	some.Init("streams", "MaxStreams", 2, &all)
+	require.Nil(t, some.Acquire())
+	require.Nil(t, some.Acquire())
+	require.Same(t, &some, some.Acquire())
+	require.Equal(t, 2, all.InUse(), "a slot of the parent is left")
+	require.Nil(t, all.Acquire())
+	require.Same(t, &all, all.Acquire())
+	some.Release()
+	require.Nil(t, all.Acquire())
+	require.Same(t, &all, some.Acquire(), "it is the parent that is full")
+	require.Equal(t, 1, some.InUse())
+	require.Equal(t, []any{"streams", "MaxStreams", 2}, []any{some.Kind(), some.Option(), some.Limit()})
+}
+
+func TestSlots_SayWhenTheyAreIdle(t *testing.T) {
+	var s Slots
+	s.Init("", "", 2, nil)
+	require.Nil(t, s.UntilIdle())
+	require.Nil(t, s.Acquire())
+	require.Nil(t, s.Acquire())
+	idle := s.UntilIdle()
+	s.Release()
+	select {
+	case <-idle:
+		require.Fail(t, "one is still taken")
+	default:
+	}
+	s.Release()
+	<-idle
+	require.Nil(t, s.UntilIdle())
+}
+
+// However many take and release at a time, there are never more than the limit, and
+// nobody who waits for the end is forgotten.
+func TestSlots_HoldUnderContention(t *testing.T) {
+	const limit = 3
+	var parent, s Slots
+	parent.Init("", "", limit+1, nil)
+	s.Init("", "", limit, &parent)
+	running := make(chan struct{}, limit)
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 1000 {
+				if s.Acquire() != nil {
+					continue
+				}
+				select {
+				case running <- struct{}{}:
+				default:
+					t.Error("more run than may")
+				}
+				<-running
+				s.Release()
+			}
+		})
+	}
+	for range 1000 {
+		if idle := s.UntilIdle(); idle != nil {
+			<-idle
+		}
+	}
+	all.Wait()
+	require.Zero(t, s.InUse())
+	require.Zero(t, parent.InUse())
+}
+
+func TestBudget_TakesUpToItsLimit(t *testing.T) {
+	var b Budget
+	b.Init(100)
+	require.Zero(t, b.Take(60))
+	require.Equal(t, int64(101), b.Take(41))
+	require.Equal(t, int64(60), b.Used(), "nothing was added")
+	require.Zero(t, b.Take(40))
+	require.True(t, b.Scarce())
+	require.Zero(t, b.TakeBeyond(7, 7))
+	require.Equal(t, int64(108), b.TakeBeyond(1, 7))
+	Charge{&b, 107}.Release()
+	require.Zero(t, b.Used())
+	require.False(t, b.Scarce())
+	require.Zero(t, b.Take(1000), "what comes alone is never too much")
+	require.Equal(t, int64(1001), b.Take(1))
+	require.Zero(t, b.Take(0))
+}
+
+func TestBudget_NilHasNoBound(t *testing.T) {
+	var b *Budget
+	require.Zero(t, b.Take(1<<40))
+	b.Put(5)
+	require.False(t, b.Scarce())
+	Charge{}.Release()
+}
+
+// FuzzBudget holds a budget against the sum of what it was asked to keep.
+func FuzzBudget(f *testing.F) {
+	f.Add(100, []byte{50, 50, 1, 255, 0, 3})
+	f.Add(1, []byte{200, 1, 255, 255, 7})
+	f.Fuzz(func(t *testing.T, limit int, steps []byte) {
+		limit &= 1<<20 - 1
+		var b Budget
+		b.Init(limit)
+		var held []int
+		sum := 0
+		for _, s := range steps {
+			if s >= 128 && len(held) > 0 { // give one back
+				i := int(s) % len(held)
+				b.Put(held[i])
+				sum -= held[i]
+				held = append(held[:i], held[i+1:]...)
+				continue
+			}
+			n, slack := int(s)*limit/100, int(s)%3
+			exceeded := b.TakeBeyond(n, slack)
+			fits := n == 0 || sum+n <= limit+slack || sum == 0
+			require.Equal(t, fits, exceeded == 0)
+			if fits {
+				held, sum = append(held, n), sum+n
+			} else {
+				require.Equal(t, int64(sum+n), exceeded)
+			}
+			require.Equal(t, int64(sum), b.Used())
+			require.Equal(t, sum > limit/2, b.Scarce())
+		}
+	})
+}
+
+func TestBudget_HoldsUnderContention(t *testing.T) {
+	var b Budget
+	b.Init(1000)
+	var all sync.WaitGroup
+	for seed := range uint64(8) {
+		all.Go(func() {
+			random := rand.New(rand.NewPCG(seed, 0))
+			for range 1000 {
+				n := 1 + random.IntN(400)
+				if b.Take(n) == 0 {
+					if used := b.Used(); used > 1000+8*400 {
+						t.Errorf("%d are used", used)
+					}
+					b.Put(n)
+				}
+			}
+		})
+	}
+	all.Wait()
+	require.Zero(t, b.Used())
+}
+
+// In any second that begins with an event, no more than the limit are allowed; and
+// whoever keeps to it is never refused.
+func TestRate_BoundsWhatHappensInASecond(t *testing.T) {
+	require.NoError(t, quick.Check(func(limit uint8, gaps []uint16) bool {
+		most := 1 + int(limit%10)
+		var r Rate
+		r.Init(most)
+		now, began, n := monotime.Now(), monotime.Time(0), 0
+		for i, gap := range gaps {
+			now = now.Add(time.Duration(gap) * 20 * time.Microsecond)
+			if i == 0 || now.Sub(began) >= time.Second {
+				began, n = now, 0
+			}
+			n++
+			if r.Allow(now) != (n <= most) {
+				return false
+			}
+		}
+		return true
+	}, &quick.Config{Rand: nil, MaxCount: 500}))
+}
