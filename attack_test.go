@@ -275,7 +275,7 @@ func (a *attacked) idle() {
 	require.Zero(a, st.Handlers)
 	require.Zero(a, st.Calls+st.Streams+st.StreamsServed)
 	if s := a.conn.session.Load(); s != nil {
-		require.Zero(a, s.openings.size())
+		require.Zero(a, s.opener.openings.size())
 	}
 }
 

@@ -314,7 +314,7 @@ func TestAttackPeerThatStallsItsReaderAndPings(t *testing.T) {
 		a.during(func() {
 			for time.Since(began) < time.Minute {
 				synctest.Wait()
-				before := s.live.messages.Load()
+				before := s.reader.frames.Load()
 				if p.trySend(rawPing(time.Now())) != nil {
 					break
 				}
@@ -323,7 +323,7 @@ func TestAttackPeerThatStallsItsReaderAndPings(t *testing.T) {
 				case <-s.done:
 				default:
 					a.queueBounds(s)
-					require.Equal(a, before+1, s.live.messages.Load(), "the node reads on")
+					require.Equal(a, before+1, s.reader.frames.Load(), "the node reads on")
 				}
 			}
 		})

@@ -100,8 +100,8 @@ func TestAttackTwinsOfAHostThatIsSlow(t *testing.T) {
 		a.echoes(p)
 		a.logged("handshake failed", "two processes")
 		time.Sleep(10 * time.Second)
-		s.live.mu.Lock()
-		defer s.live.mu.Unlock()
-		require.Empty(a, s.live.probes)
+		s.watch.mu.Lock()
+		defer s.watch.mu.Unlock()
+		require.Empty(a, s.watch.probes)
 	})
 }

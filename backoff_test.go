@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gridrpc/grid/internal/backoff"
 	"github.com/gridrpc/grid/internal/faultconn"
 )
 
@@ -51,11 +52,11 @@ func (d *dialTimes) gaps() (gaps []time.Duration) {
 // up to half of it as jitter.
 func requireBackoff(t *testing.T, gaps []time.Duration) {
 	t.Helper()
-	want := minBackoff
+	want := backoff.Min
 	for i, gap := range gaps {
-		require.GreaterOrEqual(t, gap, min(want, maxBackoff*3/4), "pause %d of %v", i, gaps)
-		require.LessOrEqual(t, gap, min(want*3/2, maxBackoff), "pause %d of %v", i, gaps)
-		want = min(2*want, maxBackoff)
+		require.GreaterOrEqual(t, gap, min(want, backoff.Max*3/4), "pause %d of %v", i, gaps)
+		require.LessOrEqual(t, gap, min(want*3/2, backoff.Max), "pause %d of %v", i, gaps)
+		want = min(2*want, backoff.Max)
 	}
 }
 
@@ -114,7 +115,7 @@ func TestBackoffIsResetByASessionThatLived(t *testing.T) {
 					begin := time.Now()
 					p.close()
 					p = s.accept()
-					require.LessOrEqual(t, time.Since(begin), minBackoff*3/2)
+					require.LessOrEqual(t, time.Since(begin), backoff.Min*3/2)
 					p.close()
 				}
 			})
@@ -148,7 +149,7 @@ func TestOneErrorAnHourIsLoggedPerPeer(t *testing.T) {
 				require.Contains(t, lines[0], "connection refused")
 				require.Contains(t, lines[0], "local="+loneHost)
 			}
-			time.Sleep(time.Hour + 2*maxBackoff)
+			time.Sleep(time.Hour + 2*backoff.Max)
 			synctest.Wait()
 		}
 		for _, line := range book.about("level=WARN")[dialled:] {

@@ -8,6 +8,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/gridrpc/grid/internal/errlog"
+	"github.com/gridrpc/grid/internal/limit"
 )
 
 // Connection is the way to one remote host. It is made by [NewManager], dials
@@ -32,18 +35,18 @@ type Connection struct {
 
 	lastMux atomic.Uint64 // never reset, so no ID is used twice
 	// What the host takes up here, for all sessions.
-	handlerSlots, streamSlots slots
-	kept                      budget
+	handlerSlots, streamSlots limit.Slots
+	hostBytes                 limit.Budget
 
 	session    atomic.Pointer[session]
 	state      stateMachine
-	errors     errorLog // of connections that were lost or could not be made
-	refused    errorLog // of handshakes that were refused, perhaps beside a connection
-	departures errorLog // of peers that shut down
-	panics     errorLog // of interceptors
+	errors     errlog.Log // of connections that were lost or could not be made
+	refused    errlog.Log // of handshakes that were refused, perhaps beside a connection
+	departures errlog.Log // of peers that shut down
+	panics     errlog.Log // of interceptors
 
 	limitsMu sync.Mutex
-	limits   map[string]*errorLog // of limits that were reached, by option
+	limits   map[string]*errlog.Log // of limits that were reached, by option
 
 	// unknownOps are those that were logged, a bit each.
 	unknownOps [4]atomic.Uint64
@@ -68,13 +71,13 @@ func newConnection(m *Manager, remote string) *Connection {
 		log:      m.opts.Logger.With("local", m.opts.Local, "remote", remote),
 		caller:   RemoteClient{Name: remote},
 		draining: &m.draining,
-		limits:   make(map[string]*errorLog),
-		kept:     budget{limit: int64(m.opts.MaxHostBytes)},
+		limits:   make(map[string]*errlog.Log),
 	}
+	c.hostBytes.Init(m.opts.MaxHostBytes)
 	c.ctx, c.cancel = context.WithCancelCause(m.ctx)
 	c.closing, c.managerEnds = c.ctx.Done(), m.closing
-	c.handlerSlots.init("handlers", "MaxHandlers", m.opts.MaxHandlers, nil)
-	c.streamSlots.init("streams", "MaxStreams", m.opts.MaxStreams, &c.handlerSlots)
+	c.handlerSlots.Init("handlers", "MaxHandlers", m.opts.MaxHandlers, nil)
+	c.streamSlots.Init("streams", "MaxStreams", m.opts.MaxStreams, &c.handlerSlots)
 	if isSecure(c.local) && isSecure(c.remote) {
 		c.crc = 0
 	}
@@ -274,17 +277,17 @@ var (
 // alive, before that of another process under the same name takes its place.
 const probeTime = time.Second
 
-// take makes s the session. It replaces the present one, unless that belongs to
+// adopt makes s the session. It replaces the present one, unless that belongs to
 // another process which is alive: two of them under one name would otherwise
 // evict each other for ever.
-func (c *Connection) take(s *session) error {
+func (c *Connection) adopt(s *session) error {
 	var cleared *session // was probed, and is not alive
 	for {
 		c.mu.Lock()
 		old := c.session.Load()
 		if old != nil && old != cleared && old.peerID != s.peerID {
 			c.mu.Unlock()
-			if old.probe(min(probeTime, c.opts.HandshakeTimeout/2)) {
+			if old.watch.probe(min(probeTime, c.opts.HandshakeTimeout/2)) {
 				return rejectf("two processes use one host name: another is connected as %s, from %v, and alive", c.remote, old.ws.RemoteAddr())
 			}
 			cleared = old
@@ -347,9 +350,9 @@ func (c *Connection) leave(s *session) {
 	if before != nil {
 		before.close(errReplaced)
 	}
-	if _, ok := c.departures.due(time.Now()); ok {
+	if _, ok := c.departures.Due(time.Now()); ok {
 		c.log.Info("grid: the remote host is shutting down")
-		c.errors.expectRecovery()
+		c.errors.ExpectRecovery()
 	}
 }
 
@@ -369,6 +372,20 @@ func (c *Connection) sessionsLocked() (all []*session) {
 	return all
 }
 
+// untilIdle returns nil if nothing is under way on the connection, else what is
+// closed when that may have changed.
+func (c *Connection) untilIdle() <-chan struct{} {
+	if busy := c.handlerSlots.UntilIdle(); busy != nil {
+		return busy
+	}
+	for _, s := range c.sessions() {
+		if busy := s.untilIdle(); busy != nil {
+			return busy
+		}
+	}
+	return nil
+}
+
 // shutdown ends the connection for good.
 func (c *Connection) shutdown(reason error) {
 	c.cancel(reason)
@@ -380,23 +397,23 @@ func (c *Connection) shutdown(reason error) {
 	}
 }
 
-// serve runs a session until it ends, and tells whether it had lived: such a
+// serve runs a session until it ends, and reports whether it had lived: such a
 // peer is worth dialling again without delay.
 func (c *Connection) serve(s *session) (lived bool) {
-	if c.errors.recovered() {
+	if c.errors.Recovered() {
 		c.log.Info("grid: connected", "addr", s.ws.RemoteAddr())
 	}
 	err := s.run()
 	life := time.Since(s.began)
 	if life > stableLife {
-		c.errors.reset()
+		c.errors.Reset()
 	}
 	if s.leaving.Load() || s.hungUp.Load() {
 		c.stats.fault(err) // one of the two is shutting down, which is no fault
 	} else {
 		c.fault("grid: connection lost", err)
 	}
-	return s.live.messages.Load() > 0 || life >= time.Second
+	return s.reader.frames.Load() > 0 || life >= time.Second
 }
 
 // stableLife is how long a connection must have lived for its loss to be news.
@@ -408,7 +425,7 @@ func (c *Connection) fault(what string, err error) {
 		return
 	}
 	c.stats.fault(err)
-	c.errors.warn(c.log, what, err)
+	c.errors.Warn(c.log, what, err)
 }
 
 // refusal logs a failed handshake of the remote's, the first and then one an
@@ -418,7 +435,7 @@ func (c *Connection) refusal(addr string, err error) {
 		return
 	}
 	c.stats.fault(err)
-	c.refused.warn(c.log.With("addr", addr), "grid: handshake failed", err)
+	c.refused.Warn(c.log.With("addr", addr), "grid: handshake failed", err)
 }
 
 // overload logs that a limit was reached: of each the first time, and then once an
@@ -432,11 +449,11 @@ func (c *Connection) overload(err error) {
 	c.limitsMu.Lock()
 	log := c.limits[limit.option]
 	if log == nil {
-		log = new(errorLog)
+		log = new(errlog.Log)
 		c.limits[limit.option] = log
 	}
 	c.limitsMu.Unlock()
-	log.warn(c.log, "grid: limit reached", err)
+	log.Warn(c.log, "grid: limit reached", err)
 }
 
 func (c *Connection) isClosing() bool {

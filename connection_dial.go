@@ -4,15 +4,16 @@ import (
 	"context"
 	"time"
 
+	"github.com/gridrpc/grid/internal/backoff"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
 
 // keepDialling connects, again and again, until ctx ends.
 func (c *Connection) keepDialling(ctx context.Context) {
-	if !waitFor(ctx, c.opts.BlockConnect) {
+	if !c.opts.waitUnblocked(ctx) {
 		return
 	}
-	var b backoff
+	var b backoff.Backoff
 	for ctx.Err() == nil && !c.draining.Load() {
 		c.state.set(StateConnecting, nil)
 		s, err := c.dial(ctx)
@@ -20,9 +21,9 @@ func (c *Connection) keepDialling(ctx context.Context) {
 			c.state.set(StateConnectionError, err)
 			c.fault("grid: cannot connect", err)
 		} else if c.serve(s) {
-			b.reset()
+			b.Reset()
 		}
-		b.wait(ctx)
+		b.Wait(ctx)
 	}
 }
 
@@ -43,7 +44,7 @@ func (c *Connection) dial(ctx context.Context) (*session, error) {
 	s, err := handshake(ctx, ws, func() (*session, error) {
 		s, err := c.greet(ws, token)
 		if err == nil {
-			err = c.take(s)
+			err = c.adopt(s)
 		}
 		return s, err
 	})

@@ -71,7 +71,7 @@ func (m *Manager) answer(ws *wsconn.Conn, r *http.Request, a *arrival) (*Connect
 		s = newSession(c, ws, req.ID, req.Caps)
 		// The connection is taken before the answer is sent, so that what the
 		// peer sends upon it finds a session.
-		err = c.take(s)
+		err = c.adopt(s)
 	}
 	if err != nil {
 		resp.Accepted, resp.Caps = false, 0
@@ -107,14 +107,14 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, r *http.Request
 	if skew := time.Since(req.Time).Round(time.Second); skew > maxClockSkew || skew < -maxClockSkew {
 		return c, rejectf("clocks differ by %v, more than %v", skew.Abs(), maxClockSkew)
 	}
-	if err := a.busy(func() error { return m.opts.validate(req.Token) }); err != nil {
+	if err := a.run(func() error { return m.opts.validate(req.Token) }); err != nil {
 		return c, rejectf("invalid token: %s", redact(err.Error(), req.Token, bearerToken(r)))
 	}
 	if c.dials {
 		return c, rejectf("%s is to be dialled by %s, not the reverse", c.remote, c.local)
 	}
 	if m.opts.VerifyPeer != nil {
-		if err := a.busy(func() error { return m.opts.VerifyPeer(c.remote, r) }); err != nil {
+		if err := a.run(func() error { return m.opts.VerifyPeer(c.remote, r) }); err != nil {
 			return c, rejectf("%s is not accepted: %s", c.remote, redact(err.Error(), req.Token, bearerToken(r)))
 		}
 	}

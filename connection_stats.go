@@ -5,8 +5,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/gridrpc/grid/internal/wsconn"
 )
 
 // Traffic is what has gone over a connection, or all of them, so far: from session to
@@ -75,23 +73,6 @@ type ConnectionStats struct {
 	LimitsReached map[string]int64
 }
 
-// ManagerStats is the state of a [Manager] at one moment.
-type ManagerStats struct {
-	HostName string
-	// ID is that of the Manager, new for each.
-	ID string
-	// Connected is how many of the connections are.
-	Connected int
-	// What follows is the sum of all present Connections; so a counter falls when a
-	// host is removed.
-	Traffic
-	Reconnects, Calls, Streams, Handlers, StreamsServed, SlowConsumers, QueuedBytes int
-	KeptBytes, Refused                                                              int64
-	// Connections are in the order of [Manager.Targets]: that of the local host to
-	// itself is not among them.
-	Connections []ConnectionStats
-}
-
 // connectionCounters are kept from session to session.
 type connectionCounters struct {
 	refused atomic.Int64
@@ -137,8 +118,8 @@ func (c *connectionCounters) limitReached(option string) {
 
 func (s *session) traffic() Traffic {
 	t := Traffic{
-		MessagesIn: s.messagesIn.Load(), MessagesOut: s.messagesOut.Load(),
-		BatchesIn: s.live.messages.Load(), BatchesOut: s.live.sent.Load(),
+		MessagesIn: s.reader.messages.Load(), MessagesOut: s.sender.messages.Load(),
+		BatchesIn: s.reader.frames.Load(), BatchesOut: s.written.Load(),
 	}
 	t.BytesIn, _ = s.ws.Reading()
 	t.BytesOut, _ = s.ws.Writing()
@@ -157,8 +138,8 @@ func (c *Connection) Stats() ConnectionStats {
 		HostName:  c.remote,
 		State:     c.state.get(),
 		Dials:     c.dials,
-		Handlers:  int(c.handlerSlots.n.Load()),
-		KeptBytes: c.kept.used.Load(),
+		Handlers:  c.handlerSlots.InUse(),
+		KeptBytes: c.hostBytes.Used(),
 		Refused:   c.stats.refused.Load(),
 	}
 	c.stats.mu.Lock()
@@ -182,7 +163,7 @@ func (c *Connection) Stats() ConnectionStats {
 
 func (s *session) addStats(st *ConnectionStats) {
 	if st.RoundTrip == 0 {
-		st.RoundTrip, st.RoundTripMean, st.RoundTripDeviation = s.live.roundTrip()
+		st.RoundTrip, st.RoundTripMean, st.RoundTripDeviation = s.watch.roundTrip()
 	}
 	st.Calls += s.calls.size()
 	opened, served := s.streams.all(nil), s.served.all(nil)
@@ -201,32 +182,4 @@ func (s *session) addStats(st *ConnectionStats) {
 	bytes, senders := s.out.size()
 	st.QueuedBytes += bytes
 	st.QueuedSenders += senders
-}
-
-// Stats returns the present statistics of all connections.
-func (m *Manager) Stats() ManagerStats {
-	st := ManagerStats{HostName: m.opts.Local, ID: m.ID.String()}
-	hosts := m.hosts.Load()
-	for _, host := range hosts.targets {
-		c := hosts.conns[host].Stats()
-		if c.State == StateConnected {
-			st.Connected++
-		}
-		st.Traffic.add(c.Traffic)
-		st.Reconnects += c.Reconnects
-		st.Calls += c.Calls
-		st.Streams += c.Streams
-		st.Handlers += c.Handlers
-		st.StreamsServed += c.StreamsServed
-		st.SlowConsumers += c.SlowConsumers
-		st.QueuedBytes += c.QueuedBytes
-		st.KeptBytes += c.KeptBytes
-		st.Refused += c.Refused
-		st.Connections = append(st.Connections, c)
-	}
-	return st
-}
-
-func (o *ManagerOptions) counters() wsconn.Counters {
-	return wsconn.Counters{Read: o.Incoming, Written: o.Outgoing}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/gridrpc/grid/internal/credit"
 	"github.com/stretchr/testify/require"
 )
 
@@ -185,7 +186,7 @@ func TestDefaultDeadlineHoldsWhileThereIsNoRoom(t *testing.T) {
 func TestInboxWindowNeverFallsBelowItsCapacity(t *testing.T) {
 	b := new(inbox)
 	b.init(1, false, true)
-	s := &sender{t: t, b: b, credits: 64, size: maxWindowBytes / 4} // it has 64 credits of its own
+	s := &inboxSender{t: t, b: b, credits: 64, size: credit.MaxWindowBytes / 4} // it has 64 credits of its own
 	for range 10 {
 		require.GreaterOrEqual(t, s.fill(), 64)
 		s.consume()

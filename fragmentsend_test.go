@@ -368,7 +368,7 @@ func TestFragmentsOfAnOpeningWhoseContextEndsBeforeTheFirst(t *testing.T) {
 		host := &lateHost{session: s, before: func() { cancel(); synctest.Wait() }}
 		m := newMuxClient(ctx, host, c.nextMuxID(), testBlock, capacities{}, true, time.Now())
 		require.True(t, s.streams.add(m.id, m))
-		require.Equal(t, context.Canceled, m.open(make([]byte, 4<<20), nil, nil, false))
+		require.Equal(t, context.Canceled, m.connect(make([]byte, 4<<20), nil, nil, false))
 		time.Sleep(time.Second)
 		require.Zero(t, g.conn(1, 0).Stats().Handlers)
 	})

@@ -364,7 +364,7 @@ func (r *fragmentsRun) expectMessage(m rawMsg, s *partsModel, more, toClient boo
 
 // compare holds what has arrived against the model.
 func (r *fragmentsRun) compare() {
-	require.Equal(r.t, len(r.openings), r.h.sess.openings.size())
+	require.Equal(r.t, len(r.openings), r.h.sess.opener.openings.size())
 	require.Equal(r.t, len(r.openings)+r.running(), r.h.conn.Stats().Handlers)
 	require.Equal(r.t, r.toServed.messages, r.served)
 	require.Equal(r.t, r.toOpened.messages, r.opened)
@@ -389,8 +389,8 @@ func (r *fragmentsRun) finish() {
 	r.h.Close()
 	synctest.Wait()
 	require.Zero(r.t, r.h.conn.Stats().Handlers, "slots of handlers are left")
-	require.Zero(r.t, r.h.conn.kept.used.Load(), "bytes are counted that nobody keeps")
-	require.Zero(r.t, r.h.sess.openings.size())
+	require.Zero(r.t, r.h.conn.hostBytes.Used(), "bytes are counted that nobody keeps")
+	require.Zero(r.t, r.h.sess.opener.openings.size())
 	require.NotEmpty(r.t, r.end)
 }
 

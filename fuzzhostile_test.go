@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/gridrpc/grid/internal/credit"
 	"github.com/stretchr/testify/require"
 )
 
@@ -273,18 +274,18 @@ func (r *hostileRun) check() {
 	t, s := r.t, r.h.sess
 	stats := r.h.conn.Stats()
 	require.LessOrEqual(t, stats.Handlers, hostileMaxHandlers)
-	require.LessOrEqual(t, r.h.conn.kept.used.Load(), int64(hostileMaxHostBytes), "more is kept than MaxHostBytes")
-	require.GreaterOrEqual(t, r.h.conn.kept.used.Load(), int64(0))
-	require.LessOrEqual(t, s.openings.size(), hostileMaxHandlers)
+	require.LessOrEqual(t, r.h.conn.hostBytes.Used(), int64(hostileMaxHostBytes), "more is kept than MaxHostBytes")
+	require.GreaterOrEqual(t, r.h.conn.hostBytes.Used(), int64(0))
+	require.LessOrEqual(t, s.opener.openings.size(), hostileMaxHandlers)
 	require.LessOrEqual(t, s.streams.size(), len(r.streams))
-	require.LessOrEqual(t, len(s.lostStreams), maxAnsweredIDs)
-	require.LessOrEqual(t, len(s.lostServed), maxAnsweredIDs)
+	require.LessOrEqual(t, len(s.reader.lostStreams), maxAnsweredIDs)
+	require.LessOrEqual(t, len(s.reader.lostServed), maxAnsweredIDs)
 	requireBounded := func(b *inbox, capacity int) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		waiting := len(b.queue) - b.head
 		if capacity > 0 {
-			require.LessOrEqual(t, waiting, max(capacity, maxWindow), "more waits than the window holds")
+			require.LessOrEqual(t, waiting, max(capacity, credit.MaxWindow), "more waits than the window holds")
 		}
 		require.LessOrEqual(t, cap(b.queue), max(2*firstQueue, 4*waiting+4*capacity))
 		require.LessOrEqual(t, b.bytes, hostileMaxStreamBytes+messageCost, "more waits than MaxStreamBytes")
@@ -333,10 +334,10 @@ func (r *hostileRun) finish() {
 		require.False(r.t, c.broken && c.err == nil, "a stream that was acked twice ended well")
 	}
 	require.Zero(r.t, r.h.conn.Stats().Handlers, "slots of handlers are left")
-	require.Zero(r.t, r.h.conn.kept.used.Load(), "bytes are counted that nobody keeps")
+	require.Zero(r.t, r.h.conn.hostBytes.Used(), "bytes are counted that nobody keeps")
 	require.Zero(r.t, r.h.sess.streams.size())
 	require.Zero(r.t, r.h.sess.served.size())
-	require.Zero(r.t, r.h.sess.openings.size())
+	require.Zero(r.t, r.h.sess.opener.openings.size())
 	require.Zero(r.t, r.h.sess.calls.size())
 }
 

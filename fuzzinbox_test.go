@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"testing"
 
+	"github.com/gridrpc/grid/internal/credit"
+	"github.com/gridrpc/grid/internal/limit"
 	"github.com/stretchr/testify/require"
 )
 
@@ -27,7 +30,7 @@ type inboxModel struct {
 	bytes     int
 	ended     bool
 	err       error
-	budget    budget
+	budget    limit.Budget
 	idle      bool // the consumer found nothing, and waits
 }
 
@@ -49,7 +52,7 @@ func FuzzInbox(f *testing.F) {
 		p := &program{data}
 		kind := p.byte()
 		m := &inboxModel{t: t, b: new(inbox), wide: kind&1 != 0, known: kind&2 == 0, capacity: p.n(20)}
-		m.budget.limit = 1 << 40
+		m.budget.Init(math.MaxInt)
 		m.b.init(m.capacity, m.known, m.wide)
 		for !p.done() {
 			switch p.n(8) {
@@ -109,8 +112,7 @@ func (m *inboxModel) push(size int) {
 	text := fmt.Sprint(m.sent, ":")
 	b := append([]byte(text), make([]byte, size)...)
 	free := m.free()
-	require.NoError(m.t, m.budget.take(len(b)))
-	err := m.b.push(arrived{buf: b, budget: &m.budget})
+	err := pushFrom(m.b, b, &m.budget)
 	switch {
 	case m.ended:
 		require.NoError(m.t, err, "what comes late is dropped")
@@ -140,7 +142,7 @@ func (m *inboxModel) got(msg arrived, ok, ended bool, err error) bool {
 	}
 	m.idle = false
 	require.True(m.t, ok && !ended, "a message was lost")
-	require.Equal(m.t, m.waiting[0], string(msg.take()))
+	require.Equal(m.t, m.waiting[0], string(msg.join()))
 	m.bytes -= len(m.waiting[0]) + messageCost
 	m.waiting = m.waiting[1:]
 	m.taken++
@@ -165,7 +167,7 @@ func (m *inboxModel) hold() {
 }
 
 func (m *inboxModel) pass(p *program) {
-	m.granted += m.b.passed(m.held, p.byte()&1 == 0)
+	m.granted += m.b.release(m.held, p.byte()&1 == 0)
 	m.bytes -= m.heldBytes
 	m.held, m.heldBytes = 0, 0
 }
@@ -197,13 +199,13 @@ func (m *inboxModel) check() {
 	if !m.wide {
 		require.LessOrEqual(m.t, m.granted, m.taken-m.held, "a credit for nothing")
 	}
-	require.EqualValues(m.t, m.bytes, m.budget.used.Load())
+	require.EqualValues(m.t, m.bytes, m.budget.Used())
 	if m.known {
 		// What the sender holds, and what waits.
 		window := m.capacity + m.granted - m.taken
-		require.LessOrEqual(m.t, window, max(m.capacity, maxWindow), "the window is too wide")
+		require.LessOrEqual(m.t, window, max(m.capacity, credit.MaxWindow), "the window is too wide")
 		require.GreaterOrEqual(m.t, m.free(), 0)
 	}
-	m.widest = max(m.widest, m.b.window, len(m.waiting))
+	m.widest = max(m.widest, m.b.window.Size(), len(m.waiting))
 	require.LessOrEqual(m.t, cap(m.b.queue), max(2*firstQueue, 4*m.widest), "the queue grows without end")
 }

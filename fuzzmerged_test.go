@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/gridrpc/grid/internal/credit"
 	"github.com/stretchr/testify/require"
 	"github.com/tinylib/msgp/msgp"
 )
@@ -30,7 +31,7 @@ func (p *program) message() rawMsg {
 	case 2:
 		m.Payload = msgp.AppendInt(nil, p.n(4))
 	case 3:
-		m.Payload = msgp.AppendInt(nil, pick(p, maxCapacity, maxCapacity+1, maxWindow, 1000))
+		m.Payload = msgp.AppendInt(nil, pick(p, maxCapacity, maxCapacity+1, credit.MaxWindow, 1000))
 	case 4:
 		m.Payload = msgp.AppendString(msgp.AppendString(msgp.AppendMapHeader(nil, 1), "Error"), "text")
 	case 5:
@@ -111,10 +112,10 @@ func busyHost(t *testing.T, c caps) *fuzzHost {
 		OutCapacity: 2, InCapacity: 2,
 	}))
 	s := h.sess
-	s.setNow(time.Now())
+	s.reader.setNow(time.Now())
 	stream := newMuxClient(context.Background(), s, 1, 2, capacities{out: 2, in: 2, known: true}, s.wide(), time.Now())
 	s.streams.add(1, stream)
-	_, err := s.calls.open(2, true)
+	_, err := s.calls.add(2, true)
 	require.NoError(t, err)
 	return h
 }
@@ -131,13 +132,13 @@ type dispatched struct {
 
 func (h *fuzzHost) dispatched(stream *muxClient, err error) (d dispatched) {
 	s := h.sess
-	d.tasks, d.handlers = len(s.tasks), int64(h.conn.Stats().Handlers)
-	d.streams, d.served, d.openings, d.calls = s.streams.size(), s.served.size(), s.openings.size(), s.calls.size()
+	d.tasks, d.handlers = len(s.reader.tasks), int64(h.conn.Stats().Handlers)
+	d.streams, d.served, d.openings, d.calls = s.streams.size(), s.served.size(), s.opener.openings.size(), s.calls.size()
 	d.waiting = len(stream.in.queue)
 	if err != nil {
 		d.err = err.Error()
 	}
-	urgent, normal := s.out.take()
+	urgent, normal := s.out.swap()
 	for _, b := range []batch{urgent, normal} {
 		if b.count > 0 {
 			msgs, whole := messagesOf(uint32(s.caps), b.frame())
@@ -193,7 +194,7 @@ func FuzzMerged(f *testing.F) {
 			stream2, _ := single.sess.streams.get(1)
 
 			input := bytes.Clone(frame)
-			err := merged.sess.dispatchFrame(input)
+			err := merged.sess.reader.dispatchFrame(input)
 			require.Equal(t, frame, input, "the input was written to")
 			got := merged.dispatched(stream1, err)
 
@@ -203,7 +204,7 @@ func FuzzMerged(f *testing.F) {
 			msgs, whole := messagesOf(uint32(kind), frame)
 			var want error
 			for _, m := range msgs {
-				if want = single.sess.dispatchFrame(m.encode()); want != nil {
+				if want = single.sess.reader.dispatchFrame(m.encode()); want != nil {
 					break
 				}
 			}

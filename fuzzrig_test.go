@@ -276,7 +276,7 @@ func newFuzzHost(t *testing.T, i int, caps caps, edit func(o *ManagerOptions)) *
 	require.NoError(t, err)
 	h.wire.forgetUpgrade(t)
 	h.sess = newSession(h.conn, ws, [16]byte{1}, caps)
-	require.NoError(t, h.conn.take(h.sess))
+	require.NoError(t, h.conn.adopt(h.sess))
 	return h
 }
 

@@ -3,6 +3,7 @@ package grid
 import (
 	"testing"
 
+	"github.com/gridrpc/grid/internal/credit"
 	"github.com/stretchr/testify/require"
 	"github.com/tinylib/msgp/msgp"
 )
@@ -141,7 +142,7 @@ func (w *wireRules) check() {
 				require.LessOrEqual(w.t, granted, consumed, "stream %d: credits for nothing", x.stream.i)
 				continue
 			}
-			require.LessOrEqual(w.t, capacity+granted-consumed, max(capacity, maxWindow), "stream %d: the window is too wide", x.stream.i)
+			require.LessOrEqual(w.t, capacity+granted-consumed, max(capacity, credit.MaxWindow), "stream %d: the window is too wide", x.stream.i)
 		}
 	}
 }

@@ -262,9 +262,9 @@ func (r *streamsRun) finish() {
 		c := h.sess
 		require.Zero(r.t, c.streams.size(), "streams are left")
 		require.Zero(r.t, c.served.size(), "served streams are left")
-		require.Zero(r.t, c.openings.size(), "openings are left")
+		require.Zero(r.t, c.opener.openings.size(), "openings are left")
 		require.Zero(r.t, h.conn.Stats().Handlers, "slots of handlers are left")
-		require.Zero(r.t, h.conn.kept.used.Load(), "bytes are counted that nobody keeps")
+		require.Zero(r.t, h.conn.hostBytes.Used(), "bytes are counted that nobody keeps")
 		require.Equal(r.t, lost, h.ended(), "host %d: %v", i, c.err)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/gridrpc/grid/internal/errlog"
 )
 
 // SingleHandlerFn answers a single request.
@@ -78,7 +80,7 @@ type singleEntry struct {
 
 	subroute string
 	label    string // of the handler, for people; set by add
-	panics   errorLog
+	panics   errlog.Log
 }
 
 // streamEntry is a registered stream handler.
@@ -87,7 +89,7 @@ type streamEntry struct {
 	subroute                string
 	outCapacity, inCapacity int
 	label                   string // of the handler, for people; set by add
-	panics                  errorLog
+	panics                  errlog.Log
 }
 
 // newStreamEntry checks the capacities and fills in their defaults.
@@ -128,6 +130,14 @@ type registry struct {
 type handler struct {
 	single *singleEntry
 	stream *streamEntry
+}
+
+// serves reports whether the handler is for what op opens.
+func (h handler) serves(o op) bool {
+	if o == opConnectMux {
+		return h.stream != nil
+	}
+	return h.single != nil
 }
 
 // handlerTable is never changed once it is published.

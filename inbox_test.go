@@ -1,9 +1,12 @@
 package grid
 
 import (
+	"cmp"
 	"errors"
 	"testing"
 
+	"github.com/gridrpc/grid/internal/credit"
+	"github.com/gridrpc/grid/internal/limit"
 	"github.com/stretchr/testify/require"
 )
 
@@ -18,7 +21,7 @@ func takeOne(t *testing.T, b *inbox, want string) int {
 	t.Helper()
 	msg, grant, ok, _, _ := b.take()
 	require.True(t, ok)
-	require.Equal(t, want, string(msg.take()))
+	require.Equal(t, want, string(msg.join()))
 	return grant
 }
 
@@ -34,11 +37,11 @@ func TestInboxDeliversWhatCameBeforeTheEnd(t *testing.T) {
 	gone := errors.New("gone")
 	for _, end := range []error{nil, gone} {
 		b := newInbox(3, true, false)
-		require.NoError(t, b.push(arrived{buf: []byte("a")}))
-		require.NoError(t, b.push(arrived{buf: []byte("b")}))
+		require.NoError(t, push(b, []byte("a")))
+		require.NoError(t, push(b, []byte("b")))
 		b.end(end)
 		b.end(errors.New("too late"))
-		require.NoError(t, b.push(arrived{buf: []byte("dropped")}))
+		require.NoError(t, push(b, []byte("dropped")))
 		takeOne(t, b, "a")
 		takeOne(t, b, "b")
 		requireEnded(t, b, end)
@@ -48,20 +51,20 @@ func TestInboxDeliversWhatCameBeforeTheEnd(t *testing.T) {
 func TestInboxDropNeverMakesAShortCleanEnd(t *testing.T) {
 	why := errors.New("cancelled")
 	b := newInbox(3, true, false)
-	require.NoError(t, b.push(arrived{buf: []byte("a")}))
+	require.NoError(t, push(b, []byte("a")))
 	b.end(nil)
 	b.drop(why)
 	requireEnded(t, b, why)
 
 	b = newInbox(3, true, false)
-	require.NoError(t, b.push(arrived{buf: []byte("a")}))
+	require.NoError(t, push(b, []byte("a")))
 	takeOne(t, b, "a")
 	b.end(nil)
 	b.drop(why)
 	requireEnded(t, b, nil)
 
 	b = newInbox(3, true, false)
-	require.NoError(t, b.push(arrived{buf: []byte("a")}))
+	require.NoError(t, push(b, []byte("a")))
 	failed := errors.New("failed")
 	b.end(failed)
 	b.drop(why)
@@ -71,27 +74,27 @@ func TestInboxDropNeverMakesAShortCleanEnd(t *testing.T) {
 func TestInboxRefusesMessagesWithoutACredit(t *testing.T) {
 	for _, wide := range []bool{false, true} {
 		b := newInbox(2, true, wide)
-		require.NoError(t, b.push(arrived{buf: []byte("a")}))
-		require.NoError(t, b.push(arrived{buf: []byte("b")}))
-		require.ErrorIs(t, b.push(arrived{buf: []byte("c")}), ErrFlowControl)
+		require.NoError(t, push(b, []byte("a")))
+		require.NoError(t, push(b, []byte("b")))
+		require.ErrorIs(t, push(b, []byte("c")), ErrFlowControl)
 	}
-	require.ErrorIs(t, newInbox(0, true, true).push(arrived{buf: []byte("a")}), ErrFlowControl)
-	b := newInbox(1, false, true) // only the sender knows its capacity
+	require.ErrorIs(t, push(newInbox(0, true, true), []byte("a")), ErrFlowControl)
+	b := newInbox(1, false, true) // only the inboxSender knows its capacity
 	for range 1000 {
-		require.NoError(t, b.push(arrived{buf: []byte("a")}))
+		require.NoError(t, push(b, []byte("a")))
 	}
 }
 
 func TestInboxReturnsOneCreditAtATimeToVersion1(t *testing.T) {
 	b := newInbox(2, true, false)
 	for range 100 {
-		require.NoError(t, b.push(arrived{buf: []byte("a")}))
+		require.NoError(t, push(b, []byte("a")))
 		require.Equal(t, 1, takeOne(t, b, "a"))
 	}
 }
 
-// sender plays the other end: it sends whenever it may.
-type sender struct {
+// inboxSender plays the other end: it sends whenever it may.
+type inboxSender struct {
 	t       *testing.T
 	b       *inbox
 	credits int
@@ -100,17 +103,17 @@ type sender struct {
 
 // fill sends until there are no credits left, and returns how many messages
 // that were.
-func (s *sender) fill() int {
+func (s *inboxSender) fill() int {
 	n := s.credits
 	for range n {
-		require.NoError(s.t, s.b.push(arrived{buf: make([]byte, s.size)}))
+		require.NoError(s.t, push(s.b, make([]byte, s.size)))
 	}
 	s.credits = 0
 	return n
 }
 
 // consume takes everything, and returns the credits.
-func (s *sender) consume() {
+func (s *inboxSender) consume() {
 	for {
 		_, grant, ok, _, _ := s.b.take()
 		if !ok {
@@ -121,49 +124,49 @@ func (s *sender) consume() {
 }
 
 func TestInboxWindowGrowsForAConsumerThatKeepsUp(t *testing.T) {
-	s := &sender{t: t, b: newInbox(1, true, true), credits: 1, size: 100}
+	s := &inboxSender{t: t, b: newInbox(1, true, true), credits: 1, size: 100}
 	rounds := 0
 	for sent := 0; sent < 10_000; rounds++ {
 		sent += s.fill()
 		s.consume()
 		require.Positive(t, s.credits, "the sender is stuck")
 	}
-	require.Equal(t, maxWindow, s.b.window)
+	require.Equal(t, credit.MaxWindow, s.b.window.Size())
 	require.Less(t, rounds, 40)
 	// It stalls now, with no more than its window.
-	require.LessOrEqual(t, s.fill(), maxWindow)
-	require.ErrorIs(t, s.b.push(arrived{}), ErrFlowControl)
+	require.LessOrEqual(t, s.fill(), credit.MaxWindow)
+	require.ErrorIs(t, push(s.b, nil), ErrFlowControl)
 }
 
 func TestInboxWindowIsBoundedInBytes(t *testing.T) {
 	const size = 100 << 10
-	s := &sender{t: t, b: newInbox(1, true, true), credits: 1, size: size}
+	s := &inboxSender{t: t, b: newInbox(1, true, true), credits: 1, size: size}
 	for range 100 {
 		s.fill()
 		s.consume()
 	}
-	require.LessOrEqual(t, s.b.window, maxWindowBytes/size)
+	require.LessOrEqual(t, s.b.window.Size(), credit.MaxWindowBytes/size)
 
 	// A window that grew for small messages shrinks when they become large,
 	// but never below what the stream was registered with.
-	s = &sender{t: t, b: newInbox(4, true, true), credits: 4, size: 10}
+	s = &inboxSender{t: t, b: newInbox(4, true, true), credits: 4, size: 10}
 	for range 100 {
 		s.fill()
 		s.consume()
 	}
-	require.Equal(t, maxWindow, s.b.window)
-	s.size = maxWindowBytes
+	require.Equal(t, credit.MaxWindow, s.b.window.Size())
+	s.size = credit.MaxWindowBytes
 	s.fill()
 	for range 10 {
 		s.consume()
 		require.Positive(t, s.fill(), "the sender is stuck")
 	}
-	require.Equal(t, 4, s.b.window)
+	require.Equal(t, 4, s.b.window.Size())
 }
 
 // A consumer that takes every message late gets no wider window.
 func TestInboxWindowStaysForAConsumerThatLagsBehind(t *testing.T) {
-	s := &sender{t: t, b: newInbox(4, true, true), credits: 4, size: 10}
+	s := &inboxSender{t: t, b: newInbox(4, true, true), credits: 4, size: 10}
 	s.fill()
 	for range 1000 {
 		_, grant, ok, _, _ := s.b.take()
@@ -171,15 +174,24 @@ func TestInboxWindowStaysForAConsumerThatLagsBehind(t *testing.T) {
 		s.credits += grant
 		s.fill()
 	}
-	require.Equal(t, 4, s.b.window)
+	require.Equal(t, 4, s.b.window.Size())
 }
 
 func TestInboxQueueDoesNotGrowWithTheStream(t *testing.T) {
 	b := newInbox(4, true, false)
-	require.NoError(t, b.push(arrived{buf: []byte("a")}))
+	require.NoError(t, push(b, []byte("a")))
 	for range 10_000 {
-		require.NoError(t, b.push(arrived{buf: []byte("a")}))
+		require.NoError(t, push(b, []byte("a")))
 		takeOne(t, b, "a")
 	}
 	require.LessOrEqual(t, cap(b.queue), 16)
+}
+
+// push has a message arrive, as the reader does.
+func push(b *inbox, payload []byte) error { return pushFrom(b, payload, nil) }
+
+func pushFrom(b *inbox, payload []byte, budget *limit.Budget) error {
+	m := &message{Op: opMuxServerMsg, Payload: payload}
+	failure, err := b.receive(parcel{message: m, frame: new(frame), maxSize: maxMaxMessageSize, budget: budget})
+	return cmp.Or(failure, err)
 }

@@ -31,7 +31,7 @@ type arrival struct {
 	gone   bool
 }
 
-// enter takes one more in, who can't be turned away until it has been in busy once.
+// enter takes one more in, who can't be turned away until it has been in run once.
 // It fails if nobody can give way. leave must be called at the end. ctx bounds that
 // of the arrival.
 func (i *incoming) enter(ctx context.Context) (*arrival, error) {
@@ -83,8 +83,8 @@ func (a *arrival) dequeueLocked() {
 	}
 }
 
-// busy calls f, a function of the application's, unless the arrival was turned away.
-func (a *arrival) busy(f func() error) error {
+// run calls f, a function of the application's, unless the arrival was turned away.
+func (a *arrival) run(f func() error) error {
 	if err := a.begin(); err != nil {
 		return err
 	}

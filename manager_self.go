@@ -1,6 +1,9 @@
 package grid
 
-import "github.com/gridrpc/grid/internal/wsconn"
+import (
+	"github.com/gridrpc/grid/internal/backoff"
+	"github.com/gridrpc/grid/internal/wsconn"
+)
 
 // selfLink is what calls of a host to itself go over (LocalCalls): two connections, as
 // between two hosts, and between them a session with a pipe for a socket. So all
@@ -27,8 +30,8 @@ func (m *Manager) startSelf() error {
 	}
 	m.self = l
 	m.start(func() {
-		var b backoff
-		for ; m.ctx.Err() == nil; b.wait(m.ctx) {
+		var b backoff.Backoff
+		for ; m.ctx.Err() == nil; b.Wait(m.ctx) {
 			if serve == nil {
 				if serve, err = l.connect(m); err != nil {
 					l.near.fault("grid: cannot connect", err)
@@ -49,7 +52,7 @@ func (l *selfLink) connect(m *Manager) (serve func(), err error) {
 	}
 	n, f := newSession(l.near, near, m.ID, ourCaps), newSession(l.far, far, m.ID, ourCaps)
 	for _, s := range []*session{f, n} {
-		if err := s.conn.take(s); err != nil {
+		if err := s.conn.adopt(s); err != nil {
 			n.close(err)
 			f.close(err)
 			return nil, err

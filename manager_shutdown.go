@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -76,7 +75,7 @@ func (m *Manager) hangUp(ctx context.Context) {
 func (m *Manager) waitIdle(ctx context.Context) error {
 	for _, c := range m.connections() {
 		for {
-			busy := c.busy()
+			busy := c.untilIdle()
 			if busy == nil {
 				break
 			}
@@ -90,108 +89,4 @@ func (m *Manager) waitIdle(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// busy returns nil if nothing is under way on the connection, else what is
-// closed when that may have changed.
-func (c *Connection) busy() <-chan struct{} {
-	if busy := c.handlerSlots.busy(); busy != nil {
-		return busy
-	}
-	for _, s := range c.sessions() {
-		if busy := s.busy(); busy != nil {
-			return busy
-		}
-	}
-	return nil
-}
-
-func (s *session) busy() <-chan struct{} {
-	if busy := s.calls.busy(); busy != nil {
-		return busy
-	}
-	if busy := s.streams.busy(); busy != nil {
-		return busy
-	}
-	return s.out.busy() // the last answers
-}
-
-// announceShutdown tells the peer, if it knows what that means.
-func (s *session) announceShutdown() {
-	if s.caps&capDrain != 0 && !s.announced.Swap(true) {
-		s.post(message{Op: opDisconnect}, nil)
-	}
-}
-
-// idleSignal is a channel that is closed when something has become idle, made
-// when somebody wants to know. Its owner's lock guards it.
-type idleSignal struct{ c chan struct{} }
-
-func (i *idleSignal) wait() <-chan struct{} {
-	if i.c == nil {
-		i.c = make(chan struct{})
-	}
-	return i.c
-}
-
-func (i *idleSignal) notify() {
-	if i.c != nil {
-		close(i.c)
-		i.c = nil
-	}
-}
-
-// slots counts the handlers, or streams, that run for one host.
-type slots struct {
-	// Set once.
-	what, option string // what they are, and the option that limits them
-	limit        int
-	of           *slots // whose slots these take as well, if not nil
-
-	n      atomic.Int64
-	wanted atomic.Bool // somebody waits for n to become 0
-	mu     sync.Mutex
-	idle   idleSignal
-}
-
-func (s *slots) init(what, option string, limit int, of *slots) {
-	s.what, s.option, s.limit, s.of = what, option, limit, of
-}
-
-// acquire takes a slot, or returns those of which all are taken. release gives it
-// back when the handler has returned.
-func (s *slots) acquire() (full *slots) {
-	if s.of != nil {
-		if full := s.of.acquire(); full != nil {
-			return full
-		}
-	}
-	if s.n.Add(1) > int64(s.limit) {
-		s.release()
-		return s
-	}
-	return nil
-}
-
-func (s *slots) release() {
-	if s.of != nil {
-		s.of.release()
-	}
-	if s.n.Add(-1) == 0 && s.wanted.Load() {
-		s.mu.Lock()
-		s.idle.notify()
-		s.mu.Unlock()
-	}
-}
-
-// busy returns nil if no slot is taken, else what is closed when that may have
-// changed.
-func (s *slots) busy() <-chan struct{} {
-	s.wanted.Store(true)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.n.Load() == 0 {
-		return nil
-	}
-	return s.idle.wait()
 }

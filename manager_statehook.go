@@ -5,6 +5,8 @@ import (
 	"log/slog"
 	"sync"
 	"time"
+
+	"github.com/gridrpc/grid/internal/errlog"
 )
 
 // StateChange is a step of a connection from one [State] to another.
@@ -35,7 +37,7 @@ type stateHook struct {
 	// Set once.
 	f      func(StateChange)
 	log    *slog.Logger
-	panics errorLog
+	panics errlog.Log
 
 	mu      sync.Mutex // guards what follows
 	changed sync.Cond
@@ -97,7 +99,7 @@ func (h *stateHook) run() {
 func (h *stateHook) call(c StateChange) {
 	defer func() {
 		if p := recover(); p != nil {
-			h.panics.panicked(h.log, "grid: OnStateChange panicked", p)
+			h.panics.Panicked(h.log, "grid: OnStateChange panicked", p)
 		}
 	}()
 	h.f(c)

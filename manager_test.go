@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
+	"github.com/gridrpc/grid/internal/backoff"
 	"github.com/gridrpc/grid/internal/faultconn"
 )
 
@@ -167,7 +168,7 @@ func TestBlockConnectHoldsBackBothDirections(t *testing.T) {
 			close(block)
 			begin := time.Now()
 			g.waitConnected()
-			require.Less(t, time.Since(begin), 2*maxBackoff)
+			require.Less(t, time.Since(begin), 2*backoff.Max)
 			g.requireWorks()
 			g.stopAll()
 		}

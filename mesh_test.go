@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gridrpc/grid/internal/backoff"
 	"github.com/gridrpc/grid/internal/faultconn"
 )
 
@@ -77,7 +78,7 @@ func TestRestartedManagerIsTakenBack(t *testing.T) {
 			g.start(i)
 			require.NotEqual(t, id, g.nodes[i].ID)
 			g.waitConnected()
-			require.LessOrEqual(t, time.Since(begin), maxBackoff+time.Second)
+			require.LessOrEqual(t, time.Since(begin), backoff.Max+time.Second)
 			g.requireMeshWorks()
 		}
 	}

@@ -7,7 +7,10 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/tinylib/msgp/msgp"
 	"github.com/zeebo/xxh3"
+
+	"github.com/gridrpc/grid/internal/limit"
 )
 
 //go:generate go -C tools tool msgp -unexported -file ../msg.go -o ../msg_gen.go -tests=false -io=false
@@ -40,13 +43,13 @@ type message struct {
 
 	// slot, if set, is freed when the message is queued: who gets it may ask
 	// for the next handler.
-	slot *slots `msg:"-"`
+	slot *limit.Slots `msg:"-"`
 }
 
 // freeSlot frees the slot that the message holds, if any.
 func (m *message) freeSlot() {
 	if m.slot != nil {
-		m.slot.release()
+		m.slot.Release()
 		m.slot = nil
 	}
 }
@@ -169,6 +172,14 @@ func (m *message) reason() error {
 	return refusal(string(m.Payload))
 }
 
+// setSubroute makes sub, which may be nil, follow the message.
+func (m *message) setSubroute(sub *subHandlerID) {
+	if sub != nil {
+		m.Sub = sub
+		m.Flags |= flagSubroute
+	}
+}
+
 // setMetadata makes b, which may be nil, follow the message.
 func (m *message) setMetadata(b []byte) {
 	if b != nil {
@@ -202,7 +213,7 @@ func (m *message) appendTo(b []byte) []byte {
 		b = append(b, m.Sub[:]...)
 	}
 	if m.Metadata != nil {
-		b = append(appendBinHeader(b, len(m.Metadata)), m.Metadata...)
+		b = msgp.AppendBytes(b, m.Metadata)
 	}
 	if m.Flags&flagCRC != 0 {
 		b = binary.LittleEndian.AppendUint32(b, uint32(xxh3.Hash(b[start:])))
@@ -305,12 +316,6 @@ func uintSize(v uint64) int {
 	return 9
 }
 
-// The heads of the three widths of bin.
-const (
-	bin8, bin16, bin32 = 0xc4, 0xc5, 0xc6
-	binHeaderMax       = 5
-)
-
 func binHeaderSize(n int) int {
 	switch {
 	case n < 1<<8:
@@ -318,27 +323,5 @@ func binHeaderSize(n int) int {
 	case n < 1<<16:
 		return 3
 	}
-	return binHeaderMax
-}
-
-// binHeaderSizeAt is the size of a bin header that starts with lead.
-func binHeaderSizeAt(lead byte) int {
-	switch lead {
-	case bin8:
-		return 2
-	case bin16:
-		return 3
-	}
-	return binHeaderMax
-}
-
-// appendBinHeader appends the header of a bin of n bytes.
-func appendBinHeader(b []byte, n int) []byte {
-	switch binHeaderSize(n) {
-	case 2:
-		return append(b, bin8, byte(n))
-	case 3:
-		return binary.BigEndian.AppendUint16(append(b, bin16), uint16(n))
-	}
-	return binary.BigEndian.AppendUint32(append(b, bin32), uint32(n))
+	return msgp.BytesPrefixSize
 }

@@ -102,7 +102,7 @@ func frameOf(t testing.TB, crc flags, msgs ...message) []byte {
 	for i := range msgs {
 		require.NoError(t, q.post(&msgs[i], nil))
 	}
-	_, b := q.take()
+	_, b := q.swap()
 	defer b.release()
 	return append([]byte(nil), b.frame()...)
 }

@@ -90,6 +90,7 @@ func TestPayloadThatIsNoBinIsAnError(t *testing.T) {
 // idleSession can dispatch what reaches neither its peer nor a handler.
 func idleSession() *session {
 	s := &session{conn: &Connection{}, opts: &ManagerOptions{MaxMessageSize: 1 << 20}}
+	s.reader.s = s
 	s.calls.init(time.Second)
 	s.streams.init()
 	return s
@@ -122,7 +123,7 @@ func TestMergedMessageThatLiesIsAnError(t *testing.T) {
 		{encodeMerged(rawMsg{MuxID: 5, Op: rawOpResponse, Flags: rawFlagSubroute}), "Response for mux 5 ends inside its subroute"},
 		{append(encodeMerged(response), 0), "merged message of 1 is followed by 1 stray bytes"},
 	} {
-		err := idleSession().dispatchFrame(c.frame)
+		err := idleSession().reader.dispatchFrame(c.frame)
 		if c.says == "" {
 			require.NoError(t, err)
 			continue

@@ -1,11 +1,11 @@
 package grid
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/tinylib/msgp/msgp"
 
-	"github.com/gridrpc/grid/internal/bytepool"
 	"github.com/gridrpc/grid/internal/credit"
 )
 
@@ -22,6 +22,9 @@ type frameSender interface {
 	// post never waits. What it can't queue ends the session.
 	post(m message, seq *sequence)
 }
+
+// limitLogger is what logs that a limit was reached.
+type limitLogger interface{ overload(err error) }
 
 // capacities are what one side knows of a handler's.
 type capacities struct {
@@ -89,10 +92,15 @@ func notNil(b []byte) []byte {
 	return b
 }
 
-// ownedPayload copies a payload out of the read buffer.
-func ownedPayload(m *message) []byte {
-	if len(m.Payload) == 0 {
-		return m.Payload
+// receive takes a message, or a fragment of one, into the inbox of its stream, which it
+// fails where the sender had no credit, or too much waits. The error ends the session.
+func receive(in *inbox, p parcel, host limitLogger, fail func(error)) error {
+	failure, err := in.receive(p)
+	if failure != nil {
+		if errors.Is(failure, ErrOverloaded) {
+			host.overload(failure)
+		}
+		fail(failure)
 	}
-	return append(bytepool.Get(len(m.Payload)), m.Payload...)
+	return err
 }

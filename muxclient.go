@@ -10,11 +10,13 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid/internal/credit"
+	"github.com/gridrpc/grid/internal/monotime"
 )
 
 // clientHost is the session as the opening end of a stream sees it.
 type clientHost interface {
 	frameSender
+	limitLogger
 	// sendOpening is send for a message that tells what is left until a deadline, if
 	// there is one.
 	sendOpening(done <-chan struct{}, m message, seq *sequence, deadline time.Time) error
@@ -60,9 +62,8 @@ type muxClient struct {
 	recvSeq uint32
 	acked   bool
 
-	// Unix nanoseconds: when anything was heard of the stream, and when it was
-	// last pinged.
-	heard, pinged atomic.Int64
+	// When anything was heard of the stream, and when it was last pinged.
+	heard, pinged monotime.Stamp
 
 	mu    sync.Mutex // guards what follows
 	ended bool
@@ -90,20 +91,17 @@ func newMuxClient(ctx context.Context, host clientHost, id uint64, handler Handl
 	}
 	m.inCapacity = int32(c.in)
 	m.in.init(c.out, !wide, wide)
-	m.heard.Store(now.UnixNano())
-	m.pinged.Store(now.UnixNano())
+	m.heard.Store(monotime.Of(now))
+	m.pinged.Store(monotime.Of(now))
 	return m
 }
 
-// open asks for the stream and waits until the peer has taken it on.
-func (m *muxClient) open(payload, metadata []byte, sub *subHandlerID, noInput bool) error {
+// connect asks for the stream and waits until the peer has taken it on.
+func (m *muxClient) connect(payload, metadata []byte, sub *subHandlerID, noInput bool) error {
 	msg := message{MuxID: m.id, Handler: m.handler, Op: opConnectMux}
 	msg.setPayload(payload)
 	msg.setMetadata(metadata)
-	if sub != nil {
-		msg.Sub = sub
-		msg.Flags |= flagSubroute
-	}
+	msg.setSubroute(sub)
 	if noInput {
 		msg.Flags |= flagEOF
 	}
@@ -122,7 +120,7 @@ func (m *muxClient) open(payload, metadata []byte, sub *subHandlerID, noInput bo
 		m.finish(err, dropWaiting)
 		return m.endError()
 	}
-	now := time.Now().UnixNano()
+	now := monotime.Now()
 	m.heard.Store(now)
 	m.pinged.Store(now)
 	m.asked.Store(true)
@@ -222,7 +220,7 @@ func (m *muxClient) results(next func([]byte) error) error {
 			return m.stopConsuming(context.Cause(m.caller))
 		case ok:
 			m.grant(grant)
-			if err := next(msg.take()); err != nil {
+			if err := next(msg.join()); err != nil {
 				return m.stopConsuming(err)
 			}
 		case ended:
@@ -365,7 +363,8 @@ func (m *muxClient) onAck(msg *message) {
 }
 
 // onMessage returns an error that ends the session.
-func (m *muxClient) onMessage(g gatherer, msg *message) error {
+func (m *muxClient) onMessage(p parcel) error {
+	msg := p.message
 	if !m.checkSeq(msg) {
 		return nil
 	}
@@ -380,7 +379,7 @@ func (m *muxClient) onMessage(g gatherer, msg *message) error {
 	}
 	if !eof || len(msg.Payload) > 0 {
 		m.seen.received(len(msg.Payload), msg.Flags&flagMore == 0)
-		if err := gatherInto(g, &m.in, msg, m.fail); err != nil {
+		if err := receive(&m.in, p, m.host, m.fail); err != nil {
 			return err
 		}
 	}
@@ -429,12 +428,13 @@ func (m *muxClient) tick(now, progress time.Time, interval, slack time.Duration)
 	if !m.asked.Load() || !m.deadline.IsZero() && m.deadline.Sub(now) <= interval {
 		return
 	}
-	if now.Sub(later(time.Unix(0, m.heard.Load()), progress)) >= 2*interval-slack {
+	clock := monotime.Of(now)
+	if clock.Sub(max(m.heard.Load(), monotime.Of(progress))) >= 2*interval-slack {
 		m.finish(disconnected(errors.New("nothing heard of the stream for two ping intervals")), tellPeer)
 		return
 	}
-	if now.Sub(time.Unix(0, m.pinged.Load())) >= interval-slack {
-		m.pinged.Store(now.UnixNano())
+	if clock.Sub(m.pinged.Load()) >= interval-slack {
+		m.pinged.Store(clock)
 		m.host.post(message{MuxID: m.id, Op: opPing}, &m.sendSeq)
 	}
 }

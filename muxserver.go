@@ -6,33 +6,36 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/gridrpc/grid/internal/credit"
+	"github.com/gridrpc/grid/internal/limit"
+	"github.com/gridrpc/grid/internal/monotime"
+	"github.com/gridrpc/grid/internal/workers"
 )
 
 // serverHost is the session as the serving end of a stream sees it.
 type serverHost interface {
 	frameSender
+	limitLogger
 	// serverEnded takes the stream out of the session's table.
 	serverEnded(m *muxServer)
 	// start runs t on a goroutine that is reused, with its stack.
-	start(t task)
+	start(t workers.Task)
 	logger() *slog.Logger
-	// beginServe tells interceptors of the stream; see session.
+	// beginServe tells interceptors of the stream; see Connection.
 	beginServe(ctx context.Context, o *observed, info *CallInfo, metadata []byte) (context.Context, error)
 }
 
 // muxServer is the serving end of a stream.
 //
 // The session's reader calls its on* methods, which never block. Its handler
-// runs on a worker (run); another one hands on its input, and sends its output
+// runs on a worker (Run); another one hands on its input, and sends its output
 // (streamPump). It ends
 // when the handler has returned and everything it sent is out, or at once by
 // abort.
 type muxServer struct {
-	neverLate
+	workers.Queued
 	// Set once.
 	host       serverHost
 	id         uint64
@@ -52,16 +55,16 @@ type muxServer struct {
 	grantBuf creditBuffer   // the pump's
 	credits  credit.Credits // for what we send
 	sendSeq  sequence
-	result   *RemoteErr // of the handler; published by returned
-	seen     *observed  // nil if nobody wants to know
-	metadata []byte     // for those who want to
-	slot     *slots     // the handler's, until all is sent; the pump's own
+	result   *RemoteErr   // of the handler; published by returned
+	seen     *observed    // nil if nobody wants to know
+	metadata []byte       // for those who want to
+	slot     *limit.Slots // the handler's, until all is sent; the pump's own
 
 	// The reader's own.
 	recvSeq  uint32
 	inputEOF bool
 
-	heard atomic.Int64 // Unix nanoseconds: when the client last gave a sign
+	heard monotime.Stamp // when the client last gave a sign
 
 	mu      sync.Mutex // guards what follows
 	aborted error
@@ -90,13 +93,13 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrive
 	}
 	limit := h.outCapacity
 	if wide {
-		limit = maxCapacity + maxWindow // the client does not know outCapacity
+		limit = maxCapacity + credit.MaxWindow // the client does not know outCapacity
 	}
 	m.credits.Reset(h.outCapacity, limit)
 	if m.hasInput {
 		m.in.init(m.inCredits(), true, wide)
 	}
-	m.heard.Store(now.UnixNano())
+	m.heard.Store(monotime.Of(now))
 
 	base, cancel := context.WithCancelCause(context.Background())
 	m.cancel = cancel
@@ -117,8 +120,8 @@ func (m *muxServer) inCredits() int {
 	return m.handler.inCapacity
 }
 
-// run runs the handler; see task.
-func (m *muxServer) run() {
+// Run implements workers.Task: it runs the handler.
+func (m *muxServer) Run() {
 	if !m.deadline.IsZero() {
 		m.watch(context.AfterFunc(m.ctx, m.expired))
 	}
@@ -269,7 +272,8 @@ func (m *muxServer) checkSeq(msg *message) bool {
 }
 
 // onMessage returns an error that ends the session.
-func (m *muxServer) onMessage(g gatherer, msg *message) error {
+func (m *muxServer) onMessage(p parcel) error {
+	msg := p.message
 	if !m.checkSeq(msg) {
 		return nil
 	}
@@ -284,7 +288,7 @@ func (m *muxServer) onMessage(g gatherer, msg *message) error {
 	}
 	if !eof || len(msg.Payload) > 0 {
 		m.seen.received(len(msg.Payload), msg.Flags&flagMore == 0)
-		if err := gatherInto(g, &m.in, msg, m.fail); err != nil {
+		if err := receive(&m.in, p, m.host, m.fail); err != nil {
 			return err
 		}
 	}
@@ -330,7 +334,7 @@ func (m *muxServer) tick(now, progress time.Time, interval time.Duration) {
 	if !m.deadline.IsZero() && m.deadline.Sub(now) <= 4*interval {
 		return
 	}
-	if now.Sub(later(time.Unix(0, m.heard.Load()), progress)) > 4*interval {
+	if monotime.Of(now).Sub(max(m.heard.Load(), monotime.Of(progress))) > 4*interval {
 		m.abort(disconnected(errors.New("the client has not pinged its stream")), tellReason)
 	}
 }

@@ -17,6 +17,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/gridrpc/grid/internal/wsconn"
 )
 
 // RoutePath is the default path at which [Manager.Handler] is mounted and other
@@ -350,6 +352,20 @@ func (o *ManagerOptions) handlerText(id HandlerID) string {
 	return text
 }
 
+// waitUnblocked waits until BlockConnect is closed, if it is set. It returns false if
+// ctx ends first.
+func (o *ManagerOptions) waitUnblocked(ctx context.Context) bool {
+	if o.BlockConnect == nil {
+		return true
+	}
+	select {
+	case <-o.BlockConnect:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 func (o *ManagerOptions) token() string {
 	if o.AuthFn == nil {
 		return ""
@@ -364,11 +380,16 @@ func (o *ManagerOptions) validate(token string) error {
 	return o.AuthToken(token)
 }
 
+// counters are told what goes over the websockets.
+func (o *ManagerOptions) counters() wsconn.Counters {
+	return wsconn.Counters{Read: o.Incoming, Written: o.Outgoing}
+}
+
 // frameLimit is the largest websocket message that is read.
 func (o *ManagerOptions) frameLimit() int64 { return int64(o.MaxMessageSize) + frameOverhead }
 
 // isSecure tells whether the transport to a host protects what is sent, so that
 // no checksum is needed.
 func isSecure(host string) bool {
-	return strings.HasPrefix(host, "https://") || strings.HasPrefix(host, "wss://")
+	return strings.HasPrefix(host, "https://")
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/monotime"
 )
 
 func newOutQueue() *outQueue {
@@ -22,7 +23,7 @@ func newOutQueue() *outQueue {
 // takeMessages decodes what is queued, the urgent first.
 func takeMessages(t *testing.T, q *outQueue) (msgs []message) {
 	t.Helper()
-	urgent, normal := q.take()
+	urgent, normal := q.swap()
 	for _, b := range []batch{urgent, normal} {
 		if b.count == 0 {
 			continue
@@ -202,7 +203,7 @@ func TestOutQueuePassesOverThoseThatAreLate(t *testing.T) {
 			require.ElementsMatch(t, want, ids)
 			synctest.Wait()
 		}
-		enter := func(id uint64, late time.Time) {
+		enter := func(id uint64, late monotime.Time) {
 			go func() {
 				turn := turn{size: message(0).Msgsize(), late: late}
 				err := q.await(&q.small, &turn, nil)
@@ -213,12 +214,12 @@ func TestOutQueuePassesOverThoseThatAreLate(t *testing.T) {
 			}()
 			synctest.Wait()
 		}
-		in := func(d time.Duration) time.Time { return lateAfter(time.Now(), time.Now().Add(d)) }
+		in := func(d time.Duration) monotime.Time { return lateAfter(time.Now(), time.Now().Add(d)) }
 		require.NoError(t, q.send(nil, message(0), nil))
 		enter(1, in(time.Second))
 		enter(2, in(time.Second))
 		enter(3, in(time.Second))
-		enter(4, time.Time{}) // a stream's
+		enter(4, monotime.Never) // a stream's
 		enter(5, in(time.Minute))
 		enter(6, in(time.Second))
 		next(0)
@@ -252,7 +253,7 @@ func TestOutQueuePassesOnWhatIsNotUsed(t *testing.T) {
 			synctest.Wait()
 		}
 		require.Empty(t, results)
-		q.pass(&first)
+		q.giveUp(&first)
 		synctest.Wait()
 		require.Len(t, results, 2)
 		require.Equal(t, errSendCancelled, <-results)
@@ -432,7 +433,7 @@ func BenchmarkOutQueue(b *testing.B) {
 			b.Fatal()
 		}
 		if i%64 == 63 {
-			_, n := q.take()
+			_, n := q.swap()
 			n.release()
 		}
 	}

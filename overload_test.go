@@ -294,10 +294,10 @@ func TestExpiredRequestIsNotRun(t *testing.T) {
 		// As if no worker had had the time.
 		m := message{MuxID: 1, Handler: testUnused, DeadlineMS: 1}
 		slot := &r.conn.handlerSlots
-		require.Nil(r, slot.acquire())
-		s.startRequest(&m, r.conn.handlers.lookup(testUnused, nil), arrived{buf: append(GetByteBuffer(), "late"...)}, time.Now().Add(-time.Second))
-		s.workers.submit(s.tasks...)
-		s.tasks = nil
+		require.Nil(r, slot.Acquire())
+		s.opener.start(&m, r.conn.handlers.lookup(testUnused, nil), arrived{buf: append(GetByteBuffer(), "late"...)}, time.Now().Add(-time.Second))
+		s.workers.Submit(s.reader.tasks...)
+		s.reader.tasks = nil
 		synctest.Wait()
 		require.Empty(r, ran)
 		require.Zero(r, r.conn.Stats().Handlers)

@@ -12,12 +12,13 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gridrpc/grid/internal/backoff"
 	"github.com/gridrpc/grid/internal/faultconn"
 )
 
 // reconnectTime is the most that an attempt to dial again may take from the
 // loss of a session that had lived.
-const reconnectTime = minBackoff * 3 / 2
+const reconnectTime = backoff.Min * 3 / 2
 
 // Lesson 13.
 func TestReconnectsAfterACutWithTheQueueFull(t *testing.T) {

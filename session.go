@@ -1,24 +1,20 @@
 package grid
 
 import (
-	"cmp"
 	"context"
-	"errors"
-	"fmt"
-	"io"
 	"log/slog"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/monotime"
+	"github.com/gridrpc/grid/internal/workers"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
 
-// session is the life of one websocket after its handshake. It owns the tables
-// of calls and streams, the outgoing queue, and two goroutines: the reader, on
-// which run is called, and the writer. A timer runs tick.
+// session is the life of one websocket after its handshake. It is made up of a part that
+// reads, one that opens what the peer asks for, one that sends and one that watches, and
+// of the tables of what is under way.
 //
 // When any of them finds a reason to end it, or the connection does, close ends
 // all that it carries, each exactly once; nothing survives into a later
@@ -31,183 +27,64 @@ type session struct {
 	peerID [16]byte
 	caps   caps // in use: both sides have named them
 	began  time.Time
-
-	out       outQueue
-	workers   workers
-	calls     callTable
-	done      chan struct{} // closed by close
-	stopped   chan struct{} // closed when the writer is gone
-	closing   atomic.Bool   // closeAsync was called
-	hungUp    atomic.Bool   // no more is written; see Manager.hangUp
-	announced atomic.Bool   // that this side is shutting down
-	leaving   atomic.Bool   // the peer is shutting down; see Connection.leave
-
-	streams  muxTable[*muxClient]
-	served   muxTable[*muxServer]
-	openings muxTable[*opening] // what arrives in fragments, and is not complete
-
-	ticker *time.Timer
-	period time.Duration // of ticker
-
-	// The reader's own.
-	ackBuf  creditBuffer
-	reading []byte // the present frame
-	kept    *frame // the same, once somebody keeps it
-	tasks   []task
-	now     time.Time // when the present websocket message had been read
-	pings   rate      // those that are answered
-	// Streams that are not known, and whose peer was told so.
-	lostStreams, lostServed answeredIDs
-	// hasOpenings is false if there are certainly none.
-	hasOpenings bool
-
-	live liveness
-	// Messages, and not websocket ones.
-	messagesIn, messagesOut atomic.Int64
-	clock                   atomic.Int64 // Unix nanoseconds at the last frame or tick
-
 	ctx    context.Context // of the handlers of single requests; ends with the session
 	cancel context.CancelCauseFunc
 
+	reader  reader
+	opener  opener
+	sender  // its methods are the session's: what is under way sends
+	watch   watch
+	workers workers.Pool // for handlers, and what goes with those of streams
+
+	calls   callTable            // single requests that were made here
+	streams muxTable[*muxClient] // streams that were opened here
+	served  muxTable[*muxServer] // streams that are served here
+
+	clock monotime.Stamp // when the last frame or tick was
+
+	announced atomic.Bool // that this side is shutting down
+	leaving   atomic.Bool // the peer is shutting down; see Connection.leave
+
+	closing   atomic.Bool // closeAsync was called
 	closeOnce sync.Once
-	err       error // why the session ended; published by done
+	done      chan struct{} // closed by close
+	err       error         // why the session ended; published by done
 }
 
 func newSession(c *Connection, ws *wsconn.Conn, peerID [16]byte, peerCaps caps) *session {
 	s := &session{
-		conn:    c,
-		ws:      ws,
-		opts:    c.opts,
-		peerID:  peerID,
-		caps:    peerCaps & ourCaps,
-		began:   time.Now(),
-		done:    make(chan struct{}),
-		stopped: make(chan struct{}),
+		conn:   c,
+		ws:     ws,
+		opts:   c.opts,
+		peerID: peerID,
+		caps:   peerCaps & ourCaps,
+		began:  time.Now(),
+		done:   make(chan struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
-	s.out.init(c.crc, s.opts.MaxQueuedBytes)
-	s.workers.init(&s.clock)
+	s.clock.Store(monotime.Of(s.began))
+	s.reader.init(s)
+	s.opener.init(s)
+	s.sender.init(s)
+	s.watch.init(s)
+	s.workers.Init(&s.clock)
+	s.calls.init(s.watch.period)
 	s.streams.init()
 	s.served.init()
-	s.openings.init()
-	s.live.init(s.began)
-	s.clock.Store(s.began.UnixNano())
-	s.pings.limit = s.opts.MaxPings
-	s.period = tickPeriod(s.opts)
-	s.calls.init(s.period)
-	ws.OnPing(func() bool {
-		if !s.pings.due(s.clock.Load()) {
-			return false
-		}
-		s.out.poke()
-		return true
-	})
 	return s
 }
 
 func (s *session) wide() bool { return s.caps&capWideCredits != 0 }
 
-// run reads until the session ends, and returns why. It is the reader; all that
-// the session has started is gone when it returns, but for handlers that are
+// run reads until the session ends, and returns why. Its goroutine is the reader; all
+// that the session has started is gone when it returns, but for handlers that are
 // still running.
 func (s *session) run() error {
-	go s.write()
-	// Under the lock of tick's rearming, so that a close meanwhile stops it.
-	s.live.mu.Lock()
-	s.ticker = time.AfterFunc(s.period, s.tick)
-	select {
-	case <-s.done: // before it began
-		s.ticker.Stop()
-	default:
-	}
-	s.live.mu.Unlock()
-
-	s.close(s.read())
-	<-s.stopped
+	go s.sender.run()
+	s.watch.start()
+	s.close(s.reader.run())
+	<-s.sender.stopped
 	return s.err
-}
-
-func (s *session) read() error {
-	for {
-		b, err := s.ws.ReadMessage()
-		if err != nil {
-			switch {
-			case errors.Is(err, wsconn.ErrTooLarge):
-				return tooLargeFrameError(s.opts.MaxMessageSize)
-			case errors.Is(err, io.ErrUnexpectedEOF):
-				return errPeerClosed
-			}
-			return err
-		}
-		select {
-		case <-s.done:
-			// What the socket still held is for calls that were told of the end.
-			bytepool.Put(b)
-			return s.err
-		default:
-		}
-		s.setNow(time.Now())
-		s.live.messages.Add(1)
-		s.reading = b
-		err = s.dispatchFrame(b)
-		if s.kept != nil {
-			s.kept.release()
-		} else {
-			bytepool.Put(b)
-		}
-		s.reading, s.kept = nil, nil
-		s.workers.submit(s.tasks...)
-		clear(s.tasks)
-		s.tasks = s.tasks[:0]
-		if err != nil {
-			return err
-		}
-	}
-}
-
-// setNow is called by the reader for every frame.
-func (s *session) setNow(now time.Time) {
-	s.now = now
-	s.clock.Store(now.UnixNano())
-}
-
-// passed tells whether it is past a deadline. The clock is asked only where it may
-// be, because that is slow.
-func (s *session) passed(deadline time.Time) bool {
-	if deadline.IsZero() || deadline.UnixNano()-s.clock.Load() > int64(2*s.period) {
-		return false
-	}
-	return !time.Now().Before(deadline)
-}
-
-func (s *session) write() {
-	defer close(s.stopped)
-	for {
-		full, err := s.out.wait()
-		if err != nil {
-			return
-		}
-		if !full {
-			runtime.Gosched() // others that are about to send join the batch
-		}
-		urgent, normal := s.out.take()
-		if !s.hungUp.Load() {
-			err = s.ws.WritePong()
-		}
-		for _, b := range [...]batch{urgent, normal} {
-			if err == nil && b.count > 0 && !s.hungUp.Load() {
-				err = s.ws.WriteMessage(b.frame())
-				s.live.sent.Add(1)
-				s.messagesOut.Add(int64(b.count))
-			}
-			b.release()
-		}
-		// Closing the socket now would take back what the peer has not read yet.
-		if err != nil && !s.hungUp.Load() {
-			s.close(fmt.Errorf("write: %w", err))
-			return
-		}
-	}
 }
 
 // close ends the session for a reason. All calls and streams on it have been
@@ -220,11 +97,7 @@ func (s *session) close(reason error) {
 		s.conn.lost(s) // no new calls
 		s.out.close(s.err)
 		s.ws.Close()
-		s.live.mu.Lock()
-		if s.ticker != nil {
-			s.ticker.Stop()
-		}
-		s.live.mu.Unlock()
+		s.watch.stop()
 		s.calls.close(s.err)
 		for _, m := range s.streams.close() {
 			m.finish(s.err, 0)
@@ -232,32 +105,9 @@ func (s *session) close(reason error) {
 		for _, m := range s.served.close() {
 			m.abort(s.err, 0)
 		}
-		for _, o := range s.openings.close() {
-			s.giveUp(o.id)
-		}
-		s.workers.close()
+		s.opener.close()
+		s.workers.Close()
 	})
-}
-
-// send implements frameSender.
-func (s *session) send(done <-chan struct{}, m message, seq *sequence) error {
-	if s.fragmented(&m) {
-		_, err := s.sendFragments(done, &m, seq, time.Time{}, nil)
-		return err
-	}
-	return s.out.send(done, &m, seq)
-}
-
-// fragmented tells whether m is sent in fragments.
-func (s *session) fragmented(m *message) bool {
-	return len(m.Payload) > wholeSize && s.caps&capFragments != 0
-}
-
-// post implements frameSender.
-func (s *session) post(m message, seq *sequence) {
-	if err := s.out.post(&m, seq); err != nil {
-		s.closeAsync(err)
-	}
 }
 
 // closeAsync is close for callers that hold locks which close takes.
@@ -267,79 +117,38 @@ func (s *session) closeAsync(reason error) {
 	}
 }
 
-func (s *session) clientEnded(m *muxClient) { s.streams.remove(m.id) }
-func (s *session) serverEnded(m *muxServer) { s.served.remove(m.id) }
-func (s *session) start(t task)             { s.workers.submit(t) }
-func (s *session) logger() *slog.Logger     { return s.conn.log }
-func (s *session) overload(err error)       { s.conn.overload(err) }
+// endError is why the session ended; it has.
+func (s *session) endError() error {
+	<-s.done
+	return s.err
+}
 
-// single makes a single request and waits for its answer.
-func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte) ([]byte, error) {
-	if err := context.Cause(ctx); err != nil {
-		return nil, err
+// untilIdle returns nil if no call or stream of this side is under way, and the last
+// answers are written, else what is closed when that may have changed.
+func (s *session) untilIdle() <-chan struct{} {
+	if busy := s.calls.untilIdle(); busy != nil {
+		return busy
 	}
-	deadline, hasDeadline := ctx.Deadline()
-	ms, err := remainingMS(deadline, defaultDeadline)
-	if err != nil {
-		return nil, err
+	if busy := s.streams.untilIdle(); busy != nil {
+		return busy
 	}
-	c, err := s.calls.open(s.conn.nextMuxID(), !hasDeadline)
-	if err != nil {
-		return nil, err
-	}
-	m := message{MuxID: c.id, DeadlineMS: ms, Handler: id, Op: opRequest, Flags: flagEOF}
-	m.setPayload(payload)
-	if s.caps&capMetadata != 0 {
-		m.setMetadata(metadata)
-	}
-	if sub != nil {
-		m.Sub = sub
-		m.Flags |= flagSubroute
-	}
-	if err := s.sendRequest(ctx, c, &m); err != nil {
-		return s.calls.abandon(c, err)
-	}
-	if ctx.Done() == nil {
-		return s.calls.result(c, <-c.answered)
-	}
-	select {
-	case a := <-c.answered:
-		return s.calls.result(c, a)
-	case <-ctx.Done():
-		return s.calls.abandon(c, context.Cause(ctx))
+	return s.out.untilIdle()
+}
+
+// announceShutdown tells the peer, if it knows what that means.
+func (s *session) announceShutdown() {
+	if s.caps&capDrain != 0 && !s.announced.Swap(true) {
+		s.post(message{Op: opDisconnect}, nil)
 	}
 }
 
-// sendRequest queues a request, waiting for room until its deadline, which may
-// be the default one.
-func (s *session) sendRequest(ctx context.Context, c *call, m *message) error {
-	large := s.fragmented(m)
-	if !large {
-		if full, err := s.out.trySend(m, nil); !full {
-			return err
-		}
+// pastDeadline reports whether it is past a deadline. The clock is asked only where it
+// may be, because that is slow.
+func (s *session) pastDeadline(deadline time.Time) bool {
+	if deadline.IsZero() || monotime.Of(deadline).Sub(s.clock.Load()) > 2*s.watch.period {
+		return false
 	}
-	if c.expires != 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, defaultDeadline)
-		defer cancel()
-	}
-	deadline, _ := ctx.Deadline()
-	var started bool
-	var err error
-	if large {
-		// Not further than to an early answer, a refusal.
-		started, err = s.sendFragments(ctx.Done(), m, nil, deadline, func() bool { return len(c.answered) == 0 })
-	} else {
-		err = s.sendInTime(ctx.Done(), m, nil, deadline)
-	}
-	if err == errSendCancelled {
-		if started {
-			s.post(message{MuxID: c.id, Op: opDisconnectServerMux}, nil)
-		}
-		err = cmp.Or(context.Cause(ctx), context.DeadlineExceeded)
-	}
-	return err
+	return !time.Now().Before(deadline)
 }
 
 // openStream opens a stream and waits until the peer has taken it on.
@@ -358,19 +167,20 @@ func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerI
 	if !s.streams.add(m.id, m) {
 		return nil, s.endError()
 	}
-	if err := m.open(payload, metadata, sub, c.known && c.in == 0); err != nil {
+	if err := m.connect(payload, metadata, sub, c.known && c.in == 0); err != nil {
 		return nil, err
 	}
 	return m, nil
 }
 
-// endError is why the session ended; it has.
-func (s *session) endError() error {
-	<-s.done
-	return s.err
-}
+// The session as the ends of its streams see it: clientHost and serverHost.
 
-// tooLargeFrameError is a websocket message above the limit.
-func tooLargeFrameError(limit int) error {
-	return fmt.Errorf("%w: the peer sent more than %d bytes, MaxMessageSize is %d bytes", ErrMessageTooLarge, limit+frameOverhead, limit)
+func (s *session) clientEnded(m *muxClient) { s.streams.remove(m.id) }
+func (s *session) serverEnded(m *muxServer) { s.served.remove(m.id) }
+func (s *session) start(t workers.Task)     { s.workers.Submit(t) }
+func (s *session) logger() *slog.Logger     { return s.conn.log }
+func (s *session) overload(err error)       { s.conn.overload(err) }
+
+func (s *session) beginServe(ctx context.Context, o *observed, info *CallInfo, metadata []byte) (context.Context, error) {
+	return s.conn.beginServe(ctx, o, info, metadata)
 }

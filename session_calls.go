@@ -2,9 +2,50 @@ package grid
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
+
+	"github.com/gridrpc/grid/internal/limit"
 )
+
+// Single requests that are made here. Those that are served here are in
+// session_requests.go.
+
+// single makes a single request and waits for its answer.
+func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte) ([]byte, error) {
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	deadline, hasDeadline := ctx.Deadline()
+	ms, err := remainingMS(deadline, defaultDeadline)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.calls.add(s.conn.nextMuxID(), !hasDeadline)
+	if err != nil {
+		return nil, err
+	}
+	m := message{MuxID: c.id, DeadlineMS: ms, Handler: id, Op: opRequest, Flags: flagEOF}
+	m.setPayload(payload)
+	if s.caps&capMetadata != 0 {
+		m.setMetadata(metadata)
+	}
+	m.setSubroute(sub)
+	if err := s.sendRequest(ctx, c, &m); err != nil {
+		return s.calls.abandon(c, err)
+	}
+	if ctx.Done() == nil {
+		return s.calls.result(c, <-c.answered)
+	}
+	select {
+	case a := <-c.answered:
+		return s.calls.result(c, a)
+	case <-ctx.Done():
+		return s.calls.abandon(c, context.Cause(ctx))
+	}
+}
 
 // callTable is the single requests of a session that wait for their answer.
 //
@@ -16,7 +57,7 @@ type callTable struct {
 	mu   sync.Mutex
 	m    map[uint64]*call
 	free []*call
-	idle idleSignal
+	idle limit.Idle
 	err  error // set by close
 	tick uint64
 	life uint64 // ticks in the default deadline
@@ -43,14 +84,14 @@ type answer struct {
 const maxFreeCalls = 256
 
 // init sets the length of a tick, by which expire counts. So are deadlines, since
-// asking for the time costs as much as the rest of an open.
+// asking for the time costs as much as the rest of an add.
 func (t *callTable) init(period time.Duration) {
 	t.m = make(map[uint64]*call)
 	t.life = uint64((defaultDeadline+period-1)/period) + 1 // the first may be short
 }
 
-// open adds a call. expires says that it has the default deadline.
-func (t *callTable) open(id uint64, expires bool) (*call, error) {
+// add adds a call. expires says that it has the default deadline.
+func (t *callTable) add(id uint64, expires bool) (*call, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.err != nil {
@@ -72,9 +113,9 @@ func (t *callTable) open(id uint64, expires bool) (*call, error) {
 	return c, nil
 }
 
-// take takes a call out of the table, for the caller to answer; nil if it does
+// remove takes a call out of the table, for the caller to answer; nil if it does
 // not wait any more.
-func (t *callTable) take(id uint64) *call {
+func (t *callTable) remove(id uint64) *call {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	c := t.m[id]
@@ -93,26 +134,69 @@ func (c *call) dropParts() {
 	c.parts = nil
 }
 
-// answer answers a call, if it still waits.
+// answer answers a call. It reports whether that still waits.
 func (t *callTable) answer(id uint64, a answer) bool {
-	c := t.take(id)
+	c := t.remove(id)
 	if c != nil {
 		c.answer(a)
 	}
 	return c != nil
 }
 
-// extend calls f with what has arrived of an answer, if the call still waits.
-func (t *callTable) extend(id uint64, f func(parts **assembly) error) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if c := t.m[id]; c != nil {
-		return f(&c.parts)
+// receive takes in an answer, or a fragment of one. known reports whether its call still
+// waits. failure is that of a limit, by which the call has ended; err ends the session.
+func (t *callTable) receive(p parcel) (known bool, failure, err error) {
+	if p.Flags&flagMore != 0 {
+		return t.extend(p)
 	}
-	return nil
+	c := t.remove(p.MuxID)
+	if c == nil {
+		return false, nil, nil
+	}
+	// An error stands for all that came before it.
+	if err := p.payloadErr(); err != nil {
+		c.answer(answer{err: err})
+		return true, nil, nil
+	}
+	if c.parts == nil {
+		// Its caller has waited for it, so it does not wait here.
+		c.answer(answer{payload: arrived{buf: p.own()}})
+		return true, nil, nil
+	}
+	payload, _, err := p.addTo(&c.parts)
+	switch {
+	case errors.Is(err, ErrOverloaded):
+		c.answer(answer{err: answerDropped(err)})
+		return true, err, nil
+	case err != nil:
+		c.answer(answer{err: disconnected(err)}) // as all others will hear
+		return true, nil, err
+	}
+	c.answer(answer{payload: payload})
+	return true, nil, nil
 }
 
-// waits tells whether a call is in the table.
+// extend takes in a fragment that is not the last.
+func (t *callTable) extend(p parcel) (known bool, failure, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	c := t.m[p.MuxID]
+	if c == nil {
+		return false, nil, nil
+	}
+	_, _, err = p.addTo(&c.parts)
+	if errors.Is(err, ErrOverloaded) {
+		delete(t.m, c.id)
+		c.answer(answer{err: answerDropped(err)})
+		return true, err, nil
+	}
+	return true, nil, err
+}
+
+// answerDropped is err, of a limit, for a call whose handler has run.
+func answerDropped(err error) error { return fmt.Errorf("%w; the answer was dropped", err) }
+
+// waits reports whether a call is in the table.
 func (t *callTable) waits(id uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -125,15 +209,15 @@ func (t *callTable) size() int {
 	return len(t.m)
 }
 
-// busy returns nil if no call waits, else what is closed when that may have
+// untilIdle returns nil if no call waits, else what is closed when that may have
 // changed.
-func (t *callTable) busy() <-chan struct{} {
+func (t *callTable) untilIdle() <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.m) == 0 {
 		return nil
 	}
-	return t.idle.wait()
+	return t.idle.Wait()
 }
 
 // result ends a call that was answered.
@@ -143,13 +227,13 @@ func (t *callTable) result(c *call, a answer) ([]byte, error) {
 		t.free = append(t.free, c)
 	}
 	if len(t.m) == 0 {
-		t.idle.notify()
+		t.idle.Notify()
 	}
 	t.mu.Unlock()
 	if a.err != nil {
 		return nil, a.err
 	}
-	return a.payload.take(), nil
+	return a.payload.join(), nil
 }
 
 // abandon ends a call that is no longer waited for, because of err. If it is

@@ -5,17 +5,20 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
+
+	"github.com/gridrpc/grid/internal/monotime"
 )
 
-// liveness is what a session knows of its peer's being alive (section 7). All
-// of it is looked after by tick, for the session, its calls and its streams.
-type liveness struct {
-	messages atomic.Int64 // websocket messages that have arrived
-	sent     atomic.Int64 // likewise, that were written
+// watch is the part of a session that looks after what it waits for: by pings, whether the
+// peer is alive (section 7), and by its tick, whether anything has taken too long.
+type watch struct {
+	// Set once.
+	s      *session
+	period time.Duration // of the tick
 
-	mu       sync.Mutex    // guards what follows
+	mu       sync.Mutex // guards what follows
+	ticker   *time.Timer
 	rtt      time.Duration // of the last pong, and its averages
 	rttMean  time.Duration
 	rttDev   time.Duration
@@ -50,63 +53,87 @@ func (t transfer) largeSince(before transfer) bool {
 	return t.underway && before.underway && t.message == before.message && t.bytes != before.bytes
 }
 
-func (l *liveness) init(now time.Time) {
-	l.pinged, l.ponged, l.progress, l.writing = now, now, now, now
+func (w *watch) init(s *session) {
+	w.s = s
+	w.period = tickPeriod(s.opts)
+	w.pinged, w.ponged, w.progress, w.writing = s.began, s.began, s.began, s.began
+}
+
+// start starts the tick, unless the session has ended.
+func (w *watch) start() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.ticker = time.AfterFunc(w.period, w.tick)
+	select {
+	case <-w.s.done:
+		w.ticker.Stop()
+	default:
+	}
+}
+
+// stop stops the tick of a session that has ended.
+func (w *watch) stop() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.ticker != nil {
+		w.ticker.Stop()
+	}
 }
 
 // pong takes in the answer to a ping.
-func (l *liveness) pong(now time.Time, p *pongMsg) {
-	l.mu.Lock()
+func (w *watch) pong(now time.Time, p *pongMsg) {
+	w.mu.Lock()
 	if rtt := now.Sub(p.T); rtt >= 0 && rtt < time.Hour {
-		if l.rtt = rtt; l.rttMean == 0 {
-			l.rttMean, l.rttDev = rtt, rtt/2
+		if w.rtt = rtt; w.rttMean == 0 {
+			w.rttMean, w.rttDev = rtt, rtt/2
 		} else {
-			l.rttDev += ((rtt - l.rttMean).Abs() - l.rttDev) / 4
-			l.rttMean += (rtt - l.rttMean) / 8
+			w.rttDev += ((rtt - w.rttMean).Abs() - w.rttDev) / 4
+			w.rttMean += (rtt - w.rttMean) / 8
 		}
 	}
-	l.ponged = now
-	for _, c := range l.probes {
+	w.ponged = now
+	for _, c := range w.probes {
 		close(c)
 	}
-	l.probes = nil
-	l.mu.Unlock()
+	w.probes = nil
+	w.mu.Unlock()
 }
 
 // roundTrip is that of the last ping, its average, and the average of its distance from
 // that.
-func (l *liveness) roundTrip() (last, mean, deviation time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.rtt, l.rttMean, l.rttDev
+func (w *watch) roundTrip() (last, mean, deviation time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.rtt, w.rttMean, w.rttDev
 }
 
 // addProbe lets c be closed by the next pong. It tells whether a ping is needed for
 // that: many may probe at once, whose pings must not flood a peer that is slow.
-func (l *liveness) addProbe(c chan<- struct{}) (ping bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.probes = append(l.probes, c)
-	return len(l.probes) == 1
+func (w *watch) addProbe(c chan<- struct{}) (ping bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.probes = append(w.probes, c)
+	return len(w.probes) == 1
 }
 
-func (l *liveness) removeProbe(c chan<- struct{}) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if i := slices.Index(l.probes, c); i >= 0 {
-		l.probes = slices.Delete(l.probes, i, i+1)
+func (w *watch) removeProbe(c chan<- struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if i := slices.Index(w.probes, c); i >= 0 {
+		w.probes = slices.Delete(w.probes, i, i+1)
 	}
 }
 
-// probe tells whether the peer answers a ping within the time given. On a busy
+// probe reports whether the peer answers a ping within the time given. On a busy
 // link the answer may take longer; then anything that arrives is a sign of life.
-func (s *session) probe(within time.Duration) bool {
+func (w *watch) probe(within time.Duration) bool {
+	s := w.s
 	before, _ := s.ws.Reading()
 	answered := make(chan struct{})
-	if s.live.addProbe(answered) {
+	if w.addProbe(answered) {
 		s.sendPing(time.Now())
 	}
-	defer s.live.removeProbe(answered)
+	defer w.removeProbe(answered)
 	timeout := time.NewTimer(within)
 	defer timeout.Stop()
 	select {
@@ -122,39 +149,40 @@ func (s *session) probe(within time.Duration) bool {
 
 var errNoPong = errors.New("no pong for two ping intervals")
 
-// look takes stock. It tells whether to ping and when a large message last moved,
+// look takes stock. It returns whether to ping and when a large message last moved,
 // or why the session must end.
 // Deadlines are met a period early rather than late.
-func (l *liveness) look(s *session, now time.Time) (ping bool, progress time.Time, err error) {
-	reading, sending := transfer{message: l.messages.Load()}, transfer{message: l.sent.Load()}
+func (w *watch) look(now time.Time) (ping bool, progress time.Time, err error) {
+	s := w.s
+	reading, sending := transfer{message: s.reader.frames.Load()}, transfer{message: s.written.Load()}
 	reading.bytes, reading.underway = s.ws.Reading()
 	sending.bytes, sending.underway = s.ws.Writing()
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	// While a large message is on its way, in either direction, no pong can
 	// get through, and none is needed. Small ones do not stand for a pong.
-	if reading.largeSince(l.reading) || sending.largeSince(l.sending) {
-		l.progress = now
+	if reading.largeSince(w.reading) || sending.largeSince(w.sending) {
+		w.progress = now
 	}
-	reading.follow(l.reading, now)
-	if !sending.underway || sending.bytes != l.sending.bytes {
-		l.writing = now
+	reading.follow(w.reading, now)
+	if !sending.underway || sending.bytes != w.sending.bytes {
+		w.writing = now
 	}
-	l.reading, l.sending = reading, sending
+	w.reading, w.sending = reading, sending
 
 	if reading.underway && now.Sub(reading.began) > s.opts.MessageTimeout {
 		return false, now, lateMessageError(s.opts.MessageTimeout)
 	}
-	if now.Sub(l.writing) >= s.opts.WriteTimeout {
+	if now.Sub(w.writing) >= s.opts.WriteTimeout {
 		return false, now, fmt.Errorf("the peer has read nothing for %v", s.opts.WriteTimeout)
 	}
-	if now.Sub(later(l.ponged, l.progress)) >= 2*s.opts.PingInterval-s.period {
+	if now.Sub(later(w.ponged, w.progress)) >= 2*s.opts.PingInterval-w.period {
 		return false, now, errNoPong
 	}
-	if ping = now.Sub(l.pinged) >= s.opts.PingInterval-s.period; ping {
-		l.pinged = now
+	if ping = now.Sub(w.pinged) >= s.opts.PingInterval-w.period; ping {
+		w.pinged = now
 	}
-	return ping, l.progress, nil
+	return ping, w.progress, nil
 }
 
 func later(a, b time.Time) time.Time {
@@ -171,9 +199,9 @@ func tickPeriod(o *ManagerOptions) time.Duration {
 
 // tick looks after everything that the session waits for. It blocks on nothing
 // but short locks, and rearms itself.
-func (s *session) tick() {
-	now := time.Now()
-	ping, progress, err := s.live.look(s, now)
+func (w *watch) tick() {
+	s, now := w.s, time.Now()
+	ping, progress, err := w.look(now)
 	if err != nil {
 		s.close(err)
 		return
@@ -181,13 +209,13 @@ func (s *session) tick() {
 	if ping {
 		s.sendPing(now)
 	}
-	s.clock.Store(now.UnixNano())
-	s.calls.expire(uint64(now.Sub(s.began)/s.period), now, s.opts.MessageTimeout)
+	s.clock.Store(monotime.Of(now))
+	s.calls.expire(uint64(now.Sub(s.began)/w.period), now, s.opts.MessageTimeout)
 	for _, m := range s.streams.all(nil) {
 		if m.in.isLate(now, s.opts.MessageTimeout) {
 			m.fail(lateMessageError(s.opts.MessageTimeout))
 		}
-		m.tick(now, progress, s.opts.StreamPingInterval, s.period)
+		m.tick(now, progress, s.opts.StreamPingInterval, w.period)
 	}
 	for _, m := range s.served.all(nil) {
 		if m.in.isLate(now, s.opts.MessageTimeout) {
@@ -196,25 +224,14 @@ func (s *session) tick() {
 		m.in.recount()
 		m.tick(now, progress, s.opts.StreamPingInterval)
 	}
-	for _, o := range s.openings.all(nil) {
-		o.tick(s, now, progress)
-	}
-	s.workers.trim()
+	s.opener.tick(now, progress)
+	s.workers.Trim()
 
-	s.live.mu.Lock()
-	defer s.live.mu.Unlock()
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	select {
 	case <-s.done:
 	default:
-		s.ticker.Reset(s.period)
-	}
-}
-
-func (s *session) sendPing(now time.Time) {
-	p := pingMsg{T: now}
-	payload, _ := p.MarshalMsg(make([]byte, 0, p.Msgsize()))
-	m := message{Op: opPing, DeadlineMS: uint32(s.opts.PingInterval.Milliseconds()), Payload: payload}
-	if err := s.out.postUrgent(&m); err != nil {
-		s.closeAsync(err)
+		w.ticker.Reset(w.period)
 	}
 }

@@ -4,7 +4,11 @@ import (
 	"errors"
 	"sync"
 
+	"github.com/tinylib/msgp/msgp"
+
 	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/limit"
+	"github.com/gridrpc/grid/internal/monotime"
 )
 
 const (
@@ -35,7 +39,7 @@ var (
 // never held while waiting, so the order of sequence numbers is the order on
 // the wire.
 //
-// Any number of goroutines may send and post; one takes. It ends with close.
+// Any number of goroutines may send and post; one swaps. It ends with close.
 type outQueue struct {
 	// Set once.
 	crc flags // flagCRC, or 0
@@ -51,7 +55,7 @@ type outQueue struct {
 	poked  bool       // the writer has something other than batches to look after
 	small  room       // for all that is sent but the next
 	large  room       // for the parts of large payloads; see sendFragments
-	empty  idleSignal // of everything being written
+	empty  limit.Idle // of everything being written
 	err    error      // set by close
 }
 
@@ -86,7 +90,7 @@ func (q *outQueue) send(done <-chan struct{}, m *message, seq *sequence) error {
 	if full, err := q.trySend(m, seq); !full {
 		return err
 	}
-	t := turn{size: m.Msgsize()}
+	t := turn{size: m.Msgsize(), late: monotime.Never}
 	if err := q.await(&q.small, &t, done); err != nil {
 		return err
 	}
@@ -106,7 +110,7 @@ func (q *outQueue) trySend(m *message, seq *sequence) (full bool, err error) {
 	return false, q.sendLocked(&q.small, m, seq)
 }
 
-// await waits until t is granted, which must be ended by sendInTurn or by pass then,
+// await waits until t is granted, which must be ended by sendInTurn or by giveUp then,
 // or done is closed, or the queue is.
 func (q *outQueue) await(r *room, t *turn, done <-chan struct{}) error {
 	q.mu.Lock()
@@ -120,7 +124,7 @@ func (q *outQueue) await(r *room, t *turn, done <-chan struct{}) error {
 	case <-t.granted:
 		return nil
 	case <-done:
-		q.pass(t)
+		q.giveUp(t)
 		return errSendCancelled
 	}
 }
@@ -129,15 +133,14 @@ func (q *outQueue) await(r *room, t *turn, done <-chan struct{}) error {
 func (q *outQueue) size() (bytes, senders int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	senders = q.small.line.Len() + q.small.behind.Len() + q.large.line.Len() + q.large.behind.Len()
-	return len(q.batch.buf) + len(q.urgent.buf), senders
+	return len(q.batch.buf) + len(q.urgent.buf), q.small.line.Len() + q.large.line.Len()
 }
 
-// largePassed is how many bytes of large payloads have been sent, or are about to be.
-func (q *outQueue) largePassed() int64 {
+// largeSent is how many bytes of large payloads have been sent, or are about to be.
+func (q *outQueue) largeSent() int64 {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.large.passed
+	return q.large.sent
 }
 
 // sendInTurn queues m in the room that its sender has waited for.
@@ -153,8 +156,8 @@ func (q *outQueue) sendInTurn(t *turn, m *message, seq *sequence) error {
 	return err
 }
 
-// pass ends a turn for which nothing is sent.
-func (q *outQueue) pass(t *turn) {
+// giveUp ends a turn for which nothing is sent.
+func (q *outQueue) giveUp(t *turn) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	t.room.leave(t)
@@ -239,13 +242,13 @@ func (q *outQueue) poke() {
 	q.mu.Unlock()
 }
 
-// wait blocks until there may be something to take, and returns the error of
+// wait blocks until there may be something to swap, and returns the error of
 // close once that was called. full says that no more will join it.
 func (q *outQueue) wait() (full bool, err error) {
 	q.mu.Lock()
 	if q.err == nil && q.batch.count == 0 && q.urgent.count == 0 && !q.poked {
 		q.idle = true
-		q.empty.notify()
+		q.empty.Notify()
 		q.mu.Unlock()
 		<-q.wake
 		q.mu.Lock()
@@ -255,20 +258,20 @@ func (q *outQueue) wait() (full bool, err error) {
 	return q.small.stuck() || q.large.stuck(), q.err
 }
 
-// busy returns nil if everything has been written, or the queue is closed, else
+// untilIdle returns nil if everything has been written, or the queue is closed, else
 // what is closed when that may have changed.
-func (q *outQueue) busy() <-chan struct{} {
+func (q *outQueue) untilIdle() <-chan struct{} {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.idle || q.err != nil {
 		return nil
 	}
-	return q.empty.wait()
+	return q.empty.Wait()
 }
 
-// take hands over what is queued. The batches are the caller's, who must call
-// release with each.
-func (q *outQueue) take() (urgent, normal batch) {
+// swap hands over what is queued, and begins new batches. Those that it returns are the
+// caller's, who must call release with each.
+func (q *outQueue) swap() (urgent, normal batch) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	urgent, q.urgent = q.urgent, batch{}
@@ -293,11 +296,11 @@ func (q *outQueue) close(err error) {
 		return
 	}
 	q.err = err
-	q.empty.notify()
+	q.empty.Notify()
 	q.batch.release()
 	q.urgent.release()
-	q.small.open()
-	q.large.open()
+	q.small.wakeAll()
+	q.large.wakeAll()
 	q.wakeLocked()
 }
 
@@ -305,12 +308,12 @@ func (q *outQueue) close(err error) {
 func (b *batch) add(m *message, hint int) {
 	// The estimate is an upper bound, so that nothing is reallocated outside
 	// of the pool.
-	need := m.Msgsize() + len(subHandlerID{}) + len(m.Metadata) + checksumSize + 2*binHeaderMax
+	need := m.Msgsize() + len(subHandlerID{}) + len(m.Metadata) + checksumSize + 2*msgp.BytesPrefixSize
 	if b.buf == nil {
 		b.buf = bytepool.Get(max(hint, mergedHeaderMax+need))[:mergedHeaderMax]
 	}
 	b.buf = bytepool.Grow(b.buf, need)
-	b.buf = appendBinHeader(b.buf, m.size())
+	b.buf = msgp.AppendBytesHeader(b.buf, uint32(m.size()))
 	b.buf = m.appendTo(b.buf)
 	b.count++
 }
@@ -319,7 +322,8 @@ func (b *batch) add(m *message, hint int) {
 // message itself where there is only one.
 func (b *batch) frame() []byte {
 	if b.count == 1 {
-		return b.buf[mergedHeaderMax+binHeaderSizeAt(b.buf[mergedHeaderMax]):]
+		_, m, _ := msgp.ReadBytesHeader(b.buf[mergedHeaderMax:])
+		return m
 	}
 	var room [64]byte // what the encoder asks for, though it takes at most mergedHeaderMax
 	head := message{Op: opMerged, Seq: b.count}

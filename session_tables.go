@@ -1,12 +1,16 @@
 package grid
 
-import "sync"
+import (
+	"sync"
+
+	"github.com/gridrpc/grid/internal/limit"
+)
 
 // muxTable is the streams of a session by their ID.
 type muxTable[T any] struct {
 	mu     sync.Mutex
 	m      map[uint64]T
-	idle   idleSignal
+	idle   limit.Idle
 	closed bool
 }
 
@@ -30,29 +34,27 @@ func (t *muxTable[T]) get(id uint64) (T, bool) {
 	return v, ok
 }
 
-func (t *muxTable[T]) remove(id uint64) { t.take(id) }
-
-// take is remove, and returns what was removed, if anything was.
-func (t *muxTable[T]) take(id uint64) (T, bool) {
+// remove takes a stream out. It returns it, and whether it was there.
+func (t *muxTable[T]) remove(id uint64) (T, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	v, ok := t.m[id]
 	delete(t.m, id)
 	if len(t.m) == 0 {
-		t.idle.notify()
+		t.idle.Notify()
 	}
 	return v, ok
 }
 
-// busy returns nil if the table is empty, else what is closed when that may have
+// untilIdle returns nil if the table is empty, else what is closed when that may have
 // changed.
-func (t *muxTable[T]) busy() <-chan struct{} {
+func (t *muxTable[T]) untilIdle() <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.m) == 0 {
 		return nil
 	}
-	return t.idle.wait()
+	return t.idle.Wait()
 }
 
 func (t *muxTable[T]) size() int {

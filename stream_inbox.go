@@ -6,16 +6,15 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/gridrpc/grid/internal/credit"
+	"github.com/gridrpc/grid/internal/limit"
 )
 
 const (
 	// maxCapacity is the largest capacity that a stream may be registered
 	// with, in messages.
 	maxCapacity = 1 << 16
-	// A window grows up to this many messages, and this many bytes by the
-	// largest message that the stream has seen.
-	maxWindow      = 512
-	maxWindowBytes = 1 << 20
 	// messageCost is what a message takes besides its bytes, roughly: its place in
 	// the queue, and what the smallest buffer is too large.
 	messageCost = 168
@@ -32,7 +31,6 @@ const (
 // end it. Nothing in it blocks but the consumer, which waits on signal.
 type inbox struct {
 	// Set once.
-	wide     bool          // credits may be returned many at a time
 	signal   chan struct{} // holds a token when the consumer should look
 	maxBytes int           // that may wait, if there is more than one message; 0 for no limit
 
@@ -43,44 +41,39 @@ type inbox struct {
 	err   error     // how it ended; nil is well
 	parts *assembly // what has arrived of the next message
 
-	bytes  int     // that wait, or are held
-	held   []int32 // sizes of the messages that are held, -1 for those that do not count any more
-	holder holder  // who holds them
-	budget *budget // that they were taken of; nil once they do not count any more
+	bytes  int           // that wait, or are held
+	held   []int32       // sizes of the messages that are held, -1 for those that do not count any more
+	holder holder        // who holds them
+	budget *limit.Budget // that they were taken of; nil once they do not count any more
 
-	credits int // held by the sender
-	window  int // credits held by the sender, messages that wait, credits owed
-	grown   int // how much of the window was added: it never falls below what it began with
-	owed    int // messages taken whose credit was not returned
-	run     int // messages taken since the window grew
-	largest int // size of the largest message so far
+	window credit.Window
 }
 
 // init sets how many messages the sender may send at first. known is false
 // where only the sender knows that, and it may be anything.
 func (b *inbox) init(capacity int, known, wide bool) {
-	b.wide = wide
 	b.signal = make(chan struct{}, 1)
-	b.window, b.credits = capacity, capacity
+	credits := capacity
 	if !known {
-		b.credits = maxCapacity
+		credits = maxCapacity
 	}
+	b.window.Init(capacity, credits, wide)
 }
 
-// isFull tells whether the sender must wait for the consumer.
+// isFull reports whether the sender must wait for the consumer.
 func (b *inbox) isFull() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.ended || b.credits > 0 {
+	if b.ended || !b.window.Spent() {
 		return false
 	}
 	b.recountLocked()
 	return b.bytes > 0
 }
 
-// gather takes in a message, or a fragment of one. failure ends the stream, err the
-// session.
-func (b *inbox) gather(g gatherer, m *message) (failure, err error) {
+// receive takes in a message, or a fragment of one. failure ends the stream: the sender had
+// no credit, or too much waits. err ends the session.
+func (b *inbox) receive(p parcel) (failure, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.ended {
@@ -91,10 +84,10 @@ func (b *inbox) gather(g gatherer, m *message) (failure, err error) {
 			return err, nil
 		}
 	}
-	if err := b.roomLocked(len(m.Payload)); err != nil {
+	if err := b.roomLocked(len(p.Payload)); err != nil {
 		return err, nil
 	}
-	msg, whole, err := g.gather(&b.parts, m)
+	msg, whole, err := p.addTo(&b.parts)
 	switch {
 	case errors.Is(err, ErrOverloaded):
 		return err, nil
@@ -136,7 +129,7 @@ func (b *inbox) recountLocked() {
 	for i := range max(len(b.held)-b.holder.holds(), 0) {
 		if b.held[i] >= 0 {
 			b.takenLocked(int(b.held[i]))
-			b.held[i] = -1 // passed will find it counted
+			b.held[i] = -1 // release will find it counted
 		}
 	}
 }
@@ -148,32 +141,18 @@ type holder interface {
 	holds() int
 }
 
-// push adds a message, which is the inbox's from then on. It fails where the
-// sender had no credit for it.
-func (b *inbox) push(msg arrived) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.pushLocked(msg)
-}
-
+// pushLocked adds a message, for which the sender has a credit, and which is the inbox's
+// from then on.
 func (b *inbox) pushLocked(msg arrived) error {
-	if b.ended {
+	// With what is around it, a message of just the limit fits.
+	if exceeded := msg.budget.TakeBeyond(messageCost, messageCost); exceeded > 0 {
 		msg.drop()
-		return nil
+		return hostBytesError(msg.budget, exceeded)
 	}
-	if err := b.checkLocked(); err != nil {
-		msg.drop()
-		return err
-	}
-	if err := msg.budget.takeAround(); err != nil {
-		msg.drop()
-		return err
-	}
-	b.credits--
 	b.bytes += msg.size() + messageCost
 	b.budget, msg.budget = msg.budget, nil // counted here from now on
 	if b.queue == nil {
-		b.queue = make([]arrived, 0, min(max(b.window, 1), firstQueue))
+		b.queue = make([]arrived, 0, min(max(b.window.Size(), 1), firstQueue))
 	}
 	if b.head > 0 && len(b.queue) == cap(b.queue) {
 		n := copy(b.queue, b.queue[b.head:])
@@ -181,8 +160,7 @@ func (b *inbox) pushLocked(msg arrived) error {
 		b.queue, b.head = b.queue[:n], 0
 	}
 	b.queue = append(b.queue, msg)
-	b.window = max(b.window, len(b.queue)-b.head) // for a capacity that was not known
-	b.largest = max(b.largest, msg.size())
+	b.window.Arrived(msg.size(), len(b.queue)-b.head)
 	b.signalLocked()
 	return nil
 }
@@ -202,8 +180,8 @@ func (b *inbox) isLate(now time.Time, timeout time.Duration) bool {
 }
 
 func (b *inbox) checkLocked() error {
-	if b.credits == 0 && !b.ended {
-		return fmt.Errorf("%w: message without a credit, window is %d", ErrFlowControl, b.window)
+	if b.window.Spent() {
+		return fmt.Errorf("%w: message without a credit, window is %d", ErrFlowControl, b.window.Size())
 	}
 	return nil
 }
@@ -230,7 +208,7 @@ func (b *inbox) abandonLocked() {
 func (b *inbox) discharge() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.budget.put(b.bytes)
+	b.budget.Put(b.bytes)
 	b.budget = nil
 }
 
@@ -243,7 +221,7 @@ func (b *inbox) drop(err error) {
 		msg.drop()
 	}
 	b.queue, b.head = nil, 0
-	b.budget.put(b.bytes)
+	b.budget.Put(b.bytes)
 	b.bytes, b.held = 0, nil
 	b.abandonLocked()
 	// A clean end that lost messages would be a lie.
@@ -275,7 +253,7 @@ func (b *inbox) setHolder(h holder) {
 }
 
 // hold is take for a consumer that has to pass the message on first: it counts
-// as taken, and its credit is due, when that calls passed.
+// as taken, and its credit is due, when that calls release.
 func (b *inbox) hold() (msg arrived, ok, ended bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -288,12 +266,12 @@ func (b *inbox) hold() (msg arrived, ok, ended bool, err error) {
 // takenLocked says that a message of that size waits no more.
 func (b *inbox) takenLocked(size int) {
 	b.bytes -= size + messageCost
-	b.budget.put(size + messageCost)
+	b.budget.Put(size + messageCost)
 }
 
-// passed returns how many credits are due for n messages that were held. keepsUp is
-// what the caller knows of the consumer.
-func (b *inbox) passed(n int, keepsUp bool) (grant int) {
+// release says that n messages which were held are taken, and returns how many credits
+// are due for them. keepsUp is what the caller knows of the consumer.
+func (b *inbox) release(n int, keepsUp bool) (grant int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for range n {
@@ -326,38 +304,10 @@ func (b *inbox) nextLocked() (msg arrived, ok, ended bool, err error) {
 
 // grantLocked accounts for a message that was taken.
 func (b *inbox) grantLocked(keepsUp bool) int {
-	switch {
-	case b.ended:
-		return 0
-	case !b.wide:
-		b.credits++
-		return 1
-	}
-	b.run++
-	if b.grown > 0 && b.window > maxWindowBytes/max(b.largest, 1) {
-		b.grown--
-		b.window-- // messages have become larger: this credit is not returned
-	} else {
-		b.owed++
-	}
-	// A consumer that has emptied the queue after a whole window keeps up, and
-	// the sender may be waiting for it: more may be under way.
-	if keepsUp && b.head == len(b.queue) && b.run >= b.window {
-		wider := min(2*b.window, maxWindow)
-		if wider > b.window && wider <= maxWindowBytes/max(b.largest, 1) && !b.budget.scarce() {
-			b.owed += wider - b.window
-			b.grown += wider - b.window
-			b.window = wider
-		}
-		b.run = 0
-	}
-	if 2*b.owed < b.window {
+	if b.ended {
 		return 0
 	}
-	n := b.owed
-	b.owed = 0
-	b.credits += n
-	return n
+	return b.window.Taken(keepsUp && b.head == len(b.queue), !b.budget.Scarce())
 }
 
 // poke gives the consumer a token.

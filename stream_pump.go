@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 
 	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/errlog"
+	"github.com/gridrpc/grid/internal/workers"
 )
 
 // serveStream runs a handler over channels of any type: the raw and the typed
@@ -31,9 +33,9 @@ func serveStream[In, Out any](m *muxServer, noInput chan In, decode func([]byte)
 		m.result = handlerResult(recover(), m.result, m.handler.label, m.host.logger(), &m.handler.panics)
 	}()
 	m.result = errHandlerExited // stays if the handler ends its goroutine
-	payload, kept := m.payload.claim()
+	payload, charge := m.payload.claim()
 	m.payload = arrived{}
-	defer kept.release()
+	defer charge.Release()
 	ctx, err := m.host.beginServe(m.ctx, m.seen, &CallInfo{
 		Handler: m.handlerID, Subroute: m.handler.subroute, Stream: true, PayloadBytes: len(payload),
 	}, m.metadata)
@@ -73,11 +75,11 @@ const maxOutBuffer = 64
 var errHandlerExited = NewRemoteErrString("handler ended its goroutine")
 
 // handlerResult makes a panic of a handler its result.
-func handlerResult(recovered any, result *RemoteErr, label string, log *slog.Logger, panics *errorLog) *RemoteErr {
+func handlerResult(recovered any, result *RemoteErr, label string, log *slog.Logger, panics *errlog.Log) *RemoteErr {
 	if recovered == nil {
 		return result
 	}
-	panics.panicked(log.With("handler", label), "grid: handler panicked", recovered)
+	panics.Panicked(log.With("handler", label), "grid: handler panicked", recovered)
 	return NewRemoteErrf("grid: handler %s panicked: %v", label, recovered)
 }
 
@@ -86,7 +88,7 @@ func handlerResult(recovered any, result *RemoteErr, label string, log *slog.Log
 // taken; it sends what the handler sends, and at last its result. It runs until
 // the handler has returned.
 type streamPump[In, Out any] struct {
-	neverLate
+	workers.Queued
 	m      *muxServer
 	decode func([]byte) (In, error)
 	encode func(Out) ([]byte, error)
@@ -106,8 +108,8 @@ type streamPump[In, Out any] struct {
 	sending chan struct{}
 }
 
-// run implements task.
-func (p *streamPump[In, Out]) run() {
+// Run implements workers.Task.
+func (p *streamPump[In, Out]) Run() {
 	m := p.m
 	out, finished := p.out, false
 	defer func() {
@@ -126,7 +128,7 @@ func (p *streamPump[In, Out]) run() {
 		}
 		m.seen.end(m.outcome())
 		if m.slot != nil {
-			m.slot.release()
+			m.slot.Release()
 		}
 	}()
 	for p.step() {
@@ -180,7 +182,7 @@ func (p *streamPump[In, Out]) step() bool {
 	}
 	select {
 	case v, ok := <-out:
-		p.take(v, ok)
+		p.accept(v, ok)
 	case <-p.sending:
 		p.sending = nil
 	case in <- p.next:
@@ -222,7 +224,7 @@ func (p *streamPump[In, Out]) fill() bool {
 		p.inHand.Store(false)
 		return false
 	}
-	v, err := p.decode(msg.take())
+	v, err := p.decode(msg.join())
 	if err != nil {
 		p.m.fail(err)
 		p.closeInput()
@@ -258,7 +260,7 @@ func (p *streamPump[In, Out]) account() {
 	if p.waiting <= held {
 		return
 	}
-	grant := m.in.passed(p.waiting-held, held == 0 || held < cap(p.in))
+	grant := m.in.release(p.waiting-held, held == 0 || held < cap(p.in))
 	p.waiting = held
 	if m.wide {
 		p.grant(grant)
@@ -293,7 +295,7 @@ func (p *streamPump[In, Out]) closeInput() {
 	p.setNext(zero, false)
 }
 
-// drain sends what it can without waiting for the handler or a credit. It tells
+// drain sends what it can without waiting for the handler or a credit. It reports
 // whether it has sent anything, and returns what gets a token when there may be a
 // credit, if it lacks one.
 func (p *streamPump[In, Out]) drain() (moved bool, credit <-chan struct{}) {
@@ -304,7 +306,7 @@ func (p *streamPump[In, Out]) drain() (moved bool, credit <-chan struct{}) {
 		if !p.hasLast {
 			select {
 			case v, ok := <-p.out:
-				p.take(v, ok)
+				p.accept(v, ok)
 			default:
 			}
 			if !p.hasLast {
@@ -323,7 +325,8 @@ func (p *streamPump[In, Out]) drain() (moved bool, credit <-chan struct{}) {
 	return moved, nil
 }
 
-func (p *streamPump[In, Out]) take(v Out, ok bool) {
+// accept takes what the handler has sent, or, with ok false, that it has closed out.
+func (p *streamPump[In, Out]) accept(v Out, ok bool) {
 	if !ok {
 		p.out = nil // closed, which it must not be
 		return
@@ -368,7 +371,7 @@ func (p *streamPump[In, Out]) settle() {
 func (p *streamPump[In, Out]) sendBeside(msg message) {
 	sent := make(chan struct{})
 	p.sending = sent
-	p.m.host.start(taskFunc(func() {
+	p.m.host.start(workers.Func(func() {
 		defer close(sent)
 		p.m.send(msg)
 		bytepool.Put(msg.Payload)

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/gridrpc/grid/internal/credit"
 	"github.com/stretchr/testify/require"
 )
 
@@ -111,7 +112,7 @@ func TestDefaultStreamIsNotStopAndWait(t *testing.T) {
 		messages  = 10_000
 		// Doubling to a window of 512, then 10,000/512 windows; twice that, and
 		// what opening and ending take.
-		most = 2*(10+messages/maxWindow)*roundTrip + 4*roundTrip
+		most = 2*(10+messages/credit.MaxWindow)*roundTrip + 4*roundTrip
 	)
 	inFarPair(t, roundTrip, func(t *testing.T, g *testGrid, c *Connection) {
 		g.stream(0, 1, func(_ context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *RemoteErr {
@@ -168,8 +169,8 @@ func TestStalledConsumerHoldsNoMoreThanItsWindow(t *testing.T) {
 	}{
 		{"from the start", 1, 1, 0, 1},
 		{"from the start, larger capacity", 20, 1, 0, 20},
-		{"after keeping up", 1, 1, 5000, maxWindow},
-		{"after keeping up, large messages", 1, 100_000, 40, maxWindowBytes / 100_000},
+		{"after keeping up", 1, 1, 5000, credit.MaxWindow},
+		{"after keeping up, large messages", 1, 100_000, 40, credit.MaxWindowBytes / 100_000},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
@@ -214,7 +215,7 @@ func TestStalledHandlerIsSentNoMoreThanItsWindow(t *testing.T) {
 	}{
 		{"from the start", 1, 0, 1},
 		{"from the start, larger capacity", 20, 0, 20},
-		{"after keeping up", 1, 5000, maxWindow},
+		{"after keeping up", 1, 5000, credit.MaxWindow},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
@@ -252,12 +253,12 @@ func TestStalledHandlerIsSentNoMoreThanItsWindow(t *testing.T) {
 // A window that has grown for small messages shrinks when they become large, at
 // whatever moment that is.
 func TestMessagesThatBecomeLargeDoNotStallTheStream(t *testing.T) {
-	for _, size := range []int{maxWindowBytes / 2, maxWindowBytes / 3, maxWindowBytes / 10} {
+	for _, size := range []int{credit.MaxWindowBytes / 2, credit.MaxWindowBytes / 3, credit.MaxWindowBytes / 10} {
 		large := make([]byte, size)
 		for small := range 150 {
 			b := newInbox(1, true, true)
 			credits := 1
-			push := func(msg []byte) {
+			arrive := func(msg []byte) {
 				for credits == 0 { // the consumer takes until the sender can go on
 					_, grant, ok, _, _ := b.take()
 					if !ok {
@@ -265,23 +266,23 @@ func TestMessagesThatBecomeLargeDoNotStallTheStream(t *testing.T) {
 					}
 					credits += grant
 				}
-				require.NoError(t, b.push(arrived{buf: msg}))
+				require.NoError(t, push(b, msg))
 				credits--
 			}
 			for range small {
-				push([]byte("x"))
+				arrive([]byte("x"))
 				_, grant, _, _, _ := b.take()
 				credits += grant
 			}
 			for range 100 {
-				push(large)
+				arrive(large)
 			}
 		}
 	}
 
 	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
 		const small, largeOnes = 54, 12
-		large := make([]byte, maxWindowBytes/3)
+		large := make([]byte, credit.MaxWindowBytes/3)
 		g.stream(1, 1, func(_ context.Context, _ []byte, in <-chan []byte, out chan<- []byte) *RemoteErr {
 			for b := range in {
 				PutByteBuffer(b)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gridrpc/grid/internal/backoff"
 	"github.com/gridrpc/grid/internal/faultconn"
 )
 
@@ -97,7 +98,7 @@ func TestSecondProcessUnderOneNameIsRefused(t *testing.T) {
 		tw.stop(tw.dialler)
 		begin := time.Now()
 		require.NoError(t, c.WaitForConnect(t.Context()))
-		require.Less(t, time.Since(begin), 2*maxBackoff)
+		require.Less(t, time.Since(begin), 2*backoff.Max)
 		b, err := c.SingleRequest(t.Context(), testEcho, []byte("twin"))
 		require.NoError(t, err)
 		PutByteBuffer(b)
@@ -225,7 +226,7 @@ func TestSameProcessThatReconnectsReplacesAtOnce(t *testing.T) {
 		err = <-ended
 		require.ErrorIs(t, err, ErrDisconnected)
 		require.ErrorContains(t, err, "replaced")
-		require.Less(t, time.Since(begin), 2*minBackoff)
+		require.Less(t, time.Since(begin), 2*backoff.Min)
 		require.Len(t, dialled, 2)
 		tw.requireWorks()
 		require.Empty(t, tw.log.about("two processes"))

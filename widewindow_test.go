@@ -5,6 +5,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/gridrpc/grid/internal/credit"
 	"github.com/stretchr/testify/require"
 )
 
@@ -116,7 +117,7 @@ func TestWideWindowGrowsForAConsumerThatKeepsUp(t *testing.T) {
 					w.take(maxCapacity)
 				}
 				w.fill()
-				limit := min(maxWindow, max(1, maxWindowBytes/size)) + extra
+				limit := min(credit.MaxWindow, max(1, credit.MaxWindowBytes/size)) + extra
 				require.LessOrEqual(w.r, w.most, limit)
 				require.Greater(w.r, 2*w.most, limit, "it has grown")
 				// It stalls now, with no more than its window.

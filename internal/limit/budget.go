@@ -27,7 +27,7 @@ func (b *Budget) TakeBeyond(n, slack int) (exceeded int64) {
 	if b == nil || n == 0 {
 		return 0
 	}
-	if used := b.used.Add(int64(n)); used > b.limit+int64(slack) && used > int64(n) {
+	if used := b.used.Add(int64(n)); used-int64(slack) > b.limit && used > int64(n) {
 		b.Put(n)
 		return used
 	}

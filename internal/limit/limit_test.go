@@ -1,6 +1,7 @@
 package limit
 
 import (
+	"math"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -101,6 +102,13 @@ func TestBudget_TakesUpToItsLimit(t *testing.T) {
 	require.Zero(t, b.Take(1000), "what comes alone is never too much")
 	require.Equal(t, int64(1001), b.Take(1))
 	require.Zero(t, b.Take(0))
+}
+
+func TestBudget_OfTheGreatestLimitTakesAnything(t *testing.T) {
+	var b Budget
+	b.Init(math.MaxInt)
+	require.Zero(t, b.Take(1000))
+	require.Zero(t, b.TakeBeyond(168, 168))
 }
 
 func TestBudget_NilHasNoBound(t *testing.T) {

@@ -3,6 +3,7 @@
 package monotime
 
 import (
+	"math"
 	"sync/atomic"
 	"time"
 )
@@ -12,6 +13,9 @@ import (
 type Time int64
 
 var origin = time.Now()
+
+// Never is later than any other Time.
+const Never = Time(math.MaxInt64)
 
 // Now returns the present time.
 func Now() Time { return Of(time.Now()) }

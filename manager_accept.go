@@ -1,0 +1,143 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+
+	"github.com/gridrpc/grid/internal/wsconn"
+)
+
+// Handler returns the HTTP handler through which the other hosts connect. Mount
+// it at RoutePath; it needs HTTP/1.1 and a ResponseWriter that can be hijacked.
+//
+// A request that is no websocket upgrade is answered 426. One whose bearer token
+// AuthToken refuses, or where one of authReq is given, that any of those refuses
+// in place of AuthToken, is answered 403, and so is one that a browser sends for
+// a page of another origin. Upgrades are answered 503 once the Manager is shutting
+// down, and while there are more than MaxHandshakes.
+func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if !wsconn.IsUpgrade(r) {
+			w.Header().Set("Connection", "Upgrade")
+			w.Header().Set("Upgrade", "websocket")
+			http.Error(w, "grid: a websocket upgrade is required here", http.StatusUpgradeRequired)
+			return
+		}
+		a, err := m.incoming.enter(m.ctx)
+		if err != nil {
+			m.stranger(r, err)
+			unavailable(w, err)
+			return
+		}
+		defer a.leave()
+		if err := a.run(func() error { return m.authorise(r, authReq) }); err != nil {
+			m.forbidden.Warn(m.opts.Logger.With("local", m.opts.Local, "addr", r.RemoteAddr), "grid: upgrade refused", err)
+			http.Error(w, "grid: forbidden", http.StatusForbidden)
+			return
+		}
+		if m.draining.Load() || !m.begin() {
+			unavailable(w, errShuttingDown)
+			return
+		}
+		// Also where a function of the application has panicked.
+		defer m.work.Done()
+		if s := m.accept(w, r, a); s != nil {
+			// The request ends here; the session goes on without what the HTTP
+			// server keeps for it.
+			m.start(func() { s.conn.serve(s) })
+		}
+	}
+}
+
+func unavailable(w http.ResponseWriter, reason error) {
+	http.Error(w, "grid: "+reason.Error(), http.StatusServiceUnavailable)
+}
+
+// authorise returns why a request is refused.
+func (m *Manager) authorise(r *http.Request, authReq []func(*http.Request) error) error {
+	check := func() error { return m.opts.validate(bearerToken(r)) }
+	if len(authReq) > 0 {
+		check = func() error {
+			for _, f := range authReq {
+				if err := f(r); err != nil {
+					return err
+				}
+			}
+			return nil
+		}
+	}
+	if err := check(); err != nil {
+		return errors.New(redact(err.Error(), bearerToken(r)))
+	}
+	return nil
+}
+
+// bearerToken is the token of a request, empty for none.
+func bearerToken(r *http.Request) string {
+	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		return ""
+	}
+	return token
+}
+
+// accept upgrades a request and performs the handshake. It returns nil if that
+// failed.
+func (m *Manager) accept(w http.ResponseWriter, r *http.Request, a *arrival) *session {
+	waitCtx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	defer context.AfterFunc(a.ctx, cancel)()
+	if !m.opts.waitUnblocked(waitCtx) {
+		reason := context.Cause(a.ctx)
+		if m.ctx.Err() != nil {
+			reason = errClosed
+		} else if reason != nil {
+			m.stranger(r, reason)
+		} else {
+			reason = context.Cause(waitCtx) // the client has gone
+		}
+		unavailable(w, reason)
+		return nil
+	}
+	// From here on the request's context means nothing: hijacking ends it.
+	ctx, cancel := context.WithTimeout(a.ctx, m.opts.HandshakeTimeout)
+	defer cancel()
+	deadline, _ := ctx.Deadline()
+	ws, err := wsconn.Upgrade(w, r, handshakeLimit, deadline, m.opts.counters())
+	if err != nil {
+		m.opts.Logger.Debug("grid: upgrade failed", "local", m.opts.Local, "addr", r.RemoteAddr, "error", err)
+		return nil
+	}
+
+	var s *session
+	defer func() {
+		// Also where a function of the application has panicked.
+		if s == nil {
+			ws.Close()
+		}
+	}()
+	var c *Connection
+	s, err = handshake(ctx, ws, func() (s *session, err error) {
+		c, s, err = m.answer(ws, r, a)
+		return s, err
+	})
+	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errTooManyHandshakes) {
+		err = cause
+	}
+	switch {
+	case err == nil:
+	case c != nil:
+		c.refusal(r.RemoteAddr, err)
+	default:
+		m.stranger(r, err)
+	}
+	return s
+}
+
+// stranger logs the failed handshake of somebody who is not known, the first
+// and then one an hour: they must not fill the log.
+func (m *Manager) stranger(r *http.Request, err error) {
+	m.unknown.Warn(m.opts.Logger.With("local", m.opts.Local, "addr", r.RemoteAddr), "grid: handshake failed", err)
+}

@@ -1,0 +1,54 @@
+package grid
+
+import (
+	"context"
+	"time"
+
+	"github.com/gridrpc/grid/internal/monotime"
+)
+
+// Deadlines travel as the time that is left.
+
+// defaultDeadline is that of a single request whose context has none.
+const defaultDeadline = time.Minute
+
+// remainingMS is the time left until deadline as it travels: whole
+// milliseconds, at least one. Without a deadline it is that of def, where 0 is
+// none.
+func remainingMS(deadline time.Time, def time.Duration) (uint32, error) {
+	left := def
+	if !deadline.IsZero() {
+		if left = time.Until(deadline); left <= 0 {
+			return 0, context.DeadlineExceeded
+		}
+		left = max(left, time.Millisecond)
+	}
+	return uint32(min(left.Milliseconds(), 1<<32-1)), nil
+}
+
+// setDeadline sets what is left until a deadline, where the message tells of it.
+func (m *message) setDeadline(deadline time.Time) (err error) {
+	if m.DeadlineMS != 0 {
+		m.DeadlineMS, err = remainingMS(deadline, 0)
+	}
+	return err
+}
+
+// deadline is when that of m is by this host's clock, of a message that has arrived
+// now; zero for none.
+func (m *message) deadline(now time.Time) time.Time {
+	if m.DeadlineMS == 0 {
+		return time.Time{}
+	}
+	return now.Add(time.Duration(m.DeadlineMS) * time.Millisecond)
+}
+
+// lateAfter is when an eighth of the time to a deadline is over, Never without one. What
+// has waited for so long, at one of the places where a call may wait, will probably be too
+// late.
+func lateAfter(now, deadline time.Time) monotime.Time {
+	if deadline.IsZero() {
+		return monotime.Never
+	}
+	return monotime.Of(now.Add(deadline.Sub(now) / 8))
+}

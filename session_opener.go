@@ -1,0 +1,299 @@
+package grid
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/gridrpc/grid/internal/limit"
+	"github.com/gridrpc/grid/internal/monotime"
+)
+
+// opener is the part of a session that takes on what the peer asks for, requests and
+// streams alike, or refuses it: finds the handler, takes a slot, waits for the rest of a
+// payload in fragments, and has a worker run the handler. It runs on the reader, but for
+// giving up.
+type opener struct {
+	s *session // set once
+
+	openings muxTable[*opening] // what arrives in fragments, and is not complete
+	// hasOpenings is false if there are certainly none.
+	hasOpenings bool
+	ackBuf      creditBuffer
+}
+
+func (o *opener) init(s *session) {
+	o.s = s
+	o.openings.init()
+}
+
+// close gives up what is not complete.
+func (o *opener) close() {
+	for _, at := range o.openings.close() {
+		o.giveUp(at.id)
+	}
+}
+
+// open takes on the Request or ConnectMux p, or refuses it. An error ends the session.
+func (o *opener) open(p parcel) error {
+	if p.Handler == 0 && o.s.caps&capFragments != 0 {
+		return o.resume(p) // only a first fragment names a handler
+	}
+	if err := o.checkUnopened(p.message); err != nil {
+		return err
+	}
+	slots := &o.s.conn.handlerSlots
+	if p.Op == opConnectMux {
+		slots = &o.s.conn.streamSlots
+		if old, ok := o.s.served.get(p.MuxID); ok {
+			old.fail(protocolErrorf("mux %d opened twice", p.MuxID))
+			return nil
+		}
+		if p.Seq != 0 {
+			o.refuseSequence(p.message, 0)
+			return nil
+		}
+	}
+	h := o.s.conn.handlers.lookup(p.Handler, p.Sub)
+	if !h.serves(p.Op) {
+		o.refuse(p.message, o.s.opts.noHandlerText(p.message, h))
+		return nil
+	}
+	if err := o.admit(p.message, slots); err != nil {
+		o.refuse(p.message, err.Error())
+		return nil
+	}
+	if p.Flags&flagMore != 0 {
+		return o.begin(p, h, slots)
+	}
+	payload, err := p.whole()
+	if err != nil {
+		slots.Release()
+		return o.refuseOverload(p.message, err)
+	}
+	o.start(p.message, h, payload, p.deadline(p.now))
+	return nil
+}
+
+// start runs the handler of what is complete, and has a slot.
+func (o *opener) start(m *message, h handler, payload arrived, deadline time.Time) {
+	s := o.s
+	if h.single != nil {
+		s.reader.tasks = append(s.reader.tasks, newSingleTask(s, m, h.single, payload, deadline))
+		return
+	}
+	c := newMuxServer(s, m, h.stream, payload, deadline, s.wide(), &s.conn.caller, s.opts.MaxMessageSize, s.reader.now)
+	c.slot = &s.conn.streamSlots
+	c.in.maxBytes = s.opts.MaxStreamBytes
+	if c.seen = s.conn.observe(payload.size()); c.seen != nil {
+		c.metadata = bytes.Clone(m.Metadata)
+	}
+	if !s.served.add(c.id, c) {
+		c.cancel(ErrDisconnected)
+		payload.drop()
+		c.slot.Release()
+		return // the session has ended
+	}
+	ack := message{MuxID: c.id, Op: opAckMux}
+	if c.wide {
+		ack.Payload = appendCredits(o.ackBuf[:0], c.inCredits())
+	}
+	s.post(ack, &c.sendSeq)
+	s.reader.tasks = append(s.reader.tasks, c)
+}
+
+// admit takes a slot for a handler, or says why there is none.
+func (o *opener) admit(m *message, slots *limit.Slots) error {
+	s := o.s
+	if full := slots.Acquire(); full != nil {
+		err := overloadedf(full.Option(), "handler %s refused: %d %s are running for this host, the limit of %s",
+			s.opts.handlerText(m.Handler), full.Limit(), full.Kind(), full.Option())
+		s.overload(err)
+		return err
+	}
+	// In this order, so that a shutdown sees the slot or the handler the shutdown.
+	if s.conn.draining.Load() {
+		slots.Release()
+		return fmt.Errorf("grid: %w", errShuttingDown)
+	}
+	return nil
+}
+
+// refuse answers a request or an open with an error. The handler, the deadline
+// and EOF are repeated, as version 1 does; a subroute's flag must not be, since
+// its bytes are not.
+func (o *opener) refuse(m *message, text string) {
+	o.s.conn.stats.refused.Add(1)
+	e := muxConnectError{Error: clipText(text)}
+	payload, _ := e.MarshalMsg(make([]byte, 0, e.Msgsize()))
+	o.s.post(message{
+		MuxID: m.MuxID, DeadlineMS: m.DeadlineMS, Handler: m.Handler,
+		Op: opMuxConnectError, Flags: m.Flags & flagEOF, Payload: payload,
+	}, nil)
+}
+
+func (o *opener) refuseSequence(m *message, want uint32) {
+	o.refuse(m, fmt.Sprintf("%v: %v has number %d, expected %d", ErrIncorrectSequence, m.Op, m.Seq, want))
+}
+
+// refuseOverload refuses m if err is that of a limit. It returns any other error.
+func (o *opener) refuseOverload(m *message, err error) error {
+	if errors.Is(err, ErrOverloaded) {
+		o.s.overload(err)
+		o.refuse(m, err.Error())
+		return nil
+	}
+	return err
+}
+
+// noHandlerText says that there is no handler for m, where h is of the other kind, if any.
+func (o *ManagerOptions) noHandlerText(m *message, h handler) string {
+	kind := "request"
+	if m.Op == opConnectMux {
+		kind = "stream"
+	}
+	text := fmt.Sprintf("grid: no %s handler with ID %s", kind, o.handlerText(m.Handler))
+	if m.Sub != nil {
+		text += " under that subroute"
+	}
+	if h.single != nil || h.stream != nil {
+		text += ", only one of the other kind"
+	}
+	return text
+}
+
+// opening is a Request or ConnectMux whose payload has begun to arrive. It has a
+// slot.
+type opening struct {
+	id       uint64
+	op       op
+	handler  HandlerID
+	found    handler
+	deadline time.Time // zero for none
+	began    time.Time
+	metadata []byte
+	slots    *limit.Slots
+	seq      uint32         // of the last fragment; the reader's own
+	heard    monotime.Stamp // when a fragment last came
+
+	mu    sync.Mutex // guards what follows
+	parts *assembly
+	gone  bool // given up
+}
+
+// add takes in a fragment, unless the opening was given up.
+func (o *opening) add(p parcel) (payload arrived, whole bool, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.gone {
+		return arrived{}, false, nil
+	}
+	return p.addTo(&o.parts)
+}
+
+func (o *opening) drop() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.gone = true
+	o.parts.abandon()
+	o.parts = nil
+}
+
+// checkUnopened checks that m, a first fragment or a whole, does not come amid
+// another opening of its mux.
+func (o *opener) checkUnopened(m *message) error {
+	if !o.hasOpenings {
+		return nil
+	}
+	o.hasOpenings = o.openings.size() > 0
+	if _, ok := o.openings.get(m.MuxID); ok {
+		return protocolErrorf("%v: mux %d opened twice", m.Op, m.MuxID)
+	}
+	return nil
+}
+
+// begin takes up the first fragment of an opening, for which a slot was taken.
+func (o *opener) begin(p parcel, h handler, slots *limit.Slots) error {
+	o.hasOpenings = true
+	at := &opening{
+		id: p.MuxID, op: p.Op, handler: p.Handler, found: h, deadline: p.deadline(p.now),
+		began: p.now, slots: slots, seq: p.Seq,
+	}
+	if len(o.s.opts.ServeInterceptors) > 0 {
+		at.metadata = bytes.Clone(p.Metadata)
+	}
+	at.heard.Store(monotime.Of(p.now))
+	_, _, err := at.add(p)
+	if err != nil || !o.openings.add(at.id, at) {
+		at.drop()
+		slots.Release()
+	}
+	return o.refuseOverload(p.message, err)
+}
+
+// resume takes up a further fragment. Those of an opening that was refused, or given up,
+// are dropped.
+func (o *opener) resume(p parcel) error {
+	at, ok := o.openings.get(p.MuxID)
+	if !ok {
+		return nil
+	}
+	if at.op != p.Op {
+		return protocolErrorf("%v for mux %d amid a %v", p.Op, p.MuxID, at.op)
+	}
+	if p.Op == opConnectMux {
+		if at.seq++; at.seq != p.Seq {
+			o.giveUp(at.id)
+			o.refuseSequence(p.message, at.seq)
+			return nil
+		}
+	}
+	at.heard.Store(monotime.Of(p.now))
+	payload, whole, err := at.add(p)
+	if err != nil {
+		o.giveUp(at.id)
+		return o.refuseOverload(p.message, err)
+	}
+	if !whole {
+		return nil
+	}
+	if _, ok := o.openings.remove(at.id); !ok {
+		payload.drop() // given up just now, and its slot with it
+		return nil
+	}
+	p.Handler, p.Metadata = at.handler, at.metadata
+	o.start(p.message, at.found, payload, at.deadline)
+	return nil
+}
+
+// giveUp drops an opening that will not be completed. It reports whether there was
+// one.
+func (o *opener) giveUp(id uint64) bool {
+	at, ok := o.openings.remove(id)
+	if ok {
+		at.drop()
+		at.slots.Release()
+	}
+	return ok
+}
+
+// tick gives up the openings whose deadline has passed, that take longer than a message
+// may, or of which nothing has come for as long as a stream's client may be silent.
+// progress is when a large message last moved.
+func (o *opener) tick(now, progress time.Time) {
+	opts := o.s.opts
+	for _, at := range o.openings.all(nil) {
+		silent := monotime.Of(now).Sub(max(at.heard.Load(), monotime.Of(progress))) > 4*opts.StreamPingInterval
+		late := now.Sub(at.began) > opts.MessageTimeout
+		switch {
+		case !at.deadline.IsZero() && now.After(at.deadline):
+			o.giveUp(at.id) // the client knows
+		case late && o.giveUp(at.id):
+			o.refuse(&message{MuxID: at.id, Op: at.op}, lateMessageError(opts.MessageTimeout).Error())
+		case silent && o.giveUp(at.id):
+			o.refuse(&message{MuxID: at.id, Op: at.op}, "grid: gave up waiting for the rest of the payload")
+		}
+	}
+}

@@ -1,0 +1,248 @@
+package grid
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"runtime"
+	"sync/atomic"
+	"time"
+
+	"github.com/gridrpc/grid/internal/limit"
+	"github.com/gridrpc/grid/internal/monotime"
+)
+
+// sender is the part of a session that sends: whole or in fragments, with a wait for room
+// or without, and, on a goroutine of its own, from the queue to the websocket.
+type sender struct {
+	s *session // set once
+
+	out     outQueue
+	hungUp  atomic.Bool   // no more is written; see Manager.hangUp
+	stopped chan struct{} // closed when run has returned
+
+	written  atomic.Int64 // websocket messages that were written
+	messages atomic.Int64 // messages in them
+}
+
+func (o *sender) init(s *session) {
+	o.s = s
+	o.stopped = make(chan struct{})
+	o.out.init(s.conn.crc, s.opts.MaxQueuedBytes)
+}
+
+// run writes what is queued, until the queue is closed.
+func (o *sender) run() {
+	defer close(o.stopped)
+	for {
+		full, err := o.out.wait()
+		if err != nil {
+			return
+		}
+		if !full {
+			runtime.Gosched() // others that are about to send join the batch
+		}
+		urgent, normal := o.out.swap()
+		if !o.hungUp.Load() {
+			err = o.s.ws.WritePong()
+		}
+		for _, b := range [...]batch{urgent, normal} {
+			if err == nil && b.count > 0 && !o.hungUp.Load() {
+				err = o.s.ws.WriteMessage(b.frame())
+				o.written.Add(1)
+				o.messages.Add(int64(b.count))
+			}
+			b.release()
+		}
+		// Closing the socket now would take back what the peer has not read yet.
+		if err != nil && !o.hungUp.Load() {
+			o.s.close(fmt.Errorf("write: %w", err))
+			return
+		}
+	}
+}
+
+// post implements frameSender.
+func (o *sender) post(m message, seq *sequence) {
+	if err := o.out.post(&m, seq); err != nil {
+		o.s.closeAsync(err)
+	}
+}
+
+// sendPing pings the link.
+func (o *sender) sendPing(now time.Time) {
+	p := pingMsg{T: now}
+	payload, _ := p.MarshalMsg(make([]byte, 0, p.Msgsize()))
+	m := message{Op: opPing, DeadlineMS: uint32(o.s.opts.PingInterval.Milliseconds()), Payload: payload}
+	if err := o.out.postUrgent(&m); err != nil {
+		o.s.closeAsync(err)
+	}
+}
+
+// send implements frameSender.
+func (o *sender) send(done <-chan struct{}, m message, seq *sequence) error {
+	if o.isLarge(&m) {
+		_, err := o.sendFragments(done, &m, seq, time.Time{}, nil)
+		return err
+	}
+	return o.out.send(done, &m, seq)
+}
+
+// sendOpening implements clientHost.
+func (o *sender) sendOpening(done <-chan struct{}, m message, seq *sequence, deadline time.Time) error {
+	return o.sendInTime(done, &m, seq, deadline)
+}
+
+// sendRequest queues a request, waiting for room until its deadline, which may
+// be the default one.
+func (o *sender) sendRequest(ctx context.Context, c *call, m *message) error {
+	if full, err := o.trySend(m); !full {
+		return err
+	}
+	if c.expires != 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, defaultDeadline)
+		defer cancel()
+	}
+	deadline, _ := ctx.Deadline()
+	var started bool
+	var err error
+	if o.isLarge(m) {
+		// Not further than to an early answer, a refusal.
+		started, err = o.sendFragments(ctx.Done(), m, nil, deadline, func() bool { return len(c.answered) == 0 })
+	} else {
+		err = o.sendInTime(ctx.Done(), m, nil, deadline)
+	}
+	if err == errSendCancelled {
+		if started {
+			o.post(message{MuxID: c.id, Op: opDisconnectServerMux}, nil)
+		}
+		err = cmp.Or(context.Cause(ctx), context.DeadlineExceeded)
+	}
+	return err
+}
+
+// sendResponse sends the answer to a single request, and frees its slot. While it waits
+// for room it counts towards what is kept for the host; if that is too much, an error
+// takes its place. buf, the buffer of the answer, is given back. After the deadline
+// nobody waits for it, and it is not sent.
+//
+// It returns why the answer has not been sent, or not all of it; nil once it is queued.
+func (o *sender) sendResponse(m *message, buf []byte, deadline time.Time) (dropped error) {
+	defer func() { PutByteBuffer(buf) }()
+	if full, err := o.trySend(m); !full {
+		return err
+	}
+	charge := limit.Charge{Budget: &o.s.conn.hostBytes, Bytes: len(m.Payload)}
+	if exceeded := charge.Budget.Take(charge.Bytes); exceeded > 0 {
+		err := hostBytesError(charge.Budget, exceeded)
+		o.s.overload(err)
+		charge.Bytes = 0
+		dropped = answerDropped(err)
+		e := muxConnectError{Error: dropped.Error()}
+		m.Op, m.Flags = opMuxConnectError, flagEOF
+		m.Payload, _ = e.MarshalMsg(nil)
+		PutByteBuffer(buf)
+		buf = nil // before the wait, which may be long
+	}
+	err := o.sendAnswer(*m, deadline)
+	charge.Release()
+	if err == nil {
+		m.slot = nil
+	} else if err == errSendCancelled {
+		err = context.DeadlineExceeded
+	}
+	return cmp.Or(dropped, err)
+}
+
+// sendAnswer is send for what is of no use after a deadline, if there is one: it is not
+// sent then, or no more of it.
+func (o *sender) sendAnswer(m message, deadline time.Time) error {
+	if deadline.IsZero() {
+		return o.send(nil, m, nil)
+	}
+	ctx, cancel := context.WithDeadline(context.Background(), deadline)
+	defer cancel()
+	return o.sendInTime(ctx.Done(), &m, nil, deadline)
+}
+
+// trySend queues m, which is not of a stream, if that takes neither fragments nor a wait.
+// full says that it does.
+func (o *sender) trySend(m *message) (full bool, err error) {
+	if o.isLarge(m) {
+		return true, nil
+	}
+	return o.out.trySend(m, nil)
+}
+
+// sendInTime is send for what has a deadline, or may have one.
+func (o *sender) sendInTime(done <-chan struct{}, m *message, seq *sequence, deadline time.Time) error {
+	if o.isLarge(m) {
+		_, err := o.sendFragments(done, m, seq, deadline, nil)
+		return err
+	}
+	if full, err := o.out.trySend(m, seq); !full {
+		return err
+	}
+	t := turn{size: m.Msgsize(), late: lateAfter(time.Now(), deadline)}
+	if err := o.out.await(&o.out.small, &t, done); err != nil {
+		return err
+	}
+	if err := m.setDeadline(deadline); err != nil {
+		o.out.giveUp(&t)
+		return errSendCancelled
+	}
+	return o.out.sendInTurn(&t, m, seq)
+}
+
+// isLarge reports whether m is sent in fragments.
+func (o *sender) isLarge(m *message) bool {
+	return len(m.Payload) > wholeSize && o.s.caps&capFragments != 0
+}
+
+// sendFragments sends m in fragments, each when there is room for it. deadline is that of a
+// request, an opening or an answer, if it has one. wanted, if not nil, is asked between
+// them whether to go on. started reports whether any was sent.
+//
+// Fragments have room of their own, so that neither kind of message starves the other.
+// Of several payloads the one that is soonest at its end goes first: so the short ones
+// are not held up by the long. Those that come later count all that was sent before them
+// as well: so no more overtakes a payload, whatever comes, than twice its size, for it
+// has at least every other fragment when as much as its size has.
+func (o *sender) sendFragments(done <-chan struct{}, m *message, seq *sequence, deadline time.Time, wanted func() bool) (started bool, err error) {
+	before := o.out.largeSent()
+	rest, flags, slot := m.Payload, m.Flags, m.slot
+	m.Flags = flags&(flagSubroute|flagMetadata) | flagMore
+	m.slot = nil // taken up by the last one
+	for ; ; started = true {
+		rank := before + int64(len(rest))
+		n := min(len(rest), fragmentSize)
+		m.Payload, rest = rest[:n], rest[n:]
+		if len(rest) == 0 {
+			m.Flags, m.slot = flags&^(flagSubroute|flagMetadata), slot
+		}
+		t := turn{size: m.Msgsize(), rank: rank, late: monotime.Never}
+		if !started {
+			t.late = lateAfter(time.Now(), deadline)
+		}
+		if err := o.out.await(&o.out.large, &t, done); err != nil {
+			return started, err
+		}
+		if !started && m.setDeadline(deadline) != nil {
+			o.out.giveUp(&t)
+			return false, errSendCancelled
+		}
+		err := o.out.sendInTurn(&t, m, seq)
+		switch {
+		case err != nil:
+			return started, err
+		case len(rest) == 0:
+			return true, nil
+		case wanted != nil && !wanted():
+			return true, errSendCancelled
+		}
+		// Only the first names what is called.
+		m.Handler, m.DeadlineMS, m.Sub, m.Metadata = 0, 0, nil, nil
+		m.Flags = flagMore
+	}
+}
