@@ -456,6 +456,7 @@ func (c *Connection) overload(err error) {
 	log.Warn(c.log, "grid: limit reached", err)
 }
 
+// isClosing reports whether the connection has been shut down.
 func (c *Connection) isClosing() bool {
 	select {
 	case <-c.closing:

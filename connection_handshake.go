@@ -22,7 +22,7 @@ const handshakeLimit = 64 << 10
 // maxReason is how much of a peer's reason to refuse a handshake is kept, in bytes.
 const maxReason = 1 << 10
 
-// shouldDial tells whether local dials remote, rather than the reverse (section
+// shouldDial reports whether local dials remote, rather than the reverse (section
 // 1).
 func shouldDial(local, remote string) bool {
 	a, b := xxh3.HashString(local+remote), xxh3.HashString(remote+local)

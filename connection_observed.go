@@ -101,7 +101,7 @@ func (o *observed) tell(end func(CallResult), r CallResult) {
 	end(r)
 }
 
-// intercepts tells whether there is anybody to be told of calls.
+// intercepts reports whether there is anybody to be told of calls.
 func (c *Connection) intercepts() bool { return len(c.opts.CallInterceptors) > 0 }
 
 // beginCall tells the interceptors of a call, and returns the metadata that goes with

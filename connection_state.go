@@ -86,8 +86,8 @@ func (s *stateMachine) get() State {
 	return s.state
 }
 
-// set changes the state, for a reason where there is one. It returns false, and
-// changes nothing, where that is not legal.
+// set changes the state, for a reason where there is one. It reports whether that is
+// legal, and changes nothing where it is not.
 func (s *stateMachine) set(to State, reason error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

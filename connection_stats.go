@@ -34,7 +34,7 @@ type ConnectionStats struct {
 	// HostName is the base URL of the remote host.
 	HostName string
 	State    State
-	// Dials tells whether this side dials the other.
+	// Dials reports whether this side dials the other.
 	Dials bool
 	// LastConnect is when the last connection was made; zero for never.
 	LastConnect time.Time

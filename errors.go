@@ -84,7 +84,7 @@ func NewRemoteErrString(msg string) *RemoteErr {
 	return &r
 }
 
-// IsRemoteErr tells whether err, or an error that it wraps, is a [RemoteErr].
+// IsRemoteErr reports whether err, or an error that it wraps, is a [RemoteErr].
 func IsRemoteErr(err error) bool {
 	if p, ok := err.(*RemoteErr); ok && p == nil {
 		return false
@@ -96,7 +96,7 @@ func IsRemoteErr(err error) bool {
 // Error returns the text that the remote sent.
 func (r RemoteErr) Error() string { return string(r) }
 
-// Is implements [errors.Is]: it compares the text, see [RemoteErr].
+// Is reports whether target has the same text, for [errors.Is]; see [RemoteErr].
 func (r RemoteErr) Is(target error) bool {
 	switch target {
 	case nil, ErrDisconnected, ErrUnknownHandler, ErrHandlerAlreadyExists, ErrIncorrectSequence,
@@ -109,7 +109,8 @@ func (r RemoteErr) Is(target error) bool {
 	return string(r) == target.Error()
 }
 
-// As implements [errors.As] for both *RemoteErr and RemoteErr targets.
+// As sets a *RemoteErr or **RemoteErr target, for [errors.As], and reports whether target
+// was one.
 func (r RemoteErr) As(target any) bool {
 	switch t := target.(type) {
 	case *RemoteErr:
@@ -139,6 +140,7 @@ func overloadedf(option, format string, a ...any) error {
 type limitError struct{ option, text string }
 
 func (e *limitError) Error() string        { return ErrOverloaded.Error() + ": " + e.text }
+// Is reports whether target is ErrOverloaded.
 func (e *limitError) Is(target error) bool { return target == ErrOverloaded }
 
 // refusal is what the remote has said for itself, rather than one of its handlers.
@@ -170,4 +172,5 @@ func disconnected(reason error) error {
 type disconnectError struct{ reason error }
 
 func (e *disconnectError) Error() string        { return ErrDisconnected.Error() + ": " + e.reason.Error() }
+// Is reports whether target is ErrDisconnected, and never whether the reason is.
 func (e *disconnectError) Is(target error) bool { return target == ErrDisconnected }

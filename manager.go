@@ -91,7 +91,7 @@ func (m *Manager) Connection(host string) *Connection {
 }
 
 // begin registers a goroutine that Close waits for, with m.work.Done to be
-// called at its end. It returns false once the manager is closed.
+// called at its end. It reports whether that may start: not once the manager is closed.
 func (m *Manager) begin() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

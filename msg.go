@@ -110,7 +110,7 @@ func (s subHandlerID) withHandler(id HandlerID) subHandlerID {
 // joinSubroutes is how several parts make one subroute (section 2).
 func joinSubroutes(parts ...string) string { return strings.Join(parts, "/") }
 
-// isOversized tells whether the payload is larger than may be, where limit is
+// isOversized reports whether the payload is larger than may be, where limit is
 // that of the application's. Error texts, and what grid itself sends, do not
 // count by that one.
 func (m *message) isOversized(limit int) bool {

@@ -281,8 +281,8 @@ func (m *muxClient) send(b []byte) error {
 	return nil
 }
 
-// beginSend waits until no other message is being sent. It returns false if the
-// stream has ended.
+// beginSend waits until no other message is being sent. It reports whether the stream
+// still goes on.
 func (m *muxClient) beginSend() bool {
 	select {
 	case m.sending <- struct{}{}:
@@ -326,7 +326,8 @@ func (m *muxClient) closeSend() {
 	_ = m.host.send(m.done, msg, &m.sendSeq)
 }
 
-// checkSeq checks the number of a message that is numbered.
+// checkSeq reports whether a message that is numbered has the next number. It fails the
+// stream where it has not.
 func (m *muxClient) checkSeq(msg *message) bool {
 	if msg.Seq != m.recvSeq {
 		m.fail(fmt.Errorf("%w: %v has number %d, expected %d", ErrIncorrectSequence, msg.Op, msg.Seq, m.recvSeq))

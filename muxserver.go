@@ -178,13 +178,14 @@ func (m *muxServer) abort(cause error, how ending) {
 	}
 }
 
+// isAborted reports whether abort was called.
 func (m *muxServer) isAborted() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.aborted != nil
 }
 
-// wasTold tells whether the client has been told, or is about to be, why the
+// wasTold reports whether the client has been told, or is about to be, why the
 // stream was aborted.
 func (m *muxServer) wasTold() bool {
 	m.mu.Lock()
@@ -195,8 +196,8 @@ func (m *muxServer) wasTold() bool {
 // fail ends the stream because the peer broke a rule.
 func (m *muxServer) fail(err error) { m.abort(err, tellReason) }
 
-// send queues a message of the stream. Where it fails, the stream has been
-// aborted, and the message keeps its slot.
+// send queues a message of the stream. It reports whether it could: else the stream has
+// been aborted, and the message keeps its slot.
 func (m *muxServer) send(msg message) (ok bool) {
 	msg.MuxID = m.id
 	return m.host.send(m.dead, msg, &m.sendSeq) == nil
@@ -261,7 +262,8 @@ func (m *muxServer) outcome() error {
 
 var errStreamOver = errors.New("grid: stream is over")
 
-// checkSeq checks the number of a message that is numbered.
+// checkSeq reports whether a message that is numbered has the next number. It fails the
+// stream where it has not.
 func (m *muxServer) checkSeq(msg *message) bool {
 	if msg.Seq != m.recvSeq {
 		m.fail(fmt.Errorf("%w: %v has number %d, expected %d", ErrIncorrectSequence, msg.Op, msg.Seq, m.recvSeq))

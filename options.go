@@ -327,7 +327,7 @@ func checkHost(host string) error {
 	return nil
 }
 
-// isPath tells whether s is a path that needs no escaping in a URL.
+// isPath reports whether s is a path that needs no escaping in a URL.
 func isPath(s string) bool {
 	u, err := url.Parse(s)
 	return err == nil && strings.HasPrefix(s, "/") && u.EscapedPath() == s && u.Host == ""
@@ -352,8 +352,8 @@ func (o *ManagerOptions) handlerText(id HandlerID) string {
 	return text
 }
 
-// waitUnblocked waits until BlockConnect is closed, if it is set. It returns false if
-// ctx ends first.
+// waitUnblocked waits until BlockConnect is closed, if it is set, or ctx ends. It reports
+// whether it was closed.
 func (o *ManagerOptions) waitUnblocked(ctx context.Context) bool {
 	if o.BlockConnect == nil {
 		return true
@@ -388,7 +388,7 @@ func (o *ManagerOptions) counters() wsconn.Counters {
 // frameLimit is the largest websocket message that is read.
 func (o *ManagerOptions) frameLimit() int64 { return int64(o.MaxMessageSize) + frameOverhead }
 
-// isSecure tells whether the transport to a host protects what is sent, so that
+// isSecure reports whether the transport to a host protects what is sent, so that
 // no checksum is needed.
 func isSecure(host string) bool {
 	return strings.HasPrefix(host, "https://")

@@ -47,7 +47,7 @@ func (t *transfer) follow(before transfer, now time.Time) {
 	}
 }
 
-// largeSince tells whether one message has been on its way since before, and
+// largeSince reports whether one message has been on its way since before, and
 // has moved.
 func (t transfer) largeSince(before transfer) bool {
 	return t.underway && before.underway && t.message == before.message && t.bytes != before.bytes
@@ -107,7 +107,7 @@ func (w *watch) roundTrip() (last, mean, deviation time.Duration) {
 	return w.rtt, w.rttMean, w.rttDev
 }
 
-// addProbe lets c be closed by the next pong. It tells whether a ping is needed for
+// addProbe lets c be closed by the next pong. It reports whether a ping is needed for
 // that: many may probe at once, whose pings must not flood a peer that is slow.
 func (w *watch) addProbe(c chan<- struct{}) (ping bool) {
 	w.mu.Lock()

@@ -209,7 +209,8 @@ func (q *outQueue) postUrgent(m *message) error {
 	return nil
 }
 
-// addLocked returns false if nothing may follow in seq.
+// addLocked adds m to the batch, and reports whether it might: nothing may follow the end of
+// seq.
 func (q *outQueue) addLocked(m *message, seq *sequence) bool {
 	switch {
 	case seq == nil:

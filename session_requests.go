@@ -45,7 +45,8 @@ func newSingleTask(s *session, m *message, entry *singleEntry, payload arrived, 
 	return t
 }
 
-// Late implements workers.Task.
+// Late implements workers.Task: it reports whether the caller will probably have gone by
+// the time of the answer, but has not yet.
 func (t *singleTask) Late(now monotime.Time) bool {
 	return t.lateFrom < now && now < monotime.Of(t.deadline)
 }

@@ -29,7 +29,8 @@ type turn struct {
 	late    monotime.Time // see lateAfter
 }
 
-// Late implements lateq.Item.
+// Late implements lateq.Item: it reports whether the message will probably be of no use
+// by the time it is there.
 func (t *turn) Late(now monotime.Time) bool { return now >= t.late }
 
 // fits reports whether there is room for a message. One that is larger than all of it

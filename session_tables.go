@@ -16,7 +16,7 @@ type muxTable[T any] struct {
 
 func (t *muxTable[T]) init() { t.m = make(map[uint64]T) }
 
-// add publishes a complete stream, unless the table is closed.
+// add publishes a complete stream. It reports whether the table is open.
 func (t *muxTable[T]) add(id uint64, v T) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

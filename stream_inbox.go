@@ -165,14 +165,14 @@ func (b *inbox) pushLocked(msg arrived) error {
 	return nil
 }
 
-// isAmid tells whether a message has arrived in part.
+// isAmid reports whether a message has arrived in part.
 func (b *inbox) isAmid() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.parts != nil
 }
 
-// isLate tells whether a message has been coming for longer than it may.
+// isLate reports whether a message has been coming for longer than it may.
 func (b *inbox) isLate(now time.Time, timeout time.Duration) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

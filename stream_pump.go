@@ -153,7 +153,7 @@ func (p *streamPump[In, Out]) Run() {
 var errPumpExited = errors.New("grid: the goroutine of the stream was ended by a constructor or an encoder")
 
 // step moves what can be moved, in either direction, or waits until something can.
-// It returns false when the handler has returned.
+// It reports whether the handler still runs.
 func (p *streamPump[In, Out]) step() bool {
 	m := p.m
 	p.feed()
@@ -211,8 +211,8 @@ func (p *streamPump[In, Out]) feed() {
 	p.account()
 }
 
-// fill gets the next message of the input. It returns false if there is none now,
-// or none any more: then in is closed. Where the stream was aborted, the handler's
+// fill gets the next message of the input. It reports whether there is one; where none
+// will be any more, in is closed. Where the stream was aborted, the handler's
 // context has ended before.
 func (p *streamPump[In, Out]) fill() bool {
 	p.inHand.Store(true) // before it is held, so that it counts all the while

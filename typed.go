@@ -179,7 +179,7 @@ func handlerLabel(conn any, id HandlerID) string {
 	return strconv.Itoa(int(id)) // a Requester of the application's
 }
 
-// isNil finds a connection that is missing, with or without a type.
+// isNil reports whether a connection is missing, with or without a type.
 func isNil(conn any) bool {
 	switch c := conn.(type) {
 	case nil:
@@ -192,6 +192,7 @@ func isNil(conn any) bool {
 	return false
 }
 
+// isZero reports whether v is the zero value.
 func isZero[T comparable](v T) bool {
 	var zero T
 	return v == zero

@@ -175,6 +175,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) inCapacity() int {
 	return h.InCapacity
 }
 
+// withPayload reports whether streams begin with a payload.
 func (h *StreamTypeHandler[Payload, Req, Resp]) withPayload() bool {
 	return h.WithPayload && !h.noPayload.Load()
 }

@@ -112,6 +112,7 @@ func (o *tcpOut) add(payload []byte) {
 	o.small = nil
 }
 
+// empty reports whether nothing is pending.
 func (o *tcpOut) empty() bool { return len(o.whole) == 0 && len(o.small) == 0 }
 
 func (o *tcpOut) writeTo(conn net.Conn) error {
@@ -159,7 +160,7 @@ func (p *tcpPair) write() {
 }
 
 // take waits until something is pending, and exchanges it for out, which is
-// empty. It returns false once the connection has ended.
+// empty. It reports whether the connection goes on.
 func (p *tcpPair) take(out *tcpOut) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -155,6 +155,7 @@ func choose[T any](what, list string, all []T, name func(T) string) ([]T, error)
 	return chosen, nil
 }
 
+// has reports whether a peer takes part.
 func (r *run) has(name string) bool {
 	return slices.ContainsFunc(r.peers, func(p peer) bool { return p.name == name })
 }

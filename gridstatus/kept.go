@@ -22,6 +22,7 @@ type made[T any] struct {
 	at    time.Time
 }
 
+// isDone reports whether it has been made.
 func (m *made[T]) isDone() bool {
 	select {
 	case <-m.done:

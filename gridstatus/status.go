@@ -120,6 +120,7 @@ func (s *Status) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(body)
 }
 
+// wantsJSON reports whether the answer to r is to be JSON, in place of a page.
 func wantsJSON(r *http.Request) bool {
 	switch r.URL.Query().Get("format") {
 	case "json":
@@ -130,7 +131,7 @@ func wantsJSON(r *http.Request) bool {
 	return accepts(r, "Accept", "application/json") && !accepts(r, "Accept", "text/html")
 }
 
-// accepts tells whether a header lists something, with a weight that is not 0.
+// accepts reports whether a header lists something, with a weight that is not 0.
 func accepts(r *http.Request, header, what string) bool {
 	for part := range strings.SplitSeq(strings.Join(r.Header.Values(header), ","), ",") {
 		name, params, _ := strings.Cut(part, ";")

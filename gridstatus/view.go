@@ -34,7 +34,7 @@ type Link struct {
 	State string
 	// Since is when it was connected, or lost; zero for neither so far.
 	Since time.Time `json:",omitzero"`
-	// Dials tells whether the host whose view it is dials the other.
+	// Dials reports whether the host whose view it is dials the other.
 	Dials bool `json:",omitzero"`
 	// Reconnects is the number of connections made after the first.
 	Reconnects int `json:",omitzero"`
@@ -80,6 +80,7 @@ func (r *Rate) add(o *Rate) {
 
 var connected = grid.StateConnected.String()
 
+// isUp reports whether calls can be made over the link.
 func (l *Link) isUp() bool { return l.State == connected }
 
 func viewOf(m *grid.Manager) *View {

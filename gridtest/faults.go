@@ -79,7 +79,7 @@ func (g *Grid) setPartition(groups [][]int, cut bool) (links []link) {
 	return links
 }
 
-// together tells whether two nodes have a group in common, or are both in none.
+// together reports whether two nodes have a group in common, or are both in none.
 func together(a, b int, groups [][]int) bool {
 	none := true
 	for _, group := range groups {
@@ -92,6 +92,7 @@ func together(a, b int, groups [][]int) bool {
 	return none
 }
 
+// isBroken reports whether a link is partitioned.
 func (g *Grid) isBroken(p pair) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -74,6 +74,8 @@ type portListener struct {
 	closed  chan struct{}
 }
 
+// offer hands a connection over, and reports whether it was taken: it is not once the
+// listener is closed.
 func (l *portListener) offer(c *net.TCPConn) (taken bool) {
 	select {
 	case l.arrived <- c:

@@ -124,7 +124,7 @@ func (g *Grid) linksTo(i int) (links []link) {
 	return links
 }
 
-// gone tells whether the loss of the connection was noticed.
+// gone reports whether the loss of the connection was noticed.
 func (l link) gone() bool {
 	st := l.conn.Stats()
 	return st.State != grid.StateConnected || st.Reconnects != l.reconnects

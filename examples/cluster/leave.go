@@ -61,7 +61,7 @@ func (d *dynamic) serveLeave(ctx context.Context, payload []byte) ([]byte, *grid
 }
 
 // removeLeft removes a host that has said that it leaves, if its link has ended with
-// the change. It tells whether that was so.
+// the change. It reports whether that was so.
 func (d *dynamic) removeLeft(c grid.StateChange) bool {
 	d.changing.Lock()
 	defer d.changing.Unlock()

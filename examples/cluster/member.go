@@ -126,7 +126,7 @@ func (m *member) runFixed(ctx context.Context, r *report, l, page net.Listener, 
 	return err
 }
 
-// use asks a peer for its disk and streams its tree. It tells whether all calls were
+// use asks a peer for its disk and streams its tree. It reports whether all calls were
 // answered.
 func (m *member) use(ctx context.Context, r *report, n *node, host string) bool {
 	r.title("%s", host)
@@ -153,7 +153,7 @@ func (m *member) use(ctx context.Context, r *report, n *node, host string) bool 
 	return true
 }
 
-// answered checks that a call did not fail. In a cluster where nodes come and go it
+// answered reports whether a call did not fail. In a cluster where nodes come and go it
 // may: whichever of the two ends takes it along.
 func (m *member) answered(ctx context.Context, r *report, err error, format string, a ...any) bool {
 	if m.dynamic && (errors.Is(err, grid.ErrDisconnected) || err != nil && ctx.Err() != nil) {

@@ -156,7 +156,7 @@ func (n *node) serveDone(payload []byte) ([]byte, *grid.RemoteErr) {
 // peersDone is closed when all peers have said that they are done.
 func (n *node) peersDone() <-chan struct{} { return n.finished }
 
-// hasLeft tells whether a peer that said it is done stays away.
+// hasLeft reports whether a peer that said it is done stays away.
 func (n *node) hasLeft(ctx context.Context, host string) bool {
 	n.mu.Lock()
 	done := !n.pending[host]

@@ -51,7 +51,7 @@ func (r *report) title(format string, a ...any) {
 
 func (r *report) line(format string, a ...any) { r.print("        ", format, a...) }
 
-// check prints whether something held, and returns it.
+// check prints and reports whether something held.
 func (r *report) check(ok bool, format string, a ...any) bool {
 	r.checks++
 	if ok {

@@ -136,7 +136,7 @@ func (r *reader) open() error {
 	return nil
 }
 
-// replaced tells whether another file has the name now. One that is only gone may be
+// replaced reports whether another file has the name now. One that is only gone may be
 // about to be.
 func (r *reader) replaced() bool {
 	now, err := os.Stat(r.path)
@@ -165,7 +165,7 @@ func (r *reader) resume(from position) {
 	}
 }
 
-// intact tells whether the file still has what was read from it, as far as can be seen.
+// intact reports whether the file still has what was read from it, as far as can be seen.
 func (r *reader) intact() bool {
 	st, err := r.f.Stat()
 	if err != nil || st.Size() < r.offset {

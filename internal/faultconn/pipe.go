@@ -59,6 +59,7 @@ func newPipe(limit int, dialler, acceptor hostAddr) *pipe {
 	return p
 }
 
+// joins reports whether the pipe is between two hosts, in either order.
 func (p *pipe) joins(a, b string) bool {
 	d := direction{a, b}
 	return p.link == d || p.link == d.back()
@@ -179,7 +180,7 @@ func (e *end) failureLocked(call string, d *deadline) error {
 	return nil
 }
 
-// peerGoneLocked tells whether the peer's close has arrived.
+// peerGoneLocked reports whether the peer's close has arrived.
 func (e *end) peerGoneLocked() bool { return e.hangup.passed && !e.in.silent && !e.orphaned }
 
 // Close ends the connection: the peer reads what it was sent, then io.EOF, and

@@ -79,7 +79,7 @@ func (c *Conn) arrive(b []byte, delay time.Duration) error {
 	return c.passLocked("read", &c.readDeadline, func() bool { return due.passed && c.readable() })
 }
 
-// readable is called under c.mu.
+// readable reports whether what the other end has sent may arrive. It is called under c.mu.
 func (c *Conn) readable() bool { return !c.orphaned }
 
 // hold keeps the outcome of a read for the next one.

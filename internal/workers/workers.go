@@ -50,7 +50,7 @@ type Task interface {
 // unless it has a method of its own that says so.
 type Queued struct{ link lateq.Link[Task] }
 
-// Late implements [Task].
+// Late implements [Task]: it reports whether the task is late, which it is not.
 func (*Queued) Late(monotime.Time) bool { return false }
 
 func (q *Queued) place() *lateq.Link[Task] { return &q.link }

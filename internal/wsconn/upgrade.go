@@ -12,7 +12,7 @@ import (
 
 var noDeadline time.Time
 
-// IsUpgrade tells whether r asks for a websocket.
+// IsUpgrade reports whether r asks for a websocket.
 func IsUpgrade(r *http.Request) bool { return websocket.IsWebSocketUpgrade(r) }
 
 // Upgrade turns r into a websocket whose messages are bounded by limit bytes.

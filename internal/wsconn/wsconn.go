@@ -162,7 +162,7 @@ func (c *Conn) SetDeadline(t time.Time) error { return c.link.SetDeadline(t) }
 func (c *Conn) Close() error { return c.link.Close() }
 
 // CloseWrite ends what the peer reads, once it has read all that was written, and
-// goes on reading. It returns false where the connection can't.
+// goes on reading. It reports whether the connection can.
 func (c *Conn) CloseWrite() bool {
 	w, ok := c.link.Conn.(interface{ CloseWrite() error })
 	return ok && w.CloseWrite() == nil
