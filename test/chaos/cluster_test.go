@@ -2,21 +2,20 @@ package chaos
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"log/slog"
-	"net/http"
+	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
+	"testing"
 	"time"
 
 	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/gridtest"
 )
 
 // hosts is the size of the cluster.
 const hosts = 5
-
-const token = "chaos"
 
 // Short, so that what is mute is soon noticed.
 const (
@@ -27,12 +26,14 @@ const (
 
 // cluster is the managers, on a fabric that fails. It owns both.
 type cluster struct {
-	fabric fabric
-	model  *model
-	names  []string // base URLs
-	nodes  [hosts]*node
-	links  [hosts][hosts]sync.Mutex // held by a lasting fault
-	down   sync.Mutex               // held while a host is
+	fabric   fabric
+	model    *model
+	names    []string // base URLs
+	grid     *gridtest.Grid
+	nodes    [hosts]*node
+	links    [hosts][hosts]sync.Mutex // held by a lasting fault
+	down     sync.Mutex               // held while a host is
+	stopping sync.WaitGroup
 }
 
 // node is a host: a name, under which one manager after the other runs.
@@ -40,10 +41,6 @@ type node struct {
 	cluster *cluster
 	index   int
 	life    atomic.Pointer[life] // the last one
-
-	mu     sync.Mutex // guards what follows, and makes start and stop take turns
-	server *http.Server
-	served chan error
 }
 
 // life is a manager from its start to its end.
@@ -52,28 +49,51 @@ type life struct {
 	over chan struct{} // closed before it is
 }
 
-func startCluster(f fabric, m *model) (*cluster, error) {
+// startCluster starts all nodes.
+func startCluster(t testing.TB, f fabric, m *model) *cluster {
 	c := &cluster{fabric: f, model: m}
 	for i := range hosts {
 		c.names = append(c.names, f.name(i))
-	}
-	for i := range hosts {
 		c.nodes[i] = &node{cluster: c, index: i}
-		if err := c.nodes[i].start(); err != nil {
-			c.stop()
-			return nil, err
-		}
 	}
-	return c, nil
+	c.grid = gridtest.New(t, hosts,
+		gridtest.WithNetwork(network{c}),
+		gridtest.WithHosts(func(i int, _ string) string { return c.names[i] }),
+		gridtest.WithOptions(func(_ int, o *grid.ManagerOptions) {
+			o.PingInterval, o.StreamPingInterval = pingInterval, pingInterval
+			o.WriteTimeout, o.HandshakeTimeout = writeTimeout, handshakeTimeout
+		}),
+		gridtest.WithHandlers(func(i int, m *grid.Manager) error {
+			err := (&server{model: c.model, names: c.names, host: i}).register(m)
+			c.nodes[i].life.Store(&life{m, make(chan struct{})})
+			return err
+		}))
+	return c
 }
+
+// network is the fabric to gridtest.
+type network struct{ c *cluster }
+
+func (n network) host(addr string) int { return slices.Index(n.c.names, "http://"+addr) }
+
+func (n network) Listen(addr string) (net.Listener, error) { return n.c.fabric.listen(n.host(addr)) }
+
+func (n network) Dialer(from string) func(context.Context, string, string) (net.Conn, error) {
+	return n.c.fabric.dial(n.host(from))
+}
+
+func (n network) Cut(a, b string)       { n.c.fabric.cut(n.host(a), n.host(b)) }
+func (n network) Partition(a, b string) { n.c.fabric.partition(n.host(a), n.host(b)) }
+func (n network) Heal(a, b string)      { n.c.fabric.heal(n.host(a), n.host(b)) }
+func (n network) Conns() int            { return n.c.fabric.open() }
 
 // stop ends all nodes.
 func (c *cluster) stop() {
+	c.stopping.Wait()
 	for _, n := range c.nodes {
-		if n != nil {
-			n.stop(0)
-		}
+		close(n.life.Load().over)
 	}
+	c.grid.Close()
 }
 
 // conn is the connection from one node to another, of the manager that runs now,
@@ -82,58 +102,10 @@ func (c *cluster) conn(from, to int) *grid.Connection {
 	return c.nodes[from].life.Load().Connection(c.names[to])
 }
 
-func (n *node) start() error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	c := n.cluster
-	ready := make(chan struct{}) // with all handlers
-	m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
-		Local:  c.names[n.index],
-		Hosts:  c.names,
-		AuthFn: func() string { return token },
-		AuthToken: func(t string) error {
-			if t != token {
-				return errors.New("wrong token")
-			}
-			return nil
-		},
-		Dialer:             c.fabric.dial(n.index),
-		BlockConnect:       ready,
-		Logger:             slog.New(slog.DiscardHandler),
-		PingInterval:       pingInterval,
-		StreamPingInterval: pingInterval,
-		WriteTimeout:       writeTimeout,
-		HandshakeTimeout:   handshakeTimeout,
-	})
-	if err != nil {
-		return err
-	}
-	if err := (&server{model: c.model, names: c.names, host: n.index}).register(m); err != nil {
-		m.Close()
-		return err
-	}
-	l, err := c.fabric.listen(n.index)
-	if err != nil {
-		m.Close()
-		return err
-	}
-	mux := http.NewServeMux()
-	mux.Handle(grid.RoutePath, m.Handler())
-	n.server = &http.Server{Handler: mux, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, 0)}
-	n.served = make(chan error, 1)
-	go func() { n.served <- n.server.Serve(l) }()
-	n.life.Store(&life{m, make(chan struct{})})
-	close(ready)
-	return nil
-}
+func (n *node) start() { n.cluster.grid.Start(n.index) }
 
-// stop ends the node, if it runs: at once, or gracefully within a time.
+// stop ends the node: at once, or gracefully within a time.
 func (n *node) stop(grace time.Duration) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.server == nil {
-		return
-	}
 	m := n.life.Load()
 	if grace > 0 {
 		drained := &n.cluster.model.nodes[n.index].drained
@@ -143,11 +115,12 @@ func (n *node) stop(grace time.Duration) {
 		drained.Store(time.Now().UnixNano())
 		cancel()
 	}
-	n.server.Close()
-	<-n.served
-	n.server = nil
 	close(m.over)
-	m.Close()
+	// Who is behind a fault notices late, for which nobody waits here.
+	n.cluster.stopping.Go(func() { n.cluster.grid.Stop(n.index) })
+	for n.cluster.grid.Manager(n.index) != nil {
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // requireWorks checks that every node can call every other within the time.

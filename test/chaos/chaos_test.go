@@ -16,11 +16,11 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/rig"
 )
 
 var (
 	durationFlag = flag.Duration("duration", 10*time.Second, "how long faults are made")
-	seedFlag     = flag.Uint64("seed", 0, "what faults and calls are drawn from; 0 draws one")
 	tcpFlag      = flag.Bool("tcp", false, "over loopback sockets in place of memory")
 )
 
@@ -57,15 +57,11 @@ func thePace() pace {
 // run makes chaos for some time and fails the test where the model was violated.
 // watch, if not nil, runs meanwhile, until its context ends.
 func run(t *testing.T, duration time.Duration, watch func(ctx context.Context)) {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = rand.Uint64N(1 << 32)
-	}
+	seed := rig.Seed(t)
 	m := &model{ledger: newLedger()}
 	f, err := newFabric(seed)
 	require.NoError(t, err)
-	c, err := startCluster(f, m)
-	require.NoError(t, err)
+	c := startCluster(t, f, m)
 	var faults trace
 	chaos(c, seed, duration, &faults, watch)
 	if n, _ := m.violations(); n == 0 {

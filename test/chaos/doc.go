@@ -2,10 +2,10 @@
 // time in every way, while their links fail, and they restart or remove each other, and
 // a model of what must hold.
 //
-//	go test -v ./internal/chaos -duration 60s             # in memory
-//	go test -v ./internal/chaos -duration 60s -tcp        # over loopback sockets
-//	go test -v ./internal/chaos -seed 4711                # a certain schedule again
-//	go test -v ./internal/chaos -run Soak -duration 20m -timeout 30m -tcp -chart soak.svg
+//	go test -v ./test/chaos -duration 60s             # in memory
+//	go test -v ./test/chaos -duration 60s -tcp        # over loopback sockets
+//	go test -v ./test/chaos -seed 4711                # a certain schedule again
+//	go test -v ./test/chaos -run Soak -duration 20m -timeout 30m -tcp -chart soak.svg
 //
 // It prints one line:
 //
