@@ -1,4 +1,4 @@
-package grid
+package grid_test
 
 import (
 	"context"
@@ -11,10 +11,13 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/rig"
 )
 
 const (
-	benchRPC HandlerID = iota + 20
+	benchRPC grid.HandlerID = iota + 20
 	benchStreamRequest
 	benchStreamResponses
 	benchStreamTwoWay
@@ -24,16 +27,16 @@ const (
 	benchSubroute = "subroute/1"
 )
 
-func benchRPCHandler() *SingleHandler[*rpcRequest, *rpcResponse] {
-	return NewSingleHandler(benchRPC, func() *rpcRequest { return new(rpcRequest) }, func() *rpcResponse { return new(rpcResponse) })
+func benchRPCHandler() *grid.SingleHandler[*rpcRequest, *rpcResponse] {
+	return grid.NewSingleHandler(benchRPC, func() *rpcRequest { return new(rpcRequest) }, func() *rpcResponse { return new(rpcResponse) })
 }
 
 // benchGrid runs f with grids of 2 to 32 servers over loopback sockets.
-func benchGrid(b *testing.B, f func(b *testing.B, g *testGrid)) {
+func benchGrid(b *testing.B, f func(b *testing.B, g *rig.Grid)) {
 	for n := 2; n <= 32; n *= 2 {
 		b.Run(fmt.Sprint("servers=", n), func(b *testing.B) {
-			g := newTCPGrid(b, n, nil)
-			for _, n := range g.nodes {
+			g := rig.NewTCP(b, n, nil)
+			for _, n := range g.Nodes() {
 				registerBenchHandlers(b, n.Manager)
 			}
 			f(b, g)
@@ -41,27 +44,27 @@ func benchGrid(b *testing.B, f func(b *testing.B, g *testGrid)) {
 	}
 }
 
-func registerBenchHandlers(b *testing.B, m *Manager) {
-	require.NoError(b, benchRPCHandler().Register(m, func(req *rpcRequest) (*rpcResponse, *RemoteErr) {
+func registerBenchHandlers(b *testing.B, m *grid.Manager) {
+	require.NoError(b, benchRPCHandler().Register(m, func(req *rpcRequest) (*rpcResponse, *grid.RemoteErr) {
 		return &rpcResponse{OrgNum: req.Num, OrgString: req.String, Embedded: *req}, nil
 	}))
-	for id, h := range map[HandlerID]StreamHandler{
-		benchStreamRequest: {InCapacity: 1, Handle: func(_ context.Context, payload []byte, in <-chan []byte, _ chan<- []byte) *RemoteErr {
-			PutByteBuffer(payload)
+	for id, h := range map[grid.HandlerID]grid.StreamHandler{
+		benchStreamRequest: {InCapacity: 1, Handle: func(_ context.Context, payload []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
+			grid.PutByteBuffer(payload)
 			for b := range in {
-				PutByteBuffer(b)
+				grid.PutByteBuffer(b)
 			}
 			return nil
 		}},
-		benchStreamResponses: {Handle: func(_ context.Context, payload []byte, _ <-chan []byte, out chan<- []byte) *RemoteErr {
+		benchStreamResponses: {Handle: func(_ context.Context, payload []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
 			for range benchMessages {
-				out <- append(GetByteBufferCap(len(payload)), payload...)
+				out <- append(grid.GetByteBufferCap(len(payload)), payload...)
 			}
-			PutByteBuffer(payload)
+			grid.PutByteBuffer(payload)
 			return nil
 		}},
-		benchStreamTwoWay: {InCapacity: 1, Handle: func(_ context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *RemoteErr {
-			PutByteBuffer(payload)
+		benchStreamTwoWay: {InCapacity: 1, Handle: func(_ context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+			grid.PutByteBuffer(payload)
 			for b := range in {
 				out <- b
 			}
@@ -75,21 +78,22 @@ func registerBenchHandlers(b *testing.B, m *Manager) {
 
 // benchParallel runs op from 1 to 32 times GOMAXPROCS goroutines, each between
 // a random pair of servers. moved is the payload bytes of one op.
-func benchParallel(b *testing.B, g *testGrid, moved int64, op func(c *Connection) error) {
+func benchParallel(b *testing.B, g *rig.Grid, moved int64, op func(c *grid.Connection) error) {
 	for p := 1; p <= 32; p *= 2 {
 		b.Run(fmt.Sprint("par=", p*runtime.GOMAXPROCS(0)), func(b *testing.B) {
 			b.ReportAllocs()
 			b.SetBytes(moved)
 			b.SetParallelism(p)
-			var latency atomic.Int64
+			var latency, drawing atomic.Int64
+			seed := rig.Seed(b)
 			b.RunParallel(func(pb *testing.PB) {
-				rng := rand.New(rand.NewPCG(rand.Uint64(), 1))
+				rng := rand.New(rand.NewPCG(seed, uint64(drawing.Add(1))))
 				var sum time.Duration
 				for pb.Next() {
-					from := rng.IntN(len(g.nodes))
-					to := (from + 1 + rng.IntN(len(g.nodes)-1)) % len(g.nodes)
+					from := rng.IntN(g.Len())
+					to := (from + 1 + rng.IntN(g.Len()-1)) % g.Len()
 					start := time.Now()
-					if err := op(g.conn(from, to)); err != nil {
+					if err := op(g.Conn(from, to)); err != nil {
 						b.Error(err)
 						return
 					}
@@ -106,17 +110,17 @@ func BenchmarkRequests(b *testing.B) {
 	ctx := context.Background()
 	payload := make([]byte, benchPayload)
 	rpc := benchRPCHandler()
-	benchGrid(b, func(b *testing.B, g *testGrid) {
+	benchGrid(b, func(b *testing.B, g *rig.Grid) {
 		b.Run("bytes", func(b *testing.B) {
-			benchParallel(b, g, 2*benchPayload, func(c *Connection) error {
-				resp, err := c.SingleRequest(ctx, testEcho, payload)
-				PutByteBuffer(resp)
+			benchParallel(b, g, 2*benchPayload, func(c *grid.Connection) error {
+				resp, err := c.SingleRequest(ctx, rig.Echo, payload)
+				grid.PutByteBuffer(resp)
 				return err
 			})
 		})
 		b.Run("rpc", func(b *testing.B) {
 			size := (&rpcRequest{Num: 1, String: "some request"}).Msgsize()
-			benchParallel(b, g, int64(size), func(c *Connection) error {
+			benchParallel(b, g, int64(size), func(c *grid.Connection) error {
 				req := rpc.NewRequest()
 				req.Num, req.String = 1, "some request"
 				resp, err := rpc.Call(ctx, c, req)
@@ -132,22 +136,22 @@ func BenchmarkRequests(b *testing.B) {
 func BenchmarkStream(b *testing.B) {
 	ctx := context.Background()
 	payload := make([]byte, benchPayload)
-	put := func(b []byte) error { PutByteBuffer(b); return nil }
-	send := func(s *Stream) {
+	put := func(b []byte) error { grid.PutByteBuffer(b); return nil }
+	send := func(s *grid.Stream) {
 		for range benchMessages {
-			s.Requests <- append(GetByteBufferCap(benchPayload), payload...)
+			s.Requests <- append(grid.GetByteBufferCap(benchPayload), payload...)
 		}
 		close(s.Requests)
 	}
 	shapes := []struct {
 		name string
-		id   HandlerID
+		id   grid.HandlerID
 		both int64 // how often a message passes
-		run  func(s *Stream) error
+		run  func(s *grid.Stream) error
 	}{
-		{"request", benchStreamRequest, 1, func(s *Stream) error { send(s); return s.Results(put) }},
-		{"responses", benchStreamResponses, 1, func(s *Stream) error { return s.Results(put) }},
-		{"twoway", benchStreamTwoWay, 2, func(s *Stream) error {
+		{"request", benchStreamRequest, 1, func(s *grid.Stream) error { send(s); return s.Results(put) }},
+		{"responses", benchStreamResponses, 1, func(s *grid.Stream) error { return s.Results(put) }},
+		{"twoway", benchStreamTwoWay, 2, func(s *grid.Stream) error {
 			got := 0
 			go send(s)
 			err := s.Results(func(b []byte) error { got++; return put(b) })
@@ -159,8 +163,8 @@ func BenchmarkStream(b *testing.B) {
 	}
 	for _, shape := range shapes {
 		b.Run(shape.name, func(b *testing.B) {
-			benchGrid(b, func(b *testing.B, g *testGrid) {
-				benchParallel(b, g, shape.both*benchMessages*benchPayload, func(c *Connection) error {
+			benchGrid(b, func(b *testing.B, g *rig.Grid) {
+				benchParallel(b, g, shape.both*benchMessages*benchPayload, func(c *grid.Connection) error {
 					s, err := c.Subroute(benchSubroute).NewStream(ctx, shape.id, payload)
 					if err != nil {
 						return err

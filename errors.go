@@ -139,7 +139,8 @@ func overloadedf(option, format string, a ...any) error {
 // limitError is ErrOverloaded on the side whose limit it was.
 type limitError struct{ option, text string }
 
-func (e *limitError) Error() string        { return ErrOverloaded.Error() + ": " + e.text }
+func (e *limitError) Error() string { return ErrOverloaded.Error() + ": " + e.text }
+
 // Is reports whether target is ErrOverloaded.
 func (e *limitError) Is(target error) bool { return target == ErrOverloaded }
 
@@ -171,6 +172,7 @@ func disconnected(reason error) error {
 // connection must not be mistaken for whatever caused the loss.
 type disconnectError struct{ reason error }
 
-func (e *disconnectError) Error() string        { return ErrDisconnected.Error() + ": " + e.reason.Error() }
+func (e *disconnectError) Error() string { return ErrDisconnected.Error() + ": " + e.reason.Error() }
+
 // Is reports whether target is ErrDisconnected, and never whether the reason is.
 func (e *disconnectError) Is(target error) bool { return target == ErrDisconnected }

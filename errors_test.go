@@ -10,6 +10,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+func TestRemoteErrIsNoErrorOfThisPackage(t *testing.T) {
+	for _, local := range []error{ErrDisconnected, ErrUnknownHandler, ErrHandlerAlreadyExists, ErrIncorrectSequence, ErrFlowControl, ErrMessageTooLarge, ErrProtocol} {
+		require.NotErrorIs(t, NewRemoteErr(local), local)
+	}
+	var none *RemoteErr
+	require.False(t, IsRemoteErr(none))
+	require.False(t, IsRemoteErr(errors.Join(errClosed)))
+}
+
 func TestNewRemoteErr(t *testing.T) {
 	require.Nil(t, NewRemoteErr(nil))
 	var none *RemoteErr

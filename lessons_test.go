@@ -41,15 +41,18 @@ func TestAttacksNameTestsThatExist(t *testing.T) {
 	}
 }
 
-// testNames are the tests of this package, and of the mechanisms below it.
+// testNames are the tests of all rooms.
 func testNames(t *testing.T) map[string]bool {
 	t.Helper()
-	files, err := filepath.Glob("*_test.go")
-	require.NoError(t, err)
-	below, err := filepath.Glob("internal/*/*_test.go")
-	require.NoError(t, err)
+	var files []string
+	for _, room := range []string{"", "internal/*/", "test/*/", "gridtest/"} {
+		found, err := filepath.Glob(room + "*_test.go")
+		require.NoError(t, err)
+		require.NotEmpty(t, found, room)
+		files = append(files, found...)
+	}
 	tests := make(map[string]bool)
-	for _, f := range append(files, below...) {
+	for _, f := range files {
 		src, err := os.ReadFile(f)
 		require.NoError(t, err)
 		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`).FindAllSubmatch(src, -1) {

@@ -1,4 +1,4 @@
-package grid
+package grid_test
 
 import (
 	"context"
@@ -13,16 +13,17 @@ import (
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
-	"github.com/gridrpc/grid/internal/backoff"
-	"github.com/gridrpc/grid/internal/faultconn"
+	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/rawpeer"
+	"github.com/gridrpc/grid/internal/rig"
 )
 
 func TestManagerTellsWhoIsWho(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newTestGrid(t, 4, nil)
+		g := rig.New(t, 4, nil)
 		ids := map[uuid.UUID]bool{uuid.Nil: true}
-		for i, n := range g.nodes {
-			require.Equal(t, g.hosts[i], n.HostName())
+		for i, n := range g.Nodes() {
+			require.Equal(t, g.Host(i), n.HostName())
 			require.Len(t, n.Targets(), 3)
 			require.IsIncreasing(t, n.Targets())
 			require.NotContains(t, n.Targets(), n.HostName())
@@ -33,13 +34,13 @@ func TestManagerTellsWhoIsWho(t *testing.T) {
 			ids[n.ID] = true
 
 			st := n.Stats()
-			require.Equal(t, g.hosts[i], st.HostName)
+			require.Equal(t, g.Host(i), st.HostName)
 			require.Equal(t, 3, st.Connected)
 			for j, target := range n.Targets() {
 				require.Equal(t, target, st.Connections[j].HostName)
 				require.Equal(t, target, n.Connection(target).HostName())
-				require.Equal(t, dialOrder(g.hosts[i], target), st.Connections[j].Dials)
-				require.Equal(t, StateConnected, st.Connections[j].State)
+				require.Equal(t, rawpeer.DialOrder(g.Host(i), target), st.Connections[j].Dials)
+				require.Equal(t, grid.StateConnected, st.Connections[j].State)
 				require.Zero(t, st.Connections[j].Reconnects)
 				require.False(t, st.Connections[j].LastConnect.IsZero())
 			}
@@ -49,28 +50,28 @@ func TestManagerTellsWhoIsWho(t *testing.T) {
 
 func TestStatsFollowTheConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newTestGrid(t, 2, nil)
+		g := rig.New(t, 2, nil)
 		ctx, cancel := context.WithCancel(t.Context())
-		st, err := g.conn(0, 1).NewStream(ctx, testBlock, nil)
+		st, err := g.Conn(0, 1).NewStream(ctx, rig.Block, nil)
 		require.NoError(t, err)
 		time.Sleep(11 * time.Second) // a ping
 		synctest.Wait()
-		caller, server := g.conn(0, 1).Stats(), g.conn(1, 0).Stats()
+		caller, server := g.Conn(0, 1).Stats(), g.Conn(1, 0).Stats()
 		require.Equal(t, [4]int{0, 1, 0, 0}, [4]int{caller.Calls, caller.Streams, caller.Handlers, caller.StreamsServed})
 		require.Equal(t, [4]int{0, 0, 1, 1}, [4]int{server.Calls, server.Streams, server.Handlers, server.StreamsServed})
 		cancel()
 		require.ErrorIs(t, st.Results(func([]byte) error { return nil }), context.Canceled)
 		synctest.Wait()
-		require.Zero(t, g.conn(1, 0).Stats().Handlers)
-		require.Zero(t, g.conn(1, 0).Stats().StreamsServed)
-		require.Zero(t, g.conn(0, 1).Stats().Streams)
+		require.Zero(t, g.Conn(1, 0).Stats().Handlers)
+		require.Zero(t, g.Conn(1, 0).Stats().StreamsServed)
+		require.Zero(t, g.Conn(0, 1).Stats().Streams)
 
-		before := g.conn(0, 1).Stats()
+		before := g.Conn(0, 1).Stats()
 		time.Sleep(time.Second)
-		g.cut(0, 1)
+		g.Cut(0, 1)
 		synctest.Wait()
-		g.waitConnected()
-		after := g.conn(0, 1).Stats()
+		g.WaitConnected()
+		after := g.Conn(0, 1).Stats()
 		require.Equal(t, 1, after.Reconnects)
 		require.NotEmpty(t, after.LastError)
 		require.True(t, after.LastConnect.After(before.LastConnect))
@@ -82,13 +83,13 @@ func TestStatsFollowTheConnection(t *testing.T) {
 func TestByteCountersAgreeOnBothSides(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var in, out [2]atomic.Int64
-		g := newTestGrid(t, 2, func(i int, o *ManagerOptions) {
+		g := rig.New(t, 2, func(i int, o *grid.ManagerOptions) {
 			o.Incoming = func(n int64) { in[i].Add(n) }
 			o.Outgoing = func(n int64) { out[i].Add(n) }
 		})
 		synctest.Wait()
 		dialler := 0
-		if g.conn(1, 0).dials {
+		if g.Conn(1, 0).Stats().Dials {
 			dialler = 1
 		}
 		// The acceptor's HTTP server has read the upgrade request itself.
@@ -98,9 +99,9 @@ func TestByteCountersAgreeOnBothSides(t *testing.T) {
 		require.Positive(t, in[dialler].Load())
 
 		const size = 1 << 20
-		b, err := g.conn(0, 1).SingleRequest(t.Context(), testEcho, make([]byte, size))
+		b, err := g.Conn(0, 1).SingleRequest(t.Context(), rig.Echo, make([]byte, size))
 		require.NoError(t, err)
-		PutByteBuffer(b)
+		grid.PutByteBuffer(b)
 		synctest.Wait()
 		require.Greater(t, out[0].Load(), int64(size))
 		require.Greater(t, in[0].Load(), int64(size))
@@ -110,7 +111,7 @@ func TestByteCountersAgreeOnBothSides(t *testing.T) {
 
 		// What the connection counts is the same.
 		for i := range 2 {
-			st := g.conn(i, 1-i).Stats()
+			st := g.Conn(i, 1-i).Stats()
 			require.Equal(t, in[i].Load(), st.BytesIn)
 			require.Equal(t, out[i].Load(), st.BytesOut)
 		}
@@ -119,7 +120,7 @@ func TestByteCountersAgreeOnBothSides(t *testing.T) {
 
 func TestDialerIsUsed(t *testing.T) {
 	var dialled atomic.Int64
-	g := newTCPGrid(t, 2, func(_ int, o *ManagerOptions) {
+	g := rig.NewTCP(t, 2, func(_ int, o *grid.ManagerOptions) {
 		o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
 			if _, ok := ctx.Deadline(); !ok || network != "tcp" {
 				return nil, errors.New("no deadline, or another network: " + network)
@@ -129,7 +130,7 @@ func TestDialerIsUsed(t *testing.T) {
 		}
 	})
 	require.Equal(t, int64(1), dialled.Load())
-	g.requireWorks()
+	g.RequireWorks()
 }
 
 func TestBlockConnectHoldsBackBothDirections(t *testing.T) {
@@ -137,9 +138,7 @@ func TestBlockConnectHoldsBackBothDirections(t *testing.T) {
 		for _, blocked := range [][]int{{0}, {1}, {0, 1}} {
 			var dialled atomic.Int64
 			block := make(chan struct{})
-			g := &testGrid{t: t, net: faultconn.NewNetwork(), hosts: []string{"http://a:1", "http://b:1"}}
-			g.nodes = make([]*node, 2)
-			g.edit = func(i int, o *ManagerOptions) {
+			g := rig.Setup{Hosts: []string{"http://a:1", "http://b:1"}, Stopped: true, Edit: func(i int, o *grid.ManagerOptions) {
 				for _, b := range blocked {
 					if i == b {
 						o.BlockConnect = block
@@ -150,42 +149,42 @@ func TestBlockConnectHoldsBackBothDirections(t *testing.T) {
 					dialled.Add(1)
 					return dial(ctx, network, addr)
 				}
-			}
-			g.start(0)
-			g.start(1)
+			}}.Start(t)
+			g.Start(0)
+			g.Start(1)
 			time.Sleep(time.Hour)
 			synctest.Wait()
 			for i := range 2 {
-				require.NotEqual(t, StateConnected, g.conn(i, 1-i).State())
-				_, err := g.conn(i, 1-i).SingleRequest(t.Context(), testEcho, nil)
-				require.ErrorIs(t, err, ErrDisconnected)
+				require.NotEqual(t, grid.StateConnected, g.Conn(i, 1-i).State())
+				_, err := g.Conn(i, 1-i).SingleRequest(t.Context(), rig.Echo, nil)
+				require.ErrorIs(t, err, grid.ErrDisconnected)
 			}
 			if len(blocked) == 2 {
 				require.Zero(t, dialled.Load())
-				require.Equal(t, StateUnconnected, g.conn(0, 1).State())
-				require.Equal(t, StateUnconnected, g.conn(1, 0).State())
+				require.Equal(t, grid.StateUnconnected, g.Conn(0, 1).State())
+				require.Equal(t, grid.StateUnconnected, g.Conn(1, 0).State())
 			}
 			close(block)
 			begin := time.Now()
-			g.waitConnected()
-			require.Less(t, time.Since(begin), 2*backoff.Max)
-			g.requireWorks()
-			g.stopAll()
+			g.WaitConnected()
+			require.Less(t, time.Since(begin), 2*rig.MaxBackoff)
+			g.RequireWorks()
+			g.StopAll()
 		}
 	})
 }
 
 func TestRegistrationErrors(t *testing.T) {
-	m, err := NewManager(t.Context(), testOptions(loneHost, []string{loneHost}))
+	m, err := grid.NewManager(t.Context(), rig.Options(rig.LoneHost, []string{rig.LoneHost}))
 	require.NoError(t, err)
 	defer m.Close()
-	single := func([]byte) ([]byte, *RemoteErr) { return nil, nil }
-	stream := func(subroute string) StreamHandler {
-		return StreamHandler{Subroute: subroute, Handle: func(context.Context, []byte, <-chan []byte, chan<- []byte) *RemoteErr { return nil }}
+	single := func([]byte) ([]byte, *grid.RemoteErr) { return nil, nil }
+	stream := func(subroute string) grid.StreamHandler {
+		return grid.StreamHandler{Subroute: subroute, Handle: func(context.Context, []byte, <-chan []byte, chan<- []byte) *grid.RemoteErr { return nil }}
 	}
-	require.ErrorIs(t, m.RegisterSingleHandler(0, single), ErrUnknownHandler)
-	require.ErrorIs(t, m.RegisterSingleHandler(0, single, "sub"), ErrUnknownHandler)
-	require.ErrorIs(t, m.RegisterStreamingHandler(0, stream("")), ErrUnknownHandler)
+	require.ErrorIs(t, m.RegisterSingleHandler(0, single), grid.ErrUnknownHandler)
+	require.ErrorIs(t, m.RegisterSingleHandler(0, single, "sub"), grid.ErrUnknownHandler)
+	require.ErrorIs(t, m.RegisterStreamingHandler(0, stream("")), grid.ErrUnknownHandler)
 
 	require.NoError(t, m.RegisterSingleHandler(1, single))
 	require.NoError(t, m.RegisterSingleHandler(255, single))
@@ -203,15 +202,15 @@ func TestRegistrationErrors(t *testing.T) {
 		m.RegisterStreamingHandler(1, stream("a/b")),
 		m.RegisterStreamingHandler(2, stream("sub")),
 	} {
-		require.ErrorIs(t, err, ErrHandlerAlreadyExists)
+		require.ErrorIs(t, err, grid.ErrHandlerAlreadyExists)
 		require.Regexp(t, "ID [12]", err.Error())
 	}
 
 	require.Error(t, m.RegisterSingleHandler(3, nil))
 	require.Error(t, m.RegisterSingleHandler(3, single, ""))
 	require.Error(t, m.RegisterSingleHandler(3, single, "a", ""))
-	require.Error(t, m.RegisterStreamingHandler(3, StreamHandler{}))
-	for _, n := range []int{-1, maxCapacity + 1} {
+	require.Error(t, m.RegisterStreamingHandler(3, grid.StreamHandler{}))
+	for _, n := range []int{-1, rig.MaxCapacity + 1} {
 		h := stream("")
 		h.OutCapacity = n
 		require.ErrorContains(t, m.RegisterStreamingHandler(3, h), "OutCapacity")
@@ -224,21 +223,21 @@ func TestRegistrationErrors(t *testing.T) {
 // Lesson 23: the race detector watches.
 func TestHandlersAreRegisteredWhileRequestsArrive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newTestGrid(t, 2, nil)
+		g := rig.New(t, 2, nil)
 		var callers sync.WaitGroup
 		for w := range 8 {
 			callers.Go(func() {
-				for id := testUnused; id < 250; id++ {
+				for id := rig.Unused; id < 250; id++ {
 					for {
-						b, err := g.conn(0, 1).SingleRequest(t.Context(), id, []byte{byte(id)})
+						b, err := g.Conn(0, 1).SingleRequest(t.Context(), id, []byte{byte(id)})
 						if err == nil {
 							if len(b) != 1 || b[0] != byte(id) {
 								t.Errorf("handler %d answered %v", id, b)
 							}
-							PutByteBuffer(b)
+							grid.PutByteBuffer(b)
 							break
 						}
-						if !IsRemoteErr(err) {
+						if !grid.IsRemoteErr(err) {
 							t.Errorf("handler %d, caller %d: %v", id, w, err)
 							return
 						}
@@ -246,29 +245,29 @@ func TestHandlersAreRegisteredWhileRequestsArrive(t *testing.T) {
 				}
 			})
 		}
-		for id := testUnused; id < 250; id++ {
-			echo := func(b []byte) ([]byte, *RemoteErr) { return b, nil }
-			require.NoError(t, g.nodes[1].RegisterSingleHandler(id, echo))
-			require.NoError(t, g.nodes[1].RegisterSingleHandler(id, echo, "sub"))
+		for id := rig.Unused; id < 250; id++ {
+			echo := func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }
+			require.NoError(t, g.Manager(1).RegisterSingleHandler(id, echo))
+			require.NoError(t, g.Manager(1).RegisterSingleHandler(id, echo, "sub"))
 		}
 		callers.Wait()
 	})
 }
 
 func TestConcurrentRegistrationsAreAllKept(t *testing.T) {
-	m, err := NewManager(t.Context(), testOptions(loneHost, []string{loneHost}))
+	m, err := grid.NewManager(t.Context(), rig.Options(rig.LoneHost, []string{rig.LoneHost}))
 	require.NoError(t, err)
 	defer m.Close()
 	var registrars sync.WaitGroup
 	var kept atomic.Int64
 	for range 4 { // all of them want the same
 		registrars.Go(func() {
-			for id := HandlerID(1); id < 200; id++ {
+			for id := grid.HandlerID(1); id < 200; id++ {
 				for _, sub := range [][]string{nil, {"sub"}} {
-					err := m.RegisterSingleHandler(id, func(b []byte) ([]byte, *RemoteErr) { return b, nil }, sub...)
+					err := m.RegisterSingleHandler(id, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }, sub...)
 					if err == nil {
 						kept.Add(1)
-					} else if !errors.Is(err, ErrHandlerAlreadyExists) {
+					} else if !errors.Is(err, grid.ErrHandlerAlreadyExists) {
 						t.Error(err)
 					}
 				}
@@ -277,62 +276,59 @@ func TestConcurrentRegistrationsAreAllKept(t *testing.T) {
 	}
 	registrars.Wait()
 	require.Equal(t, int64(2*199), kept.Load())
-	for id := HandlerID(1); id < 200; id++ {
-		sub := newSubHandlerID(id, "sub")
-		require.NotNil(t, m.handlers.lookup(id, nil).single)
-		require.NotNil(t, m.handlers.lookup(id, &sub).single)
+	for id := grid.HandlerID(1); id < 200; id++ {
+		require.True(t, grid.HasSingle(m, id, ""))
+		require.True(t, grid.HasSingle(m, id, "sub"))
 	}
 }
 
 func TestEveryMethodOfNilIsSafe(t *testing.T) {
-	var c *Connection
-	var s *Subroute
+	var c *grid.Connection
+	var s *grid.Subroute
 	require.Nil(t, c.Subroute("a"))
 	require.Nil(t, s.Subroute("a"))
 	require.Empty(t, c.HostName())
 	require.Empty(t, s.String())
 	for _, nobody := range []interface {
-		Requester
-		Streamer
-		State() State
+		grid.Requester
+		grid.Streamer
+		State() grid.State
 		WaitForConnect(context.Context) error
-		Stats() ConnectionStats
+		Stats() grid.ConnectionStats
 	}{c, s} {
-		_, err := nobody.SingleRequest(t.Context(), testEcho, nil)
-		require.ErrorIs(t, err, ErrDisconnected)
+		_, err := nobody.SingleRequest(t.Context(), rig.Echo, nil)
+		require.ErrorIs(t, err, grid.ErrDisconnected)
 		_, err = nobody.SingleRequest(t.Context(), 0, nil)
-		require.ErrorIs(t, err, ErrDisconnected)
-		require.ErrorIs(t, nobody.WaitForConnect(t.Context()), ErrDisconnected)
-		require.Equal(t, StateUnconnected, nobody.State())
+		require.ErrorIs(t, err, grid.ErrDisconnected)
+		require.ErrorIs(t, nobody.WaitForConnect(t.Context()), grid.ErrDisconnected)
+		require.Equal(t, grid.StateUnconnected, nobody.State())
 		require.Zero(t, nobody.Stats())
 	}
-	_, err := c.NewStream(t.Context(), testStream, nil)
-	require.ErrorIs(t, err, ErrDisconnected)
-	_, err = s.NewStream(t.Context(), testStream, nil)
-	require.ErrorIs(t, err, ErrDisconnected)
+	_, err := c.NewStream(t.Context(), rig.Stream, nil)
+	require.ErrorIs(t, err, grid.ErrDisconnected)
+	_, err = s.NewStream(t.Context(), rig.Stream, nil)
+	require.ErrorIs(t, err, grid.ErrDisconnected)
 }
 
 // Lesson 24: the HTTP server's timeouts are for its own requests.
 func TestServerTimeoutsDoNotEndALink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := &testGrid{t: t, net: faultconn.NewNetwork(), hosts: []string{"http://a:1", "http://b:1"}}
-		g.prepare = func(n *node) {
-			n.server.ReadTimeout = 3 * time.Second
-			n.server.ReadHeaderTimeout = 2 * time.Second
-			n.server.WriteTimeout = 4 * time.Second
-			n.server.IdleTimeout = time.Second
-			n.server.Handler = n.Handler()
-		}
-		g.startAll()
-		st, err := g.conn(0, 1).NewStream(t.Context(), testTwoWay, nil)
+		g := rig.Setup{Hosts: []string{"http://a:1", "http://b:1"}, Prepare: func(n *rig.Node) {
+			n.Server.ReadTimeout = 3 * time.Second
+			n.Server.ReadHeaderTimeout = 2 * time.Second
+			n.Server.WriteTimeout = 4 * time.Second
+			n.Server.IdleTimeout = time.Second
+			n.Server.Handler = n.Handler()
+		}}.Start(t)
+		st, err := g.Conn(0, 1).NewStream(t.Context(), rig.TwoWay, nil)
 		require.NoError(t, err)
 		for range 100 {
 			time.Sleep(7 * time.Second)
-			g.requireWorks()
+			g.RequireWorks()
 		}
 		require.NoError(t, st.Send([]byte("still here")))
 		st.CloseSend()
-		require.NoError(t, st.Results(func(b []byte) error { PutByteBuffer(b); return nil }))
-		require.Zero(t, g.conn(0, 1).Stats().Reconnects)
+		require.NoError(t, st.Results(func(b []byte) error { grid.PutByteBuffer(b); return nil }))
+		require.Zero(t, g.Conn(0, 1).Stats().Reconnects)
 	})
 }

@@ -1,7 +1,6 @@
 package grid
 
 import (
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -12,6 +11,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"github.com/tinylib/msgp/msgp"
+
+	"github.com/gridrpc/grid/internal/rawpeer"
 )
 
 // wireVector is a message that a version 1 peer has encoded.
@@ -44,13 +45,6 @@ func loadVectors(t testing.TB) map[string]wireVector {
 	return vectors
 }
 
-func unhex(t testing.TB, s string) []byte {
-	t.Helper()
-	b, err := hex.DecodeString(s)
-	require.NoError(t, err)
-	return b
-}
-
 // message is the vector's in our terms; ok is false if it is none, or merged.
 func (v wireVector) message(t testing.TB) (m message, ok bool) {
 	f := v.Fields
@@ -62,7 +56,7 @@ func (v wireVector) message(t testing.TB) (m message, ok bool) {
 		Handler: HandlerID(f.Handler), Op: op(f.Op), Flags: flags(f.Flags),
 	}
 	if f.Payload != nil {
-		m.Payload = unhex(t, *f.Payload)
+		m.Payload = rawpeer.Unhex(t, *f.Payload)
 	}
 	if f.Subroute != "" {
 		sub := newSubHandlerID(m.Handler, f.Subroute)
@@ -115,7 +109,7 @@ func TestMessageIsEncodedAndDecodedAsVersion1Does(t *testing.T) {
 			continue
 		}
 		tested++
-		wire := unhex(t, v.Hex)
+		wire := rawpeer.Unhex(t, v.Hex)
 		require.Equal(t, v.Fields.OpName, m.Op.String())
 		require.Equal(t, wire, m.appendTo(nil), name)
 		require.Equal(t, append([]byte("before"), wire...), m.appendTo([]byte("before")), "%s: the checksum is of this message alone", name)
@@ -137,7 +131,7 @@ func TestMergedMessageIsEncodedAndDecodedAsVersion1Does(t *testing.T) {
 		require.True(t, ok)
 		pair = append(pair, m)
 	}
-	wire := unhex(t, vectors["merged"].Hex)
+	wire := rawpeer.Unhex(t, vectors["merged"].Hex)
 	require.Equal(t, wire, frameOf(t, 0, pair...))
 	got, err := parseFrame(wire)
 	require.NoError(t, err)
@@ -153,28 +147,28 @@ func TestMergedMessageOfAnyCount(t *testing.T) {
 	m := message{MuxID: 1, Op: opResponse, Flags: flagEOF | flagSubroute, Payload: []byte("x"), Sub: new(subHandlerID)}
 	for _, n := range []int{2, 3, 127, 128, 255, 256, 3000} {
 		msgs := make([]message, n)
-		raw := make([]rawMsg, n)
+		raw := make([]rawpeer.Msg, n)
 		for i := range msgs {
 			msgs[i], raw[i] = m, rawOf(m)
 			msgs[i].Seq, raw[i].Seq = uint32(i), uint32(i)
 		}
 		frame := frameOf(t, 0, msgs...)
-		require.Equal(t, encodeMerged(raw...), frame)
+		require.Equal(t, rawpeer.EncodeMerged(raw...), frame)
 		got, err := parseFrame(frame)
 		require.NoError(t, err)
 		require.Equal(t, msgs, got)
 	}
 	// Nobody sends these, but they mean something.
-	got, err := parseFrame(encodeMerged())
+	got, err := parseFrame(rawpeer.EncodeMerged())
 	require.NoError(t, err)
 	require.Empty(t, got)
-	got, err = parseFrame(encodeMerged(rawOf(m)))
+	got, err = parseFrame(rawpeer.EncodeMerged(rawOf(m)))
 	require.NoError(t, err)
 	require.Equal(t, []message{m}, got)
 }
 
-func rawOf(m message) rawMsg {
-	r := rawMsg{
+func rawOf(m message) rawpeer.Msg {
+	r := rawpeer.Msg{
 		MuxID: m.MuxID, Seq: m.Seq, DeadlineMS: m.DeadlineMS,
 		Handler: uint8(m.Handler), Op: uint8(m.Op), Flags: uint8(m.Flags), Payload: m.Payload,
 		Metadata: m.Metadata,
@@ -198,7 +192,7 @@ func TestPayloadsOfTheProtocolAreEncodedAsVersion1Does(t *testing.T) {
 	payload := func(name string) []byte {
 		m, ok := vectors[name].message(t)
 		if !ok {
-			return unhex(t, vectors[name].Hex)
+			return rawpeer.Unhex(t, vectors[name].Hex)
 		}
 		return m.Payload
 	}
@@ -241,16 +235,16 @@ func requireCodec(t *testing.T, wire []byte, value, empty codec) {
 func TestCapsAreNamedOnlyWhereThereAreAny(t *testing.T) {
 	now := time.Unix(1, 0)
 	for _, bits := range []caps{0, 1, 7, math.MaxUint64} {
-		raw := rawConnect{ID: make([]byte, 16), Host: "h", Time: now, Token: "t", Caps: uint64(bits)}
-		requireCodec(t, raw.encode(), &connectReq{Host: "h", Time: now, Token: "t", Caps: bits}, new(connectReq))
-		answer := rawConnectResponse{ID: make([]byte, 16), Accepted: true, Caps: uint64(bits)}
-		requireCodec(t, answer.encode(), &connectResp{Accepted: true, Caps: bits}, new(connectResp))
+		raw := rawpeer.Connect{ID: make([]byte, 16), Host: "h", Time: now, Token: "t", Caps: uint64(bits)}
+		requireCodec(t, raw.Encode(), &connectReq{Host: "h", Time: now, Token: "t", Caps: bits}, new(connectReq))
+		answer := rawpeer.ConnectResponse{ID: make([]byte, 16), Accepted: true, Caps: uint64(bits)}
+		requireCodec(t, answer.Encode(), &connectResp{Accepted: true, Caps: bits}, new(connectResp))
 	}
 }
 
 func TestSubrouteIDIsThatOfVersion1(t *testing.T) {
 	vectors := loadVectors(t)
-	id := func(name string) subHandlerID { return subHandlerID(unhex(t, vectors[name].Hex)) }
+	id := func(name string) subHandlerID { return subHandlerID(rawpeer.Unhex(t, vectors[name].Hex)) }
 	require.Equal(t, id("subroute_id"), newSubHandlerID(9, "asubroute"))
 	require.Equal(t, id("subroute_id"), newSubHandlerID(0, "asubroute").withHandler(9))
 	require.Equal(t, id("subroute_id_joined"), newSubHandlerID(0, joinSubroutes("subroute", "1")))
@@ -277,7 +271,7 @@ func TestMessageSizeIsTheEncodedLength(t *testing.T) {
 			m.Sub = new(subHandlerID)
 		}
 		b := m.appendTo(nil)
-		require.Equal(t, rawOf(m).encode(), b)
+		require.Equal(t, rawOf(m).Encode(), b)
 		require.Len(t, b, m.size())
 		require.LessOrEqual(t, m.size(), m.Msgsize()+len(subHandlerID{})+checksumSize, "the bound that a batch reserves")
 		got, err := parseFrame(b)
@@ -300,30 +294,6 @@ func TestMessageSizeIsTheEncodedLength(t *testing.T) {
 			}
 		}
 	}
-}
-
-// everyWidth is all the legal encodings of v.
-func everyWidth(v uint64) (all [][]byte) {
-	add := func(lead byte, bytes int, most uint64) {
-		if v > most {
-			return
-		}
-		b := []byte{lead}
-		for i := bytes - 1; i >= 0; i-- {
-			b = append(b, byte(v>>(8*i)))
-		}
-		all = append(all, b)
-	}
-	if v < 128 {
-		all = append(all, []byte{byte(v)})
-	}
-	for i, lead := range []byte{0xcc, 0xcd, 0xce, 0xcf} { // uint8 to uint64
-		add(lead, 1<<i, math.MaxUint64>>(64-8<<i))
-	}
-	for i, lead := range []byte{0xd0, 0xd1, 0xd2, 0xd3} { // int8 to int64
-		add(lead, 1<<i, math.MaxInt64>>(64-8<<i))
-	}
-	return all
 }
 
 // integerFields are the first six elements of a message.
@@ -359,7 +329,7 @@ func TestEveryLegalWidthIsAccepted(t *testing.T) {
 			if f.name == "Flags" {
 				v &^= uint64(flagCRC | flagSubroute) // which announce something
 			}
-			for _, encoded := range everyWidth(v) {
+			for _, encoded := range rawpeer.EveryWidth(v) {
 				got, err := parseFrame(withField(i, encoded))
 				if v > math.MaxUint64>>(64-f.bits) {
 					require.ErrorIs(t, err, ErrProtocol, "%s %x", f.name, encoded)
@@ -372,17 +342,17 @@ func TestEveryLegalWidthIsAccepted(t *testing.T) {
 			}
 		}
 		for _, wrong := range []string{"ff", "d0ff", "d1ffff", "d2ffffffff", "d3ffffffffffffffff", "c0", "a1", "ca00000000", "c3"} {
-			_, err := parseFrame(withField(i, unhex(t, wrong)))
+			_, err := parseFrame(withField(i, rawpeer.Unhex(t, wrong)))
 			require.ErrorIs(t, err, ErrProtocol)
 			require.ErrorContains(t, err, f.name)
 		}
 	}
 	for _, head := range []string{"97", "dc0007", "dd00000007"} {
 		for _, bin := range []string{"c402", "c50002", "c600000002"} {
-			got, err := parseFrame(unhex(t, head+"010203040506"+bin+"7071"))
+			got, err := parseFrame(rawpeer.Unhex(t, head+"010203040506"+bin+"7071"))
 			require.NoError(t, err)
 			require.Equal(t, message{MuxID: 1, Seq: 2, DeadlineMS: 3, Handler: 4, Op: 5, Flags: 6, Payload: []byte("pq")}, got[0])
-			got, err = parseFrame(unhex(t, "97000100001100"+"c400"+bin[:len(bin)-2]+"10"+"97"+"010203040506"+"c50006707172737475"))
+			got, err = parseFrame(rawpeer.Unhex(t, "97000100001100"+"c400"+bin[:len(bin)-2]+"10"+"97"+"010203040506"+"c50006707172737475"))
 			require.NoError(t, err)
 			require.Equal(t, "pqrstu", string(got[0].Payload))
 		}

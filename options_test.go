@@ -3,6 +3,7 @@ package grid
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"go/ast"
 	"go/parser"
@@ -16,6 +17,24 @@ import (
 
 	"github.com/stretchr/testify/require"
 )
+
+const testToken = "token"
+
+// testOptions are for one of hosts, with a silent log.
+func testOptions(local string, hosts []string) ManagerOptions {
+	return ManagerOptions{
+		Local:  local,
+		Hosts:  hosts,
+		AuthFn: func() string { return testToken },
+		AuthToken: func(token string) error {
+			if token != testToken {
+				return errors.New("wrong token")
+			}
+			return nil
+		},
+		Logger: slog.New(slog.DiscardHandler),
+	}
+}
 
 func TestBadOptionsAreNamed(t *testing.T) {
 	const local, other = "http://node1:9000", "http://node2:9000"

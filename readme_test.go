@@ -84,7 +84,7 @@ func requireExamples(t *testing.T, file string, examples []*example) {
 	}
 }
 
-// contains tells whether part stands in lines, at any indentation.
+// contains reports whether part stands in lines, at any indentation.
 func contains(lines, part []string) bool {
 	for i := range len(lines) - len(part) + 1 {
 		if slices.Equal(dedent(lines[i:i+len(part)]), part) {

@@ -1,4 +1,4 @@
-package grid
+package grid_test
 
 //go:generate go -C tools tool msgp -unexported -file ../rpctypes_test.go -o ../rpctypes_gen_test.go -tests=false -io=false
 

@@ -1,4 +1,4 @@
-package grid
+package grid_test
 
 import (
 	"context"
@@ -10,30 +10,32 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gridrpc/grid"
 	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/rig"
 )
 
 func TestTypedCall(t *testing.T) {
-	h := NewSingleHandler(testHandler, func() *rpcRequest { return new(rpcRequest) }, func() *rpcResponse { return new(rpcResponse) })
-	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
-		answer := func(req *rpcRequest) (*rpcResponse, *RemoteErr) {
+	h := grid.NewSingleHandler(rig.Handler, func() *rpcRequest { return new(rpcRequest) }, func() *rpcResponse { return new(rpcResponse) })
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		answer := func(req *rpcRequest) (*rpcResponse, *grid.RemoteErr) {
 			switch req.Num {
 			case 1:
 				return nil, nil
 			case 2:
-				return &rpcResponse{OrgNum: 2}, NewRemoteErrString(req.String)
+				return &rpcResponse{OrgNum: 2}, grid.NewRemoteErrString(req.String)
 			}
 			return &rpcResponse{OrgNum: req.Num, OrgString: req.String, Embedded: *req}, nil
 		}
-		require.NoError(t, h.Register(g.nodes[1].Manager, answer))
-		require.NoError(t, h.Register(g.nodes[1].Manager, answer, "a", "b"))
-		require.NoError(t, h.Register(g.nodes[0].Manager, answer), "and with another manager")
-		require.ErrorIs(t, h.Register(g.nodes[1].Manager, answer, "a/b"), ErrHandlerAlreadyExists)
-		require.ErrorContains(t, h.Register(g.nodes[1].Manager, answer, ""), "empty subroute")
-		require.ErrorContains(t, h.Register(g.nodes[1].Manager, nil, "c"), "nil handler")
-		require.ErrorIs(t, NewSingleHandler(0, NewMSS, NewMSS).Register(g.nodes[1].Manager, func(m *MSS) (*MSS, *RemoteErr) { return m, nil }), ErrUnknownHandler)
+		require.NoError(t, h.Register(g.Manager(1), answer))
+		require.NoError(t, h.Register(g.Manager(1), answer, "a", "b"))
+		require.NoError(t, h.Register(g.Manager(0), answer), "and with another manager")
+		require.ErrorIs(t, h.Register(g.Manager(1), answer, "a/b"), grid.ErrHandlerAlreadyExists)
+		require.ErrorContains(t, h.Register(g.Manager(1), answer, ""), "empty subroute")
+		require.ErrorContains(t, h.Register(g.Manager(1), nil, "c"), "nil handler")
+		require.ErrorIs(t, grid.NewSingleHandler(0, grid.NewMSS, grid.NewMSS).Register(g.Manager(1), func(m *grid.MSS) (*grid.MSS, *grid.RemoteErr) { return m, nil }), grid.ErrUnknownHandler)
 
-		for _, conn := range []Requester{c, c.Subroute("a/b"), c.Subroute("a").Subroute("b"), g.conn(1, 0)} {
+		for _, conn := range []grid.Requester{c, c.Subroute("a/b"), c.Subroute("a").Subroute("b"), g.Conn(1, 0)} {
 			req := &rpcRequest{Num: 7, String: "seven"}
 			resp, err := h.Call(t.Context(), conn, req)
 			require.NoError(t, err)
@@ -46,21 +48,21 @@ func TestTypedCall(t *testing.T) {
 			require.Nil(t, resp, "nil arrives as nil")
 
 			resp, err = h.Call(t.Context(), conn, &rpcRequest{Num: 2, String: "failed"})
-			require.Equal(t, NewRemoteErrString("failed"), err)
+			require.Equal(t, grid.NewRemoteErrString("failed"), err)
 			require.Nil(t, resp)
 		}
 	})
 }
 
 func TestTypedCallOnNilConnections(t *testing.T) {
-	h := NewSingleHandler(testHandler, newFickle, newFickle)
-	none := []Requester{nil, (*Connection)(nil), (*Subroute)(nil), (*Connection)(nil).Subroute("a")}
+	h := grid.NewSingleHandler(rig.Handler, newFickle, newFickle)
+	none := []grid.Requester{nil, (*grid.Connection)(nil), (*grid.Subroute)(nil), (*grid.Connection)(nil).Subroute("a")}
 	for _, conn := range none {
 		resp, err := h.Call(t.Context(), conn, &fickle{Text: marshalPanic}) // is not looked at
-		require.Equal(t, ErrDisconnected, err)
+		require.Equal(t, grid.ErrDisconnected, err)
 		require.Nil(t, resp)
 	}
-	h = NewSingleHandler(testHandler, newFickle, newFickle).IgnoreNilConn()
+	h = grid.NewSingleHandler(rig.Handler, newFickle, newFickle).IgnoreNilConn()
 	for _, conn := range none {
 		resp, err := h.Call(t.Context(), conn, &fickle{Text: marshalPanic})
 		require.NoError(t, err)
@@ -71,24 +73,24 @@ func TestTypedCallOnNilConnections(t *testing.T) {
 // standIn is a Requester of a test's own.
 type standIn func(payload []byte) ([]byte, error)
 
-func (s standIn) SingleRequest(_ context.Context, _ HandlerID, payload []byte) ([]byte, error) {
+func (s standIn) SingleRequest(_ context.Context, _ grid.HandlerID, payload []byte) ([]byte, error) {
 	return s(payload)
 }
 
 func TestTypedCallOverAStandIn(t *testing.T) {
-	h := NewSingleHandler(testHandler, NewMSS, NewMSS)
-	resp, err := h.Call(t.Context(), standIn(func(b []byte) ([]byte, error) { return append([]byte(nil), b...), nil }), NewMSSWith(map[string]string{"a": "b"}))
+	h := grid.NewSingleHandler(rig.Handler, grid.NewMSS, grid.NewMSS)
+	resp, err := h.Call(t.Context(), standIn(func(b []byte) ([]byte, error) { return append([]byte(nil), b...), nil }), grid.NewMSSWith(map[string]string{"a": "b"}))
 	require.NoError(t, err)
 	require.Equal(t, "b", resp.Get("a"))
-	_, err = h.Call(t.Context(), standIn(func([]byte) ([]byte, error) { return nil, errTestCause }), NewMSS())
-	require.Equal(t, errTestCause, err)
+	_, err = h.Call(t.Context(), standIn(func([]byte) ([]byte, error) { return nil, rig.ErrCause }), grid.NewMSS())
+	require.Equal(t, rig.ErrCause, err)
 }
 
 func TestTypedCallUnencodableAndUndecodable(t *testing.T) {
-	h := NewSingleHandler(testHandler, newFickle, newFickle)
-	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
+	h := grid.NewSingleHandler(rig.Handler, newFickle, newFickle)
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		called := 0
-		require.NoError(t, h.Register(g.nodes[1].Manager, func(req *fickle) (*fickle, *RemoteErr) {
+		require.NoError(t, h.Register(g.Manager(1), func(req *fickle) (*fickle, *grid.RemoteErr) {
 			called++
 			return &fickle{Text: req.Extra}, nil
 		}))
@@ -105,53 +107,53 @@ func TestTypedCallUnencodableAndUndecodable(t *testing.T) {
 		// Requests: here, and there.
 		for _, request := range []string{marshalError, marshalPanic} {
 			err := call(request, "")
-			requireKind(t, err, isNothingElse, request)
-			require.ErrorContains(t, err, "grid: handler 100: request: encoding *grid.fickle: ")
+			rig.RequireKind(t, err, rig.IsNothingElse, request)
+			require.ErrorContains(t, err, "grid: handler 100: request: encoding *grid_test.fickle: ")
 			require.ErrorContains(t, err, "fickle")
 		}
 		require.ErrorIs(t, call(marshalError, ""), errFickle)
 		for _, request := range []string{unmarshalError, unmarshalPanic} {
 			err := call(request, "")
-			requireKind(t, err, isRemote, request)
-			require.ErrorContains(t, err, "grid: handler 100: request: decoding *grid.fickle: ")
+			rig.RequireKind(t, err, rig.IsRemote, request)
+			require.ErrorContains(t, err, "grid: handler 100: request: decoding *grid_test.fickle: ")
 		}
 		for _, garbage := range [][]byte{nil, {}, {0xc1}, {0xa5, 'x'}, append([]byte{0xa1, 'x'}, 0)} {
-			_, err := c.SingleRequest(t.Context(), testHandler, garbage)
-			requireKind(t, err, isRemote, fmt.Sprint(garbage))
+			_, err := c.SingleRequest(t.Context(), rig.Handler, garbage)
+			rig.RequireKind(t, err, rig.IsRemote, fmt.Sprint(garbage))
 		}
 		require.Zero(t, called, "the handler is not called")
 
 		// Responses: there, and here.
 		for _, response := range []string{marshalError, marshalPanic} {
 			err := call("fine", response)
-			requireKind(t, err, isRemote, response)
-			require.ErrorContains(t, err, "grid: handler 100: response: encoding *grid.fickle: ")
+			rig.RequireKind(t, err, rig.IsRemote, response)
+			require.ErrorContains(t, err, "grid: handler 100: response: encoding *grid_test.fickle: ")
 		}
 		for _, response := range []string{unmarshalError, unmarshalPanic} {
 			err := call("fine", response)
-			requireKind(t, err, isNothingElse, response)
-			require.ErrorContains(t, err, "grid: handler 100: response: decoding *grid.fickle: ")
+			rig.RequireKind(t, err, rig.IsNothingElse, response)
+			require.ErrorContains(t, err, "grid: handler 100: response: decoding *grid_test.fickle: ")
 		}
 		require.ErrorIs(t, call("fine", unmarshalError), errFickle)
-		_, err := NewSingleHandler(testEcho, newFickle, NewMSS).Call(t.Context(), c, &fickle{Text: "a string, no map"})
-		requireKind(t, err, isNothingElse, "another type")
+		_, err := grid.NewSingleHandler(rig.Echo, newFickle, grid.NewMSS).Call(t.Context(), c, &fickle{Text: "a string, no map"})
+		rig.RequireKind(t, err, rig.IsNothingElse, "another type")
 
 		require.NoError(t, call("fine", "fine"))
 		synctest.Wait()
-		require.Zero(t, g.conn(1, 0).Stats().Handlers)
+		require.Zero(t, g.Conn(1, 0).Stats().Handlers)
 	})
 }
 
 func TestTypedHandlerPanic(t *testing.T) {
-	h := NewSingleHandler(testHandler, NewBytes, NewBytes)
-	for name, bad := range badEnds {
-		inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
-			require.NoError(t, h.Register(g.nodes[1].Manager, func(*Bytes) (*Bytes, *RemoteErr) { bad.end(); return nil, nil }))
-			_, err := h.Call(t.Context(), c, NewBytesWith(nil))
-			requireKind(t, err, isRemote, name)
-			require.ErrorContains(t, err, bad.want)
+	h := grid.NewSingleHandler(rig.Handler, grid.NewBytes, grid.NewBytes)
+	for name, bad := range rig.BadEnds {
+		rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+			require.NoError(t, h.Register(g.Manager(1), func(*grid.Bytes) (*grid.Bytes, *grid.RemoteErr) { bad.End(); return nil, nil }))
+			_, err := h.Call(t.Context(), c, grid.NewBytesWith(nil))
+			rig.RequireKind(t, err, rig.IsRemote, name)
+			require.ErrorContains(t, err, bad.Want)
 			synctest.Wait()
-			require.Zero(t, g.conn(1, 0).Stats().Handlers)
+			require.Zero(t, g.Conn(1, 0).Stats().Handlers)
 		})
 	}
 }
@@ -161,7 +163,7 @@ func TestTypedCallRecyclesOnce(t *testing.T) {
 	type result struct{ request, handlerRequest, handlerResponse, response int64 }
 	for _, test := range []struct {
 		name      string
-		configure func(h *SingleHandler[*counted, *counted])
+		configure func(h *grid.SingleHandler[*counted, *counted])
 		returns   string // the handler: "new", "request", "error", "nil"
 		want      result
 	}{
@@ -169,11 +171,11 @@ func TestTypedCallRecyclesOnce(t *testing.T) {
 		{"handler fails", nil, "error", result{0, 1, 1, 0}},
 		{"handler returns nil", nil, "nil", result{0, 1, 0, 0}},
 		{"handler returns its request", nil, "request", result{0, 1, 0, 1}},
-		{"shared response", func(h *SingleHandler[*counted, *counted]) { h.WithSharedResponse() }, "new", result{0, 1, 0, 1}},
-		{"shared response is the request", func(h *SingleHandler[*counted, *counted]) { h.WithSharedResponse() }, "request", result{0, 0, 0, 1}},
-		{"call may pool", func(h *SingleHandler[*counted, *counted]) { h.AllowCallRequestPool(true) }, "new", result{1, 1, 1, 1}},
-		{"call may pool, fails", func(h *SingleHandler[*counted, *counted]) { h.AllowCallRequestPool(true) }, "error", result{1, 1, 1, 0}},
-		{"call may not pool after all", func(h *SingleHandler[*counted, *counted]) {
+		{"shared response", func(h *grid.SingleHandler[*counted, *counted]) { h.WithSharedResponse() }, "new", result{0, 1, 0, 1}},
+		{"shared response is the request", func(h *grid.SingleHandler[*counted, *counted]) { h.WithSharedResponse() }, "request", result{0, 0, 0, 1}},
+		{"call may pool", func(h *grid.SingleHandler[*counted, *counted]) { h.AllowCallRequestPool(true) }, "new", result{1, 1, 1, 1}},
+		{"call may pool, fails", func(h *grid.SingleHandler[*counted, *counted]) { h.AllowCallRequestPool(true) }, "error", result{1, 1, 1, 0}},
+		{"call may not pool after all", func(h *grid.SingleHandler[*counted, *counted]) {
 			h.AllowCallRequestPool(true).AllowCallRequestPool(false)
 		}, "new", result{0, 1, 1, 1}},
 	} {
@@ -183,14 +185,14 @@ func TestTypedCallRecyclesOnce(t *testing.T) {
 				return func() *counted { return &counted{fickle{times: times}} }
 			}
 			// The two sides have handlers of their own, as two processes do.
-			server := NewSingleHandler(testHandler, counting(&handlerRequest), counting(nil))
-			client := NewSingleHandler(testHandler, counting(nil), counting(&response))
+			server := grid.NewSingleHandler(rig.Handler, counting(&handlerRequest), counting(nil))
+			client := grid.NewSingleHandler(rig.Handler, counting(nil), counting(&response))
 			if test.configure != nil {
 				test.configure(server)
 				test.configure(client)
 			}
-			inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
-				require.NoError(t, server.Register(g.nodes[1].Manager, func(req *counted) (*counted, *RemoteErr) {
+			rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+				require.NoError(t, server.Register(g.Manager(1), func(req *counted) (*counted, *grid.RemoteErr) {
 					switch test.returns {
 					case "request":
 						return req, nil
@@ -199,7 +201,7 @@ func TestTypedCallRecyclesOnce(t *testing.T) {
 					}
 					resp := &counted{fickle{Text: "response", times: &handlerResponse}}
 					if test.returns == "error" {
-						return resp, NewRemoteErrString("failed")
+						return resp, grid.NewRemoteErrString("failed")
 					}
 					return resp, nil
 				}))
@@ -218,12 +220,12 @@ func TestTypedCallRecyclesOnce(t *testing.T) {
 // A value that is pooled by the handler comes back empty, whatever its decoder
 // leaves out.
 func TestTypedCallsNeverSeeOldContents(t *testing.T) {
-	h := NewSingleHandler(testHandler, newFickle, newFickle).AllowCallRequestPool(true)
-	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
-		require.NoError(t, h.Register(g.nodes[1].Manager, func(req *fickle) (*fickle, *RemoteErr) {
+	h := grid.NewSingleHandler(rig.Handler, newFickle, newFickle).AllowCallRequestPool(true)
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		require.NoError(t, h.Register(g.Manager(1), func(req *fickle) (*fickle, *grid.RemoteErr) {
 			resp := h.NewResponse()
 			if *resp != (fickle{}) {
-				return nil, NewRemoteErrf("response %v", *resp)
+				return nil, grid.NewRemoteErrf("response %v", *resp)
 			}
 			resp.Text, resp.Extra = req.Text, req.Extra
 			return resp, nil
@@ -245,15 +247,15 @@ func TestTypedCallsNeverSeeOldContents(t *testing.T) {
 }
 
 func TestTypedCallsManyAtOnceGiveEverythingBack(t *testing.T) {
-	rpc := NewSingleHandler(testHandler, func() *rpcRequest { return new(rpcRequest) }, func() *rpcResponse { return new(rpcResponse) }).AllowCallRequestPool(true)
-	echo := NewSingleHandler(testHandler+1, NewBytes, NewBytes)
-	inPair(t, nil, func(t *testing.T, g *testGrid, c *Connection) {
-		require.NoError(t, rpc.Register(g.nodes[1].Manager, func(req *rpcRequest) (*rpcResponse, *RemoteErr) {
+	rpc := grid.NewSingleHandler(rig.Handler, func() *rpcRequest { return new(rpcRequest) }, func() *rpcResponse { return new(rpcResponse) }).AllowCallRequestPool(true)
+	echo := grid.NewSingleHandler(rig.Handler+1, grid.NewBytes, grid.NewBytes)
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		require.NoError(t, rpc.Register(g.Manager(1), func(req *rpcRequest) (*rpcResponse, *grid.RemoteErr) {
 			resp := rpc.NewResponse()
 			resp.OrgNum, resp.OrgString, resp.Embedded = req.Num, req.String, *req
 			return resp, nil
 		}))
-		require.NoError(t, echo.Register(g.nodes[1].Manager, func(req *Bytes) (*Bytes, *RemoteErr) { return req, nil }))
+		require.NoError(t, echo.Register(g.Manager(1), func(req *grid.Bytes) (*grid.Bytes, *grid.RemoteErr) { return req, nil }))
 		synctest.Wait()
 		before := bytepool.Out()
 		var callers sync.WaitGroup
@@ -270,7 +272,7 @@ func TestTypedCallsManyAtOnceGiveEverythingBack(t *testing.T) {
 					}
 					rpc.PutResponse(resp)
 
-					b := NewBytesWithCopyOf([]byte(want.String))
+					b := grid.NewBytesWithCopyOf([]byte(want.String))
 					answer, err := echo.Call(t.Context(), c, b)
 					b.Recycle()
 					if err != nil || string(*answer) != want.String {

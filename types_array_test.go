@@ -16,9 +16,12 @@ type countingElem struct {
 }
 
 func (r *countingElem) UnmarshalMsg(b []byte) ([]byte, error) { return msgp.ReadNilBytes(b) }
-func (r *countingElem) MarshalMsg(b []byte) ([]byte, error)   { return msgp.AppendNil(b), nil }
-func (r *countingElem) Msgsize() int                          { return msgp.NilSize }
-func (r *countingElem) Recycle()                              { r.times++ }
+
+func (r *countingElem) MarshalMsg(b []byte) ([]byte, error) { return msgp.AppendNil(b), nil }
+
+func (r *countingElem) Msgsize() int { return msgp.NilSize }
+
+func (r *countingElem) Recycle() { r.times++ }
 
 func TestArrayRecyclesItsElementsOnce(t *testing.T) {
 	var made []*countingElem

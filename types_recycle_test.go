@@ -9,8 +9,9 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/gridrpc/grid/internal/bytepool"
 	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid/internal/bytepool"
 )
 
 func TestMapAccess(t *testing.T) {

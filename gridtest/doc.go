@@ -48,7 +48,8 @@
 // # Memory and sockets
 //
 // The network is in memory, unless [TCP] asks for sockets of the loopback
-// interface. Faults are the same in both cases. Two grids know nothing of each
+// interface, or [WithNetwork] gives one of the test's own, which may have hosts
+// that the test plays itself. Faults are the same in all cases. Two grids know nothing of each
 // other, and may live side by side.
 //
 // # Time

@@ -62,12 +62,11 @@ func New(t testing.TB, n int, opts ...Option) *Grid {
 		g.log = g.testLog.handler()
 	}
 	var err error
-	if g.net, err = newNetwork(n, g.opts.tcp); err != nil {
+	if g.net, g.hosts, err = newNetwork(n, &g.opts); err != nil {
 		t.Fatalf("gridtest: New: %v", err)
 	}
 	t.Cleanup(g.Close)
 	for i := range n {
-		g.hosts = append(g.hosts, "http://"+g.net.addr(i))
 		g.nodes = append(g.nodes, newNode(g, i))
 	}
 	for _, i := range g.opts.stopped {

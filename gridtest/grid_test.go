@@ -16,6 +16,7 @@ import (
 
 	"github.com/gridrpc/grid"
 	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/faultconn"
 )
 
 func TestNewConnectsAll(t *testing.T) {
@@ -95,6 +96,12 @@ func TestFailures(t *testing.T) {
 		"name": {func(t testing.TB) {
 			New(t, 2, WithOptions(func(_ int, o *grid.ManagerOptions) { o.Local = o.Hosts[1] }))
 		}, `start of node 0: WithOptions: Local is "http://node1:9000", must stay "http://node0:9000"`},
+		"two networks": {func(t testing.TB) {
+			New(t, 2, TCP(), WithNetwork(faultconn.NewNetwork()))
+		}, "gridtest: New: TCP and WithNetwork exclude each other"},
+		"address": {func(t testing.TB) {
+			New(t, 2, TCP(), WithHosts(func(int, string) string { return "http://anna:1" }))
+		}, `WithHosts: node 0 is "http://anna:1", must have the address 127.0.0.1:`},
 		"ended by a hook": {func(t testing.TB) {
 			New(t, 3, WithHandlers(func(node int, _ *grid.Manager) error { t.Fatalf("in the hook"); return nil }))
 		}, "in the hook"},

@@ -3,6 +3,7 @@ package gridtest
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -131,11 +132,17 @@ func (n *node) begin(ready <-chan struct{}) (*life, error) {
 	for _, mount := range n.g.opts.routes {
 		mount(n.index, mux)
 	}
+	l.server = &http.Server{Handler: mux, ErrorLog: slog.NewLogLogger(n.g.log, slog.LevelWarn)}
+	for _, edit := range n.g.opts.servers {
+		edit(n.index, l.server)
+	}
 	listener, err := n.g.net.listen(n.index)
 	if err != nil {
 		return nil, err
 	}
-	l.server = &http.Server{Handler: mux, ErrorLog: slog.NewLogLogger(n.g.log, slog.LevelWarn)}
+	if l.server.TLSConfig != nil {
+		listener = tls.NewListener(listener, l.server.TLSConfig)
+	}
 	go func() {
 		defer close(l.served)
 		_ = l.server.Serve(listener) // ends with the node

@@ -17,10 +17,13 @@ type Option func(o *options)
 
 type options struct {
 	tcp        bool
+	net        Network
 	log        bool
+	names      []func(node int, addr string) (host string)
 	edits      []func(node int, o *grid.ManagerOptions)
 	handlers   []func(node int, m *grid.Manager) error
 	routes     []func(node int, mux *http.ServeMux)
+	servers    []func(node int, s *http.Server)
 	allStopped bool
 	stopped    []int
 }
@@ -29,6 +32,19 @@ type options struct {
 // that is theirs until the end of the Grid, also while they are stopped. The
 // default is a network in memory.
 func TCP() Option { return func(o *options) { o.tcp = true } }
+
+// WithNetwork makes the nodes use a network of the test's own, in place of the one in
+// memory that New makes. It may have other hosts as well, which the test plays. It is
+// not closed.
+func WithNetwork(n Network) Option { return func(o *options) { o.net = n } }
+
+// WithHosts names the nodes: name is called once for each, with the address that the
+// node would listen at, and returns its base URL, such as "https://" + addr for nodes
+// with TLS. The default is "http://" + addr. With [TCP] the address must stay as it is;
+// else the node listens at that of the base URL.
+func WithHosts(name func(node int, addr string) (host string)) Option {
+	return func(o *options) { o.names = append(o.names, name) }
+}
 
 // WithOptions changes the options of a node's manager. What they hold before is
 // a token of this Grid, a Logger that is silent, unless [Log] is given, and the
@@ -48,6 +64,13 @@ func WithHandlers(register func(node int, m *grid.Manager) error) Option {
 // its manager. [Grid.Client] reaches them.
 func WithRoutes(mount func(node int, mux *http.ServeMux)) Option {
 	return func(o *options) { o.routes = append(o.routes, mount) }
+}
+
+// WithServer changes the HTTP server of a node before it serves: its timeouts, or its
+// Handler, which has the routes of the node by then. With a TLSConfig the node speaks
+// TLS, and needs a name that says so; see [WithHosts].
+func WithServer(edit func(node int, s *http.Server)) Option {
+	return func(o *options) { o.servers = append(o.servers, edit) }
 }
 
 // Stopped keeps [New] from starting these nodes, or any where none is given;

@@ -1,0 +1,146 @@
+package grid_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/require"
+	"github.com/tinylib/msgp/msgp"
+
+	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/rawpeer"
+	"github.com/gridrpc/grid/internal/rig"
+)
+
+// Metadata on the wire (protocol section 8), against a scripted peer.
+
+// tagged adds metadata to all calls.
+type tagged map[string]string
+
+func (m tagged) InterceptCall(ctx context.Context, info *grid.CallInfo) (context.Context, func(grid.CallResult), error) {
+	for k, v := range m {
+		info.AddMetadata(k, v)
+	}
+	return ctx, nil, nil
+}
+
+func TestMetadataOnTheWire(t *testing.T) {
+	for _, caps := range []uint64{0, rawpeer.CapWideCredits | rawpeer.CapFragments | rawpeer.CapDrain, rig.AllCaps} {
+		rig.InWire(t, rawpeer.Config{Caps: caps}, func(o *grid.ManagerOptions) { o.CallInterceptors = []grid.CallInterceptor{tagged{"k": "v"}} }, func(r *rig.Wire) {
+			var want []byte
+			if caps&rawpeer.CapMetadata != 0 {
+				want = []byte{0x81, 0xa1, 'k', 0xa1, 'v'}
+			}
+			check := func(op uint8, sub bool) rawpeer.Msg {
+				r.Helper()
+				m := r.Peer.Expect(op)
+				require.Equal(r, want, m.Metadata)
+				require.Equal(r, want != nil, m.Flags&rawpeer.FlagMetadata != 0)
+				require.Equal(r, sub, len(m.Subroute) == 32)
+				return m
+			}
+			ctx, cancel := context.WithCancel(r.Context())
+			defer cancel()
+			go func() { _, _ = r.Conn.SingleRequest(ctx, rig.Handler, []byte("x")) }()
+			check(rawpeer.OpRequest, false)
+			go func() { _, _ = r.Conn.Subroute("s").SingleRequest(ctx, rig.Handler, []byte("x")) }()
+			check(rawpeer.OpRequest, true)
+			go func() { _, _ = r.Conn.Subroute("s").NewStream(ctx, rig.Handler, []byte("x")) }()
+			check(rawpeer.OpConnectMux, true)
+			if caps&rawpeer.CapFragments == 0 {
+				return
+			}
+			go func() { _, _ = r.Conn.Subroute("s").SingleRequest(ctx, rig.Handler, make([]byte, 200_000)) }()
+			require.NotZero(r, check(rawpeer.OpRequest, true).Flags&rawpeer.FlagMore)
+			for {
+				m := r.Peer.Expect(rawpeer.OpRequest)
+				require.Zero(r, m.Flags&(rawpeer.FlagMetadata|rawpeer.FlagSubroute))
+				if m.Flags&rawpeer.FlagMore == 0 {
+					break
+				}
+			}
+		})
+	}
+}
+
+// What the peer says is taken as it is, or is an error that names it.
+func TestMetadataFromThePeer(t *testing.T) {
+	good := msgp.AppendMapStrStr(nil, map[string]string{"a": "b", "c": ""})
+	for _, c := range []struct {
+		name     string
+		metadata []byte
+		want     map[string]string
+		text     string // of the answer
+		broken   bool   // the link
+	}{
+		{name: "well", metadata: good, want: map[string]string{"a": "b", "c": ""}},
+		{name: "an empty map", metadata: []byte{0x80}, want: map[string]string{}},
+		{name: "empty", metadata: []byte{}, text: "protocol violated: metadata"},
+		{name: "no map", metadata: []byte{0x93}, text: "protocol violated: metadata"},
+		{name: "cut off", metadata: good[:4], text: "protocol violated: metadata"},
+		{name: "too much", metadata: append(good[:len(good):len(good)], 1), text: "protocol violated: metadata"},
+		{name: "a claim", metadata: []byte{0xdf, 0xff, 0xff, 0xff, 0xff}, text: "protocol violated: metadata"},
+		{name: "too long", metadata: msgp.AppendMapStrStr(nil, map[string]string{"a": strings.Repeat("b", rig.MaxMetadata)}), broken: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			seen := new(recorder)
+			rig.InWire(t, rawpeer.Config{Caps: rig.AllCaps}, func(o *grid.ManagerOptions) { o.ServeInterceptors = []grid.ServeInterceptor{seen} }, func(r *rig.Wire) {
+				seen.calls, seen.ends = nil, nil
+				require.NoError(r, r.Node.RegisterStreamingHandler(rig.Handler, grid.StreamHandler{Handle: func(context.Context, []byte, <-chan []byte, chan<- []byte) *grid.RemoteErr { return nil }}))
+				for _, m := range []rawpeer.Msg{
+					{MuxID: 1, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rawpeer.FlagEOF | rawpeer.FlagMetadata, DeadlineMS: 1000, Payload: []byte("x")},
+					{MuxID: 2, Handler: uint8(rig.Handler), Op: rawpeer.OpConnectMux, Flags: rawpeer.FlagEOF | rawpeer.FlagMetadata},
+				} {
+					m.Metadata = c.metadata
+					r.Peer.Send(m)
+					if c.broken {
+						r.Peer.ExpectClosed()
+						return
+					}
+					if m.Op == rawpeer.OpConnectMux {
+						r.Peer.Expect(rawpeer.OpAckMux)
+					}
+					answer := r.Peer.Recv()
+					if c.text == "" {
+						require.Zero(r, answer.Flags&rawpeer.FlagPayloadIsErr, string(answer.Payload))
+					} else {
+						require.NotZero(r, answer.Flags&rawpeer.FlagPayloadIsErr)
+						require.Contains(r, string(answer.Payload), c.text)
+					}
+				}
+				synctest.Wait()
+				if c.text != "" {
+					require.Empty(r, seen.calls)
+					return
+				}
+				require.Len(r, seen.calls, 2)
+				for _, call := range seen.calls {
+					require.Equal(r, c.want, call.Metadata)
+				}
+			})
+		})
+	}
+}
+
+// The flag of a peer without the extension means nothing, and neither does metadata
+// where nobody wants it, or on other messages.
+func TestMetadataThatMeansNothing(t *testing.T) {
+	request := rawpeer.Msg{MuxID: 1, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rawpeer.FlagEOF | rawpeer.FlagMetadata, DeadlineMS: 1000, Payload: []byte("x")}
+	seen := new(recorder)
+	rig.InWire(t, rawpeer.Config{}, func(o *grid.ManagerOptions) { o.ServeInterceptors = []grid.ServeInterceptor{seen} }, func(r *rig.Wire) {
+		seen.calls = nil
+		r.Peer.Send(request)
+		require.Equal(r, "x", string(r.Peer.Expect(rawpeer.OpResponse).Payload))
+		require.Nil(r, seen.calls[0].Metadata)
+	})
+	rig.InWire(t, rawpeer.Config{Caps: rig.AllCaps}, nil, func(r *rig.Wire) {
+		request.Metadata = []byte{0x93} // no map
+		r.Peer.Send(request)
+		require.Equal(r, "x", string(r.Peer.Expect(rawpeer.OpResponse).Payload))
+		r.Peer.Send(rawpeer.Msg{MuxID: 7, Op: rawpeer.OpMuxClientMsg, Flags: rawpeer.FlagMetadata, Metadata: []byte{1}})
+		r.Peer.Expect(rawpeer.OpDisconnectClientMux)
+		r.Alive()
+	})
+}

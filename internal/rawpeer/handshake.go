@@ -1,0 +1,150 @@
+package rawpeer
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"github.com/tinylib/msgp/msgp"
+	"github.com/zeebo/xxh3"
+)
+
+// Connect is the payload of Connect. Caps is left out when 0.
+type Connect struct {
+	ID    []byte
+	Host  string
+	Time  time.Time
+	Token string
+	Caps  uint64
+}
+
+// Encode makes the payload.
+func (c Connect) Encode() []byte {
+	keys := uint32(4)
+	if c.Caps != 0 {
+		keys++
+	}
+	b := msgp.AppendMapHeader(nil, keys)
+	b = msgp.AppendBytes(msgp.AppendString(b, "ID"), c.ID)
+	b = msgp.AppendString(msgp.AppendString(b, "Host"), c.Host)
+	b = msgp.AppendTime(msgp.AppendString(b, "Time"), c.Time)
+	b = msgp.AppendString(msgp.AppendString(b, "Token"), c.Token)
+	return appendCaps(b, c.Caps)
+}
+
+// DecodeConnect reads it.
+func DecodeConnect(b []byte) (c Connect, _ error) {
+	r := &Reader{Bytes: b}
+	r.fields(func(key string) bool {
+		switch key {
+		case "ID":
+			c.ID = r.Bin()
+		case "Host":
+			c.Host = Read(r, msgp.ReadStringBytes)
+		case "Time":
+			c.Time = Read(r, msgp.ReadTimeBytes)
+		case "Token":
+			c.Token = Read(r, msgp.ReadStringBytes)
+		case "Caps":
+			c.Caps = Read(r, msgp.ReadUint64Bytes)
+		default:
+			return false
+		}
+		return true
+	})
+	return c, r.End()
+}
+
+// ConnectResponse is the payload of ConnectResponse. Caps is left out when 0.
+type ConnectResponse struct {
+	ID       []byte
+	Accepted bool
+	Reason   string
+	Caps     uint64
+}
+
+// Encode makes the payload.
+func (r ConnectResponse) Encode() []byte {
+	keys := uint32(3)
+	if r.Caps != 0 {
+		keys++
+	}
+	b := msgp.AppendMapHeader(nil, keys)
+	b = msgp.AppendBytes(msgp.AppendString(b, "ID"), r.ID)
+	b = msgp.AppendBool(msgp.AppendString(b, "Accepted"), r.Accepted)
+	b = msgp.AppendString(msgp.AppendString(b, "RejectedReason"), r.Reason)
+	return appendCaps(b, r.Caps)
+}
+
+// DecodeConnectResponse reads it.
+func DecodeConnectResponse(b []byte) (c ConnectResponse, _ error) {
+	r := &Reader{Bytes: b}
+	r.fields(func(key string) bool {
+		switch key {
+		case "ID":
+			c.ID = r.Bin()
+		case "Accepted":
+			c.Accepted = Read(r, msgp.ReadBoolBytes)
+		case "RejectedReason":
+			c.Reason = Read(r, msgp.ReadStringBytes)
+		case "Caps":
+			c.Caps = Read(r, msgp.ReadUint64Bytes)
+		default:
+			return false
+		}
+		return true
+	})
+	return c, r.End()
+}
+
+func appendCaps(b []byte, bits uint64) []byte {
+	if bits == 0 {
+		return b
+	}
+	return msgp.AppendUint64(msgp.AppendString(b, "Caps"), bits)
+}
+
+// Pong is the answer to a connection ping.
+func Pong(ping Msg) (Msg, error) {
+	var sent time.Time
+	r := &Reader{Bytes: ping.Payload}
+	r.fields(func(key string) bool {
+		if key == "t" {
+			sent = Read(r, msgp.ReadTimeBytes)
+		}
+		return key == "t"
+	})
+	b := msgp.AppendMapHeader(nil, 3)
+	b = msgp.AppendBool(msgp.AppendString(b, "nf"), false)
+	b = msgp.AppendNil(msgp.AppendString(b, "e"))
+	b = msgp.AppendTime(msgp.AppendString(b, "t"), sent)
+	return Msg{Op: OpPong, Seq: ping.Seq, DeadlineMS: ping.DeadlineMS, Payload: b}, r.End()
+}
+
+// Ping is a connection ping, with the deadline that version 1 peers put on it.
+func Ping(now time.Time) Msg {
+	b := msgp.AppendString(msgp.AppendMapHeader(nil, 1), "t")
+	return Msg{Op: OpPing, DeadlineMS: 10_000, Payload: msgp.AppendTime(b, now)}
+}
+
+// DialOrder says whether host local dials host remote.
+func DialOrder(local, remote string) bool {
+	mine, theirs := xxh3.HashString(local+remote), xxh3.HashString(remote+local)
+	return mine < theirs || mine == theirs && local < remote
+}
+
+// HostPair makes up the names of two hosts, for a network in memory, of which
+// the raw one dials, or does not.
+func HostPair(t testing.TB, rawDials bool) (local, raw string) {
+	t.Helper()
+	local = "http://local:9000"
+	for port := range 1000 {
+		raw = fmt.Sprintf("http://raw:%d", 9000+port)
+		if DialOrder(raw, local) == rawDials {
+			return local, raw
+		}
+	}
+	require.Fail(t, "no such pair")
+	return "", ""
+}

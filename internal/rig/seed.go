@@ -1,0 +1,47 @@
+package rig
+
+import (
+	"flag"
+	"math/rand/v2"
+	"sync"
+	"testing"
+)
+
+var seedFlag = flag.Uint64("seed", 0, "what randomised tests draw from; 0 draws one, or with -short takes always the same")
+
+var drawn = sync.OnceValue(func() uint64 { return 1 + rand.Uint64N(1<<32) })
+
+// Seed is what a randomised test draws from. It is in the log of the test, and -seed
+// gives it back.
+func Seed(t testing.TB) uint64 {
+	t.Helper()
+	seed := *seedFlag
+	switch {
+	case seed != 0:
+	case testing.Short():
+		seed = 1
+	default:
+		seed = drawn()
+	}
+	t.Logf("-seed %d", seed)
+	return seed
+}
+
+// Rand draws from [Seed], for several goroutines at once; what each of them gets is then
+// not in the seed alone.
+func Rand(t testing.TB) *rand.Rand {
+	t.Helper()
+	return rand.New(&lockedSource{s: rand.NewPCG(Seed(t), 0)})
+}
+
+type lockedSource struct {
+	mu sync.Mutex
+	s  rand.Source
+}
+
+// Uint64 implements rand.Source.
+func (l *lockedSource) Uint64() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.s.Uint64()
+}

@@ -1,0 +1,121 @@
+package rig
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/faultconn"
+	"github.com/gridrpc/grid/internal/rawpeer"
+)
+
+// DrainConfig is a peer that speaks all extensions.
+var DrainConfig = rawpeer.Config{Caps: uint64(AllCaps)}
+
+// FragmentConfig is a peer that speaks the first two extensions.
+var FragmentConfig = rawpeer.Config{Caps: rawpeer.CapWideCredits | rawpeer.CapFragments}
+
+// Wire is a node and the scripted peer that it is connected to.
+type Wire struct {
+	*testing.T
+	Node *Node
+	Conn *grid.Connection // to the peer
+	Peer *rawpeer.Peer
+	Book *LogBook
+	Next func() *rawpeer.Peer // connects once more
+}
+
+// InWire runs f in a bubble twice: with the node as acceptor and as dialler. c is
+// the peer, of which the zero value is one of version 1; edit may be nil.
+func InWire(t *testing.T, c rawpeer.Config, edit func(o *grid.ManagerOptions), f func(r *Wire)) {
+	t.Helper()
+	for name, rawDials := range map[string]bool{"we accept": true, "we dial": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { f(NewWire(t, rawDials, c, edit)) })
+		})
+	}
+}
+
+// NewWire makes one, in a bubble.
+func NewWire(t *testing.T, rawDials bool, c rawpeer.Config, edit func(o *grid.ManagerOptions)) *Wire {
+	t.Helper()
+	n := faultconn.NewNetwork()
+	logger, log := NewLogBook()
+	var s *rawpeer.Server
+	if !rawDials {
+		s = ListenLone(t, n, c)
+	}
+	g, raw := NewLone(t, n, rawDials, func(o *grid.ManagerOptions) {
+		o.Logger = logger
+		if edit != nil {
+			edit(o)
+		}
+	})
+	next := func() *rawpeer.Peer {
+		if rawDials {
+			return g.DialLone(raw, c)
+		}
+		return s.Accept()
+	}
+	r := &Wire{T: t, Node: g.Node(0), Conn: g.Manager(0).Connection(raw), Book: log, Next: next}
+	r.Peer = r.Next()
+	require.NoError(t, r.Conn.WaitForConnect(t.Context()))
+	return r
+}
+
+// Expect requires that the node says this next.
+func (r *Wire) Expect(want rawpeer.Msg) {
+	r.Helper()
+	require.Equal(r, want, r.Peer.Recv())
+}
+
+// Quiet requires that the node says nothing more, for now.
+func (r *Wire) Quiet() {
+	r.Helper()
+	synctest.Wait()
+	require.Empty(r, r.Peer.Pending(), rawpeer.Dump(r.Peer.Pending()))
+}
+
+// Alive requires that the session works, and has nothing else to say.
+func (r *Wire) Alive() {
+	r.Helper()
+	r.Quiet()
+	r.Peer.Send(rawpeer.Msg{MuxID: 1 << 60, Handler: uint8(Echo), Op: rawpeer.OpRequest, Flags: CRCEOF, Payload: []byte("alive")})
+	r.Expect(rawpeer.Msg{MuxID: 1 << 60, Op: rawpeer.OpResponse, Flags: CRCEOF, Payload: []byte("alive")})
+}
+
+// Lost requires that the node ends the session without another message, and
+// says why.
+func (r *Wire) Lost(why ...string) {
+	r.Helper()
+	r.Peer.ExpectClosed()
+	synctest.Wait()
+	for _, text := range why {
+		require.Contains(r, r.Conn.Stats().LastError, text)
+	}
+}
+
+// Outcome is what comes of a single request.
+type Outcome struct {
+	Payload []byte
+	Err     error
+}
+
+// Call makes a single request on a goroutine of its own.
+func (r *Wire) Call(ctx context.Context, id grid.HandlerID, payload []byte) <-chan Outcome {
+	c := make(chan Outcome, 1)
+	go func() {
+		b, err := r.Conn.SingleRequest(ctx, id, payload)
+		c <- Outcome{Payload: b, Err: err}
+	}()
+	return c
+}
+
+const (
+	CRCEOF  = rawpeer.FlagCRC | rawpeer.FlagEOF
+	CRCErr  = rawpeer.FlagCRC | rawpeer.FlagPayloadIsErr
+	CRCZero = rawpeer.FlagCRC | rawpeer.FlagPayloadIsZero
+)

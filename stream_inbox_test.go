@@ -1,0 +1,209 @@
+package grid
+
+import (
+	"cmp"
+	"errors"
+	"testing"
+
+	"github.com/gridrpc/grid/internal/credit"
+	"github.com/gridrpc/grid/internal/limit"
+	"github.com/stretchr/testify/require"
+)
+
+// Between peers of this implementation a window does not fall below the
+// capacity of the handler, whichever side receives.
+func TestInboxWindowNeverFallsBelowItsCapacity(t *testing.T) {
+	b := new(inbox)
+	b.init(1, false, true)
+	s := &inboxSender{t: t, b: b, credits: 64, size: credit.MaxWindowBytes / 4} // it has 64 credits of its own
+	for range 10 {
+		require.GreaterOrEqual(t, s.fill(), 64)
+		s.consume()
+	}
+}
+
+func newInbox(capacity int, known, wide bool) *inbox {
+	b := new(inbox)
+	b.init(capacity, known, wide)
+	return b
+}
+
+// takeOne takes a message that must be there, and returns the credits due.
+func takeOne(t *testing.T, b *inbox, want string) int {
+	t.Helper()
+	msg, grant, ok, _, _ := b.take()
+	require.True(t, ok)
+	require.Equal(t, want, string(msg.join()))
+	return grant
+}
+
+func requireEnded(t *testing.T, b *inbox, want error) {
+	t.Helper()
+	_, _, ok, ended, err := b.take()
+	require.False(t, ok)
+	require.True(t, ended)
+	require.Equal(t, want, err)
+}
+
+func TestInboxDeliversWhatCameBeforeTheEnd(t *testing.T) {
+	gone := errors.New("gone")
+	for _, end := range []error{nil, gone} {
+		b := newInbox(3, true, false)
+		require.NoError(t, push(b, []byte("a")))
+		require.NoError(t, push(b, []byte("b")))
+		b.end(end)
+		b.end(errors.New("too late"))
+		require.NoError(t, push(b, []byte("dropped")))
+		takeOne(t, b, "a")
+		takeOne(t, b, "b")
+		requireEnded(t, b, end)
+	}
+}
+
+func TestInboxDropNeverMakesAShortCleanEnd(t *testing.T) {
+	why := errors.New("cancelled")
+	b := newInbox(3, true, false)
+	require.NoError(t, push(b, []byte("a")))
+	b.end(nil)
+	b.drop(why)
+	requireEnded(t, b, why)
+
+	b = newInbox(3, true, false)
+	require.NoError(t, push(b, []byte("a")))
+	takeOne(t, b, "a")
+	b.end(nil)
+	b.drop(why)
+	requireEnded(t, b, nil)
+
+	b = newInbox(3, true, false)
+	require.NoError(t, push(b, []byte("a")))
+	failed := errors.New("failed")
+	b.end(failed)
+	b.drop(why)
+	requireEnded(t, b, failed)
+}
+
+func TestInboxRefusesMessagesWithoutACredit(t *testing.T) {
+	for _, wide := range []bool{false, true} {
+		b := newInbox(2, true, wide)
+		require.NoError(t, push(b, []byte("a")))
+		require.NoError(t, push(b, []byte("b")))
+		require.ErrorIs(t, push(b, []byte("c")), ErrFlowControl)
+	}
+	require.ErrorIs(t, push(newInbox(0, true, true), []byte("a")), ErrFlowControl)
+	b := newInbox(1, false, true) // only the sender knows its capacity
+	for range 1000 {
+		require.NoError(t, push(b, []byte("a")))
+	}
+}
+
+func TestInboxReturnsOneCreditAtATimeToVersion1(t *testing.T) {
+	b := newInbox(2, true, false)
+	for range 100 {
+		require.NoError(t, push(b, []byte("a")))
+		require.Equal(t, 1, takeOne(t, b, "a"))
+	}
+}
+
+// inboxSender plays the other end: it sends whenever it may.
+type inboxSender struct {
+	t       *testing.T
+	b       *inbox
+	credits int
+	size    int
+}
+
+// fill sends until there are no credits left, and returns how many messages
+// that were.
+func (s *inboxSender) fill() int {
+	n := s.credits
+	for range n {
+		require.NoError(s.t, push(s.b, make([]byte, s.size)))
+	}
+	s.credits = 0
+	return n
+}
+
+// consume takes everything, and returns the credits.
+func (s *inboxSender) consume() {
+	for {
+		_, grant, ok, _, _ := s.b.take()
+		if !ok {
+			return
+		}
+		s.credits += grant
+	}
+}
+
+func TestInboxWindowGrowsForAConsumerThatKeepsUp(t *testing.T) {
+	s := &inboxSender{t: t, b: newInbox(1, true, true), credits: 1, size: 100}
+	rounds := 0
+	for sent := 0; sent < 10_000; rounds++ {
+		sent += s.fill()
+		s.consume()
+		require.Positive(t, s.credits, "the sender is stuck")
+	}
+	require.Equal(t, credit.MaxWindow, s.b.window.Size())
+	require.Less(t, rounds, 40)
+	// It stalls now, with no more than its window.
+	require.LessOrEqual(t, s.fill(), credit.MaxWindow)
+	require.ErrorIs(t, push(s.b, nil), ErrFlowControl)
+}
+
+func TestInboxWindowIsBoundedInBytes(t *testing.T) {
+	const size = 100 << 10
+	s := &inboxSender{t: t, b: newInbox(1, true, true), credits: 1, size: size}
+	for range 100 {
+		s.fill()
+		s.consume()
+	}
+	require.LessOrEqual(t, s.b.window.Size(), credit.MaxWindowBytes/size)
+
+	// A window that grew for small messages shrinks when they become large,
+	// but never below what the stream was registered with.
+	s = &inboxSender{t: t, b: newInbox(4, true, true), credits: 4, size: 10}
+	for range 100 {
+		s.fill()
+		s.consume()
+	}
+	require.Equal(t, credit.MaxWindow, s.b.window.Size())
+	s.size = credit.MaxWindowBytes
+	s.fill()
+	for range 10 {
+		s.consume()
+		require.Positive(t, s.fill(), "the sender is stuck")
+	}
+	require.Equal(t, 4, s.b.window.Size())
+}
+
+// A consumer that takes every message late gets no wider window.
+func TestInboxWindowStaysForAConsumerThatLagsBehind(t *testing.T) {
+	s := &inboxSender{t: t, b: newInbox(4, true, true), credits: 4, size: 10}
+	s.fill()
+	for range 1000 {
+		_, grant, ok, _, _ := s.b.take()
+		require.True(t, ok)
+		s.credits += grant
+		s.fill()
+	}
+	require.Equal(t, 4, s.b.window.Size())
+}
+
+func TestInboxQueueDoesNotGrowWithTheStream(t *testing.T) {
+	b := newInbox(4, true, false)
+	require.NoError(t, push(b, []byte("a")))
+	for range 10_000 {
+		require.NoError(t, push(b, []byte("a")))
+		takeOne(t, b, "a")
+	}
+	require.LessOrEqual(t, cap(b.queue), 16)
+}
+
+// push has a message arrive, as the reader does.
+func push(b *inbox, payload []byte) error { return pushFrom(b, payload, nil) }
+
+func pushFrom(b *inbox, payload []byte, budget *limit.Budget) error {
+	m := &message{Op: opMuxServerMsg, Payload: payload}
+	failure, err := b.receive(parcel{message: m, frame: new(frame), maxSize: maxMaxMessageSize, budget: budget})
+	return cmp.Or(failure, err)
+}

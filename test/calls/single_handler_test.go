@@ -1,0 +1,200 @@
+package calls
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/rig"
+)
+
+func TestSingleHandlerPanicIsAnErrorAndNothingElseIsLost(t *testing.T) {
+	for name, bad := range rig.BadEnds {
+		t.Run(name, func(t *testing.T) {
+			log, book := rig.NewLogBook()
+			rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.Logger = log }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+				g.Single(func([]byte) ([]byte, *grid.RemoteErr) { bad.End(); return nil, nil })
+				for range 3 {
+					_, err := c.SingleRequest(t.Context(), rig.Handler, []byte("payload"))
+					require.True(t, grid.IsRemoteErr(err), err)
+					require.ErrorContains(t, err, bad.Want)
+				}
+				answer, err := c.SingleRequest(t.Context(), rig.Echo, []byte("alive"))
+				require.NoError(t, err)
+				require.Equal(t, "alive", string(answer))
+				synctest.Wait()
+				require.Zero(t, g.Conn(1, 0).Stats().Handlers)
+				require.Zero(t, c.Stats().Reconnects)
+				if name != "Goexit" {
+					require.Len(t, book.About("handler panicked", "handler=100", "single_handler_test.go"), 1, "the first of them is logged with its stack")
+				}
+			})
+		})
+	}
+}
+
+func TestSingleHandlerErrorIgnoresTheBuffer(t *testing.T) {
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		g.Single(func(b []byte) ([]byte, *grid.RemoteErr) { return b, grid.NewRemoteErrString("failed") })
+		answer, err := c.SingleRequest(t.Context(), rig.Handler, []byte("payload"))
+		require.Equal(t, grid.NewRemoteErrString("failed"), err)
+		require.Nil(t, answer)
+
+		// An error without a text is still an error.
+		_, err = c.SingleRequest(t.Context(), rig.Fail, nil)
+		require.Equal(t, grid.NewRemoteErrString(""), err)
+	})
+}
+
+func TestSingleWithoutAHandlerFailsAtOnce(t *testing.T) {
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		nop := func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }
+		require.Zero(t, rig.Elapsed(func() {
+			_, err := c.SingleRequest(t.Context(), rig.Unused, nil)
+			require.Equal(t, grid.NewRemoteErrString("grid: no request handler with ID 8"), err)
+			_, err = c.SingleRequest(t.Context(), rig.Stream, nil)
+			require.Equal(t, grid.NewRemoteErrString("grid: no request handler with ID 3, only one of the other kind"), err)
+			_, err = c.Subroute("nowhere").SingleRequest(t.Context(), rig.Echo, nil)
+			require.Equal(t, grid.NewRemoteErrString("grid: no request handler with ID 1 under that subroute"), err)
+			_, err = c.NewStream(t.Context(), rig.Unused, nil)
+			require.Equal(t, grid.NewRemoteErrString("grid: no stream handler with ID 8"), err)
+			_, err = c.NewStream(t.Context(), rig.Echo, nil)
+			require.Equal(t, grid.NewRemoteErrString("grid: no stream handler with ID 1, only one of the other kind"), err)
+		}))
+
+		// As soon as it is there it is found.
+		require.NoError(t, g.Manager(1).RegisterSingleHandler(rig.Unused, nop))
+		_, err := c.SingleRequest(t.Context(), rig.Unused, nil)
+		require.NoError(t, err)
+	})
+}
+
+func TestHandlerIDZeroIsReserved(t *testing.T) {
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		m, sub := g.Manager(1), c.Subroute("a")
+		nop := func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }
+		serve := func(context.Context, []byte, <-chan []byte, chan<- []byte) *grid.RemoteErr { return nil }
+		require.ErrorIs(t, m.RegisterSingleHandler(0, nop), grid.ErrUnknownHandler)
+		require.ErrorIs(t, m.RegisterSingleHandler(0, nop, "a"), grid.ErrUnknownHandler)
+		require.ErrorIs(t, m.RegisterStreamingHandler(0, grid.StreamHandler{Handle: serve}), grid.ErrUnknownHandler)
+		for _, conn := range []grid.Streamer{c, sub} {
+			_, err := conn.NewStream(t.Context(), 0, nil)
+			require.Equal(t, grid.ErrUnknownHandler, err)
+			_, err = conn.(grid.Requester).SingleRequest(t.Context(), 0, nil)
+			require.Equal(t, grid.ErrUnknownHandler, err)
+		}
+	})
+}
+
+func TestSingleSubroutesAreApart(t *testing.T) {
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		where := func(name string) grid.SingleHandlerFn {
+			return func(b []byte) ([]byte, *grid.RemoteErr) { return fmt.Append(nil, name, ":", string(b)), nil }
+		}
+		g.Single(where("none"))
+		g.Single(where("a"), "a")
+		g.Single(where("b"), "b")
+		g.Single(where("a/b"), "a", "b")
+		g.Single(where("a/b/c"), "a/b", "c")
+
+		call := func(conn grid.Requester) string {
+			answer, err := conn.SingleRequest(t.Context(), rig.Handler, []byte("x"))
+			require.NoError(t, err)
+			return string(answer)
+		}
+		require.Equal(t, "none:x", call(c))
+		require.Equal(t, "a:x", call(c.Subroute("a")))
+		require.Equal(t, "b:x", call(c.Subroute("b")))
+		require.Equal(t, "a/b:x", call(c.Subroute("a/b")))
+		require.Equal(t, "a/b:x", call(c.Subroute("a").Subroute("b")))
+		require.Equal(t, "a/b/c:x", call(c.Subroute("a").Subroute("b").Subroute("c")))
+		require.Equal(t, "a/b/c:x", call(c.Subroute("a").Subroute("b/c")))
+		require.Equal(t, "a/b/c", c.Subroute("a").Subroute("b").Subroute("c").String())
+
+		for _, unknown := range []*grid.Subroute{c.Subroute("c"), c.Subroute("b").Subroute("a"), c.Subroute("A"), c.Subroute("a/"), c.Subroute("/a")} {
+			_, err := unknown.SingleRequest(t.Context(), rig.Handler, nil)
+			require.True(t, grid.IsRemoteErr(err), "%q: %v", unknown, err)
+			_, err = unknown.NewStream(t.Context(), rig.Handler, nil)
+			require.True(t, grid.IsRemoteErr(err), "%q: %v", unknown, err)
+		}
+		for _, empty := range []*grid.Subroute{c.Subroute(""), c.Subroute("a").Subroute(""), c.Subroute("").Subroute("a")} {
+			_, err := empty.SingleRequest(t.Context(), rig.Handler, nil)
+			require.EqualError(t, err, "grid: empty subroute")
+			_, err = empty.NewStream(t.Context(), rig.Handler, nil)
+			require.EqualError(t, err, "grid: empty subroute")
+		}
+		nop := func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }
+		m := g.Manager(1)
+		require.ErrorContains(t, m.RegisterSingleHandler(rig.Handler, nop, ""), "empty subroute")
+		require.ErrorContains(t, m.RegisterSingleHandler(rig.Handler, nop, "a", ""), "empty subroute")
+		require.ErrorContains(t, m.RegisterSingleHandler(rig.Unused, nil), "nil handler")
+		require.ErrorIs(t, m.RegisterSingleHandler(rig.Handler, nop), grid.ErrHandlerAlreadyExists)
+		require.ErrorIs(t, m.RegisterSingleHandler(rig.Handler, nop, "a/b"), grid.ErrHandlerAlreadyExists)
+		require.NoError(t, m.RegisterSingleHandler(rig.Handler+1, nop, "a/b"))
+	})
+}
+
+func TestNilConnectionIsDisconnected(t *testing.T) {
+	var c *grid.Connection
+	for _, conn := range []grid.Streamer{c, c.Subroute("a"), c.Subroute("a").Subroute("b")} {
+		_, err := conn.(grid.Requester).SingleRequest(t.Context(), rig.Echo, nil)
+		require.Equal(t, grid.ErrDisconnected, err)
+		s, err := conn.NewStream(t.Context(), rig.Stream, nil)
+		require.Equal(t, grid.ErrDisconnected, err)
+		require.Nil(t, s)
+	}
+}
+
+func TestTooManyHandlersAreRefusedAtOnce(t *testing.T) {
+	edit := func(i int, o *grid.ManagerOptions) { o.MaxHandlers = 3 }
+	rig.InPair(t, edit, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		release := make(chan struct{})
+		g.Single(func(b []byte) ([]byte, *grid.RemoteErr) { <-release; return b, nil })
+		require.NoError(t, g.Manager(1).RegisterStreamingHandler(rig.Handler+1, grid.StreamHandler{
+			Handle: func(context.Context, []byte, <-chan []byte, chan<- []byte) *grid.RemoteErr { <-release; return nil },
+		}))
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		for range 2 {
+			go func() { _, err := c.SingleRequest(ctx, rig.Handler, nil); ended <- err }()
+		}
+		stream, err := c.NewStream(ctx, rig.Handler+1, nil)
+		require.NoError(t, err)
+		synctest.Wait()
+		refused := func(why string) {
+			t.Helper()
+			require.Zero(t, rig.Elapsed(func() {
+				for _, id := range []grid.HandlerID{rig.Handler, rig.Echo} {
+					_, err := c.SingleRequest(t.Context(), id, nil)
+					require.True(t, grid.IsRemoteErr(err), why)
+					require.ErrorContains(t, err, "3 handlers are running", why)
+				}
+				_, err := c.NewStream(t.Context(), rig.Stream, nil)
+				require.True(t, grid.IsRemoteErr(err), why)
+				require.ErrorContains(t, err, "3 handlers are running", why)
+			}))
+		}
+		refused("all slots are taken")
+		require.Equal(t, 3, g.Conn(1, 0).Stats().Handlers)
+		_, err = g.Conn(1, 0).SingleRequest(t.Context(), rig.Echo, nil)
+		require.NoError(t, err, "the other direction has slots of its own")
+
+		// The callers leave, the handlers stay.
+		cancel()
+		require.Equal(t, context.Canceled, <-ended)
+		require.Equal(t, context.Canceled, <-ended)
+		<-stream.Done()
+		synctest.Wait()
+		refused("the handlers have not returned")
+
+		close(release)
+		synctest.Wait()
+		require.Zero(t, g.Conn(1, 0).Stats().Handlers)
+		_, err = c.SingleRequest(t.Context(), rig.Handler, nil)
+		require.NoError(t, err)
+	})
+}

@@ -1,0 +1,338 @@
+package calls
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/rig"
+)
+
+func TestBurstOfCapacityThenEOFSlowConsumer(t *testing.T) {
+	times := 1000
+	if bytepool.Strict {
+		times = 300
+	}
+	consumers := map[string]func(s *grid.Stream) ([]string, error){
+		"slow": func(s *grid.Stream) ([]string, error) { return rig.Collect(s, time.Millisecond) },
+		"starts after the end": func(s *grid.Stream) ([]string, error) {
+			<-s.Done()
+			return rig.Collect(s, 0)
+		},
+		"starts late": func(s *grid.Stream) ([]string, error) {
+			synctest.Wait()
+			return rig.Collect(s, 0)
+		},
+		"eager": func(s *grid.Stream) ([]string, error) { return rig.Collect(s, 0) },
+	}
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		for i, capacity := range []int{1, 2, 10} {
+			require.NoError(t, g.Manager(1).RegisterStreamingHandler(rig.Handler+grid.HandlerID(i), grid.StreamHandler{
+				OutCapacity: capacity,
+				Handle: func(_ context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+					for _, text := range numbered(capacity) {
+						out <- rig.Pooled(text)
+					}
+					return nil
+				},
+			}))
+			want := numbered(capacity)
+			for name, consume := range consumers {
+				for range times / 3 {
+					s, err := c.NewStream(t.Context(), rig.Handler+grid.HandlerID(i), nil)
+					require.NoError(t, err)
+					got, err := consume(s)
+					require.NoError(t, err, name)
+					require.Equal(t, want, got, name)
+				}
+			}
+		}
+	})
+}
+
+// streamFaults are what ends a stream that a handler has filled.
+var streamFaults = map[string]struct {
+	strike func(g *rig.Grid, cancel context.CancelCauseFunc, fail chan<- struct{})
+	// is reports whether err is the fault.
+	is func(err error) bool
+	// keeps says that what has arrived is still delivered.
+	keeps bool
+}{
+	"handler error": {
+		func(_ *rig.Grid, _ context.CancelCauseFunc, fail chan<- struct{}) { close(fail) },
+		func(err error) bool { return grid.IsRemoteErr(err) && err.Error() == "handler failed" }, true,
+	},
+	"deadline": {
+		func(*rig.Grid, context.CancelCauseFunc, chan<- struct{}) { time.Sleep(streamTestDeadline) },
+		func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }, false,
+	},
+	"cancel": {
+		func(_ *rig.Grid, cancel context.CancelCauseFunc, _ chan<- struct{}) { cancel(rig.ErrCause) },
+		func(err error) bool { return err == rig.ErrCause }, false,
+	},
+	"lost link": {
+		func(g *rig.Grid, _ context.CancelCauseFunc, _ chan<- struct{}) { g.Cut(0, 1) },
+		func(err error) bool { return errors.Is(err, grid.ErrDisconnected) }, true,
+	},
+	"manager closed": {
+		func(g *rig.Grid, _ context.CancelCauseFunc, _ chan<- struct{}) { g.Stop(0) },
+		func(err error) bool { return errors.Is(err, grid.ErrDisconnected) }, true,
+	},
+	"remote manager closed": {
+		func(g *rig.Grid, _ context.CancelCauseFunc, _ chan<- struct{}) { g.Stop(1) },
+		func(err error) bool { return errors.Is(err, grid.ErrDisconnected) }, true,
+	},
+}
+
+const streamTestDeadline = 10 * time.Second
+
+func TestSlowConsumerHearsTheTruth(t *testing.T) {
+	for name, fault := range streamFaults {
+		for _, started := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s/started=%v", name, started), func(t *testing.T) {
+				rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+					const sent = 8
+					fail := make(chan struct{})
+					ended := make(chan error, 1)
+					g.Stream(sent, 0, func(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+						for _, text := range numbered(sent) {
+							out <- rig.Pooled(text)
+						}
+						select {
+						case <-fail:
+							return grid.NewRemoteErrString("handler failed")
+						case <-ctx.Done():
+							ended <- context.Cause(ctx)
+							return nil // a handler that does not tell
+						}
+					})
+					ctx, stop := context.WithTimeout(t.Context(), streamTestDeadline)
+					defer stop()
+					ctx, cancel := context.WithCancelCause(ctx)
+					defer cancel(nil)
+					s := rig.OpenStream(t, ctx, c)
+					synctest.Wait() // everything has arrived
+
+					var got []string
+					strike := func() {
+						fault.strike(g, cancel, fail)
+						<-s.Done()
+						require.True(t, fault.is(s.Err()), s.Err())
+					}
+					if !started {
+						strike()
+					}
+					err := s.Results(func(b []byte) error {
+						got = append(got, string(b))
+						if started && len(got) == 1 {
+							strike()
+						}
+						return nil
+					})
+					require.True(t, fault.is(err), err)
+					switch {
+					case fault.keeps:
+						require.Equal(t, numbered(sent), got)
+					case started:
+						require.Len(t, got, 1)
+					default:
+						require.Empty(t, got)
+					}
+					if name != "handler error" {
+						require.Error(t, <-ended)
+					}
+				})
+			})
+		}
+	}
+}
+
+// The stream has ended well, but its consumer is stopped before it has seen all
+// of it: that is no clean end.
+func TestConsumerCancelledAfterACleanEndHearsOfIt(t *testing.T) {
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		g.Stream(8, 0, func(_ context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+			for _, text := range numbered(8) {
+				out <- rig.Pooled(text)
+			}
+			return nil
+		})
+		for seen := range 8 {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			s := rig.OpenStream(t, ctx, c)
+			<-s.Done()
+			require.NoError(t, s.Err())
+			if seen == 0 {
+				cancel(rig.ErrCause)
+			}
+			got := 0
+			err := s.Results(func([]byte) error {
+				if got++; got == seen {
+					cancel(rig.ErrCause)
+				}
+				return nil
+			})
+			require.Equal(t, rig.ErrCause, err)
+			require.Equal(t, seen, got)
+		}
+	})
+}
+
+// The deadline travels in whole milliseconds, so the server's is the first to
+// pass.
+func TestDeadlineThatPassesOnTheServerFirst(t *testing.T) {
+	handlers := map[string]grid.StreamHandlerFn{
+		"ignores its context": func(ctx context.Context, _ []byte, _ <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
+			time.Sleep(5 * time.Second)
+			return nil
+		},
+		"returns its context's error": func(ctx context.Context, _ []byte, _ <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
+			<-ctx.Done()
+			return grid.NewRemoteErr(ctx.Err())
+		},
+		"returns nil": func(ctx context.Context, _ []byte, _ <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
+			<-ctx.Done()
+			return nil
+		},
+		"blocks sending": func(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+			for ctx.Err() == nil {
+				out <- []byte("x")
+			}
+			return nil
+		},
+		"waits for input": func(ctx context.Context, _ []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
+			for range in {
+			}
+			return grid.NewRemoteErr(ctx.Err())
+		},
+		"has returned, and nobody reads": func(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+			out <- []byte("x")
+			out <- []byte("x")
+			return nil
+		},
+	}
+	for name, h := range handlers {
+		t.Run(name, func(t *testing.T) {
+			rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+				causes := make(chan error, 1)
+				g.Stream(1, 1, func(ctx context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+					context.AfterFunc(ctx, func() { causes <- context.Cause(ctx) })
+					return h(ctx, payload, in, out)
+				})
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second+999*time.Microsecond)
+				defer cancel()
+				var s *grid.Stream
+				require.Equal(t, time.Second, rig.Elapsed(func() {
+					s = rig.OpenStream(t, ctx, c)
+					<-s.Done()
+				}))
+				require.NoError(t, ctx.Err(), "ours has not passed")
+				require.Equal(t, context.DeadlineExceeded, s.Err())
+				err := s.Results(func([]byte) error { return nil })
+				require.Equal(t, context.DeadlineExceeded, err)
+				if name != "has returned, and nobody reads" {
+					require.Equal(t, context.DeadlineExceeded, <-causes)
+				}
+				time.Sleep(10 * time.Second) // the handler's
+			})
+		})
+	}
+}
+
+func TestNilAndEmptyStreamMessagesThenData(t *testing.T) {
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		messages := [][]byte{nil, {}, []byte("one"), nil, nil, {}, {}, []byte("two"), {}, nil, []byte("three")}
+		want := []string{"", "", "one", "", "", "", "", "two", "", "", "three"}
+		var got []string // by the handler
+		g.Stream(1, 1, func(_ context.Context, _ []byte, in <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+			got = nil
+			for b := range in {
+				got = append(got, string(b))
+			}
+			for _, b := range messages {
+				out <- b
+			}
+			return nil
+		})
+		for _, through := range []string{"Send", "Requests"} {
+			s := rig.OpenStream(t, t.Context(), c)
+			go func() {
+				for _, b := range messages {
+					if through == "Send" {
+						if err := s.Send(b); err != nil {
+							t.Error(err)
+						}
+					} else {
+						s.Requests <- b
+					}
+				}
+				if through == "Send" {
+					s.CloseSend()
+				} else {
+					close(s.Requests)
+				}
+			}()
+			results, err := rig.Collect(s, 0)
+			require.NoError(t, err)
+			require.Equal(t, want, got, through)
+			require.Equal(t, want, results, through)
+		}
+	})
+}
+
+// A handler acts on what it was told if, and only if, its input has ended with
+// its context alive.
+func TestHandlerDoesNotCommitWhenTheLinkIsCut(t *testing.T) {
+	for name, test := range map[string]struct {
+		end    func(g *rig.Grid, s *grid.Stream, cancel context.CancelFunc)
+		busy   bool // the handler is slow, so input waits when the end comes
+		commit bool
+	}{
+		"cut":                 {end: func(g *rig.Grid, _ *grid.Stream, _ context.CancelFunc) { g.Cut(0, 1) }},
+		"cut, handler busy":   {end: func(g *rig.Grid, _ *grid.Stream, _ context.CancelFunc) { g.Cut(0, 1) }, busy: true},
+		"cancelled":           {end: func(_ *rig.Grid, _ *grid.Stream, cancel context.CancelFunc) { cancel() }},
+		"cancelled, busy":     {end: func(_ *rig.Grid, _ *grid.Stream, cancel context.CancelFunc) { cancel() }, busy: true},
+		"client closed":       {end: func(g *rig.Grid, _ *grid.Stream, _ context.CancelFunc) { g.Stop(0) }},
+		"server closed":       {end: func(g *rig.Grid, _ *grid.Stream, _ context.CancelFunc) { g.Stop(1) }},
+		"server closed, busy": {end: func(g *rig.Grid, _ *grid.Stream, _ context.CancelFunc) { g.Stop(1) }, busy: true},
+		"deadline":            {end: func(*rig.Grid, *grid.Stream, context.CancelFunc) { time.Sleep(time.Hour) }},
+		"input ended, then cut, handler busy": {end: func(g *rig.Grid, s *grid.Stream, _ context.CancelFunc) {
+			close(s.Requests)
+			synctest.Wait()
+			g.Cut(0, 1)
+		}, busy: true},
+		"input ended":               {end: func(_ *rig.Grid, s *grid.Stream, _ context.CancelFunc) { close(s.Requests) }, commit: true},
+		"input ended, handler busy": {end: func(_ *rig.Grid, s *grid.Stream, _ context.CancelFunc) { close(s.Requests) }, busy: true, commit: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+				committed := make(chan bool, 1)
+				g.Stream(1, 4, func(ctx context.Context, _ []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
+					for range in {
+						if test.busy {
+							time.Sleep(time.Second)
+						}
+					}
+					committed <- ctx.Err() == nil
+					return nil
+				})
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				s := rig.OpenStream(t, ctx, c)
+				for range 4 {
+					s.Requests <- []byte("part of it")
+				}
+				synctest.Wait()
+				test.end(g, s, cancel)
+				require.Equal(t, test.commit, <-committed)
+			})
+		})
+	}
+}

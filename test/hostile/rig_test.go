@@ -1,0 +1,294 @@
+package hostile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/faultconn"
+	"github.com/gridrpc/grid/internal/rawpeer"
+	"github.com/gridrpc/grid/internal/rig"
+)
+
+// The tests of this room are about a peer that has been let in and
+// then does what it must not. Whatever it does, it may spoil its own calls and its
+// own link, and nothing else: nobody else's calls, no memory, no slots.
+
+const honestHost = "http://node1:9000"
+
+// Both versions of what a peer may speak.
+var liarKinds = map[string]rawpeer.Config{
+	"version 1": {},
+	"extended":  {Caps: rawpeer.CapWideCredits | rawpeer.CapFragments},
+}
+
+// liarRig is a node, the peer that lies to it, and a host that is honest.
+type liarRig struct {
+	*testing.T
+	g      *rig.Grid // the node, and the honest host
+	raw    string    // the liar's name
+	conn   *grid.Connection
+	honest *grid.Connection // from the honest host to the node
+	peer   *rawpeer.Peer
+	log    *rig.LogBook
+	next   func() *rawpeer.Peer // connects the liar once more
+	before int                  // buffers that were out
+
+	causes  chan error // why the context of a served stream has ended
+	release atomic.Pointer[chan struct{}]
+}
+
+// Handlers of the node, for the liar.
+const (
+	liarSlow grid.HandlerID = 150 + iota // a request that runs until it is released
+	liarHold                             // a stream that takes its input until its context ends
+	liarFull                             // a stream that returns at once, and leaves output behind
+	liarDeaf                             // a stream that ignores the end of its context
+)
+
+const liarCapacity = 2 // of these streams, in each direction
+
+// inLiar runs f in a bubble four times: with either version, with the node as
+// acceptor and as dialler.
+func inLiar(t *testing.T, edit func(o *grid.ManagerOptions), f func(r *liarRig)) {
+	t.Helper()
+	eachLiar(t, func(t *testing.T, dials bool, c rawpeer.Config) {
+		r := newLiarRig(t, dials, c, edit)
+		f(r)
+		r.works()
+		r.over()
+	})
+}
+
+func eachLiar(t *testing.T, f func(t *testing.T, dials bool, c rawpeer.Config)) {
+	t.Helper()
+	for kind, c := range liarKinds {
+		for role, dials := range map[string]bool{"dials us": true, "is dialled": false} {
+			t.Run(kind+" "+role, func(t *testing.T) {
+				rig.InBubble(t, func(t *testing.T) { f(t, dials, c) })
+			})
+		}
+	}
+}
+
+func newLiarRig(t *testing.T, dials bool, c rawpeer.Config, edit func(o *grid.ManagerOptions)) *liarRig {
+	t.Helper()
+	r := &liarRig{T: t, raw: rig.PeerHost(t, dials), causes: make(chan error, 100), before: bytepool.Out()}
+	logger, log := rig.NewLogBook()
+	r.log = log
+	n := faultconn.NewNetwork()
+	var s *rawpeer.Server
+	if !dials {
+		s = rawpeer.Serve(t, rig.ListenMemory(t, n, r.raw), c)
+	}
+	hosts := []string{rig.LoneHost, honestHost}
+	r.g = rig.Setup{Net: n, Hosts: hosts, Guests: true, Edit: func(i int, o *grid.ManagerOptions) {
+		if i == 1 {
+			return
+		}
+		o.Hosts = append([]string{r.raw}, hosts...)
+		o.Logger = logger
+		if edit != nil {
+			edit(o)
+		}
+	}}.Start(t)
+	r.conn, r.honest = r.g.Manager(0).Connection(r.raw), r.g.Conn(1, 0)
+	r.letGo()
+	r.register()
+	r.next = func() *rawpeer.Peer {
+		if !dials {
+			return s.Accept()
+		}
+		return r.g.DialLone(r.raw, c)
+	}
+	r.connect()
+	return r
+}
+
+// connect makes the link, once more where it was lost.
+func (r *liarRig) connect() {
+	r.Helper()
+	r.peer = r.next()
+	require.NoError(r, r.conn.WaitForConnect(r.Context()))
+}
+
+func (r *liarRig) extended() bool { return r.peer.Config.Caps != 0 }
+
+// letGo lets the handlers return that wait for nothing else.
+func (r *liarRig) letGo() {
+	later := make(chan struct{})
+	if now := r.release.Swap(&later); now != nil {
+		close(*now)
+	}
+}
+
+func (r *liarRig) register() {
+	m := r.g.Manager(0)
+	require.NoError(r, m.RegisterSingleHandler(liarSlow, func(b []byte) ([]byte, *grid.RemoteErr) {
+		<-*r.release.Load()
+		return b, nil
+	}))
+	for id, h := range map[grid.HandlerID]grid.StreamHandlerFn{
+		liarHold: func(ctx context.Context, payload []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
+			grid.PutByteBuffer(payload)
+			for b := range in {
+				grid.PutByteBuffer(b)
+			}
+			<-ctx.Done()
+			r.causes <- context.Cause(ctx)
+			return nil
+		},
+		liarFull: func(_ context.Context, payload []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+			grid.PutByteBuffer(payload)
+			for i := range 2 * liarCapacity {
+				out <- append(grid.GetByteBuffer(), byte(i))
+			}
+			return nil
+		},
+		liarDeaf: func(_ context.Context, payload []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
+			grid.PutByteBuffer(payload)
+			for b := range in {
+				grid.PutByteBuffer(b)
+			}
+			<-*r.release.Load()
+			return nil
+		},
+	} {
+		require.NoError(r, m.RegisterStreamingHandler(id, grid.StreamHandler{
+			Handle: h, OutCapacity: liarCapacity, InCapacity: liarCapacity,
+		}))
+	}
+}
+
+// isUp reports whether the link lives.
+func (r *liarRig) isUp() bool {
+	synctest.Wait()
+	return r.peer.Err() == nil
+}
+
+// clear forgets what the node has said so far.
+func (r *liarRig) clear() (said []rawpeer.Msg) {
+	synctest.Wait()
+	return r.peer.Take()
+}
+
+// works requires that calls of others are answered, and those of the liar, if its
+// link lives, when it is honest for once.
+func (r *liarRig) works() {
+	r.Helper()
+	b, err := r.honest.SingleRequest(r.Context(), rig.Echo, []byte("honest"))
+	require.NoError(r, err)
+	require.Equal(r, "honest", string(b))
+	grid.PutByteBuffer(b)
+	if !r.isUp() {
+		return
+	}
+	r.clear()
+	const id = 1 << 60
+	r.peer.Send(rawpeer.Msg{MuxID: id, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rawpeer.FlagEOF, Payload: []byte("alive")})
+	require.Equal(r, rawpeer.Msg{MuxID: id, Op: rawpeer.OpResponse, Flags: rig.CRCEOF, Payload: []byte("alive")}, r.peer.Recv())
+	done := make(chan rig.Outcome, 1)
+	go func() {
+		b, err := r.conn.SingleRequest(r.Context(), rig.Echo, []byte("and"))
+		done <- rig.Outcome{Payload: b, Err: err}
+	}()
+	asked := r.peer.Expect(rawpeer.OpRequest)
+	r.peer.Send(rawpeer.Msg{MuxID: asked.MuxID, Op: rawpeer.OpResponse, Flags: rawpeer.FlagEOF, Payload: []byte("so")})
+	got := <-done
+	require.NoError(r, got.Err)
+	require.Equal(r, "so", string(got.Payload))
+	grid.PutByteBuffer(got.Payload)
+}
+
+// quit gives up what the liar may have begun as a client, as an honest one does.
+func (r *liarRig) quit(id uint64) {
+	r.Helper()
+	if r.isUp() { // twice, for what opens under the number of a stream
+		r.peer.Send(rawpeer.Msg{MuxID: id, Op: rawpeer.OpDisconnectServerMux})
+		r.peer.Send(rawpeer.Msg{MuxID: id, Op: rawpeer.OpDisconnectServerMux})
+	} else {
+		r.connect()
+	}
+	r.letGo()
+	synctest.Wait()
+	for len(r.causes) > 0 {
+		<-r.causes
+	}
+}
+
+// idle requires that nothing of the liar is left.
+func (r *liarRig) idle() {
+	r.Helper()
+	synctest.Wait()
+	st := r.conn.Stats()
+	left := fmt.Sprintf("%d kept, %d handlers, %d served, %d streams, %d calls",
+		st.KeptBytes, st.Handlers, st.StreamsServed, st.Streams, st.Calls)
+	require.Equal(r, "0 kept, 0 handlers, 0 served, 0 streams, 0 calls", left)
+}
+
+// over requires, at the end of a test, that nothing at all is left.
+func (r *liarRig) over() {
+	r.Helper()
+	r.idle()
+	require.Empty(r, r.log.About("panic"))
+	r.peer.Close()
+	r.g.StopAll()
+	synctest.Wait()
+	if bytepool.Strict {
+		require.Zero(r, bytepool.Out()-r.before, "buffers are out")
+	}
+}
+
+// liarOutcome is what came of a call or a stream, or of the whole link.
+type liarOutcome string
+
+const (
+	stillThere  liarOutcome = "still there"
+	endedWell   liarOutcome = "ended well"
+	linkIsLost  liarOutcome = "link is lost"
+	isFlow      liarOutcome = rig.IsFlowControl
+	isOutOfTurn liarOutcome = rig.IsSequence
+	isAgainst   liarOutcome = rig.IsProtocol
+	isGone      liarOutcome = rig.IsDisconnected
+	isTheirs    liarOutcome = rig.IsRemote
+	isCancelled liarOutcome = rig.IsCanceled
+	isLate      liarOutcome = rig.IsDeadline
+)
+
+func outcomeOf(err error) liarOutcome {
+	switch {
+	case err == nil:
+		return endedWell
+	case errors.Is(err, grid.ErrOverloaded):
+		return "overloaded"
+	}
+	return liarOutcome(strings.Join(rig.KindOf(err), ", "))
+}
+
+// outcomeOfText is outcomeOf for what travels.
+func outcomeOfText(text string) liarOutcome {
+	for _, err := range []error{grid.ErrFlowControl, grid.ErrIncorrectSequence, grid.ErrProtocol, grid.ErrOverloaded, context.DeadlineExceeded} {
+		if strings.HasPrefix(text, err.Error()) {
+			return outcomeOf(err)
+		}
+	}
+	return liarOutcome("unknown reason: " + text)
+}
+
+// sampled returns whether case i of a product is one of this run's, of so many that it
+// takes to have had them all, more or less: of a product that is too large for one.
+func sampled(t testing.TB) func(i int, of int64) bool {
+	seed := rig.Seed(t)
+	return func(i int, of int64) bool {
+		x := (uint64(i) + seed) * 0x9e3779b97f4a7c15
+		return int64(x>>33)%of == 0
+	}
+}
