@@ -209,6 +209,13 @@ func (m *muxClient) endError() error {
 	return m.err
 }
 
+// hasEnded reports whether finish was called.
+func (m *muxClient) hasEnded() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ended
+}
+
 // results calls next with every message, which is next's from then on, and
 // returns how the stream ended.
 func (m *muxClient) results(next func([]byte) error) error {
@@ -256,12 +263,11 @@ func (m *muxClient) send(b []byte) error {
 	}
 	switch {
 	case m.sendEnded.Load():
-		select {
-		case <-m.done:
+		// Not by done, which is closed after the consumer has seen the end.
+		if m.hasEnded() {
 			return m.sendError(errSendCancelled)
-		default:
-			return errors.New("grid: send on a stream whose input was closed")
 		}
+		return errors.New("grid: send on a stream whose input was closed")
 	case !m.takesData:
 		return errors.New("grid: send on a stream whose handler takes no input")
 	}
@@ -315,10 +321,7 @@ func (m *muxClient) closeSend() {
 	if !m.takesData || m.sendEnded.Swap(true) {
 		return
 	}
-	m.mu.Lock()
-	ended := m.ended
-	m.mu.Unlock()
-	if ended || !m.beginSend() {
+	if m.hasEnded() || !m.beginSend() {
 		return // nobody is there to be told
 	}
 	defer m.endSend()

@@ -199,9 +199,20 @@ func TestInboxQueueDoesNotGrowWithTheStream(t *testing.T) {
 	require.LessOrEqual(t, cap(b.queue), 16)
 }
 
-// push has a message arrive, as the reader does.
-func push(b *inbox, payload []byte) error { return pushFrom(b, payload, nil) }
+// push has a message arrive, which is not copied.
+func push(b *inbox, payload []byte) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ended {
+		return nil
+	}
+	if err := b.checkLocked(); err != nil {
+		return err
+	}
+	return b.pushLocked(arrived{buf: payload})
+}
 
+// pushFrom has a message arrive as the reader does.
 func pushFrom(b *inbox, payload []byte, budget *limit.Budget) error {
 	m := &message{Op: opMuxServerMsg, Payload: payload}
 	failure, err := b.receive(parcel{message: m, frame: new(frame), maxSize: maxMaxMessageSize, budget: budget})

@@ -23,15 +23,17 @@ func TestCapacities(t *testing.T) {
 
 // A buffer of odd capacity must serve the class below it, never the one above.
 func TestPutOfForeignBuffers(t *testing.T) {
-	for _, c := range []int{0, 1, MinCap - 1, MinCap, MinCap + 1, 2*MinCap - 1, 1000, MaxCap, 2*MaxCap - 1, 2 * MaxCap, 4 * MaxCap} {
+	for _, c := range []int{0, 1, MinCap - 1, MinCap, MinCap + 1, 2*MinCap - 1, 1000, 300 << 10, 1<<20 - 1, 2*MaxCap - 1, 2 * MaxCap} {
 		Put(make([]byte, c/2, c))
-		Put(make([]byte, c+8)[4 : c+4 : c+4])
-	}
-	for n := MinCap; n <= MaxCap; n *= 2 {
-		for range 8 {
-			b := Get(n)
+		Put(make([]byte, min(c, 1<<20)+8)[4 : min(c, 1<<20)+4 : min(c, 1<<20)+4])
+		n := classSize(classFor(min(c, MaxCap))) // at least c, if a buffer can have that
+		taken := [][]byte{Get(n), Get(n)}
+		for _, b := range taken {
 			require.GreaterOrEqual(t, cap(b), n)
 			clear(b[:n])
+		}
+		for _, b := range taken {
+			Put(b)
 		}
 	}
 }

@@ -282,6 +282,7 @@ func TestAttackCompressedFrame(t *testing.T) {
 				a.RequireEnded(s)
 			})
 			require.Contains(a, s.Err(), "RSV")
+			synctest.Wait() // its loss is logged, which that of the next must not be before
 			p.Close()
 		}
 		a.Logged("connection lost", "RSV1 set")
