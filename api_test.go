@@ -22,10 +22,10 @@ var updateAPI = flag.Bool("update-api", false, "write testdata/api.txt")
 // What users can name does not change unnoticed: testdata/api.txt lists it. A change
 // that is meant is written there with
 //
-//	go test -run TestAPIIsAsListed . -update-api
+//	go test -run TestAPI_IsAsListed . -update-api
 //
 // and what is taken away or changes its type is in CHANGELOG.md.
-func TestAPIIsAsListed(t *testing.T) {
+func TestAPI_IsAsListed(t *testing.T) {
 	var list bytes.Buffer
 	for _, dir := range []string{".", "gridtest", "gridstatus", "gridprom", "gridotel", "gridmember"} {
 		listAPI(t, &list, dir)

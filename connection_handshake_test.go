@@ -18,7 +18,7 @@ import (
 
 // Two hosts with secure transports need no checksums; each message says by its
 // own flag whether it has one.
-func TestV1ChecksumsAreLeftOutOverTLSOnly(t *testing.T) {
+func TestV1Session_ChecksumsAreLeftOutOverTLSOnly(t *testing.T) {
 	for _, c := range []struct {
 		local, remote string
 		crc           bool
@@ -111,7 +111,7 @@ func (a *acceptor) refused(first []byte) string {
 	return got.Reason
 }
 
-func TestV1ConnectIsAccepted(t *testing.T) {
+func TestV1Handshake_IsAccepted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAcceptor(t, true)
 		for _, skew := range []time.Duration{0, 5 * time.Minute, -5 * time.Minute} {
@@ -131,7 +131,7 @@ func TestV1ConnectIsAccepted(t *testing.T) {
 
 // What is wrong is put right, one thing after the other: so the reasons come in
 // the order of the protocol.
-func TestV1ConnectIsCheckedInOrder(t *testing.T) {
+func TestV1Handshake_IsCheckedInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAcceptor(t, false) // the node should dial this host
 		m := rawpeer.Msg{Op: rawpeer.OpRequest, Payload: []byte("garbage")}
@@ -154,7 +154,7 @@ func TestV1ConnectIsCheckedInOrder(t *testing.T) {
 	})
 }
 
-func TestV1ConnectThatIsRefused(t *testing.T) {
+func TestV1Handshake_ThatIsRefused(t *testing.T) {
 	with := func(edit func(a *acceptor, hello *rawpeer.Connect)) func(a *acceptor) []byte {
 		return func(a *acceptor) []byte {
 			hello := a.hello()
@@ -202,7 +202,7 @@ func TestV1ConnectThatIsRefused(t *testing.T) {
 	}
 }
 
-func TestV1PeerThatNeverSaysConnectIsClosed(t *testing.T) {
+func TestV1Handshake_PeerThatNeverSaysConnectIsClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAcceptor(t, true)
 		p := a.dial()
@@ -233,7 +233,7 @@ func manyKeys(t *testing.T, b []byte) []byte {
 	return out
 }
 
-func TestV1UnknownKeysOfTheHandshakeAreSkipped(t *testing.T) {
+func TestV1Handshake_UnknownKeysAreSkipped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAcceptor(t, true)
 		a.accepted(connectMsg(manyKeys(t, a.hello().Encode())))
@@ -248,7 +248,7 @@ func TestV1UnknownKeysOfTheHandshakeAreSkipped(t *testing.T) {
 	})
 }
 
-func TestV1UnknownCapsAreIgnored(t *testing.T) {
+func TestV1Handshake_UnknownCapsAreIgnored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAcceptor(t, true)
 		hello := a.hello()
@@ -287,7 +287,7 @@ func (d *dialler) accept() *rawpeer.Peer {
 	return p
 }
 
-func TestV1DiallerIsToldWhyItIsRefused(t *testing.T) {
+func TestV1Handshake_DiallerIsToldWhyItIsRefused(t *testing.T) {
 	for name, c := range map[string]struct {
 		answer []byte
 		why    string
@@ -329,7 +329,7 @@ func TestV1DiallerIsToldWhyItIsRefused(t *testing.T) {
 	}
 }
 
-func TestV1AcceptorThatNeverAnswersIsGivenUp(t *testing.T) {
+func TestV1Handshake_AcceptorThatNeverAnswersIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDialler(t)
 		p := d.accept()
@@ -340,7 +340,7 @@ func TestV1AcceptorThatNeverAnswersIsGivenUp(t *testing.T) {
 }
 
 // A handler of before answers nobody: the numbers of its caller begin anew.
-func TestV1PeerThatWasRestartedGetsNoAnswersOfBefore(t *testing.T) {
+func TestV1Handshake_PeerThatWasRestartedGetsNoAnswersOfBefore(t *testing.T) {
 	rig.InWire(t, rawpeer.Config{}, nil, func(r *rig.Wire) {
 		release := make(chan struct{})
 		require.NoError(r, r.Node.RegisterSingleHandler(50, func([]byte) ([]byte, *grid.RemoteErr) {
@@ -369,7 +369,7 @@ func TestV1PeerThatWasRestartedGetsNoAnswersOfBefore(t *testing.T) {
 	})
 }
 
-func TestV1NewConnectionReplacesTheOldOne(t *testing.T) {
+func TestV1Handshake_NewConnectionReplacesTheOldOne(t *testing.T) {
 	for name, c := range map[string]struct {
 		config rawpeer.Config
 		within time.Duration

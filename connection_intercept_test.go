@@ -92,7 +92,7 @@ func watched(t *testing.T, f func(t *testing.T, g *rig.Grid, c *grid.Connection,
 	}, func(t *testing.T, g *rig.Grid, c *grid.Connection) { f(t, g, c, calling, serving) })
 }
 
-func TestInterceptorsOfARequest(t *testing.T) {
+func TestInterceptor_OfARequest(t *testing.T) {
 	for _, size := range []int{0, 10, 300_000} {
 		watched(t, func(t *testing.T, g *rig.Grid, c *grid.Connection, calling, serving *recorder) {
 			g.Single(func(b []byte) ([]byte, *grid.RemoteErr) {
@@ -118,7 +118,7 @@ func TestInterceptorsOfARequest(t *testing.T) {
 	}
 }
 
-func TestInterceptorsHearHowARequestFailed(t *testing.T) {
+func TestInterceptor_HearsHowARequestFailed(t *testing.T) {
 	watched(t, func(t *testing.T, g *rig.Grid, c *grid.Connection, calling, serving *recorder) {
 		g.Single(func(b []byte) ([]byte, *grid.RemoteErr) {
 			switch string(b) {
@@ -168,7 +168,7 @@ func TestInterceptorsHearHowARequestFailed(t *testing.T) {
 	})
 }
 
-func TestInterceptorsOfAStream(t *testing.T) {
+func TestInterceptor_OfAStream(t *testing.T) {
 	watched(t, func(t *testing.T, g *rig.Grid, c *grid.Connection, calling, serving *recorder) {
 		g.Stream(1, 1, func(ctx context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *grid.RemoteErr {
 			for b := range in {
@@ -208,7 +208,7 @@ func TestInterceptorsOfAStream(t *testing.T) {
 	})
 }
 
-func TestInterceptorsHearHowAStreamFailed(t *testing.T) {
+func TestInterceptor_HearsHowAStreamFailed(t *testing.T) {
 	watched(t, func(t *testing.T, g *rig.Grid, c *grid.Connection, calling, serving *recorder) {
 		g.Stream(1, 0, func(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
 			for ctx.Err() == nil {
@@ -257,7 +257,7 @@ func (scoped) InterceptCall(ctx context.Context, _ *grid.CallInfo) (context.Cont
 	return ctx, func(grid.CallResult) { cancel() }, nil
 }
 
-func TestInterceptorMayEndItsContextWithTheCall(t *testing.T) {
+func TestInterceptor_MayEndItsContextWithTheCall(t *testing.T) {
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.CallInterceptors = []grid.CallInterceptor{scoped{}} }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Stream(8, 0, func(_ context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
 			out <- []byte("x")
@@ -286,7 +286,7 @@ func TestInterceptorMayEndItsContextWithTheCall(t *testing.T) {
 }
 
 // An answer that is not sent is no success.
-func TestInterceptorsHearOfAnswersThatAreNotSent(t *testing.T) {
+func TestInterceptor_HearsOfAnswersThatAreNotSent(t *testing.T) {
 	watched(t, func(t *testing.T, g *rig.Grid, c *grid.Connection, calling, serving *recorder) {
 		g.Single(func([]byte) ([]byte, *grid.RemoteErr) { return make([]byte, rig.MaxMessageSize+1), nil })
 		_, err := c.SingleRequest(t.Context(), rig.Handler, nil)
@@ -298,7 +298,7 @@ func TestInterceptorsHearOfAnswersThatAreNotSent(t *testing.T) {
 }
 
 // Who was told of a call before one panics is told of the end.
-func TestInterceptorsBeforeOneThatPanics(t *testing.T) {
+func TestInterceptor_BeforeOneThatPanicsHearsOfTheEnd(t *testing.T) {
 	first := new(recorder)
 	rig.InPair(t, func(i int, o *grid.ManagerOptions) {
 		if i == 0 {
@@ -321,7 +321,7 @@ func (panicking) InterceptCall(context.Context, *grid.CallInfo) (context.Context
 
 // Interceptors are told in order, of the end in reverse, and each sees the context of
 // those before it, which the handler gets.
-func TestInterceptorsMakeAChain(t *testing.T) {
+func TestInterceptor_SeveralMakeAChain(t *testing.T) {
 	var order []string
 	a, b := &recorder{name: "a", order: &order}, &recorder{name: "b", order: &order}
 	rig.InPair(t, func(i int, o *grid.ManagerOptions) {
@@ -378,7 +378,7 @@ func TestInterceptorsMakeAChain(t *testing.T) {
 	})
 }
 
-func TestServeInterceptorRefuses(t *testing.T) {
+func TestInterceptor_OfWhatIsServedRefuses(t *testing.T) {
 	watched(t, func(t *testing.T, g *rig.Grid, c *grid.Connection, _, serving *recorder) {
 		ran := false
 		g.Single(func([]byte) ([]byte, *grid.RemoteErr) { ran = true; return nil, nil })
@@ -415,7 +415,7 @@ func (b badInterceptor) InterceptCall(ctx context.Context, _ *grid.CallInfo) (co
 	return ctx, func(grid.CallResult) { panic("at the end") }, nil
 }
 
-func TestInterceptorThatPanics(t *testing.T) {
+func TestInterceptor_ThatPanics(t *testing.T) {
 	for _, atEnd := range []bool{false, true} {
 		rig.InPair(t, func(i int, o *grid.ManagerOptions) {
 			if i == 1 {
@@ -441,7 +441,7 @@ func TestInterceptorThatPanics(t *testing.T) {
 	}
 }
 
-func TestMetadataGoesWithACall(t *testing.T) {
+func TestMetadata_GoesWithACall(t *testing.T) {
 	for _, size := range []int{0, 200_000} { // in one message, and in fragments
 		watched(t, func(t *testing.T, g *rig.Grid, c *grid.Connection, calling, serving *recorder) {
 			g.Single(func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }, "sub")
@@ -478,7 +478,7 @@ func TestMetadataGoesWithACall(t *testing.T) {
 	}
 }
 
-func TestStatusOfAResult(t *testing.T) {
+func TestInterceptor_StatusOfAResult(t *testing.T) {
 	for want, err := range map[string]error{
 		"ok":                nil,
 		"overloaded":        grid.Refusal("grid: overloaded: too much"),

@@ -26,7 +26,7 @@ func (m tagged) InterceptCall(ctx context.Context, info *grid.CallInfo) (context
 	return ctx, nil, nil
 }
 
-func TestMetadataOnTheWire(t *testing.T) {
+func TestMetadata_OnTheWire(t *testing.T) {
 	for _, caps := range []uint64{0, rawpeer.CapWideCredits | rawpeer.CapFragments | rawpeer.CapDrain, rig.AllCaps} {
 		rig.InWire(t, rawpeer.Config{Caps: caps}, func(o *grid.ManagerOptions) { o.CallInterceptors = []grid.CallInterceptor{tagged{"k": "v"}} }, func(r *rig.Wire) {
 			var want []byte
@@ -66,7 +66,7 @@ func TestMetadataOnTheWire(t *testing.T) {
 }
 
 // What the peer says is taken as it is, or is an error that names it.
-func TestMetadataFromThePeer(t *testing.T) {
+func TestMetadata_FromThePeer(t *testing.T) {
 	good := msgp.AppendMapStrStr(nil, map[string]string{"a": "b", "c": ""})
 	for _, c := range []struct {
 		name     string
@@ -126,7 +126,7 @@ func TestMetadataFromThePeer(t *testing.T) {
 
 // The flag of a peer without the extension means nothing, and neither does metadata
 // where nobody wants it, or on other messages.
-func TestMetadataThatMeansNothing(t *testing.T) {
+func TestMetadata_ThatMeansNothing(t *testing.T) {
 	request := rawpeer.Msg{MuxID: 1, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rawpeer.FlagEOF | rawpeer.FlagMetadata, DeadlineMS: 1000, Payload: []byte("x")}
 	seen := new(recorder)
 	rig.InWire(t, rawpeer.Config{}, func(o *grid.ManagerOptions) { o.ServeInterceptors = []grid.ServeInterceptor{seen} }, func(r *rig.Wire) {

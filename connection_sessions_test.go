@@ -14,7 +14,7 @@ import (
 
 // A peer that says it shuts down, and connects again at once, without end: there are
 // two links of it at most, and few lines in the log.
-func TestAttackDrainAndReconnectWithoutEnd(t *testing.T) {
+func TestShutdown_DrainAndReconnectWithoutEndKeepsTwoLinks(t *testing.T) {
 	for name, closes := range map[string]bool{"closes the last": true, "leaves the last": false} {
 		t.Run(name, func(t *testing.T) {
 			rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps}, nil, func(a *rig.Attacked) {
@@ -49,7 +49,7 @@ func TestAttackDrainAndReconnectWithoutEnd(t *testing.T) {
 }
 
 // Of those that shut down and come back without end, one old link is kept.
-func TestPeerThatShutsDownAgainAndAgainKeepsOneOldLink(t *testing.T) {
+func TestShutdown_AgainAndAgainKeepsOneOldLink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := rig.NewWire(t, true, rig.DrainConfig, nil)
 		var old []*rawpeer.Peer
@@ -71,7 +71,7 @@ func TestPeerThatShutsDownAgainAndAgainKeepsOneOldLink(t *testing.T) {
 }
 
 // Lesson 17.
-func TestAnswerOfAnOldSessionNeverReachesTheNewCaller(t *testing.T) {
+func TestReconnect_AnswerOfAnOldSessionNeverReachesTheNewCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := map[string]chan struct{}{}
 		g := rig.New(t, 2, nil)

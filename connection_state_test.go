@@ -42,7 +42,7 @@ func documentedTransitions(t *testing.T) map[string][]string {
 	return table
 }
 
-func TestTransitionsAreThoseOfTheDesignDocument(t *testing.T) {
+func TestState_TransitionsAreThoseOfTheDesignDocument(t *testing.T) {
 	table := map[string][]string{}
 	for from, tos := range transitions {
 		names := []string{}
@@ -55,7 +55,7 @@ func TestTransitionsAreThoseOfTheDesignDocument(t *testing.T) {
 	require.Equal(t, table, documentedTransitions(t))
 }
 
-func TestOnlyLegalTransitionsAreMade(t *testing.T) {
+func TestState_OnlyLegalTransitionsAreMade(t *testing.T) {
 	for _, from := range allStates {
 		for _, to := range allStates {
 			legal := false
@@ -74,7 +74,7 @@ func TestOnlyLegalTransitionsAreMade(t *testing.T) {
 	}
 }
 
-func TestStatesHaveNames(t *testing.T) {
+func TestState_AllHaveNames(t *testing.T) {
 	seen := map[string]bool{}
 	for _, s := range allStates {
 		require.NotContains(t, s.String(), "state")
@@ -85,7 +85,7 @@ func TestStatesHaveNames(t *testing.T) {
 	require.Equal(t, StateUnconnected, State(0), "the zero value")
 }
 
-func TestStateIsSafeToChangeAndWaitForConcurrently(t *testing.T) {
+func TestState_IsSafeToChangeAndWaitForConcurrently(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var m stateMachine
 		var users sync.WaitGroup

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestRemoteErrIsNoErrorOfThisPackage(t *testing.T) {
+func TestError_RemoteErrIsNoneOfThisPackage(t *testing.T) {
 	for _, local := range []error{ErrDisconnected, ErrUnknownHandler, ErrHandlerAlreadyExists, ErrIncorrectSequence, ErrFlowControl, ErrMessageTooLarge, ErrProtocol} {
 		require.NotErrorIs(t, NewRemoteErr(local), local)
 	}
@@ -19,7 +19,7 @@ func TestRemoteErrIsNoErrorOfThisPackage(t *testing.T) {
 	require.False(t, IsRemoteErr(errors.Join(errClosed)))
 }
 
-func TestNewRemoteErr(t *testing.T) {
+func TestError_NewRemoteErr(t *testing.T) {
 	require.Nil(t, NewRemoteErr(nil))
 	var none *RemoteErr
 	require.Nil(t, NewRemoteErr(none), "a nil pointer in an error is no error either")
@@ -34,7 +34,7 @@ func TestNewRemoteErr(t *testing.T) {
 	require.NotNil(t, NewRemoteErrString(""), "an error without a text is still one")
 }
 
-func TestRemoteErrIsFoundThroughWrapping(t *testing.T) {
+func TestError_RemoteErrIsFoundThroughWrapping(t *testing.T) {
 	r := NewRemoteErrString("broken")
 	for name, err := range map[string]error{
 		"pointer":        r,
@@ -66,7 +66,7 @@ func TestRemoteErrIsFoundThroughWrapping(t *testing.T) {
 }
 
 // A value that was found must not change with the error, nor the reverse.
-func TestRemoteErrAsGivesACopyToValues(t *testing.T) {
+func TestError_RemoteErrAsGivesACopyToValues(t *testing.T) {
 	r := NewRemoteErrString("first")
 	var v RemoteErr
 	require.ErrorAs(t, r, &v)
@@ -74,7 +74,7 @@ func TestRemoteErrAsGivesACopyToValues(t *testing.T) {
 	require.Equal(t, RemoteErr("first"), v)
 }
 
-func TestRemoteErrIsComparesTheText(t *testing.T) {
+func TestError_RemoteErrIsComparesTheText(t *testing.T) {
 	notFound := errors.New("file not found")
 	require.ErrorIs(t, NewRemoteErr(notFound), notFound, "the sentinel of the handler")
 	require.ErrorIs(t, fmt.Errorf("call: %w", NewRemoteErr(notFound)), notFound)
@@ -91,7 +91,7 @@ func TestRemoteErrIsComparesTheText(t *testing.T) {
 }
 
 // Whatever a remote says, it can't look like something that happened here.
-func TestRemoteErrIsNeverALocalCondition(t *testing.T) {
+func TestError_RemoteErrIsNeverALocalCondition(t *testing.T) {
 	for _, local := range []error{ErrDisconnected, context.Canceled, context.DeadlineExceeded} {
 		for _, err := range []error{NewRemoteErr(local), RemoteErr(local.Error()), fmt.Errorf("call: %w", NewRemoteErr(local))} {
 			require.NotErrorIs(t, err, local)
@@ -100,7 +100,7 @@ func TestRemoteErrIsNeverALocalCondition(t *testing.T) {
 	}
 }
 
-func TestDisconnectedKeepsItsReasonInTheTextOnly(t *testing.T) {
+func TestError_DisconnectedKeepsItsReasonInTheTextOnly(t *testing.T) {
 	require.Equal(t, ErrDisconnected, disconnected(nil))
 	for _, reason := range []error{io.EOF, context.Canceled, context.DeadlineExceeded, NewRemoteErrString("x"), ErrProtocol} {
 		err := disconnected(reason)

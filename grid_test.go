@@ -12,7 +12,7 @@ import (
 )
 
 // The whole over real sockets: both directions, all shapes.
-func TestTwoServersCallEachOther(t *testing.T) {
+func TestManager_TwoServersCallEachOther(t *testing.T) {
 	g := rig.NewTCP(t, 2, nil)
 	for range 100 {
 		b, err := g.Conn(0, 1).SingleRequest(t.Context(), rig.Echo, []byte("hello"))

@@ -12,7 +12,7 @@ import (
 )
 
 // Every lesson of docs/lessons.md names tests, and they are there.
-func TestLessonsNameTestsThatExist(t *testing.T) {
+func TestDocs_LessonsNameTestsThatExist(t *testing.T) {
 	tests := testNames(t)
 	doc, err := os.ReadFile("docs/lessons.md")
 	require.NoError(t, err)
@@ -30,7 +30,7 @@ func TestLessonsNameTestsThatExist(t *testing.T) {
 }
 
 // The tests that the attacks of docs/security.md name are there, too.
-func TestAttacksNameTestsThatExist(t *testing.T) {
+func TestDocs_AttacksNameTestsThatExist(t *testing.T) {
 	tests := testNames(t)
 	doc, err := os.ReadFile("docs/security.md")
 	require.NoError(t, err)

@@ -20,7 +20,7 @@ import (
 
 // Hosts that come and go while the manager runs.
 
-func TestRemovedHostIsGone(t *testing.T) {
+func TestHosts_RemovedOneIsGone(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		a, b := g.Node(0), g.Node(1)
 		back := g.Conn(1, 0)
@@ -81,7 +81,7 @@ func TestRemovedHostIsGone(t *testing.T) {
 }
 
 // Who still sends to a stream that has ended with its host does not block.
-func TestSendersToARemovedHostGoOn(t *testing.T) {
+func TestHosts_SendersToARemovedOneGoOn(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		s, err := c.NewStream(t.Context(), rig.TwoWay, nil)
 		require.NoError(t, err)
@@ -96,7 +96,7 @@ func TestSendersToARemovedHostGoOn(t *testing.T) {
 }
 
 // Removed on both sides, nobody tries any more.
-func TestRemovedHostIsNotDialled(t *testing.T) {
+func TestHosts_RemovedOneIsNotDialled(t *testing.T) {
 	var dials atomic.Int32
 	count := func(_ int, o *grid.ManagerOptions) {
 		dial := o.Dialer
@@ -117,7 +117,7 @@ func TestRemovedHostIsNotDialled(t *testing.T) {
 	})
 }
 
-func TestSetHostsKeepsThoseThatStay(t *testing.T) {
+func TestHosts_SetHostsKeepsThoseThatStay(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
 		g := rig.New(t, 4, nil)
 		kept, gone := g.Conn(0, 1), g.Conn(0, 2)
@@ -138,7 +138,7 @@ func TestSetHostsKeepsThoseThatStay(t *testing.T) {
 	})
 }
 
-func TestSetHostsRefusesAWrongList(t *testing.T) {
+func TestHosts_SetHostsRefusesAWrongList(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		m := g.Node(0)
 		for _, wrong := range []struct {
@@ -165,7 +165,7 @@ func TestSetHostsRefusesAWrongList(t *testing.T) {
 	})
 }
 
-func TestHostsOfAManagerThatEnds(t *testing.T) {
+func TestHosts_OfAManagerThatEnds(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		m := g.Node(0)
 		change := map[string]func() error{
@@ -196,7 +196,7 @@ func TestHostsOfAManagerThatEnds(t *testing.T) {
 }
 
 // The default of MaxHandshakes goes by the number of hosts, and what was set stays.
-func TestMaxHandshakesFollowsTheHosts(t *testing.T) {
+func TestHosts_MaxHandshakesFollowsTheirNumber(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hosts := []string{"http://me:1"}
 		for i := range 499 {
@@ -220,7 +220,7 @@ func TestMaxHandshakesFollowsTheHosts(t *testing.T) {
 
 // Calls and streams to all hosts go on while hosts come and go: each works, or ends
 // with ErrDisconnected, and in the end all are connected.
-func TestHostsChangeUnderTraffic(t *testing.T) {
+func TestHosts_ChangeUnderTraffic(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
 		const n, changes = 4, 100
 		g := rig.New(t, n, nil)
@@ -288,7 +288,7 @@ func twoWays(ctx context.Context, c *grid.Connection) error {
 }
 
 // Who keeps the hosts in step with something else adds all of them each time.
-func TestAddingAHostThatIsThereCostsNothing(t *testing.T) {
+func TestHosts_AddingOneThatIsThereCostsNothing(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		m := g.Manager(0)
 		require.Zero(t, testing.AllocsPerRun(100, func() { require.NoError(t, m.AddHost(g.Host(1))) }))

@@ -30,7 +30,7 @@ func newLoner(t *testing.T, edit func(o *grid.ManagerOptions)) *grid.Manager {
 	return m
 }
 
-func TestLocalCallsAreLikeAllOthers(t *testing.T) {
+func TestLocal_CallsAreLikeAllOthers(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
 		m := newLoner(t, nil)
 		c := m.Connection(m.HostName())
@@ -75,7 +75,7 @@ func TestLocalCallsAreLikeAllOthers(t *testing.T) {
 	})
 }
 
-func TestLocalCallsHaveTheLimitsOfAHost(t *testing.T) {
+func TestLocal_CallsHaveTheLimitsOfAHost(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
 		m := newLoner(t, func(o *grid.ManagerOptions) { o.MaxHandlers, o.MaxMessageSize = 1, 1000 })
 		c := m.Connection(m.HostName())
@@ -94,7 +94,7 @@ func TestLocalCallsHaveTheLimitsOfAHost(t *testing.T) {
 }
 
 // A session of the host with itself that has ended is made anew.
-func TestLocalCallsHeal(t *testing.T) {
+func TestLocal_CallsHeal(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
 		m := newLoner(t, nil)
 		c := m.Connection(m.HostName())
@@ -108,7 +108,7 @@ func TestLocalCallsHeal(t *testing.T) {
 	})
 }
 
-func TestLocalCallsEndWithTheManager(t *testing.T) {
+func TestLocal_CallsEndWithTheManager(t *testing.T) {
 	for name, end := range map[string]func(m *grid.Manager) error{
 		"close":    func(m *grid.Manager) error { return m.Close() },
 		"shutdown": func(m *grid.Manager) error { return m.Shutdown(context.Background()) },
@@ -148,7 +148,7 @@ func TestLocalCallsEndWithTheManager(t *testing.T) {
 }
 
 // The host itself is none of the others.
-func TestLocalCallsAddNoHost(t *testing.T) {
+func TestLocal_CallsAddNoHost(t *testing.T) {
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.LocalCalls = true }, func(t *testing.T, g *rig.Grid, _ *grid.Connection) {
 		m := g.Node(0)
 		local := m.Connection(g.Host(0))

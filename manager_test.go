@@ -18,7 +18,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-func TestManagerTellsWhoIsWho(t *testing.T) {
+func TestManager_TellsWhoIsWho(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 4, nil)
 		ids := map[uuid.UUID]bool{uuid.Nil: true}
@@ -48,7 +48,7 @@ func TestManagerTellsWhoIsWho(t *testing.T) {
 	})
 }
 
-func TestStatsFollowTheConnection(t *testing.T) {
+func TestStats_FollowTheConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -80,7 +80,7 @@ func TestStatsFollowTheConnection(t *testing.T) {
 	})
 }
 
-func TestByteCountersAgreeOnBothSides(t *testing.T) {
+func TestStats_ByteCountersAgreeOnBothSides(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var in, out [2]atomic.Int64
 		g := rig.New(t, 2, func(i int, o *grid.ManagerOptions) {
@@ -118,7 +118,7 @@ func TestByteCountersAgreeOnBothSides(t *testing.T) {
 	})
 }
 
-func TestDialerIsUsed(t *testing.T) {
+func TestOptions_DialerIsUsed(t *testing.T) {
 	var dialled atomic.Int64
 	g := rig.NewTCP(t, 2, func(_ int, o *grid.ManagerOptions) {
 		o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -133,7 +133,7 @@ func TestDialerIsUsed(t *testing.T) {
 	g.RequireWorks()
 }
 
-func TestBlockConnectHoldsBackBothDirections(t *testing.T) {
+func TestOptions_BlockConnectHoldsBackBothDirections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, blocked := range [][]int{{0}, {1}, {0, 1}} {
 			var dialled atomic.Int64
@@ -174,7 +174,7 @@ func TestBlockConnectHoldsBackBothDirections(t *testing.T) {
 	})
 }
 
-func TestRegistrationErrors(t *testing.T) {
+func TestHandler_RegistrationErrors(t *testing.T) {
 	m, err := grid.NewManager(t.Context(), rig.Options(rig.LoneHost, []string{rig.LoneHost}))
 	require.NoError(t, err)
 	defer m.Close()
@@ -221,7 +221,7 @@ func TestRegistrationErrors(t *testing.T) {
 }
 
 // Lesson 23: the race detector watches.
-func TestHandlersAreRegisteredWhileRequestsArrive(t *testing.T) {
+func TestHandler_IsRegisteredWhileRequestsArrive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		var callers sync.WaitGroup
@@ -254,7 +254,7 @@ func TestHandlersAreRegisteredWhileRequestsArrive(t *testing.T) {
 	})
 }
 
-func TestConcurrentRegistrationsAreAllKept(t *testing.T) {
+func TestHandler_ConcurrentRegistrationsAreAllKept(t *testing.T) {
 	m, err := grid.NewManager(t.Context(), rig.Options(rig.LoneHost, []string{rig.LoneHost}))
 	require.NoError(t, err)
 	defer m.Close()
@@ -282,7 +282,7 @@ func TestConcurrentRegistrationsAreAllKept(t *testing.T) {
 	}
 }
 
-func TestEveryMethodOfNilIsSafe(t *testing.T) {
+func TestManager_EveryMethodOfNilIsSafe(t *testing.T) {
 	var c *grid.Connection
 	var s *grid.Subroute
 	require.Nil(t, c.Subroute("a"))
@@ -311,7 +311,7 @@ func TestEveryMethodOfNilIsSafe(t *testing.T) {
 }
 
 // Lesson 24: the HTTP server's timeouts are for its own requests.
-func TestServerTimeoutsDoNotEndALink(t *testing.T) {
+func TestUpgrade_ServerTimeoutsDoNotEndALink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.Setup{Hosts: []string{"http://a:1", "http://b:1"}, Prepare: func(n *rig.Node) {
 			n.Server.ReadTimeout = 3 * time.Second

@@ -14,7 +14,7 @@ import (
 	"github.com/gridrpc/grid/internal/rawpeer"
 )
 
-func TestMessageTruncatedAnywhereIsAnError(t *testing.T) {
+func TestMsg_TruncatedAnywhereIsAnError(t *testing.T) {
 	vectors := loadVectors(t)
 	places := map[string]int{}
 	for _, name := range slices.Sorted(maps.Keys(vectors)) {
@@ -39,7 +39,7 @@ func TestMessageTruncatedAnywhereIsAnError(t *testing.T) {
 	require.Len(t, places, 5, "the errors say where: %v", places)
 }
 
-func TestMessageFollowedByStrayBytesIsAnError(t *testing.T) {
+func TestMsg_FollowedByStrayBytesIsAnError(t *testing.T) {
 	for name, v := range loadVectors(t) {
 		if v.Fields == nil {
 			continue
@@ -52,7 +52,7 @@ func TestMessageFollowedByStrayBytesIsAnError(t *testing.T) {
 	}
 }
 
-func TestMessageWithAnyBitChangedUnderAChecksumIsAnError(t *testing.T) {
+func TestMsg_WithAnyBitChangedUnderAChecksumIsAnError(t *testing.T) {
 	m := message{MuxID: 7, Seq: 3, Handler: 9, Op: opRequest, Flags: flagCRC | flagSubroute, Payload: []byte("payload"), Sub: new(subHandlerID)}
 	wire := m.appendTo(nil)
 	_, err := parseFrame(wire)
@@ -69,7 +69,7 @@ func TestMessageWithAnyBitChangedUnderAChecksumIsAnError(t *testing.T) {
 	require.ErrorContains(t, err, "should be")
 }
 
-func TestMessageOfAnotherLengthThanSevenIsAnError(t *testing.T) {
+func TestMsg_OfAnotherLengthThanSevenIsAnError(t *testing.T) {
 	for _, head := range []string{"\x90", "\x96", "\x98", "\x9f", "\xdc\x00\x08", "\xdd\x00\x00\x00\x06", "\xdd\xff\xff\xff\xff", "\xdc\xff\xff"} {
 		_, err := parseFrame([]byte(head + "\x01\x02\x03\x04\x05\x06\xc4\x00\x00"))
 		require.ErrorIs(t, err, ErrProtocol)
@@ -81,7 +81,7 @@ func TestMessageOfAnotherLengthThanSevenIsAnError(t *testing.T) {
 	}
 }
 
-func TestPayloadThatIsNoBinIsAnError(t *testing.T) {
+func TestMsg_PayloadThatIsNoBinIsAnError(t *testing.T) {
 	for _, wrong := range []string{"\xc0", "\xa1p", "\xd9\x01p", "\x91\x01", "\x81\x01\x01", "\x01"} {
 		_, err := parseFrame([]byte("\x97\x01\x02\x03\x04\x05\x06" + wrong))
 		require.ErrorIs(t, err, ErrProtocol, "%x", wrong)
@@ -98,7 +98,7 @@ func idleSession() *session {
 	return s
 }
 
-func TestMergedMessageThatLiesIsAnError(t *testing.T) {
+func TestMsg_MergedThatLiesIsAnError(t *testing.T) {
 	response := rawpeer.Msg{MuxID: 1, Op: rawpeer.OpResponse}
 	merged := rawpeer.EncodeMerged(response, response, response)
 	count := func(n byte) []byte {
@@ -135,7 +135,7 @@ func TestMergedMessageThatLiesIsAnError(t *testing.T) {
 	}
 }
 
-func TestNothingIsAllocatedOnAClaim(t *testing.T) {
+func TestMsg_NothingIsAllocatedOnAClaim(t *testing.T) {
 	const head = "\x97\x01\x02\x03\x04\x0f\x02"
 	frames := map[string]string{
 		"array32":                "\xdd\xff\xff\xff\xff",

@@ -15,7 +15,7 @@ import (
 
 // Lesson 27: each op of the protocol is one that a session knows. What the
 // receivers do is for the tests of each.
-func TestEveryOpHasAReceiver(t *testing.T) {
+func TestSession_EveryOpHasAReceiver(t *testing.T) {
 	require.Len(t, rawpeer.OpNames, len(grid.OpNames)-1)
 	for op := uint8(1); op <= rawpeer.OpMerged; op++ {
 		require.Equal(t, rawpeer.OpNames[op], grid.OpNames[op])
@@ -51,7 +51,7 @@ func TestEveryOpHasAReceiver(t *testing.T) {
 
 // Lesson 27. That the bytes are there where the flag is, the
 // scripted peer checks with every message that it reads.
-func TestReplyKeepsNoFlagWhoseBytesItDoesNotCarry(t *testing.T) {
+func TestSession_ReplyKeepsNoFlagWhoseBytesItDoesNotCarry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()
 		g, raw := rig.NewLone(t, n, true, nil)

@@ -101,7 +101,7 @@ func frameOf(t testing.TB, crc flags, msgs ...message) []byte {
 	return append([]byte(nil), b.frame()...)
 }
 
-func TestMessageIsEncodedAndDecodedAsVersion1Does(t *testing.T) {
+func TestMsg_IsEncodedAndDecodedAsVersion1Does(t *testing.T) {
 	tested := 0
 	for name, v := range loadVectors(t) {
 		m, ok := v.message(t)
@@ -123,7 +123,7 @@ func TestMessageIsEncodedAndDecodedAsVersion1Does(t *testing.T) {
 	require.Equal(t, 31, tested)
 }
 
-func TestMergedMessageIsEncodedAndDecodedAsVersion1Does(t *testing.T) {
+func TestMsg_MergedIsEncodedAndDecodedAsVersion1Does(t *testing.T) {
 	vectors := loadVectors(t)
 	var pair []message
 	for _, name := range []string{"request_crc", "response_crc"} {
@@ -143,7 +143,7 @@ func TestMergedMessageIsEncodedAndDecodedAsVersion1Does(t *testing.T) {
 	require.Equal(t, wire, frameOf(t, flagCRC, pair...), "the queue sets the flag, not on the envelope")
 }
 
-func TestMergedMessageOfAnyCount(t *testing.T) {
+func TestMsg_MergedOfAnyCount(t *testing.T) {
 	m := message{MuxID: 1, Op: opResponse, Flags: flagEOF | flagSubroute, Payload: []byte("x"), Sub: new(subHandlerID)}
 	for _, n := range []int{2, 3, 127, 128, 255, 256, 3000} {
 		msgs := make([]message, n)
@@ -179,7 +179,7 @@ func rawOf(m message) rawpeer.Msg {
 	return r
 }
 
-func TestPayloadsOfTheProtocolAreEncodedAsVersion1Does(t *testing.T) {
+func TestMsg_PayloadsOfTheProtocolAreEncodedAsVersion1Does(t *testing.T) {
 	vectors := loadVectors(t)
 	var id [16]byte
 	for i := range id {
@@ -232,7 +232,7 @@ func requireCodec(t *testing.T, wire []byte, value, empty codec) {
 	require.Equal(t, value, empty)
 }
 
-func TestCapsAreNamedOnlyWhereThereAreAny(t *testing.T) {
+func TestHandshake_CapsAreNamedOnlyWhereThereAreAny(t *testing.T) {
 	now := time.Unix(1, 0)
 	for _, bits := range []caps{0, 1, 7, math.MaxUint64} {
 		raw := rawpeer.Connect{ID: make([]byte, 16), Host: "h", Time: now, Token: "t", Caps: uint64(bits)}
@@ -242,7 +242,7 @@ func TestCapsAreNamedOnlyWhereThereAreAny(t *testing.T) {
 	}
 }
 
-func TestSubrouteIDIsThatOfVersion1(t *testing.T) {
+func TestMsg_SubrouteIDIsThatOfVersion1(t *testing.T) {
 	vectors := loadVectors(t)
 	id := func(name string) subHandlerID { return subHandlerID(rawpeer.Unhex(t, vectors[name].Hex)) }
 	require.Equal(t, id("subroute_id"), newSubHandlerID(9, "asubroute"))
@@ -251,7 +251,7 @@ func TestSubrouteIDIsThatOfVersion1(t *testing.T) {
 	require.Equal(t, id("subroute_id_joined"), new(Connection).Subroute("subroute").Subroute("1").hash)
 }
 
-func TestWhoDialsIsDecidedAsVersion1Does(t *testing.T) {
+func TestHandshake_WhoDialsIsDecidedAsVersion1Does(t *testing.T) {
 	require.True(t, shouldDial("b", "a"))
 	require.False(t, shouldDial("a", "b"))
 	require.True(t, shouldDial("http://127.0.0.1:9001", "http://127.0.0.1:9002"))
@@ -265,7 +265,7 @@ var edges = []uint64{
 	math.MaxInt32, math.MaxInt32 + 1, math.MaxUint32, math.MaxUint32 + 1, math.MaxInt64, math.MaxInt64 + 1, math.MaxUint64,
 }
 
-func TestMessageSizeIsTheEncodedLength(t *testing.T) {
+func TestMsg_SizeIsTheEncodedLength(t *testing.T) {
 	check := func(m message) {
 		if m.Flags&flagSubroute != 0 {
 			m.Sub = new(subHandlerID)
@@ -323,7 +323,7 @@ func withField(i int, encoded []byte) []byte {
 	return append(b, 0xc4, 1, 'p')
 }
 
-func TestEveryLegalWidthIsAccepted(t *testing.T) {
+func TestMsg_EveryLegalWidthIsAccepted(t *testing.T) {
 	for i, f := range integerFields {
 		for _, v := range edges {
 			if f.name == "Flags" {

@@ -36,7 +36,7 @@ func testOptions(local string, hosts []string) ManagerOptions {
 	}
 }
 
-func TestBadOptionsAreNamed(t *testing.T) {
+func TestOptions_BadOnesAreNamed(t *testing.T) {
 	const local, other = "http://node1:9000", "http://node2:9000"
 	host := func(name string) func(*ManagerOptions) {
 		return func(o *ManagerOptions) { o.Hosts = append(o.Hosts, name) }
@@ -108,7 +108,7 @@ func TestBadOptionsAreNamed(t *testing.T) {
 	}
 }
 
-func TestUsableHosts(t *testing.T) {
+func TestOptions_UsableHosts(t *testing.T) {
 	hosts := []string{
 		"http://node1:9000", "https://node1:9000", "https://node2", "http://localhost", "http://NODE3.Example:80",
 		"http://10.0.0.1:9000", "https://10.0.0.1:9001", "http://[::1]:9000", "https://[2001:db8::1]", "http://[fe80::1%25eth0]:9000",
@@ -127,7 +127,7 @@ func TestUsableHosts(t *testing.T) {
 	require.NoError(t, m.Close())
 }
 
-func TestHostsAreDialledAtTheRoute(t *testing.T) {
+func TestOptions_HostsAreDialledAtTheRoute(t *testing.T) {
 	for host, url := range map[string]string{
 		"http://node1:9000":   "ws://node1:9000/grid/v1",
 		"https://node1":       "wss://node1/grid/v1",
@@ -142,7 +142,7 @@ func TestHostsAreDialledAtTheRoute(t *testing.T) {
 	}
 }
 
-func TestInsecureAllowsAuthenticationToBeLeftOut(t *testing.T) {
+func TestOptions_InsecureAllowsAuthenticationToBeLeftOut(t *testing.T) {
 	local := "http://node1:9000"
 	o, err := ManagerOptions{Local: local, Hosts: []string{local}, Insecure: true}.withDefaults()
 	require.NoError(t, err)
@@ -159,7 +159,7 @@ func TestInsecureAllowsAuthenticationToBeLeftOut(t *testing.T) {
 }
 
 // The zero value of a field is a default, which its documentation states.
-func TestDefaultsAreTheDocumentedOnes(t *testing.T) {
+func TestOptions_DefaultsAreTheDocumentedOnes(t *testing.T) {
 	local := "http://node1:9000"
 	o, err := ManagerOptions{Local: local, Hosts: []string{local}, Insecure: true}.withDefaults()
 	require.NoError(t, err)
@@ -215,7 +215,7 @@ func optionDocs(t *testing.T) map[string]string {
 	return docs
 }
 
-func TestLimitsFollowEachOther(t *testing.T) {
+func TestOptions_LimitsFollowEachOther(t *testing.T) {
 	local := "http://node1:9000"
 	o, err := ManagerOptions{Local: local, Hosts: []string{local}, Insecure: true, MaxMessageSize: 1 << 30, MaxHandlers: 10}.withDefaults()
 	require.NoError(t, err)
@@ -229,7 +229,7 @@ func TestLimitsFollowEachOther(t *testing.T) {
 	require.Equal(t, 2002, o.maxHandshakes(len(hosts)))
 }
 
-func TestOptionsAreCopied(t *testing.T) {
+func TestOptions_AreCopied(t *testing.T) {
 	given := testOptions("https://node1:9000", []string{"https://node1:9000", "https://node2:9000"})
 	given.TLSConfig = &tls.Config{ServerName: "name"}
 	blocked := make(chan struct{})

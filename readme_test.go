@@ -48,7 +48,7 @@ var fence = regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$")
 
 // The README and the guide show nothing that is not compiled and run, and together
 // leave out no example.
-func TestReadmeAndGuideShowTheExamples(t *testing.T) {
+func TestDocs_ReadmeAndGuideShowTheExamples(t *testing.T) {
 	examples := readExamples(t)
 	for _, file := range []string{"README.md", "docs/guide.md"} {
 		requireExamples(t, file, examples)
@@ -116,7 +116,7 @@ func dedent(lines []string) []string {
 
 var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)
 
-func TestReadmeAndDocsLinkToFilesThatExist(t *testing.T) {
+func TestDocs_LinkToFilesThatExist(t *testing.T) {
 	var files []string
 	for _, pattern := range []string{"*.md", "docs/*.md", "docs/*/*.md", "examples/*/*.md", "*/README.md"} {
 		found, err := filepath.Glob(pattern)

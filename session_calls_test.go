@@ -16,7 +16,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-func TestStreamsThatNobodyReadsAreRefusedBeyondMaxStreams(t *testing.T) {
+func TestLimits_StreamsThatNobodyReadsAreRefusedBeyondMaxStreams(t *testing.T) {
 	const more, capacity, size = 1000, 4, 100
 	limit := rig.Scaled(2000)
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.MaxStreams, o.MaxHandlers = limit, limit+10 }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -51,7 +51,7 @@ func TestStreamsThatNobodyReadsAreRefusedBeyondMaxStreams(t *testing.T) {
 }
 
 // A request that has waited past its deadline, here or there, is not worked on.
-func TestExpiredRequestIsNotRun(t *testing.T) {
+func TestDeadline_ExpiredRequestIsNotRun(t *testing.T) {
 	rig.InWire(t, rawpeer.Config{}, nil, func(r *rig.Wire) {
 		ran := make(chan []byte, 10)
 		require.NoError(r, r.Node.RegisterSingleHandler(rig.Unused, func(b []byte) ([]byte, *grid.RemoteErr) { ran <- b; return b, nil }))
@@ -63,7 +63,7 @@ func TestExpiredRequestIsNotRun(t *testing.T) {
 	})
 }
 
-func TestErrorTextsAreCopiedBeforeTheirBufferIsReused(t *testing.T) {
+func TestStream_ErrorTextsAreCopiedBeforeTheirBufferIsReused(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		long := strings.Repeat("a long text ", 30)
 		g.Stream(1, 1, func(ctx context.Context, payload []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
@@ -100,7 +100,7 @@ func TestErrorTextsAreCopiedBeforeTheirBufferIsReused(t *testing.T) {
 
 // A window that has grown for small messages shrinks when they become large, at
 // whatever moment that is.
-func TestMessagesThatBecomeLargeDoNotStallTheStream(t *testing.T) {
+func TestWindow_MessagesThatBecomeLargeDoNotStallTheStream(t *testing.T) {
 	for _, size := range []int{rig.MaxWindowBytes / 2, rig.MaxWindowBytes / 3, rig.MaxWindowBytes / 10} {
 		large := make([]byte, size)
 		for small := range 150 {
@@ -161,7 +161,7 @@ func TestMessagesThatBecomeLargeDoNotStallTheStream(t *testing.T) {
 
 // No fragment may follow the disconnect of an opening: its server would wait for the
 // rest.
-func TestFragmentsOfAnOpeningWhoseContextEndsBeforeTheFirst(t *testing.T) {
+func TestFragments_OfAnOpeningWhoseContextEndsBeforeTheFirst(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		ctx, cancel := context.WithCancel(t.Context())
 		err := grid.OpenLate(ctx, c, rig.Block, make([]byte, 4<<20), func() { cancel(); synctest.Wait() })

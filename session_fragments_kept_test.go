@@ -23,7 +23,7 @@ func idle(a *rig.Attacked) {
 
 // Openings whose payload never completes hold what MaxHostBytes allows, until they have
 // taken too long.
-func TestAttackOpeningsThatNeverComplete(t *testing.T) {
+func TestFragments_OfOpeningsThatNeverComplete(t *testing.T) {
 	for op, handler := range map[uint8]grid.HandlerID{rawpeer.OpRequest: rig.BlockSingle, rawpeer.OpConnectMux: rig.BlockStream} {
 		t.Run(rawpeer.OpName(op), func(t *testing.T) {
 			rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, rig.DripLimits, func(a *rig.Attacked) {
@@ -62,7 +62,7 @@ func TestAttackOpeningsThatNeverComplete(t *testing.T) {
 
 // A frame is kept with the fragment in it only where that makes up a good part of it: a
 // fifth, so MaxHostBytes holds five times as much at the very worst.
-func TestAttackFragmentsInLargeFramesThatNeverComplete(t *testing.T) {
+func TestFragments_InLargeFramesThatNeverComplete(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, func(o *grid.ManagerOptions) {
 		rig.DripLimits(o)
 		o.MessageTimeout = time.Hour
@@ -104,7 +104,7 @@ func TestAttackFragmentsInLargeFramesThatNeverComplete(t *testing.T) {
 }
 
 // What has not arrived in whole has no handler that could run on.
-func TestAttackRapidResetOfOpeningsInFragments(t *testing.T) {
+func TestFragments_RapidResetOfOpeningsLeavesNothing(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, rig.LimitHandlers, func(a *rig.Attacked) {
 		b := a.Block(1)
 		p := a.Next()

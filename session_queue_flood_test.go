@@ -101,7 +101,7 @@ func (flood) in(t *testing.T, i int, edit func(o *grid.ManagerOptions), f func(a
 
 // A peer that floods, and reads nothing, is dropped for what it makes the node owe.
 // What is owed to nobody costs nothing.
-func TestAttackFloodOfAPeerThatReadsNothing(t *testing.T) {
+func TestFlood_OfAPeerThatReadsNothingEndsItsLink(t *testing.T) {
 	for i, f := range floods() {
 		t.Run(f.name, func(t *testing.T) {
 			f.in(t, i, func(o *grid.ManagerOptions) { o.MaxPings = 1 << 30 }, func(a *rig.Attacked) {
@@ -140,7 +140,7 @@ func TestAttackFloodOfAPeerThatReadsNothing(t *testing.T) {
 }
 
 // One that reads what it asked for may go on, and costs no more.
-func TestAttackFloodOfAPeerThatReads(t *testing.T) {
+func TestFlood_OfAPeerThatReadsMayGoOn(t *testing.T) {
 	for i, f := range floods() {
 		if f.owed == "" {
 			continue
@@ -173,7 +173,7 @@ func TestAttackFloodOfAPeerThatReads(t *testing.T) {
 
 // Once it is clear that a peer goes, what is still in its message starts no more
 // goroutines.
-func TestAttackFloodInOneMessageStartsFewGoroutines(t *testing.T) {
+func TestFlood_InOneMessageStartsFewGoroutines(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, nil, func(a *rig.Attacked) {
 		p := a.Next()
 		s := a.Session()
@@ -195,7 +195,7 @@ func TestAttackFloodInOneMessageStartsFewGoroutines(t *testing.T) {
 }
 
 // Pings beyond MaxPings get no answer, but their numbers count.
-func TestAttackPingsBeyondTheLimitAreNotAnswered(t *testing.T) {
+func TestPing_BeyondTheLimitIsNotAnswered(t *testing.T) {
 	const limit = 10
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, ManualPings: true, Unread: true}, func(o *grid.ManagerOptions) { o.MaxPings = limit }, func(a *rig.Attacked) {
 		require.NoError(a, a.Node.RegisterStreamingHandler(rig.BlockStream, grid.StreamHandler{
@@ -255,7 +255,7 @@ func TestAttackPingsBeyondTheLimitAreNotAnswered(t *testing.T) {
 }
 
 // Pings of the websocket have one answer that waits, however many there are.
-func TestAttackFloodOfWebsocketPings(t *testing.T) {
+func TestWebsocket_FloodOfPingsHasOneAnswerThatWaits(t *testing.T) {
 	for name, reads := range map[string]bool{"reads": true, "reads nothing": false} {
 		t.Run(name, func(t *testing.T) {
 			rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, nil, func(a *rig.Attacked) {
@@ -296,7 +296,7 @@ func TestAttackFloodOfWebsocketPings(t *testing.T) {
 
 // A peer that reads nothing, while there is much for it, and goes on pinging: the node
 // reads on, keeps what it may keep, and gives the link up.
-func TestAttackPeerThatStallsItsReaderAndPings(t *testing.T) {
+func TestPing_OfAPeerThatStallsItsReaderDoesNotKeepTheLink(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, func(o *grid.ManagerOptions) {
 		o.WriteTimeout, o.MaxStreams, o.MaxHandlers = 5*time.Second, 30, 30
 	}, func(a *rig.Attacked) {
@@ -337,7 +337,7 @@ func TestAttackPeerThatStallsItsReaderAndPings(t *testing.T) {
 }
 
 // Requests with large answers, which nobody reads.
-func TestAttackLargeAnswersThatAreNotRead(t *testing.T) {
+func TestLimits_LargeAnswersThatAreNotRead(t *testing.T) {
 	const size = 250_000
 	for name, bits := range map[string]uint64{"with fragments": rig.AllCaps, "of version 1": 0} {
 		t.Run(name, func(t *testing.T) {
@@ -411,7 +411,7 @@ func answersOf(w *rig.Swallower, fragments bool, size int) int {
 
 // Twins: any number of processes under the name of an honest host, while that is slow to
 // read. It is asked whether it is alive, and not flooded by that.
-func TestAttackTwinsOfAHostThatIsSlow(t *testing.T) {
+func TestTwins_OfAHostThatIsSlowDoNotReplaceIt(t *testing.T) {
 	rig.AtTheDoor(t, rawpeer.Config{Caps: rig.AllCaps}, func(o *grid.ManagerOptions) { o.MaxHandshakes = 500 }, func(a *rig.Attacked) {
 		p := a.Dial(rawpeer.Config{Caps: rig.AllCaps, Unread: true}) // honest, and reads nothing for some seconds
 		s := a.Session()
@@ -440,7 +440,7 @@ func TestAttackTwinsOfAHostThatIsSlow(t *testing.T) {
 }
 
 // Both shut down at once, and the peer floods with calls that come too late.
-func TestAttackFloodOfAShutdown(t *testing.T) {
+func TestShutdown_UnderAFloodOfCallsThatComeTooLate(t *testing.T) {
 	for name, bits := range map[string]uint64{"with the extension": rig.AllCaps, "without": 0} {
 		t.Run(name, func(t *testing.T) {
 			for name, rawDials := range map[string]bool{"we accept": true, "we dial": false} {

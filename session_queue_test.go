@@ -47,7 +47,7 @@ func takeMessages(t *testing.T, q *outQueue) (msgs []message) {
 }
 
 // A disconnect takes no number, and nothing of its stream follows it.
-func TestOutQueueTakesNothingAfterADisconnect(t *testing.T) {
+func TestOutQueue_TakesNothingAfterADisconnect(t *testing.T) {
 	q := newOutQueue()
 	var seq sequence
 	require.NoError(t, q.send(nil, &message{Op: opMuxServerMsg}, &seq))
@@ -64,7 +64,7 @@ func TestOutQueueTakesNothingAfterADisconnect(t *testing.T) {
 }
 
 // The order of sequence numbers is the order on the wire, whoever sends.
-func TestOutQueueNumbersInTheOrderSent(t *testing.T) {
+func TestOutQueue_NumbersInTheOrderSent(t *testing.T) {
 	q := newOutQueue()
 	var seqs [3]sequence
 	var wg sync.WaitGroup
@@ -90,7 +90,7 @@ func TestOutQueueNumbersInTheOrderSent(t *testing.T) {
 	<-done
 }
 
-func TestOutQueueIsBoundedAndWaitsForRoom(t *testing.T) {
+func TestOutQueue_IsBoundedAndWaitsForRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := bytepool.Out()
 		q := newOutQueue()
@@ -134,7 +134,7 @@ func TestOutQueueIsBoundedAndWaitsForRoom(t *testing.T) {
 
 // Senders get room in the order in which they came, and those that arrive later, or
 // are small, don't overtake them.
-func TestOutQueueServesThoseThatWaitInTurn(t *testing.T) {
+func TestOutQueue_ServesThoseThatWaitInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newOutQueue()
 		message := func(id uint64, size int) *message {
@@ -188,7 +188,7 @@ func TestOutQueueServesThoseThatWaitInTurn(t *testing.T) {
 
 // A call that has waited for an eighth of its time when it is first in line goes behind all
 // others; of several such, the one that came last is first.
-func TestOutQueuePassesOverThoseThatAreLate(t *testing.T) {
+func TestOutQueue_PassesOverThoseThatAreLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newOutQueue()
 		message := func(id uint64) *message {
@@ -238,7 +238,7 @@ func TestOutQueuePassesOverThoseThatAreLate(t *testing.T) {
 }
 
 // Room that was granted to a sender which does not need it any more goes to the next.
-func TestOutQueuePassesOnWhatIsNotUsed(t *testing.T) {
+func TestOutQueue_PassesOnWhatIsNotUsed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newOutQueue()
 		first := turn{size: pendingLimit}
@@ -282,7 +282,7 @@ func largeSender(s *session) func(id uint64, fragments int) {
 
 // Large payloads go beside everything else. Of those of one size, one is sent to its end
 // before the next; a short one passes a long one.
-func TestOutQueueSendsTheShortestPayloadFirst(t *testing.T) {
+func TestOutQueue_SendsTheShortestPayloadFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := new(session)
 		q := &s.out
@@ -312,7 +312,7 @@ func TestOutQueueSendsTheShortestPayloadFirst(t *testing.T) {
 }
 
 // However many short ones come, no more than twice its own size passes a long one.
-func TestOutQueueDoesNotStarveALongPayload(t *testing.T) {
+func TestOutQueue_DoesNotStarveALongPayload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := new(session)
 		q := &s.out
@@ -351,7 +351,7 @@ func TestOutQueueDoesNotStarveALongPayload(t *testing.T) {
 
 // A peer that floods us with what must be answered, and reads nothing, can't
 // make the queue grow without end.
-func TestOutQueueRefusesAFloodOfAnswers(t *testing.T) {
+func TestOutQueue_RefusesAFloodOfAnswers(t *testing.T) {
 	q := newOutQueue()
 	for _, post := range []func() error{
 		func() error { return q.post(&message{Op: opPong, Payload: make([]byte, 30)}, nil) },
@@ -371,7 +371,7 @@ func TestOutQueueRefusesAFloodOfAnswers(t *testing.T) {
 	q.close(errClosed)
 }
 
-func TestOutQueuePingsOvertakeData(t *testing.T) {
+func TestOutQueue_PingsOvertakeData(t *testing.T) {
 	q := newOutQueue()
 	require.NoError(t, q.send(nil, &message{Op: opRequest, Payload: make([]byte, pendingLimit)}, nil))
 	require.NoError(t, q.postUrgent(&message{Op: opPing}))
@@ -381,7 +381,7 @@ func TestOutQueuePingsOvertakeData(t *testing.T) {
 	require.NotZero(t, msgs[1].Flags&flagCRC)
 }
 
-func TestOutQueueWakesItsWriter(t *testing.T) {
+func TestOutQueue_WakesItsWriter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newOutQueue()
 		var woken int
@@ -411,7 +411,7 @@ func TestOutQueueWakesItsWriter(t *testing.T) {
 }
 
 // After one huge message the queue is as small as before.
-func TestOutQueueKeepsNoLargeBuffer(t *testing.T) {
+func TestOutQueue_KeepsNoLargeBuffer(t *testing.T) {
 	q := newOutQueue()
 	require.NoError(t, q.send(nil, &message{Op: opRequest, Payload: make([]byte, 8<<20)}, nil))
 	takeMessages(t, q)
@@ -440,7 +440,7 @@ func BenchmarkOutQueue(b *testing.B) {
 }
 
 // A message that is queued at once is not allocated.
-func TestSendingAllocatesNoMessage(t *testing.T) {
+func TestResources_SendingAllocatesNoMessage(t *testing.T) {
 	if bytepool.Strict {
 		t.Skip("the strict pool allocates")
 	}

@@ -12,7 +12,7 @@ import (
 
 // Between peers of this implementation a window does not fall below the
 // capacity of the handler, whichever side receives.
-func TestInboxWindowNeverFallsBelowItsCapacity(t *testing.T) {
+func TestInbox_WindowNeverFallsBelowItsCapacity(t *testing.T) {
 	b := new(inbox)
 	b.init(1, false, true)
 	s := &inboxSender{t: t, b: b, credits: 64, size: credit.MaxWindowBytes / 4} // it has 64 credits of its own
@@ -45,7 +45,7 @@ func requireEnded(t *testing.T, b *inbox, want error) {
 	require.Equal(t, want, err)
 }
 
-func TestInboxDeliversWhatCameBeforeTheEnd(t *testing.T) {
+func TestInbox_DeliversWhatCameBeforeTheEnd(t *testing.T) {
 	gone := errors.New("gone")
 	for _, end := range []error{nil, gone} {
 		b := newInbox(3, true, false)
@@ -60,7 +60,7 @@ func TestInboxDeliversWhatCameBeforeTheEnd(t *testing.T) {
 	}
 }
 
-func TestInboxDropNeverMakesAShortCleanEnd(t *testing.T) {
+func TestInbox_DropNeverMakesAShortCleanEnd(t *testing.T) {
 	why := errors.New("cancelled")
 	b := newInbox(3, true, false)
 	require.NoError(t, push(b, []byte("a")))
@@ -83,7 +83,7 @@ func TestInboxDropNeverMakesAShortCleanEnd(t *testing.T) {
 	requireEnded(t, b, failed)
 }
 
-func TestInboxRefusesMessagesWithoutACredit(t *testing.T) {
+func TestInbox_RefusesMessagesWithoutACredit(t *testing.T) {
 	for _, wide := range []bool{false, true} {
 		b := newInbox(2, true, wide)
 		require.NoError(t, push(b, []byte("a")))
@@ -97,7 +97,7 @@ func TestInboxRefusesMessagesWithoutACredit(t *testing.T) {
 	}
 }
 
-func TestInboxReturnsOneCreditAtATimeToVersion1(t *testing.T) {
+func TestInbox_ReturnsOneCreditAtATimeToVersion1(t *testing.T) {
 	b := newInbox(2, true, false)
 	for range 100 {
 		require.NoError(t, push(b, []byte("a")))
@@ -135,7 +135,7 @@ func (s *inboxSender) consume() {
 	}
 }
 
-func TestInboxWindowGrowsForAConsumerThatKeepsUp(t *testing.T) {
+func TestInbox_WindowGrowsForAConsumerThatKeepsUp(t *testing.T) {
 	s := &inboxSender{t: t, b: newInbox(1, true, true), credits: 1, size: 100}
 	rounds := 0
 	for sent := 0; sent < 10_000; rounds++ {
@@ -150,7 +150,7 @@ func TestInboxWindowGrowsForAConsumerThatKeepsUp(t *testing.T) {
 	require.ErrorIs(t, push(s.b, nil), ErrFlowControl)
 }
 
-func TestInboxWindowIsBoundedInBytes(t *testing.T) {
+func TestInbox_WindowIsBoundedInBytes(t *testing.T) {
 	const size = 100 << 10
 	s := &inboxSender{t: t, b: newInbox(1, true, true), credits: 1, size: size}
 	for range 100 {
@@ -177,7 +177,7 @@ func TestInboxWindowIsBoundedInBytes(t *testing.T) {
 }
 
 // A consumer that takes every message late gets no wider window.
-func TestInboxWindowStaysForAConsumerThatLagsBehind(t *testing.T) {
+func TestInbox_WindowStaysForAConsumerThatLagsBehind(t *testing.T) {
 	s := &inboxSender{t: t, b: newInbox(4, true, true), credits: 4, size: 10}
 	s.fill()
 	for range 1000 {
@@ -189,7 +189,7 @@ func TestInboxWindowStaysForAConsumerThatLagsBehind(t *testing.T) {
 	require.Equal(t, 4, s.b.window.Size())
 }
 
-func TestInboxQueueDoesNotGrowWithTheStream(t *testing.T) {
+func TestInbox_QueueDoesNotGrowWithTheStream(t *testing.T) {
 	b := newInbox(4, true, false)
 	require.NoError(t, push(b, []byte("a")))
 	for range 10_000 {

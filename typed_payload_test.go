@@ -74,7 +74,7 @@ func (p payloadCase[T]) run(t *testing.T) {
 	})
 }
 
-func TestTypedPayloadsEndToEnd(t *testing.T) {
+func TestTyped_PayloadsEndToEnd(t *testing.T) {
 	payloadCase[*grid.MSS]{
 		"MSS", grid.NewMSS, map[string]func() *grid.MSS{
 			"nil":   func() *grid.MSS { return grid.NewMSSWith(nil) },

@@ -15,7 +15,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-func TestTypedStreamRecyclesOnce(t *testing.T) {
+func TestTyped_StreamRecyclesOnce(t *testing.T) {
 	for _, shared := range []bool{false, true} {
 		t.Run(fmt.Sprint("shared=", shared), func(t *testing.T) {
 			newEmpty := func() *counted { return new(counted) }
@@ -69,7 +69,7 @@ func TestTypedStreamRecyclesOnce(t *testing.T) {
 	}
 }
 
-func TestTypedStreamsGiveEverythingBack(t *testing.T) {
+func TestTyped_StreamsGiveEverythingBack(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		h := grid.NewStream(rig.Handler, grid.NewBytes, grid.NewBytes, grid.NewBytes)
 		require.NoError(t, h.Register(g.Manager(1), func(_ context.Context, p *grid.Bytes, in <-chan *grid.Bytes, out chan<- *grid.Bytes) *grid.RemoteErr {

@@ -38,7 +38,7 @@ func echoTyped(_ context.Context, payload *fickle, in <-chan *fickle, out chan<-
 	return nil
 }
 
-func TestTypedStreamShapes(t *testing.T) {
+func TestTyped_StreamShapes(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		m := g.Manager(1)
 		h := newFickleStream()
@@ -100,7 +100,7 @@ func TestTypedStreamShapes(t *testing.T) {
 	})
 }
 
-func TestTypedStreamWithoutInputOrPayload(t *testing.T) {
+func TestTyped_StreamWithoutInputOrPayload(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		m := g.Manager(1)
 		source := func(_ context.Context, p *fickle, out chan<- *fickle) *grid.RemoteErr {
@@ -156,7 +156,7 @@ func TestTypedStreamWithoutInputOrPayload(t *testing.T) {
 
 // The capacities that a client's own handler value has mean nothing between two
 // peers of ours.
-func TestTypedStreamCapacitiesMayDiffer(t *testing.T) {
+func TestTyped_StreamCapacitiesMayDiffer(t *testing.T) {
 	capacities := [][2]int{{0, 1}, {1, 1}, {1, 50}, {50, 1}, {50, 50}}
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -183,7 +183,7 @@ func TestTypedStreamCapacitiesMayDiffer(t *testing.T) {
 	})
 }
 
-func TestTypedStreamUndecodablePayload(t *testing.T) {
+func TestTyped_StreamUndecodablePayload(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		h := newFickleStream()
 		called := false
@@ -214,7 +214,7 @@ func errOf[T any](_ T, err error) error { return err }
 
 // One bad message, in either direction, by either side's fault: the stream ends
 // with an error on both, and nobody sees it half filled.
-func TestTypedStreamUndecodableMessageEndsBothSides(t *testing.T) {
+func TestTyped_StreamUndecodableMessageEndsBothSides(t *testing.T) {
 	bad := []string{marshalError, marshalPanic, unmarshalError, unmarshalPanic}
 	for _, text := range bad {
 		t.Run("request/"+text, func(t *testing.T) {
@@ -279,7 +279,7 @@ func TestTypedStreamUndecodableMessageEndsBothSides(t *testing.T) {
 	}
 }
 
-func TestTypedStreamSendOfTheUnencodableIsRefusedAndTheStreamLivesOn(t *testing.T) {
+func TestTyped_StreamSendOfTheUnencodableIsRefusedAndTheStreamLivesOn(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		h := newFickleStream()
 		require.NoError(t, h.Register(g.Manager(1), echoTyped))
@@ -296,7 +296,7 @@ func TestTypedStreamSendOfTheUnencodableIsRefusedAndTheStreamLivesOn(t *testing.
 	})
 }
 
-func TestTypedStreamHandlerPanicIsAnErrorAndNothingLeaks(t *testing.T) {
+func TestTyped_StreamHandlerPanicIsAnErrorAndNothingLeaks(t *testing.T) {
 	for name, bad := range rig.BadEnds {
 		rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 			h := newFickleStream()

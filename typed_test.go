@@ -15,7 +15,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-func TestTypedCall(t *testing.T) {
+func TestTyped_Call(t *testing.T) {
 	h := grid.NewSingleHandler(rig.Handler, func() *rpcRequest { return new(rpcRequest) }, func() *rpcResponse { return new(rpcResponse) })
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		answer := func(req *rpcRequest) (*rpcResponse, *grid.RemoteErr) {
@@ -54,7 +54,7 @@ func TestTypedCall(t *testing.T) {
 	})
 }
 
-func TestTypedCallOnNilConnections(t *testing.T) {
+func TestTyped_CallOnNilConnections(t *testing.T) {
 	h := grid.NewSingleHandler(rig.Handler, newFickle, newFickle)
 	none := []grid.Requester{nil, (*grid.Connection)(nil), (*grid.Subroute)(nil), (*grid.Connection)(nil).Subroute("a")}
 	for _, conn := range none {
@@ -77,7 +77,7 @@ func (s standIn) SingleRequest(_ context.Context, _ grid.HandlerID, payload []by
 	return s(payload)
 }
 
-func TestTypedCallOverAStandIn(t *testing.T) {
+func TestTyped_CallOverAStandIn(t *testing.T) {
 	h := grid.NewSingleHandler(rig.Handler, grid.NewMSS, grid.NewMSS)
 	resp, err := h.Call(t.Context(), standIn(func(b []byte) ([]byte, error) { return append([]byte(nil), b...), nil }), grid.NewMSSWith(map[string]string{"a": "b"}))
 	require.NoError(t, err)
@@ -86,7 +86,7 @@ func TestTypedCallOverAStandIn(t *testing.T) {
 	require.Equal(t, rig.ErrCause, err)
 }
 
-func TestTypedCallUnencodableAndUndecodable(t *testing.T) {
+func TestTyped_CallUnencodableAndUndecodable(t *testing.T) {
 	h := grid.NewSingleHandler(rig.Handler, newFickle, newFickle)
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		called := 0
@@ -144,7 +144,7 @@ func TestTypedCallUnencodableAndUndecodable(t *testing.T) {
 	})
 }
 
-func TestTypedHandlerPanic(t *testing.T) {
+func TestTyped_HandlerPanic(t *testing.T) {
 	h := grid.NewSingleHandler(rig.Handler, grid.NewBytes, grid.NewBytes)
 	for name, bad := range rig.BadEnds {
 		rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -159,7 +159,7 @@ func TestTypedHandlerPanic(t *testing.T) {
 }
 
 // What grid is done with is recycled once, and nothing else is.
-func TestTypedCallRecyclesOnce(t *testing.T) {
+func TestTyped_CallRecyclesOnce(t *testing.T) {
 	type result struct{ request, handlerRequest, handlerResponse, response int64 }
 	for _, test := range []struct {
 		name      string
@@ -219,7 +219,7 @@ func TestTypedCallRecyclesOnce(t *testing.T) {
 
 // A value that is pooled by the handler comes back empty, whatever its decoder
 // leaves out.
-func TestTypedCallsNeverSeeOldContents(t *testing.T) {
+func TestTyped_CallsNeverSeeOldContents(t *testing.T) {
 	h := grid.NewSingleHandler(rig.Handler, newFickle, newFickle).AllowCallRequestPool(true)
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		require.NoError(t, h.Register(g.Manager(1), func(req *fickle) (*fickle, *grid.RemoteErr) {
@@ -246,7 +246,7 @@ func TestTypedCallsNeverSeeOldContents(t *testing.T) {
 	})
 }
 
-func TestTypedCallsManyAtOnceGiveEverythingBack(t *testing.T) {
+func TestTyped_ManyCallsAtOnceGiveEverythingBack(t *testing.T) {
 	rpc := grid.NewSingleHandler(rig.Handler, func() *rpcRequest { return new(rpcRequest) }, func() *rpcResponse { return new(rpcResponse) }).AllowCallRequestPool(true)
 	echo := grid.NewSingleHandler(rig.Handler+1, grid.NewBytes, grid.NewBytes)
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {

@@ -23,7 +23,7 @@ func (r *countingElem) Msgsize() int { return msgp.NilSize }
 
 func (r *countingElem) Recycle() { r.times++ }
 
-func TestArrayRecyclesItsElementsOnce(t *testing.T) {
+func TestArray_RecyclesItsElementsOnce(t *testing.T) {
 	var made []*countingElem
 	arrays := NewArrayOf(func() *countingElem {
 		made = append(made, new(countingElem))
@@ -56,7 +56,7 @@ func TestArrayRecyclesItsElementsOnce(t *testing.T) {
 	require.Zero(t, old.times)
 }
 
-func TestArrayReusesItsSlice(t *testing.T) {
+func TestArray_ReusesItsSlice(t *testing.T) {
 	a := mssArrays.New()
 	mustUnmarshal(t, a, []byte("\x92\x80\x80"))
 	first, val := &a.Value()[0], a.Value()
@@ -71,7 +71,7 @@ func TestArrayReusesItsSlice(t *testing.T) {
 	require.Same(t, kept, val[0], "no longer the array's after Set")
 }
 
-func TestArrayOfPlainElementsLeavesThemAlone(t *testing.T) {
+func TestArray_OfPlainElementsLeavesThemAlone(t *testing.T) {
 	arrays := NewArrayOf(func() *plainElem { return new(plainElem) })
 	v := plainElem("kept")
 	a := arrays.New().Append(&v)
@@ -101,7 +101,7 @@ func (p *plainElem) UnmarshalMsg(b []byte) ([]byte, error) {
 
 func (p *plainElem) Msgsize() int { return msgp.StringPrefixSize + len(*p) }
 
-func TestArrayErrors(t *testing.T) {
+func TestArray_Errors(t *testing.T) {
 	good, bad := plainElem("good"), plainElem("bad")
 	a := NewArrayOf(func() *plainElem { return new(plainElem) }).New().Append(&good, &bad)
 	b, err := a.MarshalMsg([]byte("before"))

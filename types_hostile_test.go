@@ -65,7 +65,7 @@ func FuzzPayloadTypes(f *testing.F) {
 	})
 }
 
-func TestPayloadTruncatedAnywhereIsAnError(t *testing.T) {
+func TestPayload_TruncatedAnywhereIsAnError(t *testing.T) {
 	for _, kind := range payloadKinds {
 		whole := mustMarshal(t, kind.full())
 		for n := range whole {
@@ -79,7 +79,7 @@ func TestPayloadTruncatedAnywhereIsAnError(t *testing.T) {
 	}
 }
 
-func TestPayloadOfAnotherTypeIsAnError(t *testing.T) {
+func TestPayload_OfAnotherTypeIsAnError(t *testing.T) {
 	for _, kind := range payloadKinds {
 		for _, wrong := range []string{"\x01", "\xa1a", "\xc3", "\xcb12345678", "\xc1", "\xd4\x01a"} {
 			p := kind.full()
@@ -103,7 +103,7 @@ func TestPayloadOfAnotherTypeIsAnError(t *testing.T) {
 }
 
 // What a header claims must not be allocated before it has arrived.
-func TestPayloadClaimsAreNotAllocated(t *testing.T) {
+func TestPayload_ClaimsAreNotAllocated(t *testing.T) {
 	filler := strings.Repeat("\xa0", 2000)
 	for name, claim := range map[string]string{
 		"map32":              "\xdf\xff\xff\xff\xff",

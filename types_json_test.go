@@ -9,7 +9,7 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-func TestJSONAcceptsOneValueOnly(t *testing.T) {
+func TestJSON_AcceptsOneValueOnly(t *testing.T) {
 	for _, text := range []string{`{"A":1}x`, `{"A":1}{"A":2}`, `{"A":1`, ``, ` `, `{"A":"1"}`, `{"A":1}` + "\x00"} {
 		j := numberedPool.NewJSONWith(&numberedJSON{7})
 		_, err := j.UnmarshalMsg(msgp.AppendBytes(nil, []byte(text)))
@@ -22,14 +22,14 @@ func TestJSONAcceptsOneValueOnly(t *testing.T) {
 	require.ErrorAs(t, err, &typeErr)
 }
 
-func TestJSONThatCannotBeEncoded(t *testing.T) {
+func TestJSON_ThatCannotBeEncoded(t *testing.T) {
 	b, err := anyPool.NewJSONWith(anyOf(func() {})).MarshalMsg([]byte("before"))
 	var typeErr *json.UnsupportedTypeError
 	require.ErrorAs(t, err, &typeErr)
 	require.Equal(t, "before", string(b))
 }
 
-func TestJSONValue(t *testing.T) {
+func TestJSON_Value(t *testing.T) {
 	v := &numberedJSON{7}
 	j := numberedPool.NewJSONWith(v)
 	require.Same(t, v, j.Value())

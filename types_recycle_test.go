@@ -14,7 +14,7 @@ import (
 	"github.com/gridrpc/grid/internal/bytepool"
 )
 
-func TestMapAccess(t *testing.T) {
+func TestPayload_MapAccess(t *testing.T) {
 	m := NewMSS()
 	m.Set("a", "1")
 	m.Set("a", "2")
@@ -32,7 +32,7 @@ func TestMapAccess(t *testing.T) {
 	require.Nil(t, NewURLValuesWith(nil).Values())
 }
 
-func TestBytesOwnership(t *testing.T) {
+func TestPayload_BytesOwnership(t *testing.T) {
 	require.GreaterOrEqual(t, cap(*NewBytes()), 4<<10)
 	require.GreaterOrEqual(t, cap(*NewBytesCap(300 << 10)), 300<<10)
 
@@ -49,7 +49,7 @@ func TestBytesOwnership(t *testing.T) {
 	require.Equal(t, large, []byte(*b))
 }
 
-func TestRecycledPayloadStartsEmpty(t *testing.T) {
+func TestPayload_RecycledStartsEmpty(t *testing.T) {
 	for _, kind := range payloadKinds {
 		want := mustMarshal(t, kind.fresh())
 		for range 100 {
@@ -61,7 +61,7 @@ func TestRecycledPayloadStartsEmpty(t *testing.T) {
 	}
 }
 
-func TestRecycleOfNilIsSafe(t *testing.T) {
+func TestPayload_RecycleOfNilIsSafe(t *testing.T) {
 	for _, r := range []Recycler{
 		(*MSS)(nil), (*URLValues)(nil), (*Bytes)(nil), (*JSON[any])(nil), (*Array[*MSS])(nil),
 		NewMSSWith(nil), NewURLValuesWith(nil), NewBytesWith(nil), mssArrays.New().Append(nil),
@@ -73,7 +73,7 @@ func TestRecycleOfNilIsSafe(t *testing.T) {
 	require.NotNil(t, *NewURLValues())
 }
 
-func TestRecycleKeepsNothingHuge(t *testing.T) {
+func TestPayload_RecycleKeepsNothingHuge(t *testing.T) {
 	values := make(map[string]string)
 	lists := make(map[string][]string)
 	array := mssArrays.New()
@@ -97,7 +97,7 @@ func TestRecycleKeepsNothingHuge(t *testing.T) {
 	require.Equal(t, MSS{"a": "b"}, *m)
 }
 
-func TestBytesRecycleGivesTheArrayBack(t *testing.T) {
+func TestPayload_RecycleOfBytesGivesTheArrayBack(t *testing.T) {
 	b := NewBytesWithCopyOf([]byte("secret"))
 	array := []byte((*b)[:cap(*b)])
 	b.Recycle()
@@ -107,7 +107,7 @@ func TestBytesRecycleGivesTheArrayBack(t *testing.T) {
 	}
 }
 
-func TestPoolsAreSafeForConcurrentUse(t *testing.T) {
+func TestPayload_PoolsAreSafeForConcurrentUse(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {

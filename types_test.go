@@ -129,7 +129,7 @@ func mustUnmarshal(t *testing.T, p anyPayload, b []byte) {
 
 func isRoundTripper[T RoundTripper](T) bool { return true }
 
-func TestPayloadTypesAreRoundTrippers(t *testing.T) {
+func TestPayload_TypesAreRoundTrippers(t *testing.T) {
 	require.True(t, isRoundTripper(NewMSS()))
 	require.True(t, isRoundTripper(NewURLValues()))
 	require.True(t, isRoundTripper(NewBytes()))
@@ -142,7 +142,7 @@ func TestPayloadTypesAreRoundTrippers(t *testing.T) {
 	}
 }
 
-func TestPayloadVectors(t *testing.T) {
+func TestPayload_Vectors(t *testing.T) {
 	want := map[string]struct {
 		value, fresh anyPayload
 	}{
@@ -187,7 +187,7 @@ func TestPayloadVectors(t *testing.T) {
 	require.Len(t, want, seen)
 }
 
-func TestPayloadRoundTripAtEveryHeaderWidth(t *testing.T) {
+func TestPayload_RoundTripAtEveryHeaderWidth(t *testing.T) {
 	for _, n := range []int{0, 1, 15, 16, 31, 32, 255, 256, 65535, 65536} {
 		text := strings.Repeat("x", n)
 		list := make([]string, n)
@@ -219,7 +219,7 @@ func TestPayloadRoundTripAtEveryHeaderWidth(t *testing.T) {
 }
 
 // Another encoder need not pick the shortest header.
-func TestPayloadAcceptsEveryLegalWidth(t *testing.T) {
+func TestPayload_AcceptsEveryLegalWidth(t *testing.T) {
 	stringsOf := map[string]string{
 		"fixstr": "\xa1a", "str8": "\xd9\x01a", "str16": "\xda\x00\x01a", "str32": "\xdb\x00\x00\x00\x01a",
 	}
@@ -257,7 +257,7 @@ func TestPayloadAcceptsEveryLegalWidth(t *testing.T) {
 	}
 }
 
-func TestPayloadDoesNotAliasItsInput(t *testing.T) {
+func TestPayload_DoesNotAliasItsInput(t *testing.T) {
 	for _, kind := range payloadKinds {
 		want := kind.full()
 		b := mustMarshal(t, want)
@@ -275,14 +275,14 @@ func TestPayloadDoesNotAliasItsInput(t *testing.T) {
 	require.Equal(t, "[1,2]", string(raw.ValueOrZero()))
 }
 
-func TestPayloadDoesNotAliasItsOutput(t *testing.T) {
+func TestPayload_DoesNotAliasItsOutput(t *testing.T) {
 	b := NewBytesWith([]byte("abc"))
 	out := mustMarshal(t, b)
 	clear(*b)
 	require.Equal(t, "\xc4\x03abc", string(out))
 }
 
-func TestPayloadDecodedTwiceHoldsTheSecond(t *testing.T) {
+func TestPayload_DecodedTwiceHoldsTheSecond(t *testing.T) {
 	empty := map[string]string{
 		"MSS": "\x80", "URLValues": "\x80", "Bytes": "\xc4\x00", "Array of MSS": "\x90", "Array of Array": "\x90",
 	}
@@ -314,7 +314,7 @@ func TestPayloadDecodedTwiceHoldsTheSecond(t *testing.T) {
 	require.Equal(t, struct{ A, B int }{3, 0}, j.ValueOrZero())
 }
 
-func TestPayloadNilIsNotEmpty(t *testing.T) {
+func TestPayload_NilIsNotEmpty(t *testing.T) {
 	for want, p := range map[string][]anyPayload{
 		"c0": {
 			NewMSSWith(nil), (*MSS)(nil), NewURLValuesWith(nil), (*URLValues)(nil),
@@ -341,7 +341,7 @@ func TestPayloadNilIsNotEmpty(t *testing.T) {
 	}
 }
 
-func TestNoPayloadIsNothing(t *testing.T) {
+func TestPayload_NoPayloadIsNothing(t *testing.T) {
 	np := NewNoPayload()
 	require.Zero(t, np.Msgsize())
 	b, err := np.MarshalMsg([]byte("before"))

@@ -36,7 +36,7 @@ func eachOverloadPeer(t *testing.T, limit int, work func(), test func(t *testing
 	}
 }
 
-func TestOverloadPeersWork(t *testing.T) {
+func TestOverloadPeers_Work(t *testing.T) {
 	var worked atomic.Int64
 	eachOverloadPeer(t, 4, func() { worked.Add(1) }, func(t *testing.T, _ string, call func(context.Context) error) {
 		before := worked.Load()
@@ -47,9 +47,9 @@ func TestOverloadPeersWork(t *testing.T) {
 	})
 }
 
-// TestOverloadPeersRefuse has more calls than the limit under way. Those with a
+// TestOverloadPeers_Refuse has more calls than the limit under way. Those with a
 // limit of the server's refuse at once, the others let the call wait.
-func TestOverloadPeersRefuse(t *testing.T) {
+func TestOverloadPeers_Refuse(t *testing.T) {
 	const limit = 2
 	var hold atomic.Bool
 	started := make(chan struct{}, 10)
@@ -89,7 +89,7 @@ func TestOverloadPeersRefuse(t *testing.T) {
 	})
 }
 
-func TestOpenLoop(t *testing.T) {
+func TestOpenLoop_CountsEveryEnd(t *testing.T) {
 	var n atomic.Int64
 	l := openLoop{deadline: 20 * time.Millisecond, bound: 1000, call: func(ctx context.Context) error {
 		switch n.Add(1) % 4 {
@@ -116,8 +116,8 @@ func TestOpenLoop(t *testing.T) {
 	assert.Greater(t, all.live, 0.0)
 }
 
-// TestOpenLoopSheds has no room for a second call.
-func TestOpenLoopSheds(t *testing.T) {
+// TestOpenLoop_Sheds has no room for a second call.
+func TestOpenLoop_Sheds(t *testing.T) {
 	l := openLoop{deadline: time.Second, bound: 1, call: func(context.Context) error {
 		time.Sleep(50 * time.Millisecond)
 		return nil
@@ -130,13 +130,13 @@ func TestOpenLoopSheds(t *testing.T) {
 	assert.Greater(t, all.ended[shed], 100.0)
 }
 
-func TestOpenLoopFails(t *testing.T) {
+func TestOpenLoop_Fails(t *testing.T) {
 	l := openLoop{deadline: time.Second, bound: 10, call: func(context.Context) error { return errCannot }}
 	_, err := l.run(arrivals{1000, 50 * time.Millisecond})
 	assert.ErrorIs(t, err, errCannot)
 }
 
-func TestTallyLatencies(t *testing.T) {
+func TestTally_Latencies(t *testing.T) {
 	last := -1
 	for d := time.Duration(0); d < 20*time.Second; d += d/50 + time.Microsecond {
 		b := latencyBucket(d)
@@ -164,7 +164,7 @@ func TestTallyLatencies(t *testing.T) {
 	assert.Zero(t, s.percentile(0.99)+s.rate(accepted)+s.share())
 }
 
-func TestRecovery(t *testing.T) {
+func TestTally_Recovery(t *testing.T) {
 	fill := func(t *tally, from, to, latency time.Duration) {
 		for at := from; at < to; at += 10 * time.Millisecond {
 			t.end(accepted, at, latency)
@@ -199,8 +199,8 @@ func TestRecovery(t *testing.T) {
 	}
 }
 
-// TestOverload runs all of it, with parts that are as short as can be.
-func TestOverload(t *testing.T) {
+// TestOverloadRun_ReportsEveryLook runs all of it, with parts that are as short as can be.
+func TestOverloadRun_ReportsEveryLook(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes a while, and all cores")
 	}

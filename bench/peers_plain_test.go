@@ -87,7 +87,7 @@ func plainCaller(t *testing.T, p pair, i int) caller {
 	return c
 }
 
-func TestPlainHas(t *testing.T) {
+func TestPlainPeers_HaveWhatIsListed(t *testing.T) {
 	for _, p := range plainPeers {
 		t.Run(p.peer.name, func(t *testing.T) {
 			plainRun(t, p.peer, config{callers: 1}, func(t *testing.T, pr pair) {
@@ -105,7 +105,7 @@ func TestPlainHas(t *testing.T) {
 	}
 }
 
-func TestPlainMethods(t *testing.T) {
+func TestPlainPeers_AnswerEachMethod(t *testing.T) {
 	plainEach(t, 1, func(t *testing.T, p pair) {
 		c := plainCaller(t, p, 0)
 		for _, size := range []int{0, 16, 512, 64 << 10, 1 << 20} {
@@ -133,8 +133,8 @@ func TestPlainMethods(t *testing.T) {
 	})
 }
 
-// TestPlainLargest has several of the largest messages on their way at once.
-func TestPlainLargest(t *testing.T) {
+// TestPlainPeers_CarryTheLargest has several of the largest messages on their way at once.
+func TestPlainPeers_CarryTheLargest(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes much memory")
 	}
@@ -168,7 +168,7 @@ func plainAll(t *testing.T, p pair, callers int, call func(caller) error) {
 	require.NoError(t, errors.Join(errs...))
 }
 
-func TestPlainConcurrent(t *testing.T) {
+func TestPlainPeers_ServeManyCallers(t *testing.T) {
 	const callers = 16
 	plainEach(t, callers, func(t *testing.T, p pair) {
 		plainAll(t, p, callers, func(c caller) error {
@@ -195,7 +195,7 @@ func TestPlainConcurrent(t *testing.T) {
 	})
 }
 
-func TestPlainIdle(t *testing.T) {
+func TestPlainPeers_KeepIdleStreams(t *testing.T) {
 	const streams = 10
 	plainEach(t, 1, func(t *testing.T, p pair) {
 		i, ok := p.(idler)
@@ -226,8 +226,8 @@ func TestPlainIdle(t *testing.T) {
 	})
 }
 
-// TestPlainClosed checks that calls fail, and don't hang, after close.
-func TestPlainClosed(t *testing.T) {
+// TestPlainPeers_FailOnceClosed checks that calls fail, and don't hang, after close.
+func TestPlainPeers_FailOnceClosed(t *testing.T) {
 	for _, p := range plainPeers {
 		t.Run(p.peer.name, func(t *testing.T) {
 			pr, err := p.peer.start(config{callers: 2})

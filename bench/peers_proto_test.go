@@ -86,7 +86,7 @@ func callerOf(t *testing.T, p pair, i int) protoCaller {
 	return pc
 }
 
-func TestProtoPeersCall(t *testing.T) {
+func TestProtoPeers_Call(t *testing.T) {
 	eachProtoPeer(t, 1, 0, func(t *testing.T, p pair) {
 		c := callerOf(t, p, 0)
 		for _, size := range []int{0, 16, 512, 64 << 10, 1 << 20} {
@@ -97,7 +97,7 @@ func TestProtoPeersCall(t *testing.T) {
 	})
 }
 
-func TestProtoPeersCarryTheLargest(t *testing.T) {
+func TestProtoPeers_CarryTheLargest(t *testing.T) {
 	eachProtoPeer(t, 1, maxMessage, func(t *testing.T, p pair) {
 		c, payload := callerOf(t, p, 0), pattern(maxMessage)
 		assert.NoError(t, c.echo(payload))
@@ -106,7 +106,7 @@ func TestProtoPeersCarryTheLargest(t *testing.T) {
 	})
 }
 
-func TestTTRPCCannotCarryTheLargest(t *testing.T) {
+func TestProtoPeers_TTRPCCannotCarryTheLargest(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	p, err := ttrpcPeer().start(config{callers: 1})
 	require.NoError(t, err)
@@ -120,7 +120,7 @@ func TestTTRPCCannotCarryTheLargest(t *testing.T) {
 	assert.NoError(t, c.echo(pattern(4<<20-1<<10)), "afterwards")
 }
 
-func TestProtoPeersStream(t *testing.T) {
+func TestProtoPeers_Stream(t *testing.T) {
 	eachProtoPeer(t, 1, 0, func(t *testing.T, p pair) {
 		c := callerOf(t, p, 0)
 		for _, s := range []struct{ n, size int }{{0, 16}, {1, 16}, {10, 512}, {1000, 512}, {50, 64 << 10}, {5, 1 << 20}} {
@@ -132,7 +132,7 @@ func TestProtoPeersStream(t *testing.T) {
 	})
 }
 
-func TestProtoPeersServeManyCallers(t *testing.T) {
+func TestProtoPeers_ServeManyCallers(t *testing.T) {
 	const callers = 16
 	eachProtoPeer(t, callers, 0, func(t *testing.T, p pair) {
 		var wg sync.WaitGroup
@@ -154,7 +154,7 @@ func TestProtoPeersServeManyCallers(t *testing.T) {
 	})
 }
 
-func TestProtoPeersKeepIdleStreams(t *testing.T) {
+func TestProtoPeers_KeepIdleStreams(t *testing.T) {
 	eachProtoPeer(t, 1, 0, func(t *testing.T, p pair) {
 		// Once it has answered, both ends of the caller's connection are open.
 		require.NoError(t, callerOf(t, p, 0).echo(pattern(16)))
@@ -175,7 +175,7 @@ func TestProtoPeersKeepIdleStreams(t *testing.T) {
 	})
 }
 
-func TestProtoPeersCloseWithIdleStreams(t *testing.T) {
+func TestProtoPeers_CloseWithIdleStreams(t *testing.T) {
 	eachProtoPeer(t, 1, 0, func(t *testing.T, p pair) {
 		for range 10 {
 			_, err := p.(idler).idle(context.Background())

@@ -136,7 +136,7 @@ func fullReport() *report {
 	return r
 }
 
-func TestReportLines(t *testing.T) {
+func TestReport_Lines(t *testing.T) {
 	var b bytes.Buffer
 	if err := smallReport().writeLines(&b); err != nil {
 		t.Fatal(err)
@@ -159,7 +159,7 @@ figure mesh/8/grid 1234568 calls/s
 	}
 }
 
-func TestReportJSON(t *testing.T) {
+func TestReport_JSON(t *testing.T) {
 	r := fullReport()
 	var b, again bytes.Buffer
 	if err := errors.Join(r.writeJSON(&b), r.writeJSON(&again)); err != nil {
@@ -177,7 +177,7 @@ func TestReportJSON(t *testing.T) {
 	}
 }
 
-func TestReportMarkdown(t *testing.T) {
+func TestReport_Markdown(t *testing.T) {
 	r := fullReport()
 	dir := os.Getenv("BENCH_TEST_OUT") // to look at the charts
 	if dir == "" {
@@ -252,8 +252,8 @@ func checkSVG(t *testing.T, path string) {
 	}
 }
 
-// TestReportNarrow checks that a chart without data is neither written nor shown.
-func TestReportNarrow(t *testing.T) {
+// TestReport_Narrow checks that a chart without data is neither written nor shown.
+func TestReport_Narrow(t *testing.T) {
 	for _, c := range []struct {
 		report *report
 		charts []string
@@ -285,7 +285,7 @@ func TestReportNarrow(t *testing.T) {
 	}
 }
 
-func TestFormat(t *testing.T) {
+func TestReport_FiguresAreShort(t *testing.T) {
 	for _, c := range [][2]string{
 		{duration(0), "0 ns"}, {duration(1.234), "1.23 ns"}, {duration(87), "87 ns"}, {duration(999.7), "1.00 µs"},
 		{duration(12345), "12.3 µs"}, {duration(999_999), "1.00 ms"}, {duration(2.5e9), "2.50 s"}, {duration(7.2e12), "7200 s"},
@@ -300,7 +300,7 @@ func TestFormat(t *testing.T) {
 	}
 }
 
-func TestMergeKeepsOtherShapes(t *testing.T) {
+func TestReport_MergeKeepsOtherShapes(t *testing.T) {
 	dir := t.TempDir()
 	old := report{
 		Made: time.Date(2026, 3, 14, 15, 9, 26, 0, time.UTC), Peers: []peerInfo{{Name: "grid"}, {Name: "grpc"}},

@@ -155,7 +155,7 @@ func requireMesh(t *testing.T, all ...*process) {
 	}
 }
 
-func TestProcessesJoinLeaveAndDie(t *testing.T) {
+func TestMember_ProcessesJoinLeaveAndDie(t *testing.T) {
 	first := start(t)
 	all := []*process{first}
 	for range 4 {
@@ -187,7 +187,7 @@ func newManager(t *testing.T, local string) *grid.Manager {
 	return m
 }
 
-func TestJoinFails(t *testing.T) {
+func TestMember_JoinFails(t *testing.T) {
 	m := newManager(t, "http://127.0.0.1:1")
 	_, err := gridmember.Join(m, quick(), "127.0.0.1:1")
 	require.ErrorContains(t, err, "gridmember: join:")
@@ -201,7 +201,7 @@ func TestJoinFails(t *testing.T) {
 }
 
 // A member whose name is no host is left out, and keeps out no other.
-func TestMemberThatIsNoHost(t *testing.T) {
+func TestMember_ThatIsNoHostIsLeftOut(t *testing.T) {
 	m := newManager(t, "http://127.0.0.1:1")
 	s, err := gridmember.Join(m, quick())
 	require.NoError(t, err)
@@ -254,7 +254,7 @@ func (c cable) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (
 }
 
 // A partition may outlast memberlist's memory.
-func TestSidesOfALongPartitionFindEachOther(t *testing.T) {
+func TestMember_SidesOfALongPartitionFindEachOther(t *testing.T) {
 	var network memberlist.MockNetwork
 	var cut atomic.Bool
 	hosts := []string{"http://127.0.0.1:1", "http://127.0.0.1:2"}
@@ -284,7 +284,7 @@ func TestSidesOfALongPartitionFindEachOther(t *testing.T) {
 	requireTargets(hosts[1:], hosts[:1])
 }
 
-func TestLeaveAndCloseMayBeRepeated(t *testing.T) {
+func TestMember_LeaveAndCloseMayBeRepeated(t *testing.T) {
 	for i, ends := range [][]func(*gridmember.Membership) error{{leave, leave}, {leave, shut}, {shut, leave}, {shut, shut}} {
 		s, err := gridmember.Join(newManager(t, fmt.Sprintf("http://127.0.0.1:%d", i+1)), quick())
 		require.NoError(t, err)
@@ -303,7 +303,7 @@ func leave(s *gridmember.Membership) error { return s.Leave(time.Second) }
 func shut(s *gridmember.Membership) error  { return s.Close() }
 
 // What the hosts are set to otherwise does not last.
-func TestHostsThatWereSetOtherwiseComeBack(t *testing.T) {
+func TestMember_HostsThatWereSetOtherwiseComeBack(t *testing.T) {
 	a, b := newManager(t, "http://127.0.0.1:1"), newManager(t, "http://127.0.0.1:2")
 	s, err := gridmember.Join(a, quick())
 	require.NoError(t, err)
@@ -318,7 +318,7 @@ func TestHostsThatWereSetOtherwiseComeBack(t *testing.T) {
 }
 
 // The hosts of the options are there to fall back on.
-func TestJoinThatFailsLeavesTheHosts(t *testing.T) {
+func TestMember_JoinThatFailsLeavesTheHosts(t *testing.T) {
 	m := newManager(t, "http://127.0.0.1:1")
 	require.NoError(t, m.AddHost("http://127.0.0.1:2"))
 	_, err := gridmember.Join(m, quick(), "127.0.0.1:1")

@@ -113,7 +113,7 @@ func attr(s tracetest.SpanStub, key string) attribute.Value {
 	return attribute.Value{}
 }
 
-func TestOneTraceAcrossThreeNodes(t *testing.T) {
+func TestTrace_IsOneAcrossThreeNodes(t *testing.T) {
 	o := newObserved(t, 3)
 	who, err := baggage.NewMember("who", "me")
 	require.NoError(t, err)
@@ -151,7 +151,7 @@ func TestOneTraceAcrossThreeNodes(t *testing.T) {
 	require.NotZero(t, attr(client, "server.port").AsInt64())
 }
 
-func TestErrorsAndMetrics(t *testing.T) {
+func TestTrace_ErrorsAndMetrics(t *testing.T) {
 	o := newObserved(t, 2)
 	_, err := o.Conn(0, 1).Subroute("disk/1").SingleRequest(t.Context(), fail, nil)
 	require.Error(t, err)
@@ -191,7 +191,7 @@ func TestErrorsAndMetrics(t *testing.T) {
 }
 
 // The README names every attribute and instrument, and no other.
-func TestReadmeNamesThemAll(t *testing.T) {
+func TestOtelReadme_NamesAllAttributesAndInstruments(t *testing.T) {
 	text, err := os.ReadFile("README.md")
 	require.NoError(t, err)
 	o := newObserved(t, 2)
@@ -214,7 +214,7 @@ func TestReadmeNamesThemAll(t *testing.T) {
 }
 
 // What is too much to go along is left out, and the call goes on.
-func TestLargeBaggageIsLeftOut(t *testing.T) {
+func TestTrace_LargeBaggageIsLeftOut(t *testing.T) {
 	o := newObserved(t, 2)
 	who, err := baggage.NewMember("who", strings.Repeat("x", 4000))
 	require.NoError(t, err)
@@ -232,7 +232,7 @@ func TestLargeBaggageIsLeftOut(t *testing.T) {
 
 // One string that is not UTF-8 loses all spans that are exported with it, and a text
 // may be long.
-func TestTextsCanBeExported(t *testing.T) {
+func TestTrace_TextsCanBeExported(t *testing.T) {
 	o := newObserved(t, 2)
 	_, err := o.Conn(0, 1).Subroute("sub\xff").SingleRequest(t.Context(), odd, bytes.Repeat([]byte("x"), 50_000))
 	require.ErrorContains(t, err, "no file \xff")

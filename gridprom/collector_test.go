@@ -14,7 +14,7 @@ import (
 	"github.com/gridrpc/grid"
 )
 
-func TestStatesAreComplete(t *testing.T) {
+func TestCollector_StatesAreComplete(t *testing.T) {
 	for i, s := range states {
 		require.EqualValues(t, i, s)
 	}
@@ -22,7 +22,7 @@ func TestStatesAreComplete(t *testing.T) {
 	require.True(t, strings.HasPrefix(next.String(), "state "), "there is a state %v", next)
 }
 
-func TestLimitsAreOptions(t *testing.T) {
+func TestCollector_LimitsAreOptions(t *testing.T) {
 	for _, limit := range limits {
 		_, ok := reflect.TypeFor[grid.ManagerOptions]().FieldByName(limit)
 		require.True(t, ok, limit)
@@ -30,7 +30,7 @@ func TestLimitsAreOptions(t *testing.T) {
 }
 
 // Each number is that of the right field: no two of them are the same.
-func TestCollectorsNumbers(t *testing.T) {
+func TestCollector_NumbersAreThoseOfTheirFields(t *testing.T) {
 	c := &collector{stats: func() grid.ManagerStats {
 		return grid.ManagerStats{Connections: []grid.ConnectionStats{{
 			HostName: "http://a", State: grid.StateConnectionError, Dials: true,
@@ -93,7 +93,7 @@ grid_connection_streams_served{R} 15
 `, strings.Join(lines, ""))
 }
 
-func TestEachScrapeAsksOnce(t *testing.T) {
+func TestScrape_AsksOnce(t *testing.T) {
 	asked := 0
 	c := &collector{stats: func() grid.ManagerStats {
 		asked++

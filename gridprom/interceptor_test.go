@@ -14,7 +14,7 @@ import (
 	"github.com/gridrpc/grid"
 )
 
-func TestResults(t *testing.T) {
+func TestPromInterceptor_ResultsAreListed(t *testing.T) {
 	remote := grid.CallResult{Err: grid.NewRemoteErrString("no")}
 	require.Equal(t, remoteError, resultOf(remote, false))
 	require.Equal(t, handlerError, resultOf(remote, true))
@@ -30,7 +30,7 @@ func TestResults(t *testing.T) {
 }
 
 // Whatever handlers are called, calls go on and scrapes succeed.
-func TestNamesThatAreNotUTF8(t *testing.T) {
+func TestPromInterceptor_NamesThatAreNotUTF8(t *testing.T) {
 	i := NewInterceptor()
 	for _, name := range []string{"a\xff", "", "a\"b\n"} {
 		_, end, err := i.InterceptCall(t.Context(), &grid.CallInfo{Name: name})
@@ -47,7 +47,7 @@ func TestNamesThatAreNotUTF8(t *testing.T) {
 	require.Equal(t, 3, testutil.CollectAndCount(i, "grid_handler_duration_seconds"))
 }
 
-func TestBuckets(t *testing.T) {
+func TestPromInterceptor_Buckets(t *testing.T) {
 	observe := func(opts ...Option) (classic int, native bool) {
 		i := NewInterceptor(opts...)
 		_, end, err := i.InterceptServe(t.Context(), &grid.CallInfo{Name: "x"})
@@ -77,7 +77,7 @@ func TestBuckets(t *testing.T) {
 	}
 }
 
-func TestInterceptorDoesNotAllocate(t *testing.T) {
+func TestPromInterceptor_DoesNotAllocate(t *testing.T) {
 	i, info := NewInterceptor(), &grid.CallInfo{Name: "x"}
 	ctx := context.Background()
 	run := func() {

@@ -33,14 +33,14 @@ func allMetrics(t *testing.T) *prometheus.Registry {
 	return reg
 }
 
-func TestLint(t *testing.T) {
+func TestMetrics_Lint(t *testing.T) {
 	problems, err := testutil.GatherAndLint(allMetrics(t))
 	require.NoError(t, err)
 	require.Empty(t, problems)
 }
 
 // The table of README.md is what is exposed, in the same order.
-func TestReadmeListsAllMetrics(t *testing.T) {
+func TestMetrics_AreAllListedInTheReadme(t *testing.T) {
 	families, err := allMetrics(t).Gather()
 	require.NoError(t, err)
 	var want strings.Builder
@@ -72,7 +72,7 @@ func TestReadmeListsAllMetrics(t *testing.T) {
 }
 
 // README.md and the documentation list the values of the label result.
-func TestResultsAreDocumented(t *testing.T) {
+func TestMetrics_ResultsAreDocumented(t *testing.T) {
 	for _, name := range []string{"README.md", "interceptor.go"} {
 		text, err := os.ReadFile(name)
 		require.NoError(t, err)

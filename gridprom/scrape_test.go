@@ -13,7 +13,7 @@ import (
 	"github.com/gridrpc/grid/gridtest"
 )
 
-func TestScrapeOverTCP(t *testing.T) {
+func TestScrape_OverTCP(t *testing.T) {
 	r := newRig(t, 3, gridtest.TCP())
 	one, two := r.Host(1), r.Host(2)
 	began := float64(time.Now().Add(-time.Minute).Unix())
@@ -91,7 +91,7 @@ func TestScrapeOverTCP(t *testing.T) {
 	require.ElementsMatch(t, []string{one, two}, r.scrape(0).remotes())
 }
 
-func TestRoundTripsAreThereOnceTheyAreKnown(t *testing.T) {
+func TestScrape_RoundTripsAreThereOnceTheyAreKnown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 2)
 		names := []string{"grid_connection_round_trip_seconds", "grid_connection_round_trip_mean_seconds", "grid_connection_round_trip_deviation_seconds"}
@@ -108,7 +108,7 @@ func TestRoundTripsAreThereOnceTheyAreKnown(t *testing.T) {
 	s.value("grid_connection_round_trip_deviation_seconds", "remote", r.Host(1))
 }
 
-func TestScrapeOfLimitsAndContexts(t *testing.T) {
+func TestScrape_OfLimitsAndContexts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 2)
 		// All handlers there may be, two of which are given up by their callers.
@@ -154,7 +154,7 @@ func TestScrapeOfLimitsAndContexts(t *testing.T) {
 	})
 }
 
-func TestScrapeOfStreams(t *testing.T) {
+func TestScrape_OfStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 2)
 		st, err := r.Conn(0, 1).NewStream(t.Context(), repeat, []byte("begin"))
@@ -188,7 +188,7 @@ func TestScrapeOfStreams(t *testing.T) {
 }
 
 // Counters never fall, whatever goes on between and during scrapes.
-func TestConcurrentScrapes(t *testing.T) {
+func TestScrape_SeveralAtOnce(t *testing.T) {
 	r := newRig(t, 3, gridtest.TCP(), gridtest.WithOptions(func(_ int, o *grid.ManagerOptions) { o.MaxHandlers = 0 }))
 	ctx, cancel := context.WithCancel(t.Context())
 	var callers, wg sync.WaitGroup

@@ -45,7 +45,7 @@ func requireIn(t *testing.T, page, part string) {
 	require.True(t, strings.Contains(page, part), "the page does not have %q", part)
 }
 
-func TestPageOfManyHostsIsCompact(t *testing.T) {
+func TestPage_OfManyHostsIsCompact(t *testing.T) {
 	small := render(t, madeUp(largeMesh-1), "")
 	require.False(t, strings.Contains(small, `class="matrix compact"`))
 	requireIn(t, small, `aria-label="connected, 123 µs">123 µs</td>`)
@@ -56,7 +56,7 @@ func TestPageOfManyHostsIsCompact(t *testing.T) {
 	require.Less(t, len(large), 1<<20)
 }
 
-func TestPageIsThereForAnyMesh(t *testing.T) {
+func TestPage_IsThereForAnyMesh(t *testing.T) {
 	for _, m := range []*Mesh{
 		{}, {Nodes: []Node{{}}}, {Host: "://", Nodes: []Node{{Host: "://"}, {Host: "x", Err: "y"}}},
 		{Nodes: []Node{{Host: "a", View: &View{}}, {Host: "b", View: &View{Links: []Link{{Host: "b"}, {Host: "c"}}}}}},
@@ -95,7 +95,7 @@ func table(page, heading string) (rows [][]string) {
 }
 
 // Each figure stands in the column that is named for it.
-func TestFiguresAreInTheirColumns(t *testing.T) {
+func TestPage_FiguresAreInTheirColumns(t *testing.T) {
 	m := madeUp(3)
 	now := m.Time
 	m.Nodes[0].View.Links = []Link{
@@ -154,7 +154,7 @@ func TestFiguresAreInTheirColumns(t *testing.T) {
 }
 
 // What hosts and their errors are called is text.
-func TestTextsAreEscaped(t *testing.T) {
+func TestPage_TextsAreEscaped(t *testing.T) {
 	const bad = `"><script>alert(1)</script><b>&amp;`
 	m := madeUp(2)
 	m.Nodes[0].Host, m.Host, m.Nodes[0].View.Host = bad, bad, bad
@@ -170,7 +170,7 @@ func TestTextsAreEscaped(t *testing.T) {
 }
 
 // One that lies, or whose clock is ahead, does not hide what others say.
-func TestErrorsOfOneHostDoNotHideThoseOfOthers(t *testing.T) {
+func TestPage_ErrorsOfOneHostDoNotHideThoseOfOthers(t *testing.T) {
 	m := madeUp(3)
 	for i := range 100 {
 		m.Nodes[1].View.Links = append(m.Nodes[1].View.Links, Link{
@@ -186,7 +186,7 @@ func TestErrorsOfOneHostDoNotHideThoseOfOthers(t *testing.T) {
 	require.Equal(t, "0 s ago", rows[0].Lost)
 }
 
-func TestManyLinksOfOneHostAreCutOff(t *testing.T) {
+func TestPage_ManyLinksOfOneHostAreCutOff(t *testing.T) {
 	m := madeUp(2)
 	for i := range maxLinks {
 		m.Nodes[0].View.Links = append(m.Nodes[0].View.Links, Link{Host: strings.Repeat("'", maxText-5) + fmt.Sprint(i), State: connected})
@@ -197,7 +197,7 @@ func TestManyLinksOfOneHostAreCutOff(t *testing.T) {
 	require.Less(t, len(page), 8<<20)
 }
 
-func TestErrorsBeginWithWhatIsWrongNow(t *testing.T) {
+func TestPage_ErrorsBeginWithWhatIsWrongNow(t *testing.T) {
 	m := madeUp(3)
 	at := func(sec int64) time.Time { return time.Unix(1e9-sec, 0) }
 	l := m.Nodes[0].View.Links
@@ -233,7 +233,7 @@ func TestErrorsBeginWithWhatIsWrongNow(t *testing.T) {
 }
 
 // One that either side does not take to be up is not.
-func TestLinkIsUpIfNobodySaysOtherwise(t *testing.T) {
+func TestPage_LinkIsUpIfNobodySaysOtherwise(t *testing.T) {
 	for _, side := range []int{0, 1} {
 		m := madeUp(2)
 		m.Nodes[side].View.Links[0].State = "connection error"
@@ -248,7 +248,7 @@ func TestLinkIsUpIfNobodySaysOtherwise(t *testing.T) {
 	require.False(t, good)
 }
 
-func TestNamesAreShortAndDiffer(t *testing.T) {
+func TestPage_NamesAreShortAndDiffer(t *testing.T) {
 	for _, c := range [][2][]string{
 		{{"http://a:9000", "http://b:9000"}, {"a", "b"}},
 		{{"http://a:9000", "http://a:9001"}, {"a:9000", "a:9001"}},
@@ -274,7 +274,7 @@ func TestNamesAreShortAndDiffer(t *testing.T) {
 	}
 }
 
-func TestFigures(t *testing.T) {
+func TestPage_FiguresAreShort(t *testing.T) {
 	for want, d := range map[string]time.Duration{
 		"0.0 µs": 0, "9.9 µs": 9900, "100 µs": 100 * time.Microsecond, "1.0 ms": time.Millisecond,
 		"15 ms": 15 * time.Millisecond, "999 ms": 999 * time.Millisecond, "1.5 s": 1500 * time.Millisecond,

@@ -76,7 +76,7 @@ func (n Node) link(t *testing.T, host string) Link {
 	return Link{}
 }
 
-func TestMeshIsWhatAllHostsSee(t *testing.T) {
+func TestMesh_IsWhatAllHostsSee(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newMesh(t, 3, Options{}, nil, gridtest.WithOptions(func(_ int, o *grid.ManagerOptions) { o.PingInterval = time.Second }))
 		time.Sleep(5 * time.Second)
@@ -119,7 +119,7 @@ func TestMeshIsWhatAllHostsSee(t *testing.T) {
 	})
 }
 
-func TestMeshWhileALinkIsCut(t *testing.T) {
+func TestMesh_WhileALinkIsCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newMesh(t, 4, Options{}, nil)
 		g.Partition([]int{0, 1, 3}, []int{0, 2, 3}) // 1 and 2 only
@@ -148,7 +148,7 @@ func TestMeshWhileALinkIsCut(t *testing.T) {
 	})
 }
 
-func TestHostsThatDoNotAnswerSayWhy(t *testing.T) {
+func TestMesh_HostsThatDoNotAnswerSayWhy(t *testing.T) {
 	say := func(text string) grid.SingleHandlerFn {
 		return func([]byte) ([]byte, *grid.RemoteErr) { return []byte(text), nil }
 	}
@@ -187,7 +187,7 @@ func TestHostsThatDoNotAnswerSayWhy(t *testing.T) {
 	})
 }
 
-func TestHostsAreAskedOnceHoweverManyLook(t *testing.T) {
+func TestMesh_HostsAreAskedOnceHoweverManyLook(t *testing.T) {
 	var asked atomic.Int64
 	synctest.Test(t, func(t *testing.T) {
 		g := newMesh(t, 3, Options{Every: time.Second}, map[int]grid.SingleHandlerFn{
@@ -214,7 +214,7 @@ func TestHostsAreAskedOnceHoweverManyLook(t *testing.T) {
 	})
 }
 
-func TestHostMakesItsAnswerAnewOnlyNowAndThen(t *testing.T) {
+func TestView_IsMadeAnewOnlyNowAndThen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newMesh(t, 3, Options{Every: time.Second}, nil)
 		ask := func() View {
@@ -247,7 +247,7 @@ func (g *mesh) get(t *testing.T, node int, target string, header ...string) *htt
 	return w
 }
 
-func TestPageAndJSONOverHTTP(t *testing.T) {
+func TestStatusHandler_PageAndJSONOverHTTP(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newMesh(t, 3, Options{Title: "the mesh"}, nil)
 		for _, c := range []struct {
@@ -304,7 +304,7 @@ func TestPageAndJSONOverHTTP(t *testing.T) {
 	})
 }
 
-func TestWrongOptions(t *testing.T) {
+func TestStatusHandler_WrongOptions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newMesh(t, 2, Options{}, nil)
 		for want, o := range map[string]Options{
@@ -323,7 +323,7 @@ func TestWrongOptions(t *testing.T) {
 }
 
 // A host that is closed still says what it last saw.
-func TestPageOfAClosedManager(t *testing.T) {
+func TestStatusHandler_PageOfAClosedManager(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newMesh(t, 2, Options{}, nil)
 		require.NoError(t, g.Shutdown(context.Background(), 0))
@@ -331,7 +331,7 @@ func TestPageOfAClosedManager(t *testing.T) {
 	})
 }
 
-func TestHeadIsAnsweredLikeGet(t *testing.T) {
+func TestStatusHandler_HeadIsAnsweredLikeGet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newMesh(t, 2, Options{}, nil)
 		w := httptest.NewRecorder()
@@ -342,7 +342,7 @@ func TestHeadIsAnsweredLikeGet(t *testing.T) {
 }
 
 // Who gives up does not wait, and what was begun is there for the next one.
-func TestRequestThatIsCancelledReturns(t *testing.T) {
+func TestStatusHandler_RequestThatIsCancelledReturns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newMesh(t, 3, Options{Timeout: 10 * time.Second}, nil)
 		g.PartitionSilently([]int{2})
@@ -363,7 +363,7 @@ func TestRequestThatIsCancelledReturns(t *testing.T) {
 }
 
 // However many read, and whatever they choose, a page is made once, and few are kept.
-func TestPagesAreMadeOnce(t *testing.T) {
+func TestStatusHandler_PagesAreMadeOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newMesh(t, 20, Options{}, nil)
 		b := &g.pages[0].bodies
@@ -385,7 +385,7 @@ func TestPagesAreMadeOnce(t *testing.T) {
 	})
 }
 
-func TestHostsComeAndGoUnderThePage(t *testing.T) {
+func TestMesh_HostsComeAndGoUnderThePage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newMesh(t, 3, Options{}, nil)
 		require.Len(t, g.see(t, 0).Nodes, 3)

@@ -38,7 +38,7 @@ func fill(v reflect.Value, n int64) int64 {
 }
 
 // All that a Link has is what ConnectionStats has under that name.
-func TestLinkHasWhatTheConnectionHas(t *testing.T) {
+func TestView_LinkHasWhatTheConnectionHas(t *testing.T) {
 	var c grid.ConnectionStats
 	fill(reflect.ValueOf(&c).Elem(), 1)
 	c.State, c.Dials = grid.StateConnected, true
@@ -66,7 +66,7 @@ func TestLinkHasWhatTheConnectionHas(t *testing.T) {
 	}
 }
 
-func TestViewIsReadAsItWasWritten(t *testing.T) {
+func TestView_IsReadAsItWasWritten(t *testing.T) {
 	v := &View{Host: "h", ID: "id", Time: time.Unix(1, 2).UTC(), Links: make([]Link, 2)}
 	for i := range v.Links {
 		fill(reflect.ValueOf(&v.Links[i]).Elem(), int64(100*i+1))
@@ -81,7 +81,7 @@ func TestViewIsReadAsItWasWritten(t *testing.T) {
 }
 
 // Another version may say more, and of states that are not known here.
-func TestViewOfAnotherVersionIsRead(t *testing.T) {
+func TestView_OfAnotherVersionIsRead(t *testing.T) {
 	v, err := decodeView("h", []byte(`{"Host":"h","Color":"red","Links":[{"Host":"a","State":"draining","Width":1}]}`))
 	require.NoError(t, err)
 	require.Equal(t, "draining", v.Links[0].State)
@@ -90,7 +90,7 @@ func TestViewOfAnotherVersionIsRead(t *testing.T) {
 	require.Empty(t, v.Links)
 }
 
-func TestViewsThatAreRefused(t *testing.T) {
+func TestView_ThatIsRefused(t *testing.T) {
 	for said, want := range map[string]string{
 		``:                                      "its view can't be read: ",
 		`{"Host":"h"`:                           "its view can't be read: ",
@@ -114,7 +114,7 @@ func TestViewsThatAreRefused(t *testing.T) {
 func many(value string, n int) string { return value + strings.Repeat(","+value, n) }
 
 // A view of 4 MiB does not take hundreds of them.
-func TestViewDoesNotBurst(t *testing.T) {
+func TestView_DoesNotBurst(t *testing.T) {
 	for name, links := range map[string]string{
 		"nothing but zeros":  many(`0`, maxView/2-100),
 		"empty links":        many(`{}`, maxView/3-100),
@@ -132,7 +132,7 @@ func TestViewDoesNotBurst(t *testing.T) {
 	}
 }
 
-func TestWhatALinkSaysIsBounded(t *testing.T) {
+func TestView_WhatALinkSaysIsBounded(t *testing.T) {
 	limits := make(map[string]int64)
 	for i := range maxLimits + 1 {
 		limits[fmt.Sprint(i)] = 1
@@ -153,7 +153,7 @@ func TestWhatALinkSaysIsBounded(t *testing.T) {
 }
 
 // A zone that JSON reads and does not write.
-func TestViewInAnOddZoneIsWrittenAgain(t *testing.T) {
+func TestView_InAnOddZoneIsWrittenAgain(t *testing.T) {
 	const odd = `"2024-01-01T00:00:00+24:00"`
 	v, err := decodeView("h", []byte(`{"Host":"h","Time":`+odd+`,"Links":[{"Host":"a","Since":`+odd+`,"LastDisconnect":`+odd+`}]}`))
 	require.NoError(t, err)
@@ -161,7 +161,7 @@ func TestViewInAnOddZoneIsWrittenAgain(t *testing.T) {
 	require.NoError(t, err)
 }
 
-func TestRates(t *testing.T) {
+func TestRates_ComeOfTwoViewsOfOneManager(t *testing.T) {
 	at := func(id string, sec int64, bytes int64) *View {
 		return &View{Host: "a", ID: id, Time: time.Unix(sec, 0), Links: []Link{{Host: "b", BytesIn: bytes, BytesOut: 2 * bytes, MessagesIn: 3 * bytes, MessagesOut: 4 * bytes}}}
 	}
@@ -195,7 +195,7 @@ func TestRates(t *testing.T) {
 }
 
 // Rates are there, however seldom somebody looks.
-func TestRatesOfAPageThatIsSlow(t *testing.T) {
+func TestRates_OfAPageThatIsSlow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newMesh(t, 2, Options{Every: time.Hour}, nil)
 		g.see(t, 0)

@@ -4,7 +4,7 @@
 // started anew. This is a test of a service, that a newStore makes for a manager;
 // example_test.go has the service as well:
 //
-//	func TestStore(t *testing.T) {
+//	func TestStore_OutlivesFaults(t *testing.T) {
 //		synctest.Test(t, func(t *testing.T) {
 //			stores := make([]*store, 3)
 //			g := gridtest.New(t, 3, gridtest.WithHandlers(func(node int, m *grid.Manager) (err error) {

@@ -60,10 +60,10 @@ func (s *store) get(ctx context.Context, key string) (string, error) {
 	return "", err
 }
 
-// The package documentation shows this test; TestDocShowsTheExample keeps the two
+// The package documentation shows this test; TestGridtestDocs_ShowTheExample keeps the two
 // the same.
 
-func TestStore(t *testing.T) {
+func TestStore_OutlivesFaults(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stores := make([]*store, 3)
 		g := gridtest.New(t, 3, gridtest.WithHandlers(func(node int, m *grid.Manager) (err error) {

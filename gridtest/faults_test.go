@@ -19,7 +19,7 @@ func stream(t *testing.T, g *Grid, from, to int) (end func() error) {
 	return func() error { return s.Results(func([]byte) error { return nil }) }
 }
 
-func TestCutEndsStreamsOfThatLink(t *testing.T) {
+func TestCut_EndsStreamsOfThatLink(t *testing.T) {
 	inBoth(t, 3, func(t *testing.T, g *Grid) {
 		there, back, other := stream(t, g, 0, 1), stream(t, g, 1, 0), stream(t, g, 1, 2)
 		g.Cut(1, 0)
@@ -35,7 +35,7 @@ func TestCutEndsStreamsOfThatLink(t *testing.T) {
 	})
 }
 
-func TestCutOverAndOver(t *testing.T) {
+func TestCut_OverAndOver(t *testing.T) {
 	inBoth(t, 2, func(t *testing.T, g *Grid) {
 		for range 20 {
 			g.Cut(0, 1)
@@ -46,7 +46,7 @@ func TestCutOverAndOver(t *testing.T) {
 	})
 }
 
-func TestPartitionOfFive(t *testing.T) {
+func TestPartition_OfFive(t *testing.T) {
 	inBoth(t, 5, func(t *testing.T, g *Grid) {
 		began := time.Now()
 		g.Partition([]int{0, 1}, []int{2, 3, 4})
@@ -66,7 +66,7 @@ func TestPartitionOfFive(t *testing.T) {
 	})
 }
 
-func TestPartitionOfOneGroupIsolatesIt(t *testing.T) {
+func TestPartition_OfOneGroupIsolatesIt(t *testing.T) {
 	inBoth(t, 3, func(t *testing.T, g *Grid) {
 		g.Partition([]int{1})
 		requireReach(t, g, func(a, b int) bool { return a != 1 && b != 1 })
@@ -76,7 +76,7 @@ func TestPartitionOfOneGroupIsolatesIt(t *testing.T) {
 	})
 }
 
-func TestPartitionWithABridge(t *testing.T) {
+func TestPartition_WithABridge(t *testing.T) {
 	inBoth(t, 3, func(t *testing.T, g *Grid) {
 		g.Partition([]int{0, 2}, []int{1, 2})
 		g.WaitConnected()
@@ -84,7 +84,7 @@ func TestPartitionWithABridge(t *testing.T) {
 	})
 }
 
-func TestPartitionHoldsForNodesThatStart(t *testing.T) {
+func TestPartition_HoldsForNodesThatStart(t *testing.T) {
 	inBoth(t, 3, func(t *testing.T, g *Grid) {
 		g.Partition([]int{0}, []int{1, 2})
 		g.Restart(0)
@@ -97,7 +97,7 @@ func TestPartitionHoldsForNodesThatStart(t *testing.T) {
 	})
 }
 
-func TestSilentPartitionIsNoticedByPings(t *testing.T) {
+func TestPartition_SilentOneIsNoticedByPings(t *testing.T) {
 	inBoth(t, 2, func(t *testing.T, g *Grid) {
 		end := stream(t, g, 0, 1)
 		g.PartitionSilently([]int{0}, []int{1})
@@ -112,7 +112,7 @@ func TestSilentPartitionIsNoticedByPings(t *testing.T) {
 	})
 }
 
-func TestSilentPartitionThatHealsInTimeLosesNothing(t *testing.T) {
+func TestPartition_SilentOneThatHealsInTimeLosesNothing(t *testing.T) {
 	inBoth(t, 2, func(t *testing.T, g *Grid) {
 		for range 3 {
 			g.PartitionSilently([]int{0})
@@ -141,7 +141,7 @@ func TestSilentPartitionThatHealsInTimeLosesNothing(t *testing.T) {
 
 // Whichever of the two has dialled, the other must not be told that it is gone; and
 // WaitConnected must not take the old link for the new one.
-func TestStopBehindASilentPartition(t *testing.T) {
+func TestNode_StopsBehindASilentPartition(t *testing.T) {
 	inBoth(t, 3, func(t *testing.T, g *Grid) {
 		for i := range 3 {
 			g.PartitionSilently([]int{i})
@@ -160,7 +160,7 @@ func TestStopBehindASilentPartition(t *testing.T) {
 	}, WithOptions(func(_ int, o *grid.ManagerOptions) { o.PingInterval = 10 * time.Second }))
 }
 
-func TestAllAtOnce(t *testing.T) {
+func TestGrid_AllFaultsAtOnce(t *testing.T) {
 	inBoth(t, 4, func(t *testing.T, g *Grid) {
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		defer cancel()

@@ -19,7 +19,7 @@ import (
 	"github.com/gridrpc/grid/internal/faultconn"
 )
 
-func TestNewConnectsAll(t *testing.T) {
+func TestGrid_NewConnectsAll(t *testing.T) {
 	inBoth(t, 4, func(t *testing.T, g *Grid) {
 		require.Equal(t, 4, g.Len())
 		require.Len(t, g.Hosts(), 4)
@@ -34,7 +34,7 @@ func TestNewConnectsAll(t *testing.T) {
 	})
 }
 
-func TestGridOfOneNode(t *testing.T) {
+func TestGrid_OfOneNode(t *testing.T) {
 	inBoth(t, 1, func(t *testing.T, g *Grid) {
 		g.Restart(0)
 		g.WaitConnected()
@@ -42,7 +42,7 @@ func TestGridOfOneNode(t *testing.T) {
 	}, WithOptions(func(_ int, o *grid.ManagerOptions) { o.LocalCalls = true }))
 }
 
-func TestMemoryOutsideOfABubble(t *testing.T) {
+func TestGrid_InMemoryOutsideOfABubble(t *testing.T) {
 	g := New(t, 3, WithHandlers(register))
 	g.Cut(0, 1)
 	g.Restart(2)
@@ -51,7 +51,7 @@ func TestMemoryOutsideOfABubble(t *testing.T) {
 	requireNothingLeft(t, g)
 }
 
-func TestGridsSideBySide(t *testing.T) {
+func TestGrid_SeveralSideBySide(t *testing.T) {
 	inBoth(t, 2, func(t *testing.T, g *Grid) {
 		var opts []Option
 		if g.opts.tcp {
@@ -69,7 +69,7 @@ func TestGridsSideBySide(t *testing.T) {
 	})
 }
 
-func TestFailures(t *testing.T) {
+func TestGrid_FailuresAreTold(t *testing.T) {
 	boom := errors.New("boom")
 	for name, c := range map[string]struct {
 		test func(t testing.TB)
@@ -113,7 +113,7 @@ func TestFailures(t *testing.T) {
 	}
 }
 
-func TestWaitConnectedSaysWhoIsNotAndWhy(t *testing.T) {
+func TestGrid_WaitConnectedSaysWhoIsNotAndWhy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
 		failure := fail(t, func(t testing.TB) {
@@ -133,7 +133,7 @@ func TestWaitConnectedSaysWhoIsNotAndWhy(t *testing.T) {
 	})
 }
 
-func TestCloseMayBeCalledOftenAndAtOnce(t *testing.T) {
+func TestGrid_CloseMayBeCalledOftenAndAtOnce(t *testing.T) {
 	inBoth(t, 3, func(t *testing.T, g *Grid) {
 		var all sync.WaitGroup
 		for range 4 {
@@ -146,7 +146,7 @@ func TestCloseMayBeCalledOftenAndAtOnce(t *testing.T) {
 	})
 }
 
-func TestNothingIsLeft(t *testing.T) {
+func TestGrid_NothingIsLeft(t *testing.T) {
 	buffers, goroutines, files := bytepool.Out(), runtime.NumGoroutine(), openFiles(t)
 	fail(t, func(tb testing.TB) {
 		for _, opts := range [][]Option{{}, {TCP()}} {
@@ -187,7 +187,7 @@ func openFiles(t *testing.T) (n int) {
 	return n
 }
 
-func TestLogGoesToTheTestUntilItsEnd(t *testing.T) {
+func TestGrid_LogGoesToTheTestUntilItsEnd(t *testing.T) {
 	b := &brokenTB{TB: t}
 	var g *Grid
 	b.run(func(t testing.TB) {
@@ -204,7 +204,7 @@ func TestLogGoesToTheTestUntilItsEnd(t *testing.T) {
 	require.NotContains(t, strings.Join(b.logged, "\n"), "too late")
 }
 
-func TestRoutesAreReachedOverTheLinks(t *testing.T) {
+func TestGrid_RoutesAreReachedOverTheLinks(t *testing.T) {
 	inBoth(t, 2, func(t *testing.T, g *Grid) {
 		get := func() (string, error) {
 			resp, err := g.Client(0).Get(g.Host(1) + "/health")
@@ -236,7 +236,7 @@ func TestRoutesAreReachedOverTheLinks(t *testing.T) {
 	}))
 }
 
-func TestOptionsAreChanged(t *testing.T) {
+func TestGrid_OptionsAreChanged(t *testing.T) {
 	inBoth(t, 2, func(t *testing.T, g *Grid) {
 		requireReach(t, g, everyone)
 		_, err := g.Conn(0, 1).SingleRequest(t.Context(), whoami, make([]byte, 2000))

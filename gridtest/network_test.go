@@ -20,7 +20,7 @@ import (
 )
 
 // A network that the test has made has other hosts than the nodes, and faults of its own.
-func TestNetworkOfTheTest(t *testing.T) {
+func TestGrid_UsesANetworkOfTheTest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		net := faultconn.NewNetwork()
 		g := New(t, 2, WithNetwork(net), WithHandlers(register), WithOptions(shortPings),
@@ -51,7 +51,7 @@ func TestNetworkOfTheTest(t *testing.T) {
 	})
 }
 
-func TestServersAreChanged(t *testing.T) {
+func TestGrid_ChangesItsServers(t *testing.T) {
 	cert, pool := certificate(t)
 	tested := make(chan time.Duration, 10)
 	inBoth(t, 2, func(t *testing.T, g *Grid) {

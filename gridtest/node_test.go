@@ -12,7 +12,7 @@ import (
 	"github.com/gridrpc/grid"
 )
 
-func TestStopAndStart(t *testing.T) {
+func TestNode_StopAndStart(t *testing.T) {
 	inBoth(t, 3, func(t *testing.T, g *Grid) {
 		there, back := stream(t, g, 0, 1), stream(t, g, 1, 0)
 		before := g.Manager(1).ID
@@ -35,7 +35,7 @@ func TestStopAndStart(t *testing.T) {
 	})
 }
 
-func TestRestartHasItsHandlersAgain(t *testing.T) {
+func TestNode_RestartHasItsHandlersAgain(t *testing.T) {
 	inBoth(t, 3, func(t *testing.T, g *Grid) {
 		require.NoError(t, g.Manager(2).RegisterSingleHandler(hold, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }))
 		for i := range 3 {
@@ -49,7 +49,7 @@ func TestRestartHasItsHandlersAgain(t *testing.T) {
 }
 
 // The others try to reach a node all the time that its handlers take to be there.
-func TestNobodyIsConnectedBeforeItsHandlersAreThere(t *testing.T) {
+func TestNode_IsNotConnectedBeforeItsHandlersAreThere(t *testing.T) {
 	inBoth(t, 3, func(t *testing.T, g *Grid) {
 		for i := range 3 {
 			g.Start(i)
@@ -68,7 +68,7 @@ func TestNobodyIsConnectedBeforeItsHandlersAreThere(t *testing.T) {
 	}))
 }
 
-func TestStoppedNodesAreStartedByTheTest(t *testing.T) {
+func TestNode_StoppedOnesAreStartedByTheTest(t *testing.T) {
 	inBoth(t, 3, func(t *testing.T, g *Grid) {
 		require.NotNil(t, g.Manager(0))
 		require.Nil(t, g.Manager(1))
@@ -106,7 +106,7 @@ func holding(t *testing.T, g *Grid, node int, release <-chan bool) (began <-chan
 	return begin
 }
 
-func TestShutdownLetsFinish(t *testing.T) {
+func TestNode_ShutdownLetsFinish(t *testing.T) {
 	inBoth(t, 2, func(t *testing.T, g *Grid) {
 		for i := range 2 { // one of them has dialled
 			release := make(chan bool)
@@ -137,7 +137,7 @@ func TestShutdownLetsFinish(t *testing.T) {
 	})
 }
 
-func TestShutdownBehindASilentPartition(t *testing.T) {
+func TestNode_ShutdownBehindASilentPartition(t *testing.T) {
 	inBoth(t, 2, func(t *testing.T, g *Grid) {
 		for i := range 2 {
 			g.PartitionSilently([]int{i})
@@ -153,7 +153,7 @@ func TestShutdownBehindASilentPartition(t *testing.T) {
 	}, WithOptions(func(_ int, o *grid.ManagerOptions) { o.PingInterval = 10 * time.Second }))
 }
 
-func TestShutdownIsEndedByItsContextAndByStop(t *testing.T) {
+func TestNode_ShutdownIsEndedByItsContextAndByStop(t *testing.T) {
 	inBoth(t, 2, func(t *testing.T, g *Grid) {
 		release := make(chan bool)
 		defer close(release)
@@ -180,7 +180,7 @@ func TestShutdownIsEndedByItsContextAndByStop(t *testing.T) {
 	})
 }
 
-func TestHostsThatAreRemovedAreNotWaitedFor(t *testing.T) {
+func TestGrid_HostsThatAreRemovedAreNotWaitedFor(t *testing.T) {
 	inBoth(t, 3, func(t *testing.T, g *Grid) {
 		require.NoError(t, g.Manager(0).RemoveHost(g.Host(1)))
 		require.NoError(t, g.Manager(1).RemoveHost(g.Host(0)))

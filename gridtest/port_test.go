@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestPortOfAStoppedNodeIsKept(t *testing.T) {
+func TestNode_PortOfAStoppedOneIsKept(t *testing.T) {
 	g := New(t, 2, TCP(), WithHandlers(register))
 	addr := strings.TrimPrefix(g.Host(1), "http://")
 	g.Stop(1)
@@ -33,7 +33,7 @@ func TestPortOfAStoppedNodeIsKept(t *testing.T) {
 	requireNothingLeft(t, g)
 }
 
-func TestHostsOutsideOfTheGridAreDialledOverTCP(t *testing.T) {
+func TestGrid_HostsOutsideOfItAreDialledOverTCP(t *testing.T) {
 	g := New(t, 1, TCP())
 	server := httptest.NewServer(http.NotFoundHandler())
 	defer server.Close()

@@ -50,7 +50,7 @@ func testTree(t *testing.T) string {
 	return root
 }
 
-func TestDemoHolds(t *testing.T) {
+func TestDemo_Holds(t *testing.T) {
 	var out, errs bytes.Buffer
 	code := run(testContext(t), []string{"-dir", testTree(t)}, &out, &errs)
 	require.Zero(t, code, "stdout:\n%s\nstderr:\n%s", &out, &errs)
@@ -69,14 +69,14 @@ func TestDemoHolds(t *testing.T) {
 	require.NotContains(t, out.String(), "\x1b", "a line was rewritten, but this is no terminal")
 }
 
-func TestDemoFailsWhenInterrupted(t *testing.T) {
+func TestDemo_FailsWhenInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	code := run(ctx, []string{"-dir", testTree(t)}, io.Discard, io.Discard)
 	require.Equal(t, 1, code)
 }
 
-func TestThreeProcessesEndWhenAllAreDone(t *testing.T) {
+func TestProcess_ThreeEndWhenAllAreDone(t *testing.T) {
 	ctx := testContext(t)
 	dir, hosts := testTree(t), freeHosts(t, 3)
 	var ps []*process
@@ -97,7 +97,7 @@ func TestThreeProcessesEndWhenAllAreDone(t *testing.T) {
 	}
 }
 
-func TestServingProcessEndsWellOnSignal(t *testing.T) {
+func TestProcess_ThatServesEndsWellOnSignal(t *testing.T) {
 	skipWithoutSignals(t)
 	ctx := testContext(t)
 	dir, hosts := testTree(t), freeHosts(t, 2)
@@ -123,7 +123,7 @@ func TestServingProcessEndsWellOnSignal(t *testing.T) {
 
 // A node must not leave its peers waiting for an answer to "done" that was lost
 // with its own end.
-func TestPeerThatIsDoneAndGoneWasTold(t *testing.T) {
+func TestProcess_PeerThatIsDoneAndGoneWasTold(t *testing.T) {
 	ctx := testContext(t)
 	hosts := freeHosts(t, 2)
 	nodes := startNodes(t, hosts)
@@ -138,7 +138,7 @@ func TestPeerThatIsDoneAndGoneWasTold(t *testing.T) {
 	require.Error(t, isClosed(a.peersDone()))
 }
 
-func TestWrongCommandLine(t *testing.T) {
+func TestCommandLine_ThatIsWrongIsToldWhy(t *testing.T) {
 	dir, empty := testTree(t), t.TempDir()
 	two := "http://127.0.0.1:1,http://127.0.0.1:2"
 	for _, c := range []struct {
@@ -169,7 +169,7 @@ func TestWrongCommandLine(t *testing.T) {
 	}
 }
 
-func TestLocalHostIsTheOneThatListens(t *testing.T) {
+func TestCommandLine_LocalHostIsTheOneThatListens(t *testing.T) {
 	for _, c := range []struct {
 		listen, local string
 		hosts         []string

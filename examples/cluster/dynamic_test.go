@@ -31,7 +31,7 @@ func (s *serving) connectedTo(t *testing.T, hosts ...string) func() bool {
 // done is what a node prints when it has used another, of testTree.
 const done = "10 entries, 2.1 KiB; it counts 10 itself"
 
-func TestNodesJoinOneAfterAnotherAndLeave(t *testing.T) {
+func TestDynamic_NodesJoinOneAfterAnotherAndLeave(t *testing.T) {
 	skipWithoutSignals(t)
 	ctx, dir, hosts := testContext(t), testTree(t), freeHosts(t, 3)
 	a := joinCluster(ctx, t, dir, hosts[0])
@@ -57,7 +57,7 @@ func TestNodesJoinOneAfterAnotherAndLeave(t *testing.T) {
 	}
 }
 
-func TestNodesThatJoinAtATimeThroughDifferentNodesKnowEachOther(t *testing.T) {
+func TestDynamic_NodesThatJoinAtATimeThroughDifferentNodesKnowEachOther(t *testing.T) {
 	ctx, dir, hosts := testContext(t), testTree(t), freeHosts(t, 4)
 	a := joinCluster(ctx, t, dir, hosts[0])
 	b := joinCluster(ctx, t, dir, hosts[1], hosts[0])
@@ -71,7 +71,7 @@ func TestNodesThatJoinAtATimeThroughDifferentNodesKnowEachOther(t *testing.T) {
 		c.connectedTo(t, hosts[0], hosts[1], hosts[3]), d.connectedTo(t, hosts[0], hosts[1], hosts[2]))
 }
 
-func TestNodeThatIsKilledComesBackUnderItsURL(t *testing.T) {
+func TestDynamic_NodeThatIsKilledComesBackUnderItsURL(t *testing.T) {
 	ctx, dir, hosts := testContext(t), testTree(t), freeHosts(t, 3)
 	a := joinCluster(ctx, t, dir, hosts[0])
 	b := joinCluster(ctx, t, dir, hosts[1], hosts[0])
@@ -94,7 +94,7 @@ func TestNodeThatIsKilledComesBackUnderItsURL(t *testing.T) {
 		b.prints("\n"+hosts[0]+" is connected again\n", 1))
 }
 
-func TestNodeWaitsForTheOneToJoinThrough(t *testing.T) {
+func TestDynamic_NodeWaitsForTheOneToJoinThrough(t *testing.T) {
 	ctx, dir, hosts := testContext(t), testTree(t), freeHosts(t, 2)
 	b := joinCluster(ctx, t, dir, hosts[1], hosts[0])
 	until(t, within, "it asks again", b.prints("asking it again", 1))
@@ -102,7 +102,7 @@ func TestNodeWaitsForTheOneToJoinThrough(t *testing.T) {
 	until(t, within, "both are connected", a.connectedTo(t, hosts[1]), b.connectedTo(t, hosts[0]))
 }
 
-func TestNodeThatIsRefusedSaysWhy(t *testing.T) {
+func TestDynamic_NodeThatIsRefusedSaysWhy(t *testing.T) {
 	ctx, dir, hosts := testContext(t), testTree(t), freeHosts(t, 3)
 	a := joinCluster(ctx, t, dir, hosts[0])
 	newProcess(ctx, hosts[1:], hosts[1], dir, "-http", "127.0.0.1:0").start(t)
@@ -121,7 +121,7 @@ func TestNodeThatIsRefusedSaysWhy(t *testing.T) {
 }
 
 // A node that leaves while it is used is no reason for another to end with an error.
-func TestCallsThatEndWithTheLinkAreNoFailureWhereNodesLeave(t *testing.T) {
+func TestDynamic_CallsThatEndWithTheLinkAreNoFailureWhereNodesLeave(t *testing.T) {
 	a, b := connectedNodes(t)
 	b.Close()
 	for _, c := range []struct {

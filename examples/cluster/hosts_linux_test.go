@@ -32,7 +32,7 @@ func pings(d time.Duration) string {
 
 // Three hosts, in network namespaces of their own, go through what happens to
 // hosts and links, as it is seen from outside their processes.
-func TestAcrossHosts(t *testing.T) {
+func TestLab_AcrossHosts(t *testing.T) {
 	l := newLab(t)
 	a, b, c := l.hosts[0], l.hosts[1], l.hosts[2]
 	for _, h := range l.hosts {

@@ -28,7 +28,7 @@ func connectedNodes(t *testing.T) (a, b *node) {
 	return nodes[0], nodes[1]
 }
 
-func TestStatusTellsOfTheLinks(t *testing.T) {
+func TestStatus_TellsOfTheLinks(t *testing.T) {
 	a, b := connectedNodes(t)
 	status := func() nodeStatus {
 		w := get(a, "/status")
@@ -52,7 +52,7 @@ func TestStatusTellsOfTheLinks(t *testing.T) {
 	require.Equal(t, "shutdown", st.Links[0].State)
 }
 
-func TestDiskAndTreeOfAPeerAreAskedOverGrid(t *testing.T) {
+func TestStatus_DiskAndTreeOfAPeerAreAskedOverGrid(t *testing.T) {
 	a, b := connectedNodes(t)
 	w := get(a, "/disk/"+addr(b.HostName()))
 	require.Equal(t, http.StatusOK, w.Code, w.Body)
@@ -71,7 +71,7 @@ func TestDiskAndTreeOfAPeerAreAskedOverGrid(t *testing.T) {
 	require.Equal(t, entry{Path: "a", Dir: true}, e)
 }
 
-func TestStatusOfAFailedCallTellsWhoFailed(t *testing.T) {
+func TestStatus_OfAFailedCallTellsWhoFailed(t *testing.T) {
 	a, b := connectedNodes(t)
 	peer := addr(b.HostName())
 	for path, code := range map[string]int{
@@ -89,7 +89,7 @@ func TestStatusOfAFailedCallTellsWhoFailed(t *testing.T) {
 	}
 }
 
-func TestTreeThatIsCutSaysSoInItsLastLine(t *testing.T) {
+func TestStatus_TreeThatIsCutSaysSoInItsLastLine(t *testing.T) {
 	a, b := connectedNodes(t)
 	srv := httptest.NewServer(a.routes())
 	defer srv.Close()

@@ -44,7 +44,7 @@ func askToJoin(d *dynamic, authorization, body string) *httptest.ResponseRecorde
 	return w
 }
 
-func TestBadRequestToJoinIsToldWhatIsWrong(t *testing.T) {
+func TestJoin_BadRequestIsToldWhatIsWrong(t *testing.T) {
 	d := startDynamic(t, freeHosts(t, 1)[0])
 	for _, c := range []struct{ body, want string }{
 		{"", "EOF"},
@@ -67,7 +67,7 @@ func TestBadRequestToJoinIsToldWhatIsWrong(t *testing.T) {
 	require.Empty(t, d.Targets())
 }
 
-func TestRequestToJoinNeedsATokenThatWasNotUsed(t *testing.T) {
+func TestJoin_NeedsATokenThatWasNotUsed(t *testing.T) {
 	d := startDynamic(t, freeHosts(t, 1)[0])
 	const body = `{"Host":"http://127.0.0.1:1"}`
 	otherToken, _ := grid.SharedSecret([]byte("not-the-secret-of-the-others"))
@@ -93,7 +93,7 @@ func TestRequestToJoinNeedsATokenThatWasNotUsed(t *testing.T) {
 	require.Equal(t, []string{"http://127.0.0.1:1"}, d.Targets())
 }
 
-func TestNodeThatShutsDownCantBeJoined(t *testing.T) {
+func TestJoin_NodeThatShutsDownCantBeJoined(t *testing.T) {
 	d := startDynamic(t, freeHosts(t, 1)[0])
 	d.Close()
 	w := askToJoin(d, "Bearer "+d.token(), `{"Host":"http://127.0.0.1:1"}`)
@@ -101,7 +101,7 @@ func TestNodeThatShutsDownCantBeJoined(t *testing.T) {
 }
 
 // A host may have another program at its address by now, or be on its way down.
-func TestHostThatFailsOrRefusesDoesNotKeepANodeFromJoining(t *testing.T) {
+func TestJoin_IsNotPreventedByAHostThatFailsOrRefuses(t *testing.T) {
 	hosts := freeHosts(t, 2)
 	a, d := startDynamic(t, hosts[0]), startDynamic(t, hosts[1])
 	other := httptest.NewServer(http.NotFoundHandler())
@@ -154,7 +154,7 @@ func joined(t *testing.T) (a, b *dynamic) {
 	return a, b
 }
 
-func TestNodeCantLeaveInPlaceOfAnother(t *testing.T) {
+func TestLeave_InPlaceOfAnotherIsRefused(t *testing.T) {
 	ctx := testContext(t)
 	a, b := joined(t)
 	require.NoError(t, a.add("http://127.0.0.1:1"))
@@ -168,7 +168,7 @@ func TestNodeCantLeaveInPlaceOfAnother(t *testing.T) {
 	require.ElementsMatch(t, []string{b.HostName(), "http://127.0.0.1:1"}, a.Targets())
 }
 
-func TestNodeThatLeavesIsRemovedWhenItsLinkHasEnded(t *testing.T) {
+func TestLeave_RemovesTheNodeWhenItsLinkHasEnded(t *testing.T) {
 	a, b := joined(t)
 	require.Equal(t, 1, b.leave(testContext(t)))
 	require.Equal(t, []string{b.HostName()}, a.Targets())
@@ -176,7 +176,7 @@ func TestNodeThatLeavesIsRemovedWhenItsLinkHasEnded(t *testing.T) {
 	until(t, within, "it is removed", func() bool { return len(a.Targets()) == 0 })
 }
 
-func TestNodeThatJoinsAgainBeforeItsLinkHasEndedStays(t *testing.T) {
+func TestJoin_AgainBeforeTheLinkHasEndedKeepsTheNode(t *testing.T) {
 	a, b := joined(t)
 	require.Equal(t, 1, b.leave(testContext(t)))
 	w := askToJoin(a, "Bearer "+b.token(), `{"Host":"`+b.HostName()+`"}`)
@@ -187,7 +187,7 @@ func TestNodeThatJoinsAgainBeforeItsLinkHasEndedStays(t *testing.T) {
 }
 
 // A node that leaves would not tell one that joins now.
-func TestNodeThatLeavesCantBeJoined(t *testing.T) {
+func TestJoin_NodeThatLeavesCantBeJoined(t *testing.T) {
 	hosts := freeHosts(t, 2)
 	a, b := startDynamic(t, hosts[0]), startDynamic(t, hosts[1])
 	require.Zero(t, a.leave(t.Context()))
@@ -198,7 +198,7 @@ func TestNodeThatLeavesCantBeJoined(t *testing.T) {
 }
 
 // Who answers has no token to show, so what is answered is not believed without limit.
-func TestAnswersToJoiningAreChecked(t *testing.T) {
+func TestJoin_AnswersAreChecked(t *testing.T) {
 	var asked atomic.Int64
 	victim := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
 	defer victim.Close()

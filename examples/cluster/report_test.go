@@ -30,7 +30,7 @@ func startNodes(t *testing.T, hosts []string) []*node {
 	return nodes
 }
 
-func TestProgressRewritesItselfOnATerminalOnly(t *testing.T) {
+func TestProgress_RewritesItselfOnATerminalOnly(t *testing.T) {
 	var out bytes.Buffer
 	r := &report{w: &out, terminal: true}
 	r.progress("%d entries", 1)
@@ -44,7 +44,7 @@ func TestProgressRewritesItselfOnATerminalOnly(t *testing.T) {
 	require.Equal(t, "        1 entries\n  ok    done\n", out.String())
 }
 
-func TestVerdictNamesWhatFailed(t *testing.T) {
+func TestVerdict_NamesWhatFailed(t *testing.T) {
 	var out bytes.Buffer
 	r := newReport(&out)
 	require.True(t, r.check(true, "this"))
@@ -55,7 +55,7 @@ func TestVerdictNamesWhatFailed(t *testing.T) {
 	require.Equal(t, "\n1 of 2 checks failed:\n        that\n", out.String())
 }
 
-func TestFiguresAreShort(t *testing.T) {
+func TestVerdict_FiguresAreShort(t *testing.T) {
 	for n, want := range map[uint64]string{
 		0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1<<20 - 1: "1.0 MiB", 3 << 40: "3.0 TiB",
 	} {
@@ -67,7 +67,7 @@ func TestFiguresAreShort(t *testing.T) {
 	require.Equal(t, time.Hour, took(time.Now().Add(-time.Hour)).Truncate(time.Minute))
 }
 
-func TestDiskIsThatOfTheSystem(t *testing.T) {
+func TestDisk_IsThatOfTheSystem(t *testing.T) {
 	d, err := readDisk(t.TempDir())
 	require.NoError(t, err)
 	require.NotZero(t, d.Total)

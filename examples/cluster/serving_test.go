@@ -118,7 +118,7 @@ func (s *serving) requireMesh(t *testing.T, hosts int) {
 	}
 }
 
-func TestDemoServesTheStatusPageUntilInterrupted(t *testing.T) {
+func TestStatusPage_IsServedByTheDemoUntilInterrupted(t *testing.T) {
 	skipWithoutSignals(t)
 	p := &process{Cmd: command(testContext(t), "-dir", testTree(t), "-http", "127.0.0.1:0")}
 	s := p.start(t)
@@ -127,14 +127,14 @@ func TestDemoServesTheStatusPageUntilInterrupted(t *testing.T) {
 	s.requireEndsWell(t)
 }
 
-func TestDemoFailsEarlyWhereThePageCantBeServed(t *testing.T) {
+func TestStatusPage_ThatCantBeServedFailsTheDemoEarly(t *testing.T) {
 	var out, errs output
 	require.Equal(t, 1, run(testContext(t), []string{"-dir", testTree(t), "-http", "127.0.0.1:no-port"}, &out, &errs))
 	require.Contains(t, errs.String(), "cluster: -http: listen tcp")
 	require.Empty(t, out.String())
 }
 
-func TestProcessesOfAFixedClusterServeTheStatusPage(t *testing.T) {
+func TestStatusPage_IsServedByTheProcessesOfAFixedCluster(t *testing.T) {
 	ctx, dir, hosts := testContext(t), testTree(t), freeHosts(t, 2)
 	var all []*serving
 	for _, h := range hosts {
@@ -145,7 +145,7 @@ func TestProcessesOfAFixedClusterServeTheStatusPage(t *testing.T) {
 	}
 }
 
-func TestStatusPageIsAtTheRootOnly(t *testing.T) {
+func TestStatusPage_IsAtTheRootOnly(t *testing.T) {
 	a, b := connectedNodes(t)
 	w := get(a, "/")
 	require.Equal(t, http.StatusOK, w.Code)

@@ -9,7 +9,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-func TestHello(t *testing.T) {
+func TestHello_IsAnswered(t *testing.T) {
 	answer, err := hello("world")
 	require.NoError(t, err)
 	require.Equal(t, "hello world", answer)

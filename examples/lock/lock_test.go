@@ -108,7 +108,7 @@ func (c *cluster) end() {
 	}
 }
 
-func TestQuorumsOverlap(t *testing.T) {
+func TestQuorum_AnyTwoOverlap(t *testing.T) {
 	for n := 1; n < 100; n++ {
 		require.Greater(t, 2*writeQuorum(n), n)
 		require.Greater(t, readQuorum(n)+writeQuorum(n), n)
@@ -118,7 +118,7 @@ func TestQuorumsOverlap(t *testing.T) {
 }
 
 // Writers and readers of all nodes want the lock over and over.
-func TestContention(t *testing.T) {
+func TestLock_UnderContention(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 5)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
@@ -161,7 +161,7 @@ func TestContention(t *testing.T) {
 	})
 }
 
-func TestReadersShareWritersDoNot(t *testing.T) {
+func TestLock_ReadersShareWritersDoNot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 4)
 		a, b := c.rlock(0), c.rlock(1)
@@ -186,7 +186,7 @@ func TestReadersShareWritersDoNot(t *testing.T) {
 	})
 }
 
-func TestOneNode(t *testing.T) {
+func TestLock_OfOneNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 1)
 		r := c.rlock(0)
@@ -198,7 +198,7 @@ func TestOneNode(t *testing.T) {
 }
 
 // The context of Lock is for the wait: afterwards only its values stay.
-func TestHeldContext(t *testing.T) {
+func TestLock_ContextIsForTheWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		type key struct{}
@@ -215,7 +215,7 @@ func TestHeldContext(t *testing.T) {
 	})
 }
 
-func TestHolderCrashes(t *testing.T) {
+func TestHolder_ThatCrashesLosesTheLock(t *testing.T) {
 	for _, kind := range []string{"writer", "reader"} {
 		t.Run(kind, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -238,7 +238,7 @@ func TestHolderCrashes(t *testing.T) {
 }
 
 // Without a word from the others a holder must stop before they let anyone else in.
-func TestHolderIsIsolated(t *testing.T) {
+func TestHolder_ThatIsIsolatedStopsInTime(t *testing.T) {
 	for _, silent := range []bool{false, true} {
 		t.Run(fmt.Sprintf("silent=%v", silent), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -265,7 +265,7 @@ func TestHolderIsIsolated(t *testing.T) {
 	}
 }
 
-func TestMinorityIsLost(t *testing.T) {
+func TestQuorum_LossOfAMinority(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 5)
 		h := c.lock(0)
@@ -287,7 +287,7 @@ func TestMinorityIsLost(t *testing.T) {
 	})
 }
 
-func TestMajorityIsLost(t *testing.T) {
+func TestQuorum_LossOfTheMajority(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 5)
 		h := c.lock(0)
@@ -311,7 +311,7 @@ func TestMajorityIsLost(t *testing.T) {
 }
 
 // A link that is lost for less than a lease does no harm.
-func TestLinksAreCut(t *testing.T) {
+func TestHolder_KeepsTheLockThoughLinksAreCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		h := c.lock(0)
@@ -330,7 +330,7 @@ func TestLinksAreCut(t *testing.T) {
 }
 
 // Nodes that have forgotten whom they agreed to must not agree to another too early.
-func TestNodesForget(t *testing.T) {
+func TestQuorum_NodesThatForget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 5)
 		h := c.lock(0)
@@ -349,7 +349,7 @@ func TestNodesForget(t *testing.T) {
 	})
 }
 
-func TestForceUnlock(t *testing.T) {
+func TestLock_ForceUnlock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 3)
 		h := c.lock(0)
@@ -376,7 +376,7 @@ func TestForceUnlock(t *testing.T) {
 	})
 }
 
-func TestServerRefusesNonsense(t *testing.T) {
+func TestLockServer_RefusesNonsense(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCluster(t, 2)
 		time.Sleep(testOpts.expiry())
@@ -390,7 +390,7 @@ func TestServerRefusesNonsense(t *testing.T) {
 	})
 }
 
-func TestClientNeedsLocalCalls(t *testing.T) {
+func TestLockClient_NeedsLocalCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, err := NewClient(gridtest.New(t, 2).Manager(0), testOpts)
 		require.Error(t, err)
@@ -398,7 +398,7 @@ func TestClientNeedsLocalCalls(t *testing.T) {
 }
 
 // The program, on sockets and in real time.
-func TestProgram(t *testing.T) {
+func TestLockProgram_Holds(t *testing.T) {
 	var out bytes.Buffer
 	err := run(t.Context(), &out, Options{Expiry: time.Second})
 	require.NoError(t, err, "%s", &out)

@@ -93,7 +93,7 @@ func bubble(t *testing.T, f func(t *testing.T, p *pair)) {
 	synctest.Test(t, func(t *testing.T) { f(t, follow(t, func() {})) })
 }
 
-func TestCancelEndsTheHandler(t *testing.T) {
+func TestFollow_CancelEndsTheHandler(t *testing.T) {
 	bubble(t, func(t *testing.T, p *pair) {
 		p.has() // no file yet
 		p.write("one\ntwo\nthr")
@@ -104,7 +104,7 @@ func TestCancelEndsTheHandler(t *testing.T) {
 	})
 }
 
-func TestEachLineOnceAcrossCuts(t *testing.T) {
+func TestFollow_EachLineOnceAcrossCuts(t *testing.T) {
 	bubble(t, func(t *testing.T, p *pair) {
 		var want []string
 		var wg sync.WaitGroup
@@ -131,7 +131,7 @@ func TestEachLineOnceAcrossCuts(t *testing.T) {
 	})
 }
 
-func TestFollowedNodeRestarts(t *testing.T) {
+func TestFollow_NodeThatRestarts(t *testing.T) {
 	bubble(t, func(t *testing.T, p *pair) {
 		p.write("one\n")
 		p.has("one")
@@ -145,7 +145,7 @@ func TestFollowedNodeRestarts(t *testing.T) {
 	})
 }
 
-func TestRotation(t *testing.T) {
+func TestFile_ThatIsRotated(t *testing.T) {
 	rotations := map[string]func(p *pair){
 		"renamed":   func(p *pair) { require.NoError(p.t, os.Rename(p.path, p.path+".1")) },
 		"removed":   func(p *pair) { require.NoError(p.t, os.Remove(p.path)) },
@@ -184,7 +184,7 @@ func TestRotation(t *testing.T) {
 }
 
 // A file that has become shorter is another one, though it begins as before.
-func TestShortened(t *testing.T) {
+func TestFile_ThatIsShortened(t *testing.T) {
 	bubble(t, func(t *testing.T, p *pair) {
 		line := strings.Repeat("x", headSize)
 		p.write(line + "\ntwo\nthree\n")
@@ -196,7 +196,7 @@ func TestShortened(t *testing.T) {
 }
 
 // What was written last to a file that is renamed comes as well, before the new one.
-func TestRestOfARenamedFile(t *testing.T) {
+func TestFile_RestOfARenamedOne(t *testing.T) {
 	bubble(t, func(t *testing.T, p *pair) {
 		p.write("one\n")
 		p.has("one")
@@ -208,7 +208,7 @@ func TestRestOfARenamedFile(t *testing.T) {
 	})
 }
 
-func TestLongLine(t *testing.T) {
+func TestFile_WithALongLine(t *testing.T) {
 	bubble(t, func(t *testing.T, p *pair) {
 		long := strings.Repeat("x", chunkSize)
 		p.write("short\n" + long + "yz\nshort\n")
@@ -217,7 +217,7 @@ func TestLongLine(t *testing.T) {
 	})
 }
 
-func TestSlowConsumer(t *testing.T) {
+func TestFollow_SlowConsumerHoldsItUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		goOn := make(chan struct{})
 		p := follow(t, func() { <-goOn })
@@ -238,7 +238,7 @@ func TestSlowConsumer(t *testing.T) {
 	})
 }
 
-func TestCancelWhileTheHandlerWaits(t *testing.T) {
+func TestFollow_CancelWhileTheHandlerWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		goOn := make(chan struct{})
 		p := follow(t, func() { <-goOn })
@@ -253,7 +253,7 @@ func TestCancelWhileTheHandlerWaits(t *testing.T) {
 	})
 }
 
-func TestNoFile(t *testing.T) {
+func TestFile_ThatIsNotThere(t *testing.T) {
 	bubble(t, func(t *testing.T, p *pair) {
 		defer p.end()
 		f := &follower{conn: p.Conn(1, 0)}
@@ -261,7 +261,7 @@ func TestNoFile(t *testing.T) {
 	})
 }
 
-func TestConsumerFails(t *testing.T) {
+func TestFollow_ConsumerFails(t *testing.T) {
 	bubble(t, func(t *testing.T, p *pair) {
 		p.write("one\n")
 		f := &follower{conn: p.Conn(0, 1)}
@@ -272,7 +272,7 @@ func TestConsumerFails(t *testing.T) {
 }
 
 // A position comes from another host.
-func TestStrangePosition(t *testing.T) {
+func TestFollow_FromAStrangePosition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := follow(t, func() {})
 		p.write("one\n")
@@ -286,13 +286,13 @@ func TestStrangePosition(t *testing.T) {
 	})
 }
 
-func TestDemo(t *testing.T) {
+func TestTailProgram_Demo(t *testing.T) {
 	var out bytes.Buffer
 	err := run(t.Context(), nil, &out)
 	require.NoError(t, err, "%s", &out)
 }
 
-func TestCommandLine(t *testing.T) {
+func TestTailProgram_CommandLine(t *testing.T) {
 	for _, args := range []string{"-file x", "x", "-listen :1", "-listen h:1 -hosts http://h:1,http://h:2 -secret short"} {
 		require.Error(t, run(t.Context(), strings.Fields(args), io.Discard), args)
 	}

@@ -36,7 +36,7 @@ func (b *tab) shot(name string) {
 	}
 }
 
-func TestPageFollowsTheMeshWhileOpen(t *testing.T) {
+func TestBrowser_FollowsTheMeshWhileThePageIsOpen(t *testing.T) {
 	g := newMesh(t, 4)
 	b := open(t, g.Host(0)+"/grid", 1200, 900)
 	b.waitFor("#summary", "All is well: 6 links of 4 hosts up")
@@ -104,7 +104,7 @@ func (b *tab) rows() map[string]int {
 	return rows
 }
 
-func TestPageShowsTrafficAndTheChosenHost(t *testing.T) {
+func TestBrowser_ShowsTrafficAndTheChosenHost(t *testing.T) {
 	g := newMesh(t, 3)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
@@ -130,7 +130,7 @@ func TestPageShowsTrafficAndTheChosenHost(t *testing.T) {
 	b.requireQuiet(g.Host(0))
 }
 
-func TestPageSaysThatItsHostDoesNotAnswer(t *testing.T) {
+func TestBrowser_SaysThatTheHostDoesNotAnswer(t *testing.T) {
 	g := newMesh(t, 2)
 	b := open(t, g.Host(0)+"/grid", 1200, 900)
 	b.waitFor("#summary", "All is well: 1 link of 2 hosts up")
@@ -146,7 +146,7 @@ func TestPageSaysThatItsHostDoesNotAnswer(t *testing.T) {
 	require.False(t, eval[bool](b, `document.body.classList.contains("stale")`))
 }
 
-func TestPageThatNobodySeesAsksNothing(t *testing.T) {
+func TestBrowser_AsksNothingWhileNobodySeesThePage(t *testing.T) {
 	g := newMesh(t, 2)
 	b := open(t, g.Host(0)+"/grid", 1200, 900)
 	b.waitFor("#summary", "All is well: 1 link of 2 hosts up")
@@ -159,7 +159,7 @@ func TestPageThatNobodySeesAsksNothing(t *testing.T) {
 	require.Eventually(t, func() bool { return b.loads() > before+1 }, 20*time.Second, every)
 }
 
-func TestPageWithoutScriptsIsLoadedAnew(t *testing.T) {
+func TestBrowser_WithoutScriptsLoadsThePageAnew(t *testing.T) {
 	g := newMesh(t, 2)
 	b := open(t, g.Host(0)+"/grid", 1200, 900, chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
 		_, err := cdp.Call(ctx, target, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
@@ -178,7 +178,7 @@ func media(feature, value string) chromedp.Action[chromedp.Void] {
 	})
 }
 
-func TestPageCanBeReadInLightAndDark(t *testing.T) {
+func TestBrowser_PageCanBeReadInLightAndDark(t *testing.T) {
 	g := newMesh(t, 4)
 	g.Partition([]int{0, 1}, []int{0, 2}, []int{3})
 	backs := map[string]string{}
@@ -193,7 +193,7 @@ func TestPageCanBeReadInLightAndDark(t *testing.T) {
 	require.NotEqual(t, backs["light"], backs["dark"])
 }
 
-func TestPageFitsAPhone(t *testing.T) {
+func TestBrowser_PageFitsAPhone(t *testing.T) {
 	g := newMesh(t, 8)
 	g.Partition([]int{0, 1, 2, 3, 4, 5, 6}, []int{0, 2, 3, 4, 5, 6, 7})
 	b := open(t, g.Host(0)+"/grid", 360, 740)
@@ -237,7 +237,7 @@ func named(t *testing.T, n int, edit func(html string) string, opts ...gridtest.
 	}
 }
 
-func TestPageWithLongNamesFitsAPhone(t *testing.T) {
+func TestBrowser_PageWithLongNamesFitsAPhone(t *testing.T) {
 	url, set := page(t)
 	set(named(t, 3, strings.NewReplacer("test mesh", strings.Repeat("storagenodes.production.europe.", 4),
 		">node", ">storagenode.production.europe.example.internal.node", "Links of node", "Links of "+strings.Repeat("long", 30)).Replace))
@@ -246,7 +246,7 @@ func TestPageWithLongNamesFitsAPhone(t *testing.T) {
 	b.shot("long")
 }
 
-func TestPageSaysWhatHasComeInstead(t *testing.T) {
+func TestBrowser_SaysWhatHasComeInstead(t *testing.T) {
 	url, set := page(t)
 	good := named(t, 2, func(html string) string { return html })
 	set(good)
@@ -277,7 +277,7 @@ func TestPageSaysWhatHasComeInstead(t *testing.T) {
 }
 
 // A host with a new version has a new page.
-func TestPageOfANewVersionIsLoadedAnew(t *testing.T) {
+func TestBrowser_LoadsThePageOfANewVersionAnew(t *testing.T) {
 	url, set := page(t)
 	good := named(t, 2, func(html string) string { return html })
 	set(good)
@@ -290,7 +290,7 @@ func TestPageOfANewVersionIsLoadedAnew(t *testing.T) {
 
 // A host that comes or goes does not take the focus to another one, and what is said of a
 // cell is what it says now.
-func TestPageWhileHostsComeAndGo(t *testing.T) {
+func TestBrowser_KeepsTheFocusWhileHostsComeAndGo(t *testing.T) {
 	g := newMesh(t, 4)
 	b := open(t, g.Host(0)+"/grid", 1200, 900)
 	b.waitFor("#summary", "All is well: 6 links of 4 hosts up")
@@ -337,14 +337,14 @@ func TestPageWhileHostsComeAndGo(t *testing.T) {
 }
 
 // Where colours are the system's, what is down has a border.
-func TestPageInForcedColours(t *testing.T) {
+func TestBrowser_PageInForcedColours(t *testing.T) {
 	g := newMesh(t, 2)
 	b := open(t, g.Host(0)+"/grid", 1200, 900, media("forced-colors", "active"))
 	require.Equal(t, []string{"dashed", "solid"}, eval[[]string](b, `[".legend .wait", ".legend .down"].map(c => getComputedStyle(document.querySelector(c)).borderTopStyle)`))
 }
 
 // What a screen reader is given: names for all there is, and tables as tables.
-func TestPageForAScreenReader(t *testing.T) {
+func TestBrowser_PageForAScreenReader(t *testing.T) {
 	g := newMesh(t, 3)
 	g.Partition([]int{0, 1}, []int{0, 2})
 	b := open(t, g.Host(0)+"/grid", 1200, 900)
@@ -392,7 +392,7 @@ func TestPageForAScreenReader(t *testing.T) {
 	b.requireQuiet(g.Host(0))
 }
 
-func TestPageWithAHundredHosts(t *testing.T) {
+func TestBrowser_PageWithAHundredHosts(t *testing.T) {
 	const n = 100
 	begin := time.Now()
 	// In times that a slow machine keeps.
@@ -424,8 +424,8 @@ func TestPageWithAHundredHosts(t *testing.T) {
 	b.requireQuiet(g.Host(0))
 }
 
-// TestPicture makes that of the README: GRID_SHOTS=$PWD/../../docs go test -run Picture .
-func TestPicture(t *testing.T) {
+// TestPicture_IsThatOfTheReadme makes that of the README: GRID_SHOTS=$PWD/../../docs go test -run Picture .
+func TestPicture_IsThatOfTheReadme(t *testing.T) {
 	if os.Getenv("GRID_SHOTS") == "" {
 		t.Skip("GRID_SHOTS, where to put it, is not set")
 	}

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestSteadyStateAllocatesNothing(t *testing.T) {
+func TestPool_SteadyStateAllocatesNothing(t *testing.T) {
 	Put(Get(512))
 	require.Less(t, testing.AllocsPerRun(1000, func() { Put(Get(512)) }), 0.1)
 }

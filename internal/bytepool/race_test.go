@@ -25,7 +25,7 @@ const (
 // kept, and two that leave the pool at once.
 var someSizes = []int{MinCap, 700, 4096, 1 << smallBits, 300 << 10, 1 << 20}
 
-func TestStrictPoolCatchesMisuse(t *testing.T) {
+func TestPool_StrictOneCatchesMisuse(t *testing.T) {
 	before := Out()
 	b := Get(512)
 	require.Equal(t, before+1, Out())
@@ -45,7 +45,7 @@ func TestStrictPoolCatchesMisuse(t *testing.T) {
 	b[0] = old
 }
 
-func TestStrictPoolPoisonsAllOfABuffer(t *testing.T) {
+func TestPool_PoisonsAllOfABuffer(t *testing.T) {
 	for _, n := range someSizes {
 		b := Get(n)[:n]
 		for i := range b {
@@ -62,7 +62,7 @@ func TestStrictPoolPoisonsAllOfABuffer(t *testing.T) {
 }
 
 // Buffers of all classes, those that have left the pool, and strangers.
-func TestStrictPoolCatchesASecondPut(t *testing.T) {
+func TestPool_CatchesASecondPut(t *testing.T) {
 	for class := range classes {
 		n := classSize(class)
 		if n > 4<<20 && class != classes-1 {
@@ -88,7 +88,7 @@ func TestStrictPoolCatchesASecondPut(t *testing.T) {
 
 // While others take and put back buffers of other classes, eight put back one
 // and the same at a time: seven of them must panic.
-func TestStrictPoolCatchesASecondPutAmongOthers(t *testing.T) {
+func TestPool_CatchesASecondPutAmongOthers(t *testing.T) {
 	before := Out()
 	var others, eight sync.WaitGroup
 	var end atomic.Bool
@@ -124,7 +124,7 @@ func TestStrictPoolCatchesASecondPutAmongOthers(t *testing.T) {
 
 // The write is in the first, a middle and the last byte of a buffer. It is seen
 // when the buffer comes out again, and when it leaves since others were put back.
-func TestStrictPoolCatchesALateWrite(t *testing.T) {
+func TestPool_CatchesALateWrite(t *testing.T) {
 	for _, n := range []int{MinCap, 512, 2 * len(poison), 1 << smallBits} {
 		for _, at := range []int{0, n/2 + 1, n - 1} {
 			for how, more := range map[string]func(){
@@ -152,7 +152,7 @@ func TestStrictPoolCatchesALateWrite(t *testing.T) {
 	}
 }
 
-func TestOutIsExactWhileBuffersComeAndGo(t *testing.T) {
+func TestPool_OutIsExactWhileBuffersComeAndGo(t *testing.T) {
 	const users = 4
 	before := Out()
 	var all sync.WaitGroup
@@ -188,7 +188,7 @@ func TestOutIsExactWhileBuffersComeAndGo(t *testing.T) {
 	require.Equal(t, before, Out())
 }
 
-func TestStrictPoolKeepsNothingThatHasLeftIt(t *testing.T) {
+func TestPool_KeepsNothingThatHasLeftIt(t *testing.T) {
 	for _, n := range []int{MinCap, 4096, 300 << 10} {
 		b := Get(n)
 		at := weak.Make(unsafe.SliceData(b))

@@ -19,7 +19,7 @@ func newCredits(avail, limit int) *Credits {
 	return c
 }
 
-func TestReserveTakesWhatIsThereThenWaits(t *testing.T) {
+func TestCredits_ReserveTakesWhatIsThereThenWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCredits(2, 2)
 		var got atomic.Int32
@@ -41,7 +41,7 @@ func TestReserveTakesWhatIsThereThenWaits(t *testing.T) {
 	})
 }
 
-func TestOverflow(t *testing.T) {
+func TestCredits_Overflow(t *testing.T) {
 	c := newCredits(2, 3)
 	require.ErrorIs(t, c.Add(2), ErrOverflow)
 	require.ErrorIs(t, c.Add(-1), ErrOverflow)
@@ -51,7 +51,7 @@ func TestOverflow(t *testing.T) {
 	require.ErrorIs(t, new(Credits).Add(1), ErrOverflow)
 }
 
-func TestCloseEndsAllWaiters(t *testing.T) {
+func TestCredits_CloseEndsAllWaiters(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCredits(0, 8)
 		gone := errors.New("gone")
@@ -74,7 +74,7 @@ func TestCloseEndsAllWaiters(t *testing.T) {
 }
 
 // A waiter that gives up must not take the wake-up of another with it.
-func TestCancelledWaiterLosesNoCredit(t *testing.T) {
+func TestCredits_CancelledWaiterLosesNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for range 200 {
 			c := newCredits(0, 8)

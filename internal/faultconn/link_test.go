@@ -14,7 +14,7 @@ import (
 
 const hostC = "c.example:9000"
 
-func TestHalfOpenIsSeenByOneEndAlone(t *testing.T) {
+func TestLink_HalfOpenIsSeenByOneEndAlone(t *testing.T) {
 	for _, dialler := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			n := NewNetwork()
@@ -58,7 +58,7 @@ func TestHalfOpenIsSeenByOneEndAlone(t *testing.T) {
 	}
 }
 
-func TestCutEndsAHalfOpenConnection(t *testing.T) {
+func TestLink_CutEndsAHalfOpenConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		_, alive := dialPair(t, n, hostA, hostB)
@@ -70,7 +70,7 @@ func TestCutEndsAHalfOpenConnection(t *testing.T) {
 	})
 }
 
-func TestSplitPartitionsBetweenGroupsUntilAllIsHealed(t *testing.T) {
+func TestNetwork_SplitPartitionsBetweenGroupsUntilAllIsHealed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		ends := make(map[[2]string][2]net.Conn)
@@ -104,7 +104,7 @@ func TestSplitPartitionsBetweenGroupsUntilAllIsHealed(t *testing.T) {
 	})
 }
 
-func TestHealAllEndsEveryFaultOfLinks(t *testing.T) {
+func TestNetwork_HealAllEndsEveryFaultOfLinks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		near, far := dialPair(t, n, hostA, hostB)
@@ -122,7 +122,7 @@ func TestHealAllEndsEveryFaultOfLinks(t *testing.T) {
 	})
 }
 
-func TestRateLimitsWhatArrives(t *testing.T) {
+func TestLink_RateLimitsWhatArrives(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		near, far := dialPair(t, n, hostA, hostB)
@@ -145,7 +145,7 @@ func TestRateLimitsWhatArrives(t *testing.T) {
 	})
 }
 
-func TestDelayKeepsTheOrder(t *testing.T) {
+func TestLink_DelayKeepsTheOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(12)
@@ -173,7 +173,7 @@ func TestDelayKeepsTheOrder(t *testing.T) {
 	})
 }
 
-func TestDelayHoldsUpTheClose(t *testing.T) {
+func TestLink_DelayHoldsUpTheClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, linger := range []int{-1, 0} {
 			n := NewNetwork()
@@ -220,7 +220,7 @@ func corrupted(t *testing.T, c Corruption, sizes ...int) (got []byte) {
 	return got
 }
 
-func TestCorruptionIsDrawnFromTheSeed(t *testing.T) {
+func TestLink_CorruptionIsDrawnFromTheSeed(t *testing.T) {
 	c := Corruption{OneIn: 100, Seed: 1}
 	got := corrupted(t, c, 100_000)
 	flips := 0
@@ -236,13 +236,13 @@ func TestCorruptionIsDrawnFromTheSeed(t *testing.T) {
 	require.NotEqual(t, got, corrupted(t, c, 100_000))
 }
 
-func TestCorruptionSparesTheBeginning(t *testing.T) {
+func TestLink_CorruptionSparesTheBeginning(t *testing.T) {
 	got := corrupted(t, Corruption{OneIn: 1, Skip: 10}, 4, 4, 4, 4)
 	require.Equal(t, make([]byte, 10), got[:10])
 	require.NotContains(t, got[10:], byte(0))
 }
 
-func TestLinkBufferIsThatOfOneLink(t *testing.T) {
+func TestLink_BufferIsItsOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetLinkBuffer(hostB, hostA, 4)

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestDialIsRefusedWhereNobodyListens(t *testing.T) {
+func TestNetwork_DialIsRefusedWhereNobodyListens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		_, err := n.DialContext(t.Context(), "tcp", hostB)
@@ -31,7 +31,7 @@ func TestDialIsRefusedWhereNobodyListens(t *testing.T) {
 	})
 }
 
-func TestClosingTheListenerEndsAcceptAndResetsTheQueue(t *testing.T) {
+func TestNetwork_ClosingTheListenerEndsAcceptAndResetsTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		l, err := n.Listen(hostB)
@@ -57,7 +57,7 @@ func TestClosingTheListenerEndsAcceptAndResetsTheQueue(t *testing.T) {
 	})
 }
 
-func TestConnsCountsEndsThatAreNotClosed(t *testing.T) {
+func TestNetwork_ConnsCountsEndsThatAreNotClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		near, far := dialPair(t, n, hostA, hostB)
@@ -72,7 +72,7 @@ func TestConnsCountsEndsThatAreNotClosed(t *testing.T) {
 	})
 }
 
-func TestCutResetsBothEndsOfTheLinkAlone(t *testing.T) {
+func TestLink_CutResetsItsTwoEndsAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		near, far := dialPair(t, n, hostA, hostB)
@@ -98,7 +98,7 @@ func TestCutResetsBothEndsOfTheLinkAlone(t *testing.T) {
 	})
 }
 
-func TestPartitionSilencesConnectionsUntilHealed(t *testing.T) {
+func TestLink_PartitionSilencesConnectionsUntilHealed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(4)
@@ -125,7 +125,7 @@ func TestPartitionSilencesConnectionsUntilHealed(t *testing.T) {
 	})
 }
 
-func TestPartitionHidesTheClose(t *testing.T) {
+func TestLink_PartitionHidesTheClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		near, far := dialPair(t, n, hostA, hostB)
@@ -143,7 +143,7 @@ func TestPartitionHidesTheClose(t *testing.T) {
 	})
 }
 
-func TestCutReachesAPartitionedConnection(t *testing.T) {
+func TestLink_CutReachesAPartitionedConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		_, far := dialPair(t, n, hostA, hostB)
@@ -155,7 +155,7 @@ func TestCutReachesAPartitionedConnection(t *testing.T) {
 	})
 }
 
-func TestDialWaitsWhilePartitioned(t *testing.T) {
+func TestNetwork_DialWaitsWhilePartitioned(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		l, err := n.Listen(hostB)
@@ -182,7 +182,7 @@ func TestDialWaitsWhilePartitioned(t *testing.T) {
 	})
 }
 
-func TestDialWithAnEndedContextMakesNoConnection(t *testing.T) {
+func TestNetwork_DialWithAnEndedContextMakesNoConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		l, err := n.Listen(hostB)
@@ -196,7 +196,7 @@ func TestDialWithAnEndedContextMakesNoConnection(t *testing.T) {
 	})
 }
 
-func TestStallHoldsOneDirection(t *testing.T) {
+func TestLink_StallHoldsOneDirection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.Stall(hostA, hostB, true) // holds for later connections, too
@@ -213,7 +213,7 @@ func TestStallHoldsOneDirection(t *testing.T) {
 	})
 }
 
-func TestHealLeavesAStall(t *testing.T) {
+func TestLink_HealLeavesAStall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		near, far := dialPair(t, n, hostA, hostB)
@@ -229,7 +229,7 @@ func TestHealLeavesAStall(t *testing.T) {
 	})
 }
 
-func TestWebsocketOverHTTPServerInABubble(t *testing.T) {
+func TestNetwork_WebsocketOverHTTPServerInABubble(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		l, err := n.Listen(hostB)

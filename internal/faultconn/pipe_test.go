@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestBytesPassBothWays(t *testing.T) {
+func TestPipe_BytesPassBothWays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		writeString(t, near, "there")
@@ -22,7 +22,7 @@ func TestBytesPassBothWays(t *testing.T) {
 	})
 }
 
-func TestAddressesNameTheHosts(t *testing.T) {
+func TestPipe_AddressesNameTheHosts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		require.Equal(t, hostB, near.RemoteAddr().String())
@@ -34,7 +34,7 @@ func TestAddressesNameTheHosts(t *testing.T) {
 	})
 }
 
-func TestCloseIsSeenAfterWhatWasSent(t *testing.T) {
+func TestPipe_CloseIsSeenAfterWhatWasSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		writeString(t, near, "last words")
@@ -47,7 +47,7 @@ func TestCloseIsSeenAfterWhatWasSent(t *testing.T) {
 	})
 }
 
-func TestOwnCloseEndsWaitingCalls(t *testing.T) {
+func TestPipe_OwnCloseEndsWaitingCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(4)
@@ -67,7 +67,7 @@ func TestOwnCloseEndsWaitingCalls(t *testing.T) {
 	})
 }
 
-func TestPeersCloseEndsWaitingWrite(t *testing.T) {
+func TestPipe_PeersCloseEndsWaitingWrite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(4)
@@ -79,7 +79,7 @@ func TestPeersCloseEndsWaitingWrite(t *testing.T) {
 	})
 }
 
-func TestZeroLingerResets(t *testing.T) {
+func TestPipe_ZeroLingerResets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		writeString(t, near, "lost")
@@ -102,7 +102,7 @@ func TestZeroLingerResets(t *testing.T) {
 	})
 }
 
-func TestWriteWaitsForTheReaderPastTheBuffer(t *testing.T) {
+func TestPipe_WriteWaitsForTheReaderPastTheBuffer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(10)
@@ -118,7 +118,7 @@ func TestWriteWaitsForTheReaderPastTheBuffer(t *testing.T) {
 
 // Both buffers full and both sides writing must leave the bubble idle: neither
 // may wake the other over and over.
-func TestTwoWritersThatNobodyReadsWaitQuietly(t *testing.T) {
+func TestPipe_TwoWritersThatNobodyReadsWaitQuietly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(1)
@@ -130,7 +130,7 @@ func TestTwoWritersThatNobodyReadsWaitQuietly(t *testing.T) {
 	})
 }
 
-func TestConcurrentWritesDoNotMix(t *testing.T) {
+func TestPipe_ConcurrentWritesDoNotMix(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(1) // every byte is a chance to take the other's turn
@@ -139,7 +139,7 @@ func TestConcurrentWritesDoNotMix(t *testing.T) {
 	})
 }
 
-func TestDeadlinesEndReadsAndWritesInTime(t *testing.T) {
+func TestPipe_DeadlinesEndReadsAndWritesInTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(4)
@@ -166,7 +166,7 @@ func TestDeadlinesEndReadsAndWritesInTime(t *testing.T) {
 	})
 }
 
-func TestDeadlineCanBeMovedDuringARead(t *testing.T) {
+func TestPipe_DeadlineCanBeMovedDuringARead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, _ := dialPair(t, NewNetwork(), hostA, hostB)
 		require.NoError(t, near.SetReadDeadline(time.Now().Add(time.Second)))

@@ -28,7 +28,7 @@ func tcpPair(t *testing.T) (near, far net.Conn) {
 	return near, far
 }
 
-func TestWrapIsTransparentWithoutFaults(t *testing.T) {
+func TestWrap_IsTransparentWithoutFaults(t *testing.T) {
 	near, far := tcpPair(t)
 	w := Wrap(near)
 	require.Equal(t, near.LocalAddr(), w.LocalAddr())
@@ -43,7 +43,7 @@ func TestWrapIsTransparentWithoutFaults(t *testing.T) {
 	require.ErrorIs(t, w.Close(), net.ErrClosed)
 }
 
-func TestWrapCutResetsASocket(t *testing.T) {
+func TestWrap_CutResetsASocket(t *testing.T) {
 	near, far := tcpPair(t)
 	w := Wrap(near)
 	waiting := start(w.Read, make([]byte, 1))
@@ -57,7 +57,7 @@ func TestWrapCutResetsASocket(t *testing.T) {
 	require.Error(t, w.Close())
 }
 
-func TestWrapCutEndsWaitingCalls(t *testing.T) {
+func TestWrap_CutEndsWaitingCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(4)
@@ -73,7 +73,7 @@ func TestWrapCutEndsWaitingCalls(t *testing.T) {
 	})
 }
 
-func TestWrapReadsOnAfterADeadline(t *testing.T) {
+func TestWrap_ReadsOnAfterADeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)
@@ -86,7 +86,7 @@ func TestWrapReadsOnAfterADeadline(t *testing.T) {
 	})
 }
 
-func TestWrapDeadlinesReachASocket(t *testing.T) {
+func TestWrap_DeadlinesReachASocket(t *testing.T) {
 	near, _ := tcpPair(t)
 	w := Wrap(near)
 	require.NoError(t, w.SetReadDeadline(time.Now().Add(time.Millisecond)))
@@ -97,7 +97,7 @@ func TestWrapDeadlinesReachASocket(t *testing.T) {
 	requireTimeout(t, err)
 }
 
-func TestWrapStallHoldsBothDirections(t *testing.T) {
+func TestWrap_StallHoldsBothDirections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)
@@ -117,7 +117,7 @@ func TestWrapStallHoldsBothDirections(t *testing.T) {
 	})
 }
 
-func TestWrapStallHidesTheClose(t *testing.T) {
+func TestWrap_StallHidesTheClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)
@@ -132,7 +132,7 @@ func TestWrapStallHidesTheClose(t *testing.T) {
 	})
 }
 
-func TestWrapStallLosesNothingToADeadline(t *testing.T) {
+func TestWrap_StallLosesNothingToADeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)
@@ -154,7 +154,7 @@ func TestWrapStallLosesNothingToADeadline(t *testing.T) {
 	})
 }
 
-func TestWrapCloseEndsStalledCalls(t *testing.T) {
+func TestWrap_CloseEndsStalledCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, _ := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)
@@ -167,7 +167,7 @@ func TestWrapCloseEndsStalledCalls(t *testing.T) {
 	})
 }
 
-func TestWriteLimitPacesWrites(t *testing.T) {
+func TestWrap_WriteLimitPacesWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)
@@ -196,7 +196,7 @@ func TestWriteLimitPacesWrites(t *testing.T) {
 	})
 }
 
-func TestSlowWritesDoNotMix(t *testing.T) {
+func TestWrap_SlowWritesDoNotMix(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)

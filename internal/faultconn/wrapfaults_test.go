@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestWrapDelayHoldsUpWhatIsRead(t *testing.T) {
+func TestWrap_DelayHoldsUpWhatIsRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)
@@ -37,7 +37,7 @@ func TestWrapDelayHoldsUpWhatIsRead(t *testing.T) {
 	})
 }
 
-func TestWrapCorruptFlipsBitsOfWhatIsRead(t *testing.T) {
+func TestWrap_CorruptFlipsBitsOfWhatIsRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)
@@ -73,7 +73,7 @@ func requireHalfOpen(t *testing.T, w *Conn, far net.Conn) {
 	require.Error(t, w.Close())
 }
 
-func TestWrapHalfOpenIsSeenByThePeerAlone(t *testing.T) {
+func TestWrap_HalfOpenIsSeenByThePeerAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		near, far := dialPair(t, n, hostA, hostB)
@@ -85,7 +85,7 @@ func TestWrapHalfOpenIsSeenByThePeerAlone(t *testing.T) {
 	requireHalfOpen(t, Wrap(near), far)
 }
 
-func TestWrapHalfOpenSwallowsAWriteUnderWay(t *testing.T) {
+func TestWrap_HalfOpenSwallowsAWriteUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(4)

@@ -17,7 +17,7 @@ import (
 
 // The scripted peer is only worth something if it is right itself.
 
-func TestRawFramesMatchTheVectors(t *testing.T) {
+func TestRawPeer_FramesMatchTheVectors(t *testing.T) {
 	b, err := os.ReadFile(filepath.Join("..", "..", "testdata", "vectors.json"))
 	require.NoError(t, err)
 	var vectors []struct {
@@ -91,7 +91,7 @@ func TestRawFramesMatchTheVectors(t *testing.T) {
 	require.Equal(t, wire["pong_conn"], pong.Encode())
 }
 
-func TestRawDecoderRefusesBadFrames(t *testing.T) {
+func TestRawPeer_DecoderRefusesBadFrames(t *testing.T) {
 	whole := Msg{MuxID: 1, Op: OpRequest, Flags: FlagCRC | FlagSubroute, Subroute: SubrouteID(1, "a")}.Encode()
 	for cut := range whole {
 		_, err := DecodeMerged(whole[:cut])
@@ -115,7 +115,7 @@ func TestRawDecoderRefusesBadFrames(t *testing.T) {
 	require.Error(t, err)
 }
 
-func TestRawCapsAreLeftOutUnlessNamed(t *testing.T) {
+func TestRawPeer_CapsAreLeftOutUnlessNamed(t *testing.T) {
 	for _, bits := range []uint64{0, CapWideCredits | CapFragments | CapDrain} {
 		hello := Connect{ID: []byte("id"), Host: "h", Time: time.Unix(1, 0), Caps: bits}
 		require.Equal(t, bits != 0, hello.Encode()[0] == 0x85)
@@ -129,7 +129,7 @@ func TestRawCapsAreLeftOutUnlessNamed(t *testing.T) {
 	}
 }
 
-func TestRawDialOrder(t *testing.T) {
+func TestRawPeer_DialOrder(t *testing.T) {
 	require.True(t, DialOrder("b", "a"))
 	require.False(t, DialOrder("a", "b"))
 	require.True(t, DialOrder("http://127.0.0.1:9001", "http://127.0.0.1:9002"))
@@ -144,7 +144,7 @@ func TestRawDialOrder(t *testing.T) {
 	}
 }
 
-func TestRawPeersTalk(t *testing.T) {
+func TestRawPeer_TwoOfThemTalk(t *testing.T) {
 	talk := func(t *testing.T, l net.Listener, dial Config) {
 		dial.Host, dial.Token, dial.Caps = "http://dialler:9000", "secret", CapDrain
 		s := Serve(t, l, Config{})
@@ -179,7 +179,7 @@ func TestRawPeersTalk(t *testing.T) {
 	t.Run("TCP", func(t *testing.T) { talk(t, nil, Config{}) })
 }
 
-func TestRawServerRefuses(t *testing.T) {
+func TestRawPeer_ServerRefuses(t *testing.T) {
 	s := Serve(t, nil, Config{Refuse: "not today"})
 	d := DialConfig(t, s.URL, Config{Bare: true})
 	d.Send(Msg{Op: OpConnect, Payload: Connect{Host: "http://x:1", Time: time.Now()}.Encode()})
@@ -191,7 +191,7 @@ func TestRawServerRefuses(t *testing.T) {
 	d.ExpectClosed()
 }
 
-func TestRawPeerLeavesTheHandshakeToABareTest(t *testing.T) {
+func TestRawPeer_LeavesTheHandshakeToABareTest(t *testing.T) {
 	s := Serve(t, nil, Config{Bare: true})
 	d := DialConfig(t, s.URL, Config{Bare: true})
 	a := s.Accept()
@@ -201,7 +201,7 @@ func TestRawPeerLeavesTheHandshakeToABareTest(t *testing.T) {
 	d.ExpectClosed()
 }
 
-func TestRawPeerShowsPingsOnDemand(t *testing.T) {
+func TestRawPeer_ShowsPingsOnDemand(t *testing.T) {
 	s := Serve(t, nil, Config{ManualPings: true})
 	d := Dial(t, s.URL, "secret", "http://dialler:9000", CapWideCredits)
 	a := s.Accept()
@@ -211,7 +211,7 @@ func TestRawPeerShowsPingsOnDemand(t *testing.T) {
 	require.Empty(t, d.Pending())
 }
 
-func TestRawPeerThatReadsNothingLeavesTheSocketFull(t *testing.T) {
+func TestRawPeer_ThatReadsNothingLeavesTheSocketFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()
 		l, err := n.Listen("acceptor:9000")

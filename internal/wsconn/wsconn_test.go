@@ -66,7 +66,7 @@ func echo(c *Conn) {
 	}
 }
 
-func TestMessagesOfAllSizesBothWays(t *testing.T) {
+func TestConn_MessagesOfAllSizesBothWays(t *testing.T) {
 	var in, out atomic.Int64
 	c, err := dial(t, serve(t, echo), DialOptions{Counters: Counters{
 		Read: func(n int64) { in.Add(n) }, Written: func(n int64) { out.Add(n) },
@@ -89,7 +89,7 @@ func TestMessagesOfAllSizesBothWays(t *testing.T) {
 	require.Greater(t, read, int64(limit))
 }
 
-func TestMessageAboveTheLimit(t *testing.T) {
+func TestConn_MessageAboveTheLimitIsRefused(t *testing.T) {
 	got := make(chan error, 1)
 	c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
 	require.NoError(t, err)
@@ -98,7 +98,7 @@ func TestMessageAboveTheLimit(t *testing.T) {
 }
 
 // A frame header that claims 2^63-1 bytes is refused on its claim.
-func TestFrameHeaderThatClaimsEverything(t *testing.T) {
+func TestConn_FrameHeaderThatClaimsEverythingIsRefused(t *testing.T) {
 	for _, claim := range []string{"\x7f\xff\xff\xff\xff\xff\xff\xff", "\xff\xff\xff\xff\xff\xff\xff\xff", "\x00\x00\x00\x00\x80\x00\x00\x00"} {
 		got := make(chan error, 1)
 		c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
@@ -111,7 +111,7 @@ func TestFrameHeaderThatClaimsEverything(t *testing.T) {
 
 // A message without end, in frames that hold nothing or hardly anything, or among
 // control frames, is not read for ever.
-func TestMessageInEmptyFramesIsRefused(t *testing.T) {
+func TestConn_MessageInEmptyFramesIsRefused(t *testing.T) {
 	const masked = "\x80mask"
 	for name, frames := range map[string]string{
 		"empty": "\x00" + masked, "pings": "\x89" + masked, "pongs": "\x8a" + masked,
@@ -139,7 +139,7 @@ func TestMessageInEmptyFramesIsRefused(t *testing.T) {
 	require.Len(t, <-got, 100_000)
 }
 
-func TestTextMessageIsRefused(t *testing.T) {
+func TestConn_TextMessageIsRefused(t *testing.T) {
 	got := make(chan error, 1)
 	c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
 	require.NoError(t, err)
@@ -149,7 +149,7 @@ func TestTextMessageIsRefused(t *testing.T) {
 
 // The reader answers a websocket ping without waiting for the writer, whatever
 // that does.
-func TestWebsocketPingIsLeftToTheWriter(t *testing.T) {
+func TestConn_PingIsLeftToTheWriter(t *testing.T) {
 	poked := make(chan struct{}, 10)
 	done := make(chan struct{})
 	c, err := dial(t, serve(t, func(c *Conn) {
@@ -176,7 +176,7 @@ func TestWebsocketPingIsLeftToTheWriter(t *testing.T) {
 	require.Empty(t, pongs)
 }
 
-func TestDialRefused(t *testing.T) {
+func TestDial_RefusalTellsNothingSecret(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "go away: "+r.Header.Get("Authorization"), http.StatusForbidden)
 	}))
@@ -186,7 +186,7 @@ func TestDialRefused(t *testing.T) {
 }
 
 // A server must not switch on what was not offered: decompression has no limit.
-func TestDialRefusesCompressionThatWasNotOffered(t *testing.T) {
+func TestDial_RefusesCompressionThatWasNotOffered(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		require.Empty(t, r.Header.Get("Sec-Websocket-Extensions"))
 		u := websocket.Upgrader{EnableCompression: true}
@@ -202,7 +202,7 @@ func TestDialRefusesCompressionThatWasNotOffered(t *testing.T) {
 	require.ErrorContains(t, err, "not offered")
 }
 
-func TestUpgradeTakesNoCompression(t *testing.T) {
+func TestUpgrade_TakesNoCompression(t *testing.T) {
 	url := serve(t, echo)
 	d := websocket.Dialer{EnableCompression: true}
 	c, resp, err := d.DialContext(t.Context(), url, nil)
@@ -213,7 +213,7 @@ func TestUpgradeTakesNoCompression(t *testing.T) {
 
 // A server that accepts and says nothing holds a dial no longer than its
 // context, however that ends.
-func TestDialEndsWithItsContext(t *testing.T) {
+func TestDial_EndsWithItsContext(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()
@@ -230,7 +230,7 @@ func TestDialEndsWithItsContext(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
-func TestPeerThatGoesAwayInsideAMessage(t *testing.T) {
+func TestConn_PeerThatGoesAwayInsideAMessage(t *testing.T) {
 	got := make(chan error, 1)
 	before := bytepool.Out()
 	c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})

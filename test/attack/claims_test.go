@@ -61,7 +61,7 @@ func inEveryPlace(keys []string, claim []byte) (all [][]byte) {
 func deep(n int) []byte { return append(bytes.Repeat([]byte{0x91}, n), 0xc0) }
 
 // A frame's header is believed only in that the frame is too large.
-func TestAttackFrameThatClaimsEverything(t *testing.T) {
+func TestWebsocket_FrameThatClaimsEverything(t *testing.T) {
 	for name, length := range map[string]uint64{"2^63-1": math.MaxInt64, "2^64-1": math.MaxUint64, "4 GiB": 1 << 32, "the limit": 64 << 20} {
 		t.Run(name, func(t *testing.T) {
 			rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps}, nil, func(a *rig.Attacked) {
@@ -77,7 +77,7 @@ func TestAttackFrameThatClaimsEverything(t *testing.T) {
 }
 
 // In a message: the array, its fields, its payload, and what is merged.
-func TestAttackMessageThatClaimsEverything(t *testing.T) {
+func TestMsg_ThatClaimsEverything(t *testing.T) {
 	all := map[string][]byte{
 		"a merged count": rawpeer.Msg{Op: rawpeer.OpMerged, Seq: math.MaxUint32}.Encode(),
 		"a merged count of some": append(rawpeer.Msg{Op: rawpeer.OpMerged, Seq: math.MaxUint32}.Encode(),
@@ -109,7 +109,7 @@ func TestAttackMessageThatClaimsEverything(t *testing.T) {
 
 // In what the messages of a session carry in their payloads. Some of that is an error
 // of the link, some of a stream, some of nobody.
-func TestAttackPayloadThatClaimsEverything(t *testing.T) {
+func TestMsg_PayloadThatClaimsEverything(t *testing.T) {
 	const mux = 77
 	for op, keys := range map[uint8][]string{
 		rawpeer.OpPing: {"t"}, rawpeer.OpPong: {"nf", "e", "t"}, rawpeer.OpMuxConnectError: {"Error"},
@@ -154,7 +154,7 @@ func TestAttackPayloadThatClaimsEverything(t *testing.T) {
 
 // A number of credits takes five bytes. One that is longer is no number, and not worth
 // repeating: not in an error, nor in the cause of a context.
-func TestAttackCreditsOfManyBytes(t *testing.T) {
+func TestCredits_OfManyBytesAreNotRepeated(t *testing.T) {
 	const size = 120_000 // more than that of what grid itself sends ends the link
 	t.Run("to a stream that is served", func(t *testing.T) {
 		rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, nil, func(a *rig.Attacked) {
@@ -204,7 +204,7 @@ func TestAttackCreditsOfManyBytes(t *testing.T) {
 }
 
 // In the handshake, of somebody who dials.
-func TestAttackConnectThatClaimsEverything(t *testing.T) {
+func TestHandshake_ConnectThatClaimsEverything(t *testing.T) {
 	rig.AtTheDoor(t, rawpeer.Config{Bare: true}, nil, func(a *rig.Attacked) {
 		var payloads [][]byte
 		for _, claim := range claims() {
@@ -241,7 +241,7 @@ func TestAttackConnectThatClaimsEverything(t *testing.T) {
 }
 
 // In the answer of somebody who was dialled.
-func TestAttackConnectResponseThatClaimsEverything(t *testing.T) {
+func TestHandshake_ConnectResponseThatClaimsEverything(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rig.RunAttack(t, false, rawpeer.Config{Bare: true}, nil, func(a *rig.Attacked) {
 			var payloads [][]byte
@@ -271,7 +271,7 @@ func TestAttackConnectResponseThatClaimsEverything(t *testing.T) {
 }
 
 // Compression is not taken, so a frame that says it is compressed ends the link.
-func TestAttackCompressedFrame(t *testing.T) {
+func TestWebsocket_CompressedFrameEndsTheLink(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps}, nil, func(a *rig.Attacked) {
 		for _, reserved := range []byte{0x40, 0x20, 0x10} {
 			p := a.Next()
@@ -292,7 +292,7 @@ func TestAttackCompressedFrame(t *testing.T) {
 }
 
 // Lengths that lie inside of what has come.
-func TestAttackMergedCountThatLies(t *testing.T) {
+func TestMsg_MergedCountThatLiesEndsTheLink(t *testing.T) {
 	one := msgp.AppendBytes(nil, rawpeer.Msg{MuxID: 1, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest}.Encode())
 	for name, b := range map[string][]byte{
 		"one too many":   append(rawpeer.Msg{Op: rawpeer.OpMerged, Seq: 2}.Encode(), one...),

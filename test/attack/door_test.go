@@ -50,7 +50,7 @@ func doorLimits(o *grid.ManagerOptions) {
 }
 
 // A thousand sockets that were upgraded and say nothing: the oldest give way.
-func TestAttackThousandSilentSockets(t *testing.T) {
+func TestHandshake_ThousandSilentSocketsGiveWay(t *testing.T) {
 	rig.AtTheDoor(t, rawpeer.Config{}, doorLimits, func(a *rig.Attacked) {
 		before, conns := rig.BubbleGoroutines(), a.Grid.Net.Conns()
 		for i := range 1000 {
@@ -74,7 +74,7 @@ func TestAttackThousandSilentSockets(t *testing.T) {
 }
 
 // The same where BlockConnect keeps everybody waiting.
-func TestAttackThousandUpgradesBehindBlockConnect(t *testing.T) {
+func TestUpgrade_ThousandBehindBlockConnectAreRefusedBeyondTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		blocked := make(chan struct{})
 		a := &rig.Attacked{T: t, Book: new(rig.LogBook)}
@@ -159,7 +159,7 @@ func withSlowChecks(t *testing.T, f func(a *rig.Attacked, c *slowChecks)) {
 
 // A check of the token that takes its time is not to be made to run without end. Who
 // is in it can't be turned away, so others are.
-func TestAttackSlowTokenChecksDoNotPileUp(t *testing.T) {
+func TestHandshake_SlowTokenChecksDoNotPileUp(t *testing.T) {
 	t.Run("of the upgrade", func(t *testing.T) {
 		withSlowChecks(t, func(a *rig.Attacked, c *slowChecks) {
 			var refused atomic.Int64
@@ -209,7 +209,7 @@ func drip(p *rawpeer.Peer, b []byte, pause time.Duration) time.Duration {
 }
 
 // A handshake that takes too long, is too large, or is of another kind.
-func TestAttackHandshakeOfOddShape(t *testing.T) {
+func TestHandshake_OfOddShapeIsRefused(t *testing.T) {
 	hello := func(a *rig.Attacked, dialled bool) []byte {
 		if dialled {
 			return rawpeer.Msg{Op: rawpeer.OpConnectResponse, Payload: rawpeer.ConnectResponse{ID: make([]byte, 16), Accepted: true, Caps: rig.AllCaps}.Encode()}.Encode()
@@ -305,7 +305,7 @@ func TestAttackHandshakeOfOddShape(t *testing.T) {
 }
 
 // A page in a browser must not use the browser's address, or a token that it has.
-func TestAttackPageOfAnotherOrigin(t *testing.T) {
+func TestUpgrade_EveryKindOfForeignOriginIsRefused(t *testing.T) {
 	rig.AtTheDoor(t, rawpeer.Config{}, doorLimits, func(a *rig.Attacked) {
 		a.During(func() {
 			for _, origin := range []string{"http://evil.example", "null", "http://node0:9001", "http://node0.evil.example:9000", rig.LoneHost + ".evil.example"} {
@@ -327,7 +327,7 @@ func TestAttackPageOfAnotherOrigin(t *testing.T) {
 
 // A server that is dialled and answers the upgrade without end: what is read of it is
 // bounded.
-func TestAttackUpgradeAnsweredWithoutEnd(t *testing.T) {
+func TestUpgrade_AnswerWithoutEndIsBounded(t *testing.T) {
 	const answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
 	for name, c := range map[string]struct{ head, more string }{
 		"status line":     {"HTTP/1.1 101 ", "x"},
@@ -369,7 +369,7 @@ func TestAttackUpgradeAnsweredWithoutEnd(t *testing.T) {
 
 // A server that is dialled knows our token, and says it back wherever it can: it is not
 // for the log.
-func TestAttackTokenIsSaidBack(t *testing.T) {
+func TestSecret_TokenThatIsSaidBackIsNotLogged(t *testing.T) {
 	t.Run("in a refusal of the upgrade", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			n := faultconn.NewNetwork()

@@ -17,7 +17,7 @@ import (
 // than MessageTimeout, nor keep more of it than MaxHostBytes.
 
 // Endless frames that are empty, or nearly so, are not a message that grows.
-func TestAttackMessageInEmptyFrames(t *testing.T) {
+func TestWebsocket_MessageInEmptyFramesDoesNotGoOn(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps}, rig.DripLimits, func(a *rig.Attacked) {
 		p := a.Next()
 		s := a.Session()
@@ -40,7 +40,7 @@ func TestAttackMessageInEmptyFrames(t *testing.T) {
 }
 
 // A frame for each byte is slow, and no crime, until it takes too long.
-func TestAttackMessageInFramesOfOneByte(t *testing.T) {
+func TestWebsocket_MessageInFramesOfOneByteTakesTooLong(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, ManualPings: true}, rig.DripLimits, func(a *rig.Attacked) {
 		p := a.Next()
 		s := a.Session()
@@ -70,7 +70,7 @@ func TestAttackMessageInFramesOfOneByte(t *testing.T) {
 }
 
 // One frame, a byte at a time.
-func TestAttackMessageAByteAtATime(t *testing.T) {
+func TestWebsocket_MessageAByteAtATimeTakesTooLong(t *testing.T) {
 	for name, c := range map[string]struct {
 		from int // bytes that come at once
 		why  string
@@ -107,7 +107,7 @@ func TestAttackMessageAByteAtATime(t *testing.T) {
 }
 
 // Messages of streams that never complete.
-func TestAttackStreamMessagesThatNeverComplete(t *testing.T) {
+func TestFragments_OfStreamMessagesThatNeverComplete(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, rig.DripLimits, func(a *rig.Attacked) {
 		b := a.Block(16)
 		p := a.Next()
@@ -158,7 +158,7 @@ func partialAnswers(a *rig.Attacked, p *rawpeer.Peer, ctx context.Context, n, si
 
 // Answers that never complete hold what MaxHostBytes allows. What they held is given
 // back when their callers have gone.
-func TestAttackAnswersThatNeverComplete(t *testing.T) {
+func TestFragments_OfAnswersThatNeverComplete(t *testing.T) {
 	const n, size = 200, 64_000
 	for name, end := range map[string]func(a *rig.Attacked, p *rawpeer.Peer, cancel func()){
 		"the caller gives up": func(_ *rig.Attacked, _ *rawpeer.Peer, cancel func()) { cancel() },
@@ -199,7 +199,7 @@ func TestAttackAnswersThatNeverComplete(t *testing.T) {
 }
 
 // MessageTimeout holds for an answer as well, however patient its caller is.
-func TestAttackAnswerInFragmentsThatTakesTooLong(t *testing.T) {
+func TestFragments_OfAnAnswerThatTakesTooLong(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps}, rig.DripLimits, func(a *rig.Attacked) {
 		p := a.Next()
 		s := a.Session()

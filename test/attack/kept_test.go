@@ -14,7 +14,7 @@ import (
 )
 
 // Requests of the largest size to handlers that do not return.
-func TestAttackLargeRequestsToHandlersThatBlock(t *testing.T) {
+func TestLimits_LargeRequestsToHandlersThatBlock(t *testing.T) {
 	for name, c := range map[string]struct {
 		op      uint8
 		handler grid.HandlerID
@@ -59,7 +59,7 @@ func TestAttackLargeRequestsToHandlersThatBlock(t *testing.T) {
 
 // The reason of a cancel is kept with the context of a handler that does not end. It is
 // the peer's text, so it must not be long.
-func TestAttackCancelWithALongReason(t *testing.T) {
+func TestStream_CancelWithALongReasonIsClipped(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, rig.KeptLimits, func(a *rig.Attacked) {
 		b := a.Block(1)
 		p := a.Next()
@@ -82,7 +82,7 @@ func TestAttackCancelWithALongReason(t *testing.T) {
 }
 
 // Messages that a handler does not take wait within MaxStreamBytes.
-func TestAttackLargeMessagesThatNoHandlerTakes(t *testing.T) {
+func TestLimits_LargeMessagesThatNoHandlerTakes(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, rig.KeptLimits, func(a *rig.Attacked) {
 		b := a.Block(1000)
 		p := a.Next()
@@ -109,7 +109,7 @@ func TestAttackLargeMessagesThatNoHandlerTakes(t *testing.T) {
 }
 
 // What has been handed on to a handler that takes nothing waits as well, and counts.
-func TestAttackMessagesInTheChannelsOfHandlersCount(t *testing.T) {
+func TestLimits_MessagesInTheChannelsOfHandlersCount(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, rig.KeptLimits, func(a *rig.Attacked) {
 		b := a.Block(2 * rig.MaxInBuffer)
 		p := a.Next()
@@ -134,7 +134,7 @@ func TestAttackMessagesInTheChannelsOfHandlersCount(t *testing.T) {
 
 // A handler that has taken all its input, and waits for more, leaves nothing that
 // counts: else idle streams would use up what their host may have.
-func TestInputThatAHandlerHasTakenDoesNotCount(t *testing.T) {
+func TestLimits_InputThatAHandlerHasTakenDoesNotCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		took := 0

@@ -14,7 +14,7 @@ import (
 )
 
 // Who claims a name that is not his.
-func TestAttackClaimsOfNames(t *testing.T) {
+func TestHandshake_ClaimsOfNamesAreRefused(t *testing.T) {
 	for name, edit := range map[string]func(a *rig.Attacked, hello *rawpeer.Connect){
 		"unknown":                       func(_ *rig.Attacked, h *rawpeer.Connect) { h.Host = "http://nobody:9000" },
 		"unknown, in capitals":          func(a *rig.Attacked, h *rawpeer.Connect) { h.Host = strings.ToUpper(a.Raw) },
@@ -52,7 +52,7 @@ func TestAttackClaimsOfNames(t *testing.T) {
 }
 
 // A host that is to be dialled does not dial.
-func TestAttackClaimOfAHostThatIsDialled(t *testing.T) {
+func TestHandshake_ClaimOfAHostThatIsDialledIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rig.RunAttack(t, false, rawpeer.Config{Caps: rig.AllCaps}, nil, func(a *rig.Attacked) {
 			p := a.Next()

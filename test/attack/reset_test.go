@@ -16,7 +16,7 @@ import (
 // Rapid reset: what a peer opens and cancels at once costs it nothing, and the node a
 // handler that does not look at its context.
 
-func TestAttackRapidResetOfStreams(t *testing.T) {
+func TestStream_RapidResetIsRefusedBeyondMaxStreams(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, rig.LimitHandlers, func(a *rig.Attacked) {
 		b := a.Block(1)
 		p := a.Next()
@@ -54,7 +54,7 @@ func TestAttackRapidResetOfStreams(t *testing.T) {
 	})
 }
 
-func TestAttackRapidResetOfRequests(t *testing.T) {
+func TestRequest_RapidResetIsRefusedBeyondTheLimit(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, rig.LimitHandlers, func(a *rig.Attacked) {
 		b := a.Block(1)
 		p := a.Next()
@@ -107,12 +107,12 @@ func cancelMany(t *testing.T, g *rig.Grid, n int) {
 }
 
 // It is not the number of cancels that makes an attack.
-func TestHonestHostCancelsTenThousandStreamsAtOnce(t *testing.T) {
+func TestStream_TenThousandAreCancelledAtOnceByAnHonestHost(t *testing.T) {
 	cancelMany(t, rig.NewTCP(t, 2, nil), rig.Scaled(10_000))
 }
 
 // The same as a peer's frames: ten thousand in one websocket message.
-func TestPeerCancelsTenThousandStreamsInOneMessage(t *testing.T) {
+func TestStream_TenThousandAreCancelledInOneMessage(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, nil, func(a *rig.Attacked) {
 		p := a.Next()
 		s := a.Session()

@@ -25,7 +25,7 @@ func allOps() (ops []uint8) {
 }
 
 // Before the handshake nothing is taken but what begins it.
-func TestAttackOtherOpsInPlaceOfTheHandshake(t *testing.T) {
+func TestHandshake_OtherOpsInItsPlaceAreRefused(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Bare: true, Caps: rig.AllCaps}, nil, func(a *rig.Attacked) {
 		var ran atomic.Int64
 		require.NoError(a, a.Node.RegisterSingleHandler(rig.AttackAnswer, func(b []byte) ([]byte, *grid.RemoteErr) { ran.Add(1); return b, nil }))
@@ -68,7 +68,7 @@ func TestAttackOtherOpsInPlaceOfTheHandshake(t *testing.T) {
 }
 
 // After it neither may come again.
-func TestAttackSecondHandshake(t *testing.T) {
+func TestHandshake_SecondOneEndsTheLink(t *testing.T) {
 	for _, op := range []uint8{rawpeer.OpConnect, rawpeer.OpConnectResponse} {
 		t.Run(rawpeer.OpName(op), func(t *testing.T) {
 			rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps}, nil, func(a *rig.Attacked) {
@@ -88,7 +88,7 @@ func TestAttackSecondHandshake(t *testing.T) {
 
 // What comes behind a message that ends the link is not acted on, in the same websocket
 // message or the next.
-func TestAttackMessagesBehindTheEnd(t *testing.T) {
+func TestMsg_BehindTheEndIsNotActedOn(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, nil, func(a *rig.Attacked) {
 		var ran atomic.Int64
 		require.NoError(a, a.Node.RegisterSingleHandler(rig.AttackAnswer, func(b []byte) ([]byte, *grid.RemoteErr) { ran.Add(1); return b, nil }))
@@ -120,7 +120,7 @@ func TestAttackMessagesBehindTheEnd(t *testing.T) {
 }
 
 // An op that nobody knows is dropped, and told of once, however often its peer connects.
-func TestAttackUnknownOpOnManyLinks(t *testing.T) {
+func TestLog_UnknownOpOnManyLinksIsToldOnce(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps}, nil, func(a *rig.Attacked) {
 		a.During(func() {
 			for range 10 {
@@ -136,7 +136,7 @@ func TestAttackUnknownOpOnManyLinks(t *testing.T) {
 }
 
 // A Disconnect without extension 4, or for a mux, is the end.
-func TestAttackDisconnectThatIsNoDrain(t *testing.T) {
+func TestShutdown_DisconnectThatIsNoDrainIsTheEnd(t *testing.T) {
 	for name, c := range map[string]struct {
 		caps uint64
 		m    rawpeer.Msg
@@ -164,7 +164,7 @@ func TestAttackDisconnectThatIsNoDrain(t *testing.T) {
 
 // A peer that says again and again that it shuts down, goes on with calls, and never
 // closes: it is served, nothing is asked of it, and it is told of once.
-func TestAttackDrainThatDoesNotEnd(t *testing.T) {
+func TestShutdown_DrainThatDoesNotEndIsServedAndToldOnce(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, func(o *grid.ManagerOptions) { o.MaxHandlers, o.MaxStreams = 40, 10 }, func(a *rig.Attacked) {
 		b := a.Block(1)
 		p := a.Next()
@@ -210,7 +210,7 @@ func TestAttackDrainThatDoesNotEnd(t *testing.T) {
 
 // Calls that are sent together with the Connect, before the answer to it has come, are
 // those of somebody who is let in; or of somebody who is not.
-func TestAttackCallsBeforeTheAnswerToTheHandshake(t *testing.T) {
+func TestHandshake_CallsBeforeItsAnswer(t *testing.T) {
 	for token, served := range map[string]bool{rig.AttackToken: true, "guess": false} {
 		t.Run(fmt.Sprint("served ", served), func(t *testing.T) {
 			rig.AtTheDoor(t, rawpeer.Config{Bare: true}, nil, func(a *rig.Attacked) {

@@ -112,7 +112,7 @@ func init() {
 	}
 }
 
-func TestEveryWayACallCanFail(t *testing.T) {
+func TestError_EveryWayACallCanFail(t *testing.T) {
 	single := grid.NewSingleHandler(rig.Handler, grid.NewBytes, grid.NewBytes)
 	stream := grid.NewStream(rig.Handler, grid.NewBytes, grid.NewBytes, grid.NewBytes)
 	calls := map[string]func(e *failing) error{
@@ -163,7 +163,7 @@ func TestEveryWayACallCanFail(t *testing.T) {
 }
 
 // What only one of the two can fail with.
-func TestEveryWayACallCanFailByItsAnswer(t *testing.T) {
+func TestError_EveryWayACallCanFailByItsAnswer(t *testing.T) {
 	inFailing(t, func(t *testing.T, e *failing) {
 		answered := func(op, flags uint8, payload string) error {
 			errs := make(chan error, 1)
@@ -188,7 +188,7 @@ func TestEveryWayACallCanFailByItsAnswer(t *testing.T) {
 	})
 }
 
-func TestNeverConnectedIsDisconnected(t *testing.T) {
+func TestError_NeverConnectedIsDisconnected(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), false, nil)
 		c := g.Manager(0).Connection(raw)
@@ -230,7 +230,7 @@ var streamFailures = map[string]streamFailure{
 	"response to it": {rig.IsProtocol, func(e *failing, m rawpeer.Msg) { e.answer(m, rawpeer.OpResponse, rawpeer.FlagEOF, "") }},
 }
 
-func TestEveryWayAStreamCanFail(t *testing.T) {
+func TestError_EveryWayAStreamCanFail(t *testing.T) {
 	for name, failure := range streamFailures {
 		t.Run(name, func(t *testing.T) {
 			inFailing(t, func(t *testing.T, e *failing) {
@@ -259,7 +259,7 @@ func requireDead(t *testing.T, s *grid.Stream, want string) {
 	rig.RequireKind(t, s.Results(nil), want, "Results again")
 }
 
-func TestEveryWayAStreamCanFailByItsDeadlineOrItsConsumer(t *testing.T) {
+func TestError_EveryWayAStreamCanFailByItsDeadlineOrItsConsumer(t *testing.T) {
 	for name, test := range map[string]struct {
 		cause        error
 		serverBefore bool // the server's notice comes first

@@ -101,7 +101,7 @@ func requireStreamOf(t testing.TB, st *grid.Stream, n int, payload []byte) {
 	require.Zero(t, n)
 }
 
-func TestFragmentedPayloadsOfAllSizesArrive(t *testing.T) {
+func TestFragments_PayloadsOfAllSizesArrive(t *testing.T) {
 	limit := rig.Scaled(2<<20) + 77
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = limit }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		echoesAll(g)
@@ -122,7 +122,7 @@ func TestFragmentedPayloadsOfAllSizesArrive(t *testing.T) {
 }
 
 // Between two secure hosts fragments have no checksums.
-func TestFragmentedPayloadsOfAllSizesArriveOverTLS(t *testing.T) {
+func TestFragments_PayloadsOfAllSizesArriveOverTLS(t *testing.T) {
 	cert, pool := rig.Certificate(t)
 	server := &tls.Config{Certificates: []tls.Certificate{cert}}
 	g := rig.NewTLS(t, 2, server, func(_ int, o *grid.ManagerOptions) { o.TLSConfig = &tls.Config{RootCAs: pool} })
@@ -134,7 +134,7 @@ func TestFragmentedPayloadsOfAllSizesArriveOverTLS(t *testing.T) {
 	}
 }
 
-func TestFragmentedPayloadOfTheLargestSizeArrives(t *testing.T) {
+func TestFragments_PayloadOfTheLargestSizeArrives(t *testing.T) {
 	size := rig.Scaled(32 << 20)
 	g := rig.NewTCP(t, 2, func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = size })
 	echoesAll(g)
@@ -142,7 +142,7 @@ func TestFragmentedPayloadOfTheLargestSizeArrives(t *testing.T) {
 	require.Zero(t, g.Conn(0, 1).Stats().Reconnects)
 }
 
-func TestFragmentedTypedPayloadsArrive(t *testing.T) {
+func TestFragments_TypedPayloadsArrive(t *testing.T) {
 	single := grid.NewSingleHandler(rig.Handler, grid.NewBytes, grid.NewBytes)
 	stream := grid.NewStream(rig.Handler+1, grid.NewBytes, grid.NewBytes, grid.NewBytes)
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -181,7 +181,7 @@ func TestFragmentedTypedPayloadsArrive(t *testing.T) {
 }
 
 // What is nil, and what is empty, is so beside what is large.
-func TestFragmentedPayloadsBesideNilAndEmptyOnes(t *testing.T) {
+func TestFragments_PayloadsBesideNilAndEmptyOnes(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		large := rig.Mixed(3 * rig.WholeSize)
 		payloads := [][]byte{large, nil, large, {}, large, {0}, nil, {}, large}
@@ -219,7 +219,7 @@ func TestFragmentedPayloadsBesideNilAndEmptyOnes(t *testing.T) {
 }
 
 // Everything at once, in both directions.
-func TestFragmentsOfManyCallsAndStreamsDoNotMix(t *testing.T) {
+func TestFragments_OfManyCallsAndStreamsDoNotMix(t *testing.T) {
 	g := rig.NewTCP(t, 2, nil)
 	echoesAll(g)
 	var users sync.WaitGroup
@@ -239,7 +239,7 @@ func TestFragmentsOfManyCallsAndStreamsDoNotMix(t *testing.T) {
 
 // Many senders of one stream, of messages large and small: each arrives whole, and
 // those of one sender in order.
-func TestFragmentsOfConcurrentSendsDoNotMix(t *testing.T) {
+func TestFragments_OfConcurrentSendsDoNotMix(t *testing.T) {
 	const senders, each = 8, 12
 	for _, capacity := range []int{1, 64} {
 		g := rig.NewTCP(t, 2, nil)
@@ -284,7 +284,7 @@ func TestFragmentsOfConcurrentSendsDoNotMix(t *testing.T) {
 	}
 }
 
-func TestFragmentsLetSmallCallsPass(t *testing.T) {
+func TestFragments_LetSmallCallsPass(t *testing.T) {
 	size := rig.Scaled(16 << 20)
 	large := time.Duration(size) * time.Second / rig.SlowRate
 	for _, calls := range []int{1, 4} {
@@ -344,7 +344,7 @@ func TestFragmentsLetSmallCallsPass(t *testing.T) {
 }
 
 // The handler's small messages arrive while a large one of the client's is on its way.
-func TestFragmentsOfInputDoNotHoldUpOutput(t *testing.T) {
+func TestFragments_OfInputDoNotHoldUpOutput(t *testing.T) {
 	const large, small = 4 << 20, 20
 	rig.InBubble(t, func(t *testing.T) {
 		g, client, server := rig.NewSlow(t, rig.SlowRate, nil)
@@ -383,7 +383,7 @@ func TestFragmentsOfInputDoNotHoldUpOutput(t *testing.T) {
 }
 
 // The pool is in balance after what ends well, and after what is refused.
-func TestFragmentsComeBackToThePool(t *testing.T) {
+func TestFragments_ComeBackToThePool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		before := bytepool.Out()
 		limit := rig.Scaled(1 << 20)

@@ -16,7 +16,7 @@ import (
 
 // However many callers send small payloads without a pause, a large one gets through
 // within its minute.
-func TestFragmentsAreNotStarvedBySmallCalls(t *testing.T) {
+func TestFragments_AreNotStarvedBySmallCalls(t *testing.T) {
 	for _, size := range []int{1 << 20, 8 << 20} {
 		synctest.Test(t, func(t *testing.T) {
 			const rate, callers = 8 << 20, 1000
@@ -45,7 +45,7 @@ func TestFragmentsAreNotStarvedBySmallCalls(t *testing.T) {
 }
 
 // While a handler's large message is sent it gets its input.
-func TestFragmentsOfOutputDoNotHoldUpInput(t *testing.T) {
+func TestFragments_OfOutputDoNotHoldUpInput(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
 		g, server, client := rig.NewSlow(t, rig.SlowRate, nil)
 		var worst atomic.Int64
@@ -74,7 +74,7 @@ func TestFragmentsOfOutputDoNotHoldUpInput(t *testing.T) {
 }
 
 // Senders that wait for one another do not hold up the time of a bubble.
-func TestFragmentsConcurrentSendersWaitInABubble(t *testing.T) {
+func TestFragments_ConcurrentSendersWaitInABubble(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		require.NoError(t, g.Manager(1).RegisterStreamingHandler(rig.Handler, grid.StreamHandler{

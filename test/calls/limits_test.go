@@ -18,7 +18,7 @@ import (
 
 // However long an error's text is, and however small the messages that are
 // allowed, it arrives as an error and nothing else is lost.
-func TestErrorTextIsClippedAndNoOtherCallIsLost(t *testing.T) {
+func TestError_TextIsClippedAndNoOtherCallIsLost(t *testing.T) {
 	long := strings.Repeat("é", rig.MaxErrorText)
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = 16 }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Single(func([]byte) ([]byte, *grid.RemoteErr) { return nil, grid.NewRemoteErrString(long) })
@@ -54,7 +54,7 @@ func TestErrorTextIsClippedAndNoOtherCallIsLost(t *testing.T) {
 
 // A check of the application's that panics ends the handshake, and neither the
 // socket nor Close.
-func TestTokenCheckThatPanicsEndsTheHandshakeOnly(t *testing.T) {
+func TestHandshake_TokenCheckThatPanicsEndsNothingElse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls atomic.Int32
 		g := rig.New(t, 2, func(_ int, o *grid.ManagerOptions) {
@@ -70,7 +70,7 @@ func TestTokenCheckThatPanicsEndsTheHandshakeOnly(t *testing.T) {
 	})
 }
 
-func TestTokenWithoutItsSchemeIsRefused(t *testing.T) {
+func TestUpgrade_TokenWithoutItsSchemeIsRefused(t *testing.T) {
 	g := rig.NewTCP(t, 2, nil)
 	for header, want := range map[string]int{
 		"Bearer " + rig.Token: http.StatusSwitchingProtocols,
@@ -95,7 +95,7 @@ func TestTokenWithoutItsSchemeIsRefused(t *testing.T) {
 }
 
 // A sender that waits when its own manager is closed is let go.
-func TestSenderThatWaitsWhenItsManagerClosesIsLetGo(t *testing.T) {
+func TestClose_LetsASenderThatWaitsGo(t *testing.T) {
 	for range 20 {
 		synctest.Test(t, func(t *testing.T) {
 			g := rig.New(t, 2, nil)
@@ -116,7 +116,7 @@ func TestSenderThatWaitsWhenItsManagerClosesIsLetGo(t *testing.T) {
 }
 
 // While an open waits for room, nothing else of the stream may be sent.
-func TestStreamThatWaitsToBeOpenedIsNotPinged(t *testing.T) {
+func TestPing_StreamThatWaitsToBeOpenedGetsNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, func(_ int, o *grid.ManagerOptions) {
 			o.StreamPingInterval = 100 * time.Millisecond
@@ -152,7 +152,7 @@ func TestStreamThatWaitsToBeOpenedIsNotPinged(t *testing.T) {
 
 // The default deadline holds for the wait for room as well, and a call that has
 // passed it is not made later.
-func TestDefaultDeadlineHoldsWhileThereIsNoRoom(t *testing.T) {
+func TestDeadline_DefaultHoldsWhileThereIsNoRoom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, func(_ int, o *grid.ManagerOptions) { o.PingInterval, o.WriteTimeout = time.Hour, time.Hour })
 		var ran atomic.Int32

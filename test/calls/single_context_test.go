@@ -14,7 +14,7 @@ import (
 
 // Handlers of single requests that want a context.
 
-func TestSingleHandlerContext(t *testing.T) {
+func TestRequest_HandlerContext(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		var seen context.Context
 		require.NoError(t, g.Manager(1).RegisterSingleHandlerContext(rig.Handler, func(ctx context.Context, payload []byte) ([]byte, *grid.RemoteErr) {
@@ -42,7 +42,7 @@ func TestSingleHandlerContext(t *testing.T) {
 	})
 }
 
-func TestSingleHandlerContextEnds(t *testing.T) {
+func TestRequest_HandlerContextEnds(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		end   func(g *rig.Grid)
@@ -85,7 +85,7 @@ func TestSingleHandlerContextEnds(t *testing.T) {
 	}
 }
 
-func TestSingleHandlerContextPanicIsAnswered(t *testing.T) {
+func TestRequest_HandlerContextPanicIsAnswered(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		var seen context.Context
 		require.NoError(t, g.Manager(1).RegisterSingleHandlerContext(rig.Handler, func(ctx context.Context, _ []byte) ([]byte, *grid.RemoteErr) {
@@ -100,7 +100,7 @@ func TestSingleHandlerContextPanicIsAnswered(t *testing.T) {
 	})
 }
 
-func TestTypedSingleHandlerContext(t *testing.T) {
+func TestTyped_HandlerContext(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		h := grid.NewSingleHandler[*grid.MSS, *grid.MSS](rig.Handler, grid.NewMSS, grid.NewMSS)
 		require.NoError(t, h.RegisterContext(g.Manager(1), func(ctx context.Context, req *grid.MSS) (*grid.MSS, *grid.RemoteErr) {

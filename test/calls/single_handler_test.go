@@ -12,7 +12,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-func TestSingleHandlerPanicIsAnErrorAndNothingElseIsLost(t *testing.T) {
+func TestRequest_HandlerPanicIsAnErrorAndNothingElseIsLost(t *testing.T) {
 	for name, bad := range rig.BadEnds {
 		t.Run(name, func(t *testing.T) {
 			log, book := rig.NewLogBook()
@@ -37,7 +37,7 @@ func TestSingleHandlerPanicIsAnErrorAndNothingElseIsLost(t *testing.T) {
 	}
 }
 
-func TestSingleHandlerErrorIgnoresTheBuffer(t *testing.T) {
+func TestRequest_HandlerErrorIgnoresTheBuffer(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Single(func(b []byte) ([]byte, *grid.RemoteErr) { return b, grid.NewRemoteErrString("failed") })
 		answer, err := c.SingleRequest(t.Context(), rig.Handler, []byte("payload"))
@@ -50,7 +50,7 @@ func TestSingleHandlerErrorIgnoresTheBuffer(t *testing.T) {
 	})
 }
 
-func TestSingleWithoutAHandlerFailsAtOnce(t *testing.T) {
+func TestRequest_WithoutAHandlerFailsAtOnce(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		nop := func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }
 		require.Zero(t, rig.Elapsed(func() {
@@ -73,7 +73,7 @@ func TestSingleWithoutAHandlerFailsAtOnce(t *testing.T) {
 	})
 }
 
-func TestHandlerIDZeroIsReserved(t *testing.T) {
+func TestHandler_IDZeroIsReserved(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		m, sub := g.Manager(1), c.Subroute("a")
 		nop := func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }
@@ -90,7 +90,7 @@ func TestHandlerIDZeroIsReserved(t *testing.T) {
 	})
 }
 
-func TestSingleSubroutesAreApart(t *testing.T) {
+func TestRequest_SubroutesAreApart(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		where := func(name string) grid.SingleHandlerFn {
 			return func(b []byte) ([]byte, *grid.RemoteErr) { return fmt.Append(nil, name, ":", string(b)), nil }
@@ -138,7 +138,7 @@ func TestSingleSubroutesAreApart(t *testing.T) {
 	})
 }
 
-func TestNilConnectionIsDisconnected(t *testing.T) {
+func TestError_NilConnectionIsDisconnected(t *testing.T) {
 	var c *grid.Connection
 	for _, conn := range []grid.Streamer{c, c.Subroute("a"), c.Subroute("a").Subroute("b")} {
 		_, err := conn.(grid.Requester).SingleRequest(t.Context(), rig.Echo, nil)
@@ -149,7 +149,7 @@ func TestNilConnectionIsDisconnected(t *testing.T) {
 	}
 }
 
-func TestTooManyHandlersAreRefusedAtOnce(t *testing.T) {
+func TestLimits_TooManyHandlersAreRefusedAtOnce(t *testing.T) {
 	edit := func(i int, o *grid.ManagerOptions) { o.MaxHandlers = 3 }
 	rig.InPair(t, edit, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		release := make(chan struct{})

@@ -21,7 +21,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-func TestSingleNilAndEmptyArriveAsSuch(t *testing.T) {
+func TestRequest_NilAndEmptyArriveAsSuch(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		var got []byte
 		g.Single(func(b []byte) ([]byte, *grid.RemoteErr) { got = bytes.Clone(b); return b, nil })
@@ -34,7 +34,7 @@ func TestSingleNilAndEmptyArriveAsSuch(t *testing.T) {
 	})
 }
 
-func TestSinglePayloadsOfAllSizes(t *testing.T) {
+func TestRequest_PayloadsOfAllSizes(t *testing.T) {
 	const limit = 2 * rig.PendingLimit
 	edit := func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = limit }
 	rig.InPair(t, edit, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -60,7 +60,7 @@ func TestSinglePayloadsOfAllSizes(t *testing.T) {
 	})
 }
 
-func TestSingleAboveTheSizeLimitIsRefusedAndNothingElseLost(t *testing.T) {
+func TestRequest_AboveTheSizeLimitIsRefusedAndNothingElseLost(t *testing.T) {
 	const limit = 100_000
 	edit := func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = limit }
 	rig.InPair(t, edit, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -90,7 +90,7 @@ func TestSingleAboveTheSizeLimitIsRefusedAndNothingElseLost(t *testing.T) {
 	})
 }
 
-func TestSingleResponseAboveTheSizeLimitIsAnErrorAndNothingElseLost(t *testing.T) {
+func TestRequest_ResponseAboveTheSizeLimitIsAnErrorAndNothingElseLost(t *testing.T) {
 	const limit = 100_000
 	edit := func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = limit }
 	rig.InPair(t, edit, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -106,7 +106,7 @@ func TestSingleResponseAboveTheSizeLimitIsAnErrorAndNothingElseLost(t *testing.T
 	})
 }
 
-func TestSingleDefaultDeadlineIsAMinute(t *testing.T) {
+func TestRequest_DefaultDeadlineIsAMinute(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		release := make(chan struct{})
 		g.Single(func(b []byte) ([]byte, *grid.RemoteErr) { <-release; return b, nil })
@@ -129,7 +129,7 @@ func TestSingleDefaultDeadlineIsAMinute(t *testing.T) {
 	})
 }
 
-func TestSingleLongerDeadlineThanTheDefaultHolds(t *testing.T) {
+func TestRequest_LongerDeadlineThanTheDefaultHolds(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Single(func(b []byte) ([]byte, *grid.RemoteErr) { time.Sleep(3 * time.Minute); return b, nil })
 		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
@@ -140,7 +140,7 @@ func TestSingleLongerDeadlineThanTheDefaultHolds(t *testing.T) {
 	})
 }
 
-func TestSingleDeadlineTravels(t *testing.T) {
+func TestRequest_DeadlineTravels(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		peer := g.DialLone(raw, rawpeer.Config{})
@@ -171,7 +171,7 @@ func TestSingleDeadlineTravels(t *testing.T) {
 	})
 }
 
-func TestSingleIsNotAnsweredAfterItsDeadline(t *testing.T) {
+func TestRequest_IsNotAnsweredAfterItsDeadline(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		require.NoError(t, g.Manager(0).RegisterSingleHandler(rig.Handler, func(b []byte) ([]byte, *grid.RemoteErr) {
@@ -193,7 +193,7 @@ func TestSingleIsNotAnsweredAfterItsDeadline(t *testing.T) {
 	})
 }
 
-func TestSingleReturnsAtOnceWithTheCauseOfItsContext(t *testing.T) {
+func TestRequest_ReturnsAtOnceWithTheCauseOfItsContext(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		release := make(chan struct{})
 		defer close(release)
@@ -224,7 +224,7 @@ func TestSingleReturnsAtOnceWithTheCauseOfItsContext(t *testing.T) {
 
 // A caller that waits for room in the queue, because the peer reads nothing, is
 // as free to go as one that waits for its answer.
-func TestSingleReturnsAtOnceAlsoWhileThePeerReadsNothing(t *testing.T) {
+func TestRequest_ReturnsAtOnceAlsoWhileThePeerReadsNothing(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Net.Stall(g.Addr(0), g.Addr(1), true)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -245,7 +245,7 @@ func TestSingleReturnsAtOnceAlsoWhileThePeerReadsNothing(t *testing.T) {
 
 // Answers that arrive as their callers go away: none reaches another caller,
 // and no buffer is used twice (the pool checks, with the race detector).
-func TestSingleAnswersThatComeAsTheCallerLeavesAreNeverMixedUp(t *testing.T) {
+func TestRequest_AnswersThatComeAsTheCallerLeavesAreNeverMixedUp(t *testing.T) {
 	g := rig.NewTCP(t, 2, nil)
 	c := g.Conn(0, 1)
 	calls := 6000

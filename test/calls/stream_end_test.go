@@ -15,7 +15,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-func TestBurstOfCapacityThenEOFSlowConsumer(t *testing.T) {
+func TestStream_BurstOfCapacityThenEOFSlowConsumer(t *testing.T) {
 	times := 1000
 	if bytepool.Strict {
 		times = 300
@@ -93,7 +93,7 @@ var streamFaults = map[string]struct {
 
 const streamTestDeadline = 10 * time.Second
 
-func TestSlowConsumerHearsTheTruth(t *testing.T) {
+func TestStream_SlowConsumerHearsTheTruth(t *testing.T) {
 	for name, fault := range streamFaults {
 		for _, started := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/started=%v", name, started), func(t *testing.T) {
@@ -156,7 +156,7 @@ func TestSlowConsumerHearsTheTruth(t *testing.T) {
 
 // The stream has ended well, but its consumer is stopped before it has seen all
 // of it: that is no clean end.
-func TestConsumerCancelledAfterACleanEndHearsOfIt(t *testing.T) {
+func TestStream_ConsumerCancelledAfterACleanEndHearsOfIt(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Stream(8, 0, func(_ context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
 			for _, text := range numbered(8) {
@@ -187,7 +187,7 @@ func TestConsumerCancelledAfterACleanEndHearsOfIt(t *testing.T) {
 
 // The deadline travels in whole milliseconds, so the server's is the first to
 // pass.
-func TestDeadlineThatPassesOnTheServerFirst(t *testing.T) {
+func TestStream_DeadlineThatPassesOnTheServerFirst(t *testing.T) {
 	handlers := map[string]grid.StreamHandlerFn{
 		"ignores its context": func(ctx context.Context, _ []byte, _ <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
 			time.Sleep(5 * time.Second)
@@ -246,7 +246,7 @@ func TestDeadlineThatPassesOnTheServerFirst(t *testing.T) {
 	}
 }
 
-func TestNilAndEmptyStreamMessagesThenData(t *testing.T) {
+func TestStream_NilAndEmptyMessagesThenData(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		messages := [][]byte{nil, {}, []byte("one"), nil, nil, {}, {}, []byte("two"), {}, nil, []byte("three")}
 		want := []string{"", "", "one", "", "", "", "", "two", "", "", "three"}
@@ -289,7 +289,7 @@ func TestNilAndEmptyStreamMessagesThenData(t *testing.T) {
 
 // A handler acts on what it was told if, and only if, its input has ended with
 // its context alive.
-func TestHandlerDoesNotCommitWhenTheLinkIsCut(t *testing.T) {
+func TestStream_HandlerDoesNotCommitWhenTheLinkIsCut(t *testing.T) {
 	for name, test := range map[string]struct {
 		end    func(g *rig.Grid, s *grid.Stream, cancel context.CancelFunc)
 		busy   bool // the handler is slow, so input waits when the end comes

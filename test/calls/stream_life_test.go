@@ -29,7 +29,7 @@ func waitingHandler(g *rig.Grid) (causes <-chan error) {
 	return c
 }
 
-func TestStreamHandlerSeesWhyItsContextEnded(t *testing.T) {
+func TestStream_HandlerSeesWhyItsContextEnded(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		causes := waitingHandler(g)
 
@@ -59,7 +59,7 @@ func TestStreamHandlerSeesWhyItsContextEnded(t *testing.T) {
 	})
 }
 
-func TestStreamDeadlineIsThatOfTheHandler(t *testing.T) {
+func TestStream_DeadlineIsThatOfTheHandler(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		lefts := make(chan time.Duration, 1)
 		g.Stream(1, 1, func(ctx context.Context, _ []byte, _ <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
@@ -83,7 +83,7 @@ func TestStreamDeadlineIsThatOfTheHandler(t *testing.T) {
 	})
 }
 
-func TestStreamCallbackErrorEndsTheHandlersContext(t *testing.T) {
+func TestStream_CallbackErrorEndsTheHandlersContext(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		causes := make(chan error, 1)
 		g.Stream(1, 0, func(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
@@ -108,7 +108,7 @@ func TestStreamCallbackErrorEndsTheHandlersContext(t *testing.T) {
 	})
 }
 
-func TestUnreadResponsesThenCancelEndTheHandler(t *testing.T) {
+func TestStream_UnreadResponsesThenCancelEndTheHandler(t *testing.T) {
 	for name, big := range map[string]int{"small": 1, "that fill the queues": rig.PendingLimit} {
 		t.Run(name, func(t *testing.T) {
 			rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -135,7 +135,7 @@ func TestUnreadResponsesThenCancelEndTheHandler(t *testing.T) {
 	}
 }
 
-func TestStreamHandlerPanicIsAnErrorAndNothingLeaks(t *testing.T) {
+func TestStream_HandlerPanicIsAnErrorAndNothingLeaks(t *testing.T) {
 	for name, bad := range rig.BadEnds {
 		for _, when := range []string{"at once", "after sending", "with a goroutine running"} {
 			t.Run(name+" "+when, func(t *testing.T) {
@@ -182,7 +182,7 @@ func TestStreamHandlerPanicIsAnErrorAndNothingLeaks(t *testing.T) {
 }
 
 // It must not; but then the client gets what was sent and nothing else.
-func TestStreamHandlerThatClosesItsOutput(t *testing.T) {
+func TestStream_HandlerThatClosesItsOutput(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Stream(2, 0, func(_ context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
 			defer time.Sleep(time.Second)
@@ -199,7 +199,7 @@ func TestStreamHandlerThatClosesItsOutput(t *testing.T) {
 }
 
 // Each way for a stream to die, each way to send to it: nobody blocks for ever.
-func TestSenderWhoseStreamHasDiedDoesNotBlock(t *testing.T) {
+func TestStream_SenderDoesNotBlockWhenItHasDied(t *testing.T) {
 	deaths := map[string]func(g *rig.Grid, cancel context.CancelFunc, release chan<- struct{}){
 		"cancelled":             func(_ *rig.Grid, cancel context.CancelFunc, _ chan<- struct{}) { cancel() },
 		"handler returned":      func(_ *rig.Grid, _ context.CancelFunc, release chan<- struct{}) { close(release) },
@@ -283,7 +283,7 @@ func openTyped(t testing.TB, ctx context.Context, c *grid.Connection) *grid.Type
 
 // A sender may be late by hours. When nobody holds the stream any more, its
 // goroutine goes, though the channel was never closed.
-func TestRequestsAreDrainedForAsLongAsTheStreamIsHeld(t *testing.T) {
+func TestStream_RequestsAreDrainedForAsLongAsItIsHeld(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		causes := waitingHandler(g)
 		open := func() *grid.Stream {

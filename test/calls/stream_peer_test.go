@@ -69,7 +69,7 @@ func registerLocally(g *rig.Grid, outCapacity, inCapacity int) {
 
 // A version 1 server follows its last message with the end, and that with a
 // disconnect.
-func TestBurstOfCapacityThenEOFSlowConsumerOfAVersion1Server(t *testing.T) {
+func TestStream_BurstOfCapacityThenEOFSlowConsumerOfAVersion1Server(t *testing.T) {
 	withPeer(t, rawpeer.Config{}, func(t *testing.T, g *rig.Grid, c *grid.Connection, peer *rawpeer.Peer) {
 		const capacity = 8
 		registerLocally(g, capacity, 0)
@@ -104,7 +104,7 @@ func TestBurstOfCapacityThenEOFSlowConsumerOfAVersion1Server(t *testing.T) {
 	})
 }
 
-func TestNilAndEmptyStreamMessagesThenDataFromAVersion1Server(t *testing.T) {
+func TestStream_NilAndEmptyMessagesThenDataFromAVersion1Server(t *testing.T) {
 	withPeer(t, rawpeer.Config{}, func(t *testing.T, g *rig.Grid, c *grid.Connection, peer *rawpeer.Peer) {
 		registerLocally(g, 4, 0)
 		s, id := openToPeer(t, t.Context(), c, peer, 0)
@@ -127,7 +127,7 @@ func TestNilAndEmptyStreamMessagesThenDataFromAVersion1Server(t *testing.T) {
 	})
 }
 
-func TestServerThatOverrunsItsCreditsEndsTheStream(t *testing.T) {
+func TestStream_ServerThatOverrunsItsCreditsEndsIt(t *testing.T) {
 	withPeer(t, rawpeer.Config{}, func(t *testing.T, g *rig.Grid, c *grid.Connection, peer *rawpeer.Peer) {
 		for _, capacity := range []int{0, 3} { // without and with a handler known here
 			known := max(capacity, 1)
@@ -150,7 +150,7 @@ func TestServerThatOverrunsItsCreditsEndsTheStream(t *testing.T) {
 	})
 }
 
-func TestServerThatReturnsCreditsTwiceEndsTheStream(t *testing.T) {
+func TestStream_ServerThatReturnsCreditsTwiceEndsIt(t *testing.T) {
 	for _, caps := range []uint64{0, rawpeer.CapWideCredits} {
 		withPeer(t, rawpeer.Config{Caps: caps}, func(t *testing.T, g *rig.Grid, c *grid.Connection, peer *rawpeer.Peer) {
 			registerLocally(g, 1, 2)
@@ -168,7 +168,7 @@ func TestServerThatReturnsCreditsTwiceEndsTheStream(t *testing.T) {
 	}
 }
 
-func TestServerMessageOutOfSequenceEndsTheStream(t *testing.T) {
+func TestStream_ServerMessageOutOfSequenceEndsIt(t *testing.T) {
 	for name, change := range map[string]func(m *rawpeer.Msg){
 		"gap":    func(m *rawpeer.Msg) { m.Seq++ },
 		"repeat": func(m *rawpeer.Msg) { m.Seq-- },
@@ -191,7 +191,7 @@ func TestServerMessageOutOfSequenceEndsTheStream(t *testing.T) {
 	}
 }
 
-func TestClientThatBreaksTheRulesEndsItsStream(t *testing.T) {
+func TestStream_ClientThatBreaksTheRulesEndsIt(t *testing.T) {
 	const capacity = 2
 	msg := func(seq int) rawpeer.Msg {
 		return rawpeer.Msg{Op: rawpeer.OpMuxClientMsg, MuxID: 1, Seq: uint32(seq), Payload: []byte("x")}
@@ -231,7 +231,7 @@ func TestClientThatBreaksTheRulesEndsItsStream(t *testing.T) {
 	}
 }
 
-func TestReplacedConnectionFailsItsStreams(t *testing.T) {
+func TestStream_FailsWhenItsConnectionIsReplaced(t *testing.T) {
 	for _, caps := range []uint64{0, rawpeer.CapWideCredits} {
 		config := rawpeer.Config{ID: bytes.Repeat([]byte{7}, 16), Caps: caps} // the same process dials again
 		withPeer(t, config, func(t *testing.T, g *rig.Grid, c *grid.Connection, peer *rawpeer.Peer) {

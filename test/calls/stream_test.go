@@ -26,7 +26,7 @@ func numbered(n int) (all []string) {
 
 // The three shapes, with capacities that have nothing to do with the number of
 // messages.
-func TestStreamShapesAndCapacities(t *testing.T) {
+func TestStream_ShapesAndCapacities(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		var got []string // by the handler
 		id := rig.Handler
@@ -86,7 +86,7 @@ func TestStreamShapesAndCapacities(t *testing.T) {
 	})
 }
 
-func TestStreamSendAndCloseSend(t *testing.T) {
+func TestStream_SendAndCloseSend(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		s, err := c.NewStream(t.Context(), rig.TwoWay, nil)
 		require.NoError(t, err)
@@ -117,7 +117,7 @@ func TestStreamSendAndCloseSend(t *testing.T) {
 	})
 }
 
-func TestStreamSendIsSafeForConcurrentUse(t *testing.T) {
+func TestStream_SendIsSafeForConcurrentUse(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		s, err := c.NewStream(t.Context(), rig.TwoWay, nil)
 		require.NoError(t, err)
@@ -145,7 +145,7 @@ func TestStreamSendIsSafeForConcurrentUse(t *testing.T) {
 	})
 }
 
-func TestStreamSendWithoutInputIsAnErrorAtOnce(t *testing.T) {
+func TestStream_SendWithoutInputIsAnErrorAtOnce(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		s, err := c.NewStream(t.Context(), rig.Stream, make([]byte, 3))
 		require.NoError(t, err)
@@ -157,7 +157,7 @@ func TestStreamSendWithoutInputIsAnErrorAtOnce(t *testing.T) {
 	})
 }
 
-func TestStreamSendAboveTheSizeLimitIsRefusedAndTheStreamLivesOn(t *testing.T) {
+func TestStream_SendAboveTheSizeLimitIsRefusedAndItLivesOn(t *testing.T) {
 	const limit = 100_000
 	edit := func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = limit }
 	rig.InPair(t, edit, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -187,7 +187,7 @@ func TestStreamSendAboveTheSizeLimitIsRefusedAndTheStreamLivesOn(t *testing.T) {
 	})
 }
 
-func TestStreamMessageAboveTheSizeLimitFromAHandler(t *testing.T) {
+func TestStream_MessageAboveTheSizeLimitFromAHandler(t *testing.T) {
 	const limit = 100_000
 	edit := func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = limit }
 	rig.InPair(t, edit, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -210,7 +210,7 @@ func TestStreamMessageAboveTheSizeLimitFromAHandler(t *testing.T) {
 	})
 }
 
-func TestStreamDoneAndErr(t *testing.T) {
+func TestStream_DoneAndErr(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		release := make(chan struct{})
 		g.Stream(2, 0, func(_ context.Context, payload []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
@@ -245,7 +245,7 @@ func TestStreamDoneAndErr(t *testing.T) {
 	})
 }
 
-func TestStreamAll(t *testing.T) {
+func TestStream_All(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		ended := make(chan error, 1)
 		g.Stream(3, 0, func(ctx context.Context, payload []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
@@ -296,7 +296,7 @@ func TestStreamAll(t *testing.T) {
 	})
 }
 
-func TestStreamSubroutesCallerAndDerivedContexts(t *testing.T) {
+func TestStream_SubroutesCallerAndDerivedContexts(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		type key struct{}
 		describe := func(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
@@ -329,7 +329,7 @@ func TestStreamSubroutesCallerAndDerivedContexts(t *testing.T) {
 	})
 }
 
-func TestStreamRegistrationChecksItsArguments(t *testing.T) {
+func TestStream_RegistrationChecksItsArguments(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		echo := func(_ context.Context, _ []byte, in <-chan []byte, out chan<- []byte) *grid.RemoteErr {
 			for b := range in {

@@ -109,7 +109,7 @@ func inFarPair(t *testing.T, roundTrip time.Duration, f func(t *testing.T, g *ri
 	rig.InPair(t, edit, f)
 }
 
-func TestDefaultStreamIsNotStopAndWait(t *testing.T) {
+func TestWindow_DefaultIsNotStopAndWait(t *testing.T) {
 	const (
 		roundTrip = 10 * time.Millisecond
 		messages  = 10_000
@@ -162,7 +162,7 @@ func TestDefaultStreamIsNotStopAndWait(t *testing.T) {
 	})
 }
 
-func TestStalledConsumerHoldsNoMoreThanItsWindow(t *testing.T) {
+func TestWindow_StalledConsumerHoldsNoMore(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		capacity int
@@ -211,7 +211,7 @@ func TestStalledConsumerHoldsNoMoreThanItsWindow(t *testing.T) {
 	}
 }
 
-func TestStalledHandlerIsSentNoMoreThanItsWindow(t *testing.T) {
+func TestWindow_StalledHandlerIsSentNoMore(t *testing.T) {
 	for _, test := range []struct {
 		name                   string
 		capacity, warmUp, most int
@@ -255,7 +255,7 @@ func TestStalledHandlerIsSentNoMoreThanItsWindow(t *testing.T) {
 
 // Towards a version 1 peer a window never grows: it would take that for a
 // breach.
-func TestWindowStaysAsItIsForAVersion1Server(t *testing.T) {
+func TestWindow_StaysAsItIsForAVersion1Server(t *testing.T) {
 	withPeer(t, rawpeer.Config{}, func(t *testing.T, g *rig.Grid, c *grid.Connection, peer *rawpeer.Peer) {
 		registerLocally(g, 2, 0)
 		s, id := openToPeer(t, t.Context(), c, peer, 0)

@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-func TestChaos(t *testing.T) { run(t, *durationFlag, nil) }
+func TestChaos_EveryCallHasItsEnd(t *testing.T) { run(t, *durationFlag, nil) }
 
 // A round ends with a heal, after which everything must work.
 const maxRound = 10 * time.Second

@@ -135,7 +135,7 @@ func niceStep(v float64) float64 {
 	return 10 * power
 }
 
-func TestChartIsWellFormed(t *testing.T) {
+func TestChart_IsWellFormed(t *testing.T) {
 	for _, n := range []int{0, 1, 100} {
 		var samples []sample
 		for i := range n {

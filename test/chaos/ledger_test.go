@@ -104,7 +104,7 @@ func (l *ledger) tick() {
 	}
 }
 
-func TestLedgerForgetsCallsThatEndedLongAgo(t *testing.T) {
+func TestLedger_ForgetsCallsThatEndedLongAgo(t *testing.T) {
 	l := newLedger()
 	for range 3 * pageCalls {
 		l.begin()

@@ -127,7 +127,7 @@ func (n note) message(answer bool, index int) []byte {
 // failure is the text with which the handler of a call fails.
 func failure(call uint64) string { return fmt.Sprintf("call %d fails as it should", call) }
 
-func TestPayloadsThatAreNotTheirOwnAreNoticed(t *testing.T) {
+func TestNote_PayloadsThatAreNotTheirOwnAreNoticed(t *testing.T) {
 	n := note{call: 7, from: 1, to: 2, size: 100}
 	b := n.message(true, 3)
 	require.NoError(t, n.follows(b, true, 3))

@@ -163,7 +163,7 @@ func drawFaults(rng *rand.Rand, round, pause time.Duration) (all []fault) {
 	return all
 }
 
-func TestScheduleIsDrawnFromTheSeed(t *testing.T) {
+func TestSchedule_IsDrawnFromTheSeed(t *testing.T) {
 	draw := func(seed uint64) []fault { return drawFaults(rand.New(rand.NewPCG(seed, 0)), maxRound, faultPause) }
 	all := draw(1)
 	require.Equal(t, all, draw(1))
@@ -182,7 +182,7 @@ func TestScheduleIsDrawnFromTheSeed(t *testing.T) {
 
 // What a loss throws away must not get through because another fault of the same
 // link has ended.
-func TestLastingFaultsOfALinkDoNotOverlap(t *testing.T) {
+func TestSchedule_LastingFaultsOfALinkDoNotOverlap(t *testing.T) {
 	for seed := range uint64(20) {
 		until := make(map[[2]int]time.Duration)
 		for _, f := range drawFaults(rand.New(rand.NewPCG(seed, 0)), maxRound, faultPause) {

@@ -26,9 +26,9 @@ type sample struct {
 	goroutines float64
 }
 
-// TestSoak is TestChaos for as long as is asked for, with a look at the heap and
+// TestSoak_HeapAndGoroutinesDoNotGrow is TestChaos_EveryCallHasItsEnd for as long as is asked for, with a look at the heap and
 // the goroutines. It runs only where -run names it.
-func TestSoak(t *testing.T) {
+func TestSoak_HeapAndGoroutinesDoNotGrow(t *testing.T) {
 	if !strings.Contains(flag.Lookup("test.run").Value.String(), "Soak") {
 		t.Skip("run it with -run Soak -duration 20m -timeout 30m")
 	}

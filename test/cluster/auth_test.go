@@ -16,7 +16,7 @@ import (
 )
 
 // Nothing secret is logged, neither where all is well nor where it is not.
-func TestSecretsAreNotLogged(t *testing.T) {
+func TestSecret_IsNotLogged(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		var tokens []string

@@ -62,7 +62,7 @@ func requireBackoff(t *testing.T, gaps []time.Duration) {
 	}
 }
 
-func TestBackoffGrowsFrom50MillisecondsTo5Seconds(t *testing.T) {
+func TestBackoff_GrowsFrom50MillisecondsTo5Seconds(t *testing.T) {
 	jittered := map[time.Duration]bool{}
 	for range 10 {
 		synctest.Test(t, func(t *testing.T) {
@@ -82,7 +82,7 @@ func TestBackoffGrowsFrom50MillisecondsTo5Seconds(t *testing.T) {
 
 // A peer that takes the connection and drops it at once is no better than one
 // that refuses it; nor are two that throw each other out.
-func TestBackoffIsNotResetByASessionThatDidNotLive(t *testing.T) {
+func TestBackoff_IsNotResetByASessionThatDidNotLive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()
 		s := rig.ListenLone(t, n, rawpeer.Config{})
@@ -95,7 +95,7 @@ func TestBackoffIsNotResetByASessionThatDidNotLive(t *testing.T) {
 	})
 }
 
-func TestBackoffIsResetByASessionThatLived(t *testing.T) {
+func TestBackoff_IsResetByASessionThatLived(t *testing.T) {
 	for name, live := range map[string]func(p *rawpeer.Peer){
 		"said something": func(p *rawpeer.Peer) { p.Send(rawpeer.Ping(time.Now())); synctest.Wait() },
 		"stayed":         func(*rawpeer.Peer) { time.Sleep(2 * time.Second) },
@@ -125,7 +125,7 @@ func TestBackoffIsResetByASessionThatLived(t *testing.T) {
 	}
 }
 
-func TestOneErrorAnHourIsLoggedPerPeer(t *testing.T) {
+func TestLog_OneErrorAnHourPerPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, book := rig.NewLogBook()
 		hosts := []string{rig.LoneHost}
@@ -161,7 +161,7 @@ func TestOneErrorAnHourIsLoggedPerPeer(t *testing.T) {
 	})
 }
 
-func TestLinkThatFlapsIsLoggedOnce(t *testing.T) {
+func TestLog_LinkThatFlapsIsToldOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, book := rig.NewLogBook()
 		g := rig.New(t, 2, func(i int, o *grid.ManagerOptions) { o.Logger = log })
@@ -187,7 +187,7 @@ func TestLinkThatFlapsIsLoggedOnce(t *testing.T) {
 
 // Lesson 19: the dialler's log says once what the other does
 // not like, and no socket is left, however often it tries.
-func TestRefusedDiallerLogsTheReasonOnce(t *testing.T) {
+func TestLog_RefusedDiallerTellsTheReasonOnce(t *testing.T) {
 	for name, c := range map[string]struct {
 		acceptor, dialler func(o *grid.ManagerOptions)
 		why               string

@@ -33,7 +33,7 @@ func requireShutdown(t *testing.T, c *grid.Connection) {
 	require.ErrorIs(t, err, grid.ErrDisconnected)
 }
 
-func TestCloseEndsEverythingOnBothSides(t *testing.T) {
+func TestClose_EndsEverythingOnBothSides(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		handlerEnded := make(chan error, 1)
 		register := func(n *rig.Node) {
@@ -65,7 +65,7 @@ func TestCloseEndsEverythingOnBothSides(t *testing.T) {
 	})
 }
 
-func TestCloseTwiceAndConcurrently(t *testing.T) {
+func TestClose_TwiceAndConcurrently(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 3, nil)
 		var closers sync.WaitGroup
@@ -86,7 +86,7 @@ func TestCloseTwiceAndConcurrently(t *testing.T) {
 	})
 }
 
-func TestCloseFromAHandler(t *testing.T) {
+func TestClose_FromAHandler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		closed := make(chan error, 1)
@@ -116,7 +116,7 @@ func TestCloseFromAHandler(t *testing.T) {
 	})
 }
 
-func TestCloseWaitsForWhatGridHasStarted(t *testing.T) {
+func TestClose_WaitsForWhatGridHasStarted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, _ := rig.NewLone(t, faultconn.NewNetwork(), false, func(o *grid.ManagerOptions) {
 			o.Dialer = func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -134,7 +134,7 @@ func TestCloseWaitsForWhatGridHasStarted(t *testing.T) {
 	})
 }
 
-func TestCloseWaitsForNoHandler(t *testing.T) {
+func TestClose_WaitsForNoHandler(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		release, running := make(chan struct{}), make(chan struct{})
@@ -156,7 +156,7 @@ func TestCloseWaitsForNoHandler(t *testing.T) {
 }
 
 // Lesson 21: ending the context does what Close does.
-func TestCancellingTheContextStopsDiallingAndCloses(t *testing.T) {
+func TestClose_ByTheContextStopsDialling(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()
 		var dialled atomic.Int64
@@ -185,7 +185,7 @@ func TestCancellingTheContextStopsDiallingAndCloses(t *testing.T) {
 	})
 }
 
-func TestCancellingTheContextClosesWhatIsConnected(t *testing.T) {
+func TestClose_ByTheContextEndsWhatIsConnected(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()
 		s := rig.ListenLone(t, n, rawpeer.Config{})
@@ -203,7 +203,7 @@ func TestCancellingTheContextClosesWhatIsConnected(t *testing.T) {
 	})
 }
 
-func TestContextThatHasEndedGivesAClosedManager(t *testing.T) {
+func TestClose_ByAContextThatHasEndedBefore(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	m, err := grid.NewManager(ctx, rig.Options(rig.LoneHost, []string{rig.LoneHost, "http://node1:9000"}))
@@ -212,7 +212,7 @@ func TestContextThatHasEndedGivesAClosedManager(t *testing.T) {
 	require.NoError(t, m.Close())
 }
 
-func TestCloseWhileConnectingReturnsAtOnce(t *testing.T) {
+func TestClose_WhileConnectingReturnsAtOnce(t *testing.T) {
 	for name, begin := range map[string]func(t *testing.T, n *faultconn.Network) (*rig.Grid, func()){
 		"dialling into the void": func(t *testing.T, n *faultconn.Network) (*rig.Grid, func()) {
 			n.Partition(rig.HostAddr(rig.LoneHost), rig.HostAddr(rig.PeerHost(t, false)))
@@ -267,7 +267,7 @@ func TestCloseWhileConnectingReturnsAtOnce(t *testing.T) {
 	}
 }
 
-func TestCloseDoesNotHangOnAPeerThatDoesNotRead(t *testing.T) {
+func TestClose_DoesNotHangOnAPeerThatDoesNotRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		g.Net.Partition(g.Addr(0), g.Addr(1))
@@ -288,7 +288,7 @@ func TestCloseDoesNotHangOnAPeerThatDoesNotRead(t *testing.T) {
 	})
 }
 
-func TestCloseDuringEverything(t *testing.T) {
+func TestClose_DuringEverything(t *testing.T) {
 	for range 20 {
 		synctest.Test(t, func(t *testing.T) {
 			g := rig.New(t, 2, nil)

@@ -16,7 +16,7 @@ import (
 
 // Lesson 18, the kinds that get as far as the handshake: the
 // end of the session reaches everything that waits.
-func TestMutePeerIsNoticedWithinTwoPingIntervals(t *testing.T) {
+func TestLiveness_MutePeerIsNoticedWithinTwoPingIntervals(t *testing.T) {
 	for name, mute := range map[string]rawpeer.Config{
 		"reads, and answers no ping": {ManualPings: true},
 		"does not even read":         {Unread: true},
@@ -68,7 +68,7 @@ func TestMutePeerIsNoticedWithinTwoPingIntervals(t *testing.T) {
 }
 
 // Lesson 18, half-open TCP.
-func TestHalfOpenLinkIsNoticedWithinTwoPingIntervals(t *testing.T) {
+func TestLiveness_HalfOpenLinkIsNoticedWithinTwoPingIntervals(t *testing.T) {
 	for _, age := range []time.Duration{0, 9 * time.Second, 10 * time.Second, time.Minute} {
 		synctest.Test(t, func(t *testing.T) {
 			g := rig.New(t, 2, nil)
@@ -120,7 +120,7 @@ func TestHalfOpenLinkIsNoticedWithinTwoPingIntervals(t *testing.T) {
 }
 
 // Lesson 18, the kinds that do not get so far.
-func TestPeerThatNeverAnswersTheHandshakeIsGivenUp(t *testing.T) {
+func TestLiveness_PeerThatNeverAnswersTheHandshakeIsGivenUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // no answer to the upgrade
 		n := faultconn.NewNetwork()
 		l := rig.ListenMemory(t, n, rig.PeerHost(t, false))
@@ -158,7 +158,7 @@ func TestPeerThatNeverAnswersTheHandshakeIsGivenUp(t *testing.T) {
 
 // A peer that sends data and pings of its own is mute all the same if it
 // answers no ping (section 7).
-func TestPeerThatTalksButAnswersNoPingIsNoticed(t *testing.T) {
+func TestLiveness_PeerThatTalksButAnswersNoPingIsNoticed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		begin := time.Now()
@@ -178,7 +178,7 @@ func TestPeerThatTalksButAnswersNoPingIsNoticed(t *testing.T) {
 	})
 }
 
-func TestIdleConnectionLives(t *testing.T) {
+func TestLiveness_IdleConnectionLives(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		st, err := g.Conn(0, 1).NewStream(t.Context(), rig.TwoWay, nil)
@@ -193,7 +193,7 @@ func TestIdleConnectionLives(t *testing.T) {
 	})
 }
 
-func TestConnectionPingsKeepTheirInterval(t *testing.T) {
+func TestLiveness_ConnectionPingsKeepTheirInterval(t *testing.T) {
 	for _, interval := range []time.Duration{10 * time.Second, time.Second, 80 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
 			g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, func(o *grid.ManagerOptions) { o.PingInterval = interval })

@@ -17,7 +17,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-func TestMeshOf32ConnectsWithin5SecondsAndWorks(t *testing.T) {
+func TestManager_MeshOf32ConnectsWithin5SecondsAndWorks(t *testing.T) {
 	const nodes = 32
 	begin := time.Now()
 	g := rig.NewTCP(t, nodes, nil)
@@ -32,7 +32,7 @@ func TestMeshOf32ConnectsWithin5SecondsAndWorks(t *testing.T) {
 	}
 }
 
-func TestRestartedManagerIsTakenBack(t *testing.T) {
+func TestReconnect_RestartedManagerIsTakenBack(t *testing.T) {
 	restart := func(t *testing.T, g *rig.Grid, down func()) {
 		for i := range g.Nodes() {
 			var lost []*rig.Link
@@ -102,7 +102,7 @@ func (c *cutter) cut(g *rig.Grid) {
 	rig.WaitEnded(links...)
 }
 
-func TestLinkComesBackWithinASecondOfACut(t *testing.T) {
+func TestReconnect_WithinASecondOfACut(t *testing.T) {
 	var c cutter
 	g := rig.NewTCP(t, 4, func(_ int, o *grid.ManagerOptions) { c.watch(o) })
 	var times []time.Duration
@@ -120,7 +120,7 @@ func TestLinkComesBackWithinASecondOfACut(t *testing.T) {
 
 // The same with many cuts, by the clock of a bubble, where no scheduler can
 // spoil the figure.
-func TestLinkComesBackAfterManyCuts(t *testing.T) {
+func TestReconnect_AfterManyCuts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		for range 200 {

@@ -29,7 +29,7 @@ func flow(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *gr
 	return nil
 }
 
-func TestManyRefusalsAtOnceKeepTheLink(t *testing.T) {
+func TestOverload_ManyRefusalsAtOnceKeepTheLink(t *testing.T) {
 	const calls = 5000
 	g := rig.NewTCP(t, 2, nil)
 	c := g.Conn(0, 1)
@@ -53,7 +53,7 @@ func TestManyRefusalsAtOnceKeepTheLink(t *testing.T) {
 	require.NoError(t, other.Err())
 }
 
-func TestStreamThatIsLeftInFullFlowKeepsTheLink(t *testing.T) {
+func TestOverload_StreamThatIsLeftInFullFlowKeepsTheLink(t *testing.T) {
 	g := rig.NewTCP(t, 2, nil)
 	g.Stream(rig.MaxCapacity, 0, flow)
 	c := g.Conn(0, 1)
@@ -73,7 +73,7 @@ func TestStreamThatIsLeftInFullFlowKeepsTheLink(t *testing.T) {
 	require.Zero(t, c.Stats().Reconnects)
 }
 
-func TestStreamWhoseHandlerReturnsInFullFlowKeepsTheLink(t *testing.T) {
+func TestOverload_StreamWhoseHandlerReturnsInFullFlowKeepsTheLink(t *testing.T) {
 	g := rig.NewTCP(t, 2, nil)
 	g.Stream(1, rig.MaxCapacity, func(_ context.Context, _ []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
 		for range 1000 {
@@ -97,7 +97,7 @@ func TestStreamWhoseHandlerReturnsInFullFlowKeepsTheLink(t *testing.T) {
 	require.Zero(t, c.Stats().Reconnects)
 }
 
-func TestManyStreamsCancelledInFullFlowKeepTheLink(t *testing.T) {
+func TestOverload_ManyStreamsCancelledInFullFlowKeepTheLink(t *testing.T) {
 	g := rig.NewTCP(t, 2, nil)
 	g.Stream(4096, 0, flow)
 	c := g.Conn(0, 1)
@@ -130,7 +130,7 @@ func TestManyStreamsCancelledInFullFlowKeepTheLink(t *testing.T) {
 }
 
 // All pings of idle streams are due at once.
-func TestManyIdleStreamsLiveAndAreCancelledAtOnce(t *testing.T) {
+func TestStream_ManyIdleOnesLiveAndAreCancelledAtOnce(t *testing.T) {
 	const streams = 8000
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Stream(1, 0, func(ctx context.Context, _ []byte, _ <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
@@ -162,7 +162,7 @@ func TestManyIdleStreamsLiveAndAreCancelledAtOnce(t *testing.T) {
 }
 
 // Who has its answer finds a slot for the next request.
-func TestSlotIsFreeOnceTheAnswerHasArrived(t *testing.T) {
+func TestLimits_SlotIsFreeOnceTheAnswerHasArrived(t *testing.T) {
 	g := rig.NewTCP(t, 2, func(_ int, o *grid.ManagerOptions) { o.MaxHandlers = 1 })
 	c := g.Conn(0, 1)
 	for range 1000 {
@@ -193,7 +193,7 @@ func (c *rateConn) Write(p []byte) (int, error) {
 	return done, nil
 }
 
-func TestIdleStreamLivesBesideALargeMessageThatMoves(t *testing.T) {
+func TestStream_IdleOneLivesBesideALargeMessageThatMoves(t *testing.T) {
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) {
 		dial := o.Dialer
 		o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -225,7 +225,7 @@ func (r *badRecycler) Recycle() { panic("boom in Recycle") }
 
 // The application's code runs on goroutines of grid as well: a panic there must
 // not end the process.
-func TestPanicsOfConstructorsAndRecyclersEndTheStreamOnly(t *testing.T) {
+func TestTyped_PanicsOfConstructorsAndRecyclersEndTheStreamOnly(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		newBad := func() *badRecycler { return new(badRecycler) }
 		h := grid.NewStream[*badRecycler](rig.Handler, nil, newBad, newBad)
@@ -259,7 +259,7 @@ func TestPanicsOfConstructorsAndRecyclersEndTheStreamOnly(t *testing.T) {
 
 // Calls that the remote has let in are answered, however many are made while it
 // shuts down.
-func TestShutdownUnderLoadAnswersWhatItLetIn(t *testing.T) {
+func TestShutdown_UnderLoadAnswersWhatItLetIn(t *testing.T) {
 	for range 20 {
 		g := rig.NewTCP(t, 2, nil)
 		var ran, answered atomic.Int64
@@ -289,7 +289,7 @@ func TestShutdownUnderLoadAnswersWhatItLetIn(t *testing.T) {
 }
 
 // The time that a request waits for room is not there for its handler.
-func TestDeadlineSentIsWhatIsLeftWhenItIsSent(t *testing.T) {
+func TestDeadline_SentIsWhatIsLeftWhenItIsSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()
 		n.SetBuffer(1 << 10)

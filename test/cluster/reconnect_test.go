@@ -23,7 +23,7 @@ import (
 const reconnectTime = rig.MinBackoff * 3 / 2
 
 // Lesson 13.
-func TestReconnectsAfterACutWithTheQueueFull(t *testing.T) {
+func TestReconnect_AfterACutWithTheQueueFull(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var ran atomic.Int64
 		g := rig.New(t, 2, nil)
@@ -77,7 +77,7 @@ func TestReconnectsAfterACutWithTheQueueFull(t *testing.T) {
 
 // Lesson 13, the same with answers that nobody reads: a peer that floods, and
 // does not read, must not keep the next connection from working.
-func TestReconnectsAfterAFloodOfWhatMustBeAnswered(t *testing.T) {
+func TestReconnect_AfterAFloodOfWhatMustBeAnswered(t *testing.T) {
 	for name, flood := range map[string]func(i int) rawpeer.Msg{
 		"pings":           func(int) rawpeer.Msg { return rawpeer.Ping(time.Now()) },
 		"stream pings":    func(i int) rawpeer.Msg { return rawpeer.Msg{Op: rawpeer.OpPing, MuxID: uint64(i + 1)} },
@@ -130,7 +130,7 @@ func TestReconnectsAfterAFloodOfWhatMustBeAnswered(t *testing.T) {
 }
 
 // Lesson 15.
-func TestBothSidesRestartDropAndDialAtOnce(t *testing.T) {
+func TestReconnect_BothSidesRestartDropAndDialAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		restart := func(i int) {
@@ -193,7 +193,7 @@ func TestBothSidesRestartDropAndDialAtOnce(t *testing.T) {
 
 // Lesson 16: a minute of the bubble's time would pass if a call were forgotten
 // between two tables.
-func TestCallStartedWhileTheLinkDropsFailsAtOnce(t *testing.T) {
+func TestReconnect_CallStartedWhileTheLinkDropsFailsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		for range 100 {

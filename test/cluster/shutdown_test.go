@@ -25,7 +25,7 @@ func shutdownGrid(t *testing.T) (g *rig.Grid, release chan struct{}) {
 	return g, release
 }
 
-func TestShutdownLetsWhatRunsFinish(t *testing.T) {
+func TestShutdown_LetsWhatRunsFinish(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, release := shutdownGrid(t)
 		in := make(chan error, 1) // a call to the node that shuts down
@@ -65,7 +65,7 @@ func TestShutdownLetsWhatRunsFinish(t *testing.T) {
 	})
 }
 
-func TestShutdownEndsWithItsContext(t *testing.T) {
+func TestShutdown_EndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, release := shutdownGrid(t)
 		in := make(chan error, 1)
@@ -85,7 +85,7 @@ func TestShutdownEndsWithItsContext(t *testing.T) {
 	})
 }
 
-func TestShutdownOfAnIdleOrClosedManagerReturnsAtOnce(t *testing.T) {
+func TestShutdown_OfAnIdleOrClosedManagerReturnsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		start := time.Now()

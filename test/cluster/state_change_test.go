@@ -44,7 +44,7 @@ func (c *changes) texts() (texts []string) {
 	return texts
 }
 
-func TestOnStateChange(t *testing.T) {
+func TestState_OnStateChange(t *testing.T) {
 	var seen [2]changes
 	rig.InPair(t, func(i int, o *grid.ManagerOptions) { o.OnStateChange = seen[i].add }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		dials, waits := 0, 1
@@ -84,7 +84,7 @@ func TestOnStateChange(t *testing.T) {
 }
 
 // One that is slow, or panics, holds up nobody, and hears of everything.
-func TestOnStateChangeThatIsSlowOrPanics(t *testing.T) {
+func TestState_OnStateChangeThatIsSlowOrPanics(t *testing.T) {
 	var mu sync.Mutex
 	told := make(map[string]int)
 	slow := func(i int, o *grid.ManagerOptions) {
@@ -115,7 +115,7 @@ func TestOnStateChangeThatIsSlowOrPanics(t *testing.T) {
 }
 
 // Handlers are called by their names where somebody reads it.
-func TestHandlerNamesInTexts(t *testing.T) {
+func TestHandler_NamesInTexts(t *testing.T) {
 	names := map[grid.HandlerID]string{rig.Handler: "worker", rig.Unused: "missing"}
 	rig.InPair(t, func(i int, o *grid.ManagerOptions) { o.HandlerNames = names; o.MaxHandlers = 1 }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Single(func(b []byte) ([]byte, *grid.RemoteErr) {

@@ -19,7 +19,7 @@ import (
 
 // Every change that a connection makes is seen by one who polls it, in an order
 // that the table allows.
-func TestConnectionGoesThroughItsStates(t *testing.T) {
+func TestState_ConnectionGoesThroughAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()
 		block := make(chan struct{})
@@ -51,7 +51,7 @@ func TestConnectionGoesThroughItsStates(t *testing.T) {
 }
 
 // Lesson 20.
-func TestWaitForConnectWithACancelledContextLeavesNothing(t *testing.T) {
+func TestState_WaitForConnectWithACancelledContextLeavesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		c := g.Manager(0).Connection(raw)
@@ -79,7 +79,7 @@ func TestWaitForConnectWithACancelledContextLeavesNothing(t *testing.T) {
 	})
 }
 
-func TestWaitForConnectSaysWhatIsWrong(t *testing.T) {
+func TestState_WaitForConnectSaysWhatIsWrong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hosts := []string{"http://a", "http://b"}
 		for _, local := range hosts {
@@ -103,7 +103,7 @@ func TestWaitForConnectSaysWhatIsWrong(t *testing.T) {
 	})
 }
 
-func TestWaitForConnectSeesEveryWaiterThrough(t *testing.T) {
+func TestState_WaitForConnectSeesEveryWaiterThrough(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		c := g.Manager(0).Connection(raw)
@@ -124,7 +124,7 @@ func TestWaitForConnectSeesEveryWaiterThrough(t *testing.T) {
 	})
 }
 
-func TestWaitForConnectReturnsAtOnceAfterShutdown(t *testing.T) {
+func TestState_WaitForConnectReturnsAtOnceAfterShutdown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		c := g.Manager(0).Connection(raw)

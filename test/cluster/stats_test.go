@@ -15,7 +15,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-func TestStatsOfTraffic(t *testing.T) {
+func TestStats_OfTraffic(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		back := g.Conn(1, 0)
 		for range 3 {
@@ -68,7 +68,7 @@ func TestStatsOfTraffic(t *testing.T) {
 	})
 }
 
-func TestStatsOfRoundTrips(t *testing.T) {
+func TestStats_OfRoundTrips(t *testing.T) {
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.PingInterval = time.Second }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		delay := func(d time.Duration) {
 			for i := range 2 {
@@ -90,7 +90,7 @@ func TestStatsOfRoundTrips(t *testing.T) {
 	})
 }
 
-func TestStatsOfWhatWaits(t *testing.T) {
+func TestStats_OfWhatWaits(t *testing.T) {
 	rig.InPair(t, func(i int, o *grid.ManagerOptions) { o.MaxQueuedBytes = 4 << 10 }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		ctx, cancel := context.WithCancel(t.Context())
 		s, err := c.NewStream(ctx, rig.Block, nil) // which takes nothing
@@ -123,7 +123,7 @@ func TestStatsOfWhatWaits(t *testing.T) {
 	})
 }
 
-func TestStatsOfRefusals(t *testing.T) {
+func TestStats_OfRefusals(t *testing.T) {
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.MaxHandlers = 1 }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		s, err := c.NewStream(t.Context(), rig.Block, nil)
 		require.NoError(t, err)
@@ -142,7 +142,7 @@ func TestStatsOfRefusals(t *testing.T) {
 	})
 }
 
-func TestStatsAsJSON(t *testing.T) {
+func TestStats_AsJSON(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, _ *grid.Connection) {
 		st := g.Manager(0).Stats()
 		text := expvar.Func(func() any { return g.Manager(0).Stats() }).String()
@@ -160,7 +160,7 @@ func TestStatsAsJSON(t *testing.T) {
 
 // What has gone over a link that is left, because its peer is shutting down, counts on
 // when another one like it takes its place.
-func TestStatsOfTrafficNeverFall(t *testing.T) {
+func TestStats_OfTrafficNeverFall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := rig.NewWire(t, true, rawpeer.Config{Caps: rig.AllCaps}, nil)
 		var last grid.Traffic

@@ -16,7 +16,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-func TestTLSEndToEnd(t *testing.T) {
+func TestTLS_EndToEnd(t *testing.T) {
 	cert, pool := rig.Certificate(t)
 	for name, c := range map[string]struct{ server, client *tls.Config }{
 		"server certificate": {
@@ -48,7 +48,7 @@ func TestTLSEndToEnd(t *testing.T) {
 	}
 }
 
-func TestTLSCertificateIsVerified(t *testing.T) {
+func TestTLS_CertificateIsVerified(t *testing.T) {
 	cert, pool := rig.Certificate(t)
 	for name, c := range map[string]struct {
 		server, client *tls.Config
@@ -79,7 +79,7 @@ func TestTLSCertificateIsVerified(t *testing.T) {
 	}
 }
 
-func TestNoChecksumsUnderTLS(t *testing.T) {
+func TestTLS_NeedsNoChecksums(t *testing.T) {
 	cert, pool := rig.Certificate(t)
 	var g *rig.Grid
 	var raw string
@@ -125,7 +125,7 @@ func requireChecksums(t *testing.T, p *rawpeer.Peer, c *grid.Connection, want bo
 	require.ErrorIs(t, <-failed, context.Canceled)
 }
 
-func TestChecksumsUnlessBothHostsAreSecure(t *testing.T) {
+func TestTLS_ChecksumsUnlessBothHostsAreSecure(t *testing.T) {
 	for _, c := range []struct {
 		local, raw string
 		want       bool

@@ -66,7 +66,7 @@ func (tw *twinGrid) startTwin(log *slog.Logger) *grid.Manager {
 
 // Lesson 26: the second is refused clearly for as long as the first is alive,
 // and nobody evicts anybody.
-func TestSecondProcessUnderOneNameIsRefused(t *testing.T) {
+func TestTwins_SecondProcessUnderOneNameIsRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tw := newTwinGrid(t, nil)
 		st, err := tw.Conn(tw.dialler, tw.acceptor).NewStream(t.Context(), rig.TwoWay, nil)
@@ -107,7 +107,7 @@ func TestSecondProcessUnderOneNameIsRefused(t *testing.T) {
 }
 
 // A link that is so busy that a ping takes longer than the probe is alive.
-func TestSecondProcessIsRefusedWhileTheFirstIsBusy(t *testing.T) {
+func TestTwins_SecondProcessIsRefusedWhileTheFirstIsBusy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tw := newTwinGrid(t, func(c net.Conn) net.Conn {
 			w := faultconn.Wrap(c)
@@ -145,7 +145,7 @@ func TestSecondProcessIsRefusedWhileTheFirstIsBusy(t *testing.T) {
 }
 
 // Lessons 4 and 26: what is open on the dead one ends, and not cleanly.
-func TestDeadProcessIsReplacedWithinAboutASecond(t *testing.T) {
+func TestTwins_DeadProcessIsReplacedWithinAboutASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tw := newTwinGrid(t, nil)
 		n := tw.Node(tw.acceptor)
@@ -199,7 +199,7 @@ func (l lingering) Close() error { return l.Conn.SetDeadline(time.Unix(1, 0)) }
 
 // The same process that comes again has lost its connection: there is nothing
 // to wait for, and nothing to tell.
-func TestSameProcessThatReconnectsReplacesAtOnce(t *testing.T) {
+func TestTwins_SameProcessThatReconnectsReplacesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var dialled []net.Conn
 		tw := newTwinGrid(t, func(c net.Conn) net.Conn {

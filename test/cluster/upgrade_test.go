@@ -19,7 +19,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-func TestPlainRequestIsAnswered426(t *testing.T) {
+func TestUpgrade_PlainRequestIsAnswered426(t *testing.T) {
 	m, err := grid.NewManager(t.Context(), rig.Options(rig.LoneHost, []string{rig.LoneHost}))
 	require.NoError(t, err)
 	defer m.Close()
@@ -36,7 +36,7 @@ func TestPlainRequestIsAnswered426(t *testing.T) {
 	}
 }
 
-func TestBadTokenIsAnswered403BeforeTheUpgrade(t *testing.T) {
+func TestUpgrade_BadTokenIsAnswered403BeforeIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, _ := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		for _, header := range []http.Header{nil, rig.Bearer("wrong"), rig.Bearer(""), {"Authorization": {rig.Token + "x"}}, {"Authorization": {"Basic " + rig.Token}}} {
@@ -47,7 +47,7 @@ func TestBadTokenIsAnswered403BeforeTheUpgrade(t *testing.T) {
 	})
 }
 
-func TestChecksOfTheRequestStandForTheToken(t *testing.T) {
+func TestUpgrade_ChecksOfTheRequestStandForTheToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		header := func(name string) func(*http.Request) error {
 			return func(r *http.Request) error {
@@ -81,7 +81,7 @@ func TestChecksOfTheRequestStandForTheToken(t *testing.T) {
 	})
 }
 
-func TestPageOfAnotherOriginIsAnswered403(t *testing.T) {
+func TestUpgrade_PageOfAnotherOriginIsAnswered403(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, _ := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		for _, origin := range []string{"http://evil.example", "https://evil.example:9000", "http://node0", "null", "http://node0.evil.example:9000"} {
@@ -95,7 +95,7 @@ func TestPageOfAnotherOriginIsAnswered403(t *testing.T) {
 	})
 }
 
-func TestCompressionIsNotTaken(t *testing.T) {
+func TestUpgrade_CompressionIsNotTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, _ := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		ws, resp, err := g.Upgrade(rig.Bearer(rig.Token), true)
@@ -106,7 +106,7 @@ func TestCompressionIsNotTaken(t *testing.T) {
 	})
 }
 
-func TestClosedManagerAnswers503(t *testing.T) {
+func TestUpgrade_ClosedManagerAnswers503(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, _ := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		require.NoError(t, g.Manager(0).Close())
@@ -132,7 +132,7 @@ func (w hijackable) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 // opaque hides what the server's own ResponseWriter can do.
 type opaque struct{ http.ResponseWriter }
 
-func TestHandlerWorksBehindMiddleware(t *testing.T) {
+func TestUpgrade_WorksBehindMiddleware(t *testing.T) {
 	for name, wrap := range map[string]func(http.ResponseWriter) http.ResponseWriter{
 		"Unwrap":         func(w http.ResponseWriter) http.ResponseWriter { return unwrapped{w} },
 		"Unwrap twice":   func(w http.ResponseWriter) http.ResponseWriter { return unwrapped{unwrapped{w}} },
@@ -151,7 +151,7 @@ func TestHandlerWorksBehindMiddleware(t *testing.T) {
 	}
 }
 
-func TestResponseWriterThatCannotBeHijackedIsAnError(t *testing.T) {
+func TestUpgrade_ResponseWriterThatCannotBeHijackedIsAnError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, _ := rig.NewLone(t, faultconn.NewNetwork(), true, nil, func(n *rig.Node) {
 			h := n.Server.Handler
@@ -162,7 +162,7 @@ func TestResponseWriterThatCannotBeHijackedIsAnError(t *testing.T) {
 	})
 }
 
-func TestHandlerWorksAtOtherRoutes(t *testing.T) {
+func TestUpgrade_WorksAtOtherRoutes(t *testing.T) {
 	for name, c := range map[string]struct {
 		route string
 		mount func(m *grid.Manager) http.Handler

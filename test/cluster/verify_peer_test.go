@@ -18,7 +18,7 @@ import (
 )
 
 // Certificates bind the names of hosts, and a secret lets them in, from end to end.
-func TestMutualTLSEndToEnd(t *testing.T) {
+func TestTLS_MutualEndToEnd(t *testing.T) {
 	a := rig.NewAuthority(t)
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.NewBound(t, 3, a, func(i int) (server, client tls.Certificate) {
@@ -49,7 +49,7 @@ func dialOrderIn(hosts []string, i, j int) (dialler, acceptor int) {
 
 // A host with a valid token, and a valid certificate of its own, can't pass for
 // another one.
-func TestHostThatClaimsAnotherNameIsRefused(t *testing.T) {
+func TestTLS_HostThatClaimsAnotherNameIsRefused(t *testing.T) {
 	a := rig.NewAuthority(t)
 	stranger := rig.NewAuthority(t)
 	for name, c := range map[string]struct {
@@ -90,7 +90,7 @@ func TestHostThatClaimsAnotherNameIsRefused(t *testing.T) {
 	}
 }
 
-func TestVerifyPeerSeesWhoClaimsToBeWhom(t *testing.T) {
+func TestTLS_VerifyPeerSeesWhoClaimsToBeWhom(t *testing.T) {
 	for _, accept := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			hosts := []string{"http://node0:9000", "http://node1:9000"}
@@ -130,7 +130,7 @@ func TestVerifyPeerSeesWhoClaimsToBeWhom(t *testing.T) {
 	}
 }
 
-func TestVerifyTLSHost(t *testing.T) {
+func TestTLS_VerifyTLSHost(t *testing.T) {
 	a := rig.NewAuthority(t)
 	verified := func(name string) *tls.ConnectionState {
 		c, err := x509.ParseCertificate(a.Issue(name).Certificate[0])

@@ -22,7 +22,7 @@ type said struct {
 	text string
 }
 
-func TestLiarIsAnsweredAsTheProtocolSays(t *testing.T) {
+func TestSession_OddMessagesAreAnsweredAsTheProtocolSays(t *testing.T) {
 	msg := func(op, flags uint8, payload string) rawpeer.Msg {
 		return rawpeer.Msg{MuxID: 7, Op: op, Flags: flags, Payload: []byte(payload)}
 	}
@@ -141,7 +141,7 @@ func TestLiarIsAnsweredAsTheProtocolSays(t *testing.T) {
 
 // Whatever is under way, in whatever state, when the liar breaks the link: all of it
 // is told, nothing of it is left, and the operator reads why, once.
-func TestLiarThatBreaksTheLinkIsLoggedOnce(t *testing.T) {
+func TestLog_PeerThatBreaksTheLinkIsToldOnce(t *testing.T) {
 	bad := rawpeer.Msg{MuxID: 9, Op: rawpeer.OpResponse, Flags: rawpeer.FlagCRC}.Encode()
 	bad[len(bad)-1]++
 	for name, c := range map[string]struct {

@@ -37,7 +37,7 @@ func withUnread(t *testing.T, f func(r *liarRig)) {
 }
 
 // Nothing waits for such a peer for long, however often it is closed.
-func TestCloseOfAPeerThatReadsNothing(t *testing.T) {
+func TestClose_OfAPeerThatReadsNothing(t *testing.T) {
 	withUnread(t, func(r *liarRig) {
 		m := r.g.Manager(0)
 		require.Zero(r, rig.Elapsed(func() {
@@ -52,7 +52,7 @@ func TestCloseOfAPeerThatReadsNothing(t *testing.T) {
 	})
 }
 
-func TestShutdownOfAPeerThatReadsNothing(t *testing.T) {
+func TestShutdown_OfAPeerThatReadsNothing(t *testing.T) {
 	withUnread(t, func(r *liarRig) {
 		m := r.g.Manager(0)
 		took := rig.Elapsed(func() {
@@ -92,7 +92,7 @@ func TestShutdownOfAPeerThatReadsNothing(t *testing.T) {
 }
 
 // A handler that shuts its own manager down waits for itself, until the context ends.
-func TestShutdownFromAHandlerEndsWithItsContext(t *testing.T) {
+func TestShutdown_FromAHandlerEndsWithItsContext(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		result := make(chan error, 1)
 		g.Single(func(b []byte) ([]byte, *grid.RemoteErr) {
@@ -121,7 +121,7 @@ func gate(t *testing.T) (release <-chan struct{}, let func()) {
 
 // Two hosts that shut down at once let each other's calls finish. Over TCP, because in
 // memory a connection can't be closed in one direction.
-func TestBothSidesShutDownWithCallsBothWays(t *testing.T) {
+func TestShutdown_OfBothSidesWithCallsBothWays(t *testing.T) {
 	g := rig.NewTCP(t, 2, nil)
 	release, let := gate(t)
 	running := make(chan struct{}, 100)
@@ -207,7 +207,7 @@ func beside(t *testing.T, g *rig.Grid, i int) *grid.Manager {
 // A host that is started again while its old process still drains: where it dials, it
 // is let in at once, and where it is dialled, when the old one has gone. What was under
 // way finishes on the old link either way, and what is new finds the new one.
-func TestRestartedHostConnectsWhileItsOldProcessDrains(t *testing.T) {
+func TestShutdown_RestartedHostConnectsWhileItsOldProcessDrains(t *testing.T) {
 	hosts := []string{"http://node0:9000", "http://node1:9000"}
 	for old := range hosts {
 		dials := rawpeer.DialOrder(hosts[old], hosts[1-old])
@@ -277,7 +277,7 @@ func TestRestartedHostConnectsWhileItsOldProcessDrains(t *testing.T) {
 }
 
 // Everything at once: calls, streams, cuts, Close and Shutdown on both sides.
-func TestShutdownDuringEverything(t *testing.T) {
+func TestShutdown_DuringEverything(t *testing.T) {
 	random := rig.Rand(t)
 	upTo := func(d time.Duration) time.Duration { return time.Duration(random.Int64N(int64(d))) }
 	for range rig.Scaled(10) {

@@ -79,7 +79,7 @@ func answerTwice(g *rig.Grid) {
 	}
 }
 
-func TestFloodBothWaysThroughTinyBuffers(t *testing.T) {
+func TestFlood_BothWaysThroughTinyBuffers(t *testing.T) {
 	for _, c := range []struct{ buffer, calls, size int }{{1, 2, 20}, {7, 3, 300}, {64, 3, 5000}, {64, 1, 70 << 10}} {
 		t.Run(fmt.Sprint(c), func(t *testing.T) {
 			rig.InBubble(t, func(t *testing.T) {
@@ -111,7 +111,7 @@ func tighten(c net.Conn) {
 	_ = c.(*net.TCPConn).SetWriteBuffer(8 << 10)
 }
 
-func TestFloodBothWaysThroughTightSockets(t *testing.T) {
+func TestFlood_BothWaysThroughTightSockets(t *testing.T) {
 	sockets := rig.NewLoopback(t, "http", 2)
 	sockets.Wrap = func(l net.Listener) net.Listener { return tightListener{l} }
 	g := rig.Setup{TCP: sockets, Edit: func(_ int, o *grid.ManagerOptions) {

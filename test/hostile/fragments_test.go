@@ -33,7 +33,7 @@ func (r *liarRig) answeredInPart(ctx context.Context) (id uint64, done <-chan er
 }
 
 // What had come of an answer goes with its call, however that ends.
-func TestPartOfAnAnswerIsNotKept(t *testing.T) {
+func TestFragments_PartOfAnAnswerIsNotKept(t *testing.T) {
 	for name, c := range map[string]struct {
 		end  func(r *liarRig, id uint64, cancel context.CancelFunc)
 		want liarOutcome
@@ -81,7 +81,7 @@ func TestPartOfAnAnswerIsNotKept(t *testing.T) {
 }
 
 // An answer in fragments counts as it comes; where that is too much its call ends.
-func TestAnswerBeyondMaxHostBytesEndsItsCall(t *testing.T) {
+func TestFragments_OfAnAnswerBeyondMaxHostBytesEndItsCall(t *testing.T) {
 	inLiar(t, func(o *grid.ManagerOptions) { o.MaxMessageSize, o.MaxHostBytes = 20, 20 }, func(r *liarRig) {
 		if !r.extended() {
 			return
@@ -106,7 +106,7 @@ func TestAnswerBeyondMaxHostBytesEndsItsCall(t *testing.T) {
 
 // An answer that trickles in is given up like any other message, though its call has
 // time left.
-func TestAnswerThatNeverEndsIsGivenUp(t *testing.T) {
+func TestFragments_OfAnAnswerThatNeverEndsAreGivenUp(t *testing.T) {
 	const timeout = 2 * time.Minute
 	inLiar(t, func(o *grid.ManagerOptions) { o.MessageTimeout = timeout }, func(r *liarRig) {
 		if !r.extended() {
@@ -128,7 +128,7 @@ func TestAnswerThatNeverEndsIsGivenUp(t *testing.T) {
 
 // A peer that says that it leaves, and stays: what is new goes nowhere, what it asks
 // for is answered, and of its links one such is kept at most.
-func TestLiarThatLeavesAgainAndAgain(t *testing.T) {
+func TestShutdown_PeerThatLeavesAgainAndAgainAndStays(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
 		config := rawpeer.Config{Caps: rawpeer.CapWideCredits | rawpeer.CapFragments | rawpeer.CapDrain}
 		r := newLiarRig(t, true, config, nil)

@@ -16,7 +16,7 @@ import (
 
 // A client that opens streams and returns no credit has them filled to their window,
 // and no further.
-func TestLiarThatOpensStreamsAndReadsNone(t *testing.T) {
+func TestLimits_StreamsWhoseClientReadsNoneAreFilledToTheirWindow(t *testing.T) {
 	const limit, capacity = 500, 3
 	inLiar(t, func(o *grid.ManagerOptions) { o.MaxStreams = limit }, func(r *liarRig) {
 		require.NoError(r, r.g.Manager(0).RegisterStreamingHandler(rig.Handler, grid.StreamHandler{Handle: rig.Pour(10), OutCapacity: capacity}))
@@ -45,7 +45,7 @@ func TestLiarThatOpensStreamsAndReadsNone(t *testing.T) {
 
 // A server may fill a stream that nobody reads as far as its window goes: that which
 // is known of a version 1 server's handler, or the most that there is.
-func TestLiarThatFillsAStreamThatNobodyReads(t *testing.T) {
+func TestLimits_StreamThatNobodyReadsIsFilledToItsWindow(t *testing.T) {
 	inLiar(t, nil, func(r *liarRig) {
 		window := liarCapacity
 		if r.extended() {
@@ -97,7 +97,7 @@ func limited(stream, host int) func(int, *grid.ManagerOptions) {
 
 // Both kinds of messages, whole and in fragments, in both directions: a stream in
 // which more waits than may ends on both sides, and holds no more until then.
-func TestStreamWithTooManyBytesWaitingEndsOnBothSides(t *testing.T) {
+func TestLimits_StreamWithTooManyBytesWaitingEndsOnBothSides(t *testing.T) {
 	for name, c := range map[string]struct {
 		size, stream, host int
 		option             string
@@ -164,7 +164,7 @@ func TestStreamWithTooManyBytesWaitingEndsOnBothSides(t *testing.T) {
 }
 
 // Where nothing else waits, a message of any size is taken.
-func TestMessageThatWaitsAloneIsTaken(t *testing.T) {
+func TestLimits_MessageThatWaitsAloneIsTaken(t *testing.T) {
 	const size = 200 << 10
 	rig.InPair(t, limited(size, size), func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Stream(1, 1, func(_ context.Context, _ []byte, in <-chan []byte, out chan<- []byte) *grid.RemoteErr {
@@ -194,7 +194,7 @@ func TestMessageThatWaitsAloneIsTaken(t *testing.T) {
 }
 
 // A message in fragments counts as it comes.
-func TestLiarWhoseFragmentsAddUpEndsItsStream(t *testing.T) {
+func TestFragments_ThatAddUpEndTheirStream(t *testing.T) {
 	const limit = 10_000
 	small := func(o *grid.ManagerOptions) { o.MaxMessageSize, o.MaxStreamBytes = limit, limit }
 	inLiar(t, small, func(r *liarRig) {

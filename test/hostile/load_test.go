@@ -17,7 +17,7 @@ import (
 
 // Twice as many calls as may run, for some seconds: what was let in finishes in its
 // time, what was not is told at once, and nothing adds up.
-func TestTwiceTheLoadThatMayRun(t *testing.T) {
+func TestOverload_TwiceTheLoadThatMayRun(t *testing.T) {
 	const (
 		limit = 50
 		work  = 100 * time.Millisecond

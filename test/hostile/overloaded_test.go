@@ -38,7 +38,7 @@ func held(g *rig.Grid) (release chan struct{}) {
 
 // Each limit, reached by a request or a stream that holds what there is, refuses the
 // next one, and says which it was.
-func TestRefusalsNameTheirLimit(t *testing.T) {
+func TestOverload_RefusalsNameTheirLimit(t *testing.T) {
 	const size = 100 << 10 // goes in fragments
 	request := func(t *testing.T, c *grid.Connection, payload []byte) <-chan error {
 		return rig.InBackground(func() error {
@@ -103,7 +103,7 @@ func TestRefusalsNameTheirLimit(t *testing.T) {
 
 // An answer for which there is no room is dropped, and its caller told, who still
 // learns that the handler has run.
-func TestAnswerThatIsDroppedIsOverload(t *testing.T) {
+func TestOverload_AnswerThatIsDroppedIsOne(t *testing.T) {
 	const size, calls = 50 << 10, 20
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) {
 		o.MaxMessageSize, o.MaxHostBytes, o.MaxQueuedBytes = size, 5*size, 64<<10
@@ -148,7 +148,7 @@ func TestAnswerThatIsDroppedIsOverload(t *testing.T) {
 }
 
 // What a handler says is what a handler says.
-func TestHandlerThatSaysOverloadedIsNotOverload(t *testing.T) {
+func TestOverload_HandlerThatSaysSoIsNone(t *testing.T) {
 	text := grid.ErrOverloaded.Error() + ": handler 1 refused: 1 handlers are running for this host, the limit of MaxHandlers"
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Single(func([]byte) ([]byte, *grid.RemoteErr) { return nil, grid.NewRemoteErrString(text) })
@@ -174,7 +174,7 @@ func TestHandlerThatSaysOverloadedIsNotOverload(t *testing.T) {
 }
 
 // The same, from a peer that may be of any kind: only what it says for itself counts.
-func TestLiarThatSaysOverloaded(t *testing.T) {
+func TestOverload_PeerThatSaysSoSpeaksForItself(t *testing.T) {
 	inLiar(t, nil, func(r *liarRig) {
 		text := grid.ErrOverloaded.Error() + ": so it says"
 		for _, c := range []struct {
@@ -203,7 +203,7 @@ func TestLiarThatSaysOverloaded(t *testing.T) {
 }
 
 // A version 1 peer reads why in plain words: there is nothing else that it could.
-func TestLimitsAreToldInPlainWords(t *testing.T) {
+func TestOverload_LimitsAreToldInPlainWords(t *testing.T) {
 	few := func(o *grid.ManagerOptions) {
 		o.MaxHandlers, o.MaxStreams, o.MaxMessageSize, o.MaxHostBytes, o.MaxStreamBytes = 2, 1, 100, 150, 120
 	}

@@ -17,7 +17,7 @@ import (
 // Who is alive, and who is not, while the link is full.
 
 // A link that is saturated in both directions, by all kinds of calls, is no dead one.
-func TestSaturatedLinkIsNotTakenForDead(t *testing.T) {
+func TestPing_SaturatedLinkIsNotTakenForDead(t *testing.T) {
 	const rate = 128 << 10
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, _ *grid.Connection) {
 		g.Net.SetBuffer(64 << 10) // about what a kernel takes
@@ -86,7 +86,7 @@ func TestSaturatedLinkIsNotTakenForDead(t *testing.T) {
 }
 
 // A peer whose data flows but whose pongs never come is noticed all the same.
-func TestLiarThatStreamsButAnswersNoPingIsNoticed(t *testing.T) {
+func TestPing_PeerThatStreamsButAnswersNoneIsNoticed(t *testing.T) {
 	eachLiar(t, func(t *testing.T, dials bool, c rawpeer.Config) {
 		c.ManualPings = true
 		r := newLiarRig(t, dials, c, func(o *grid.ManagerOptions) { o.StreamPingInterval = time.Minute })
@@ -114,7 +114,7 @@ func TestLiarThatStreamsButAnswersNoPingIsNoticed(t *testing.T) {
 
 // The reverse: one that answers the link's pings, but is silent on a stream, loses
 // that alone; and data of a stream stands for the pongs of it.
-func TestLiarThatIsSilentOnAStreamLosesIt(t *testing.T) {
+func TestPing_PeerThatIsSilentOnAStreamLosesIt(t *testing.T) {
 	inLiar(t, nil, func(r *liarRig) {
 		var open func(r *liarRig) *liarAsked
 		for _, state := range liarClientStates() {

@@ -81,7 +81,7 @@ func measureNeighbours(t *testing.T, slow func(ctx context.Context, c *grid.Conn
 	return n
 }
 
-func TestSlowConsumerLeavesTheLinkToTheOthers(t *testing.T) {
+func TestStream_SlowConsumerLeavesTheLinkToTheOthers(t *testing.T) {
 	alone := measureNeighbours(t, nil)
 	require.Greater(t, alone.messages, int64(4<<10), "the link is busy")
 	for name, slow := range map[string]func(ctx context.Context, c *grid.Connection){

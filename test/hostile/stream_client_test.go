@@ -301,7 +301,7 @@ func (a *liarAsked) end(r *liarRig) error {
 	return <-a.done
 }
 
-func TestLiarServesOurCalls(t *testing.T) {
+func TestSession_OddMessagesToOurCallsHarmNoOthers(t *testing.T) {
 	for _, state := range liarClientStates() {
 		t.Run(state.name, func(t *testing.T) {
 			inLiar(t, nil, func(r *liarRig) {

@@ -202,7 +202,7 @@ func (s *liarServed) check(r *liarRig, want liarOutcome, said []rawpeer.Msg, wha
 	}
 }
 
-func TestLiarCallsOurHandlers(t *testing.T) {
+func TestSession_OddMessagesToOurHandlersHarmNoOthers(t *testing.T) {
 	for _, state := range liarServerStates() {
 		t.Run(state.name, func(t *testing.T) {
 			inLiar(t, nil, func(r *liarRig) {

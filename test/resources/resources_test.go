@@ -44,7 +44,7 @@ func (c *watchedContext) AfterFunc(func()) (stop func() bool) {
 }
 
 // Lesson 29.
-func TestCallsUnderOneParentContextLeaveNothing(t *testing.T) {
+func TestResources_CallsUnderOneParentContextLeaveNothing(t *testing.T) {
 	g := rig.NewTCP(t, 2, nil)
 	server := g.Node(1)
 	require.NoError(t, server.RegisterSingleHandler(rig.Echo, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }, "sub"))
@@ -111,7 +111,7 @@ func TestCallsUnderOneParentContextLeaveNothing(t *testing.T) {
 }
 
 // Lesson 30.
-func TestHeapIsBackAfterAHugeMessage(t *testing.T) {
+func TestResources_HeapIsBackAfterAHugeMessage(t *testing.T) {
 	g := rig.NewTCP(t, 2, nil)
 	g.RequireMeshWorks()
 	if bytepool.Strict { // its pool keeps what it has had of the first
@@ -143,7 +143,7 @@ func sendHuge(t *testing.T, g *rig.Grid) {
 	require.Equal(t, size/4, got)
 }
 
-func TestIdleConnectionHasTwoGoroutinesAtEachEnd(t *testing.T) {
+func TestResources_IdleConnectionHasTwoGoroutinesAtEachEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const nodes = 6
 		const ends = nodes * (nodes - 1)
@@ -190,7 +190,7 @@ func TestIdleConnectionHasTwoGoroutinesAtEachEnd(t *testing.T) {
 	})
 }
 
-func TestIdleConnectionIsSmall(t *testing.T) {
+func TestResources_IdleConnectionIsSmall(t *testing.T) {
 	before := rig.Heap()
 	const nodes = 12
 	const ends = nodes * (nodes - 1)
@@ -206,7 +206,7 @@ func TestIdleConnectionIsSmall(t *testing.T) {
 }
 
 // Lesson 31.
-func TestCallerAndSubrouteAreReadableFromOneContext(t *testing.T) {
+func TestHandler_CallerAndSubrouteAreReadableFromOneContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		seen := make(chan string, 1)

@@ -24,7 +24,7 @@ func (r *wire) shutdownInBackground() <-chan error {
 	return ended
 }
 
-func TestShutdownIsAnnouncedOnceToWhoUnderstands(t *testing.T) {
+func TestShutdown_IsAnnouncedOnceToWhoUnderstands(t *testing.T) {
 	for name, caps := range map[string]uint64{"version 1": 0, "without drain": uint64(rawpeer.CapWideCredits | rawpeer.CapFragments), "drain": uint64(rig.AllCaps)} {
 		t.Run(name, func(t *testing.T) {
 			inWire(t, rawpeer.Config{Caps: caps}, nil, func(r *wire) {
@@ -56,7 +56,7 @@ func TestShutdownIsAnnouncedOnceToWhoUnderstands(t *testing.T) {
 	}
 }
 
-func TestPeerThatShutsDownFinishesWhatIsUnderWay(t *testing.T) {
+func TestShutdown_OfAPeerFinishesWhatIsUnderWay(t *testing.T) {
 	inWire(t, rig.DrainConfig, nil, func(r *wire) {
 		answer := r.Call(r.Context(), rig.Echo, []byte("one"))
 		req := r.Peer.Expect(rawpeer.OpRequest)
@@ -97,7 +97,7 @@ func TestPeerThatShutsDownFinishesWhatIsUnderWay(t *testing.T) {
 }
 
 // A process that is restarted need not wait for the old one to have finished.
-func TestRestartedPeerConnectsBesideTheOneThatShutsDown(t *testing.T) {
+func TestShutdown_RestartedPeerConnectsBesideTheOldOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newWire(t, true, rig.DrainConfig, nil)
 		answer := r.Call(r.Context(), rig.Echo, []byte("one"))
@@ -121,7 +121,7 @@ func TestRestartedPeerConnectsBesideTheOneThatShutsDown(t *testing.T) {
 	})
 }
 
-func TestHostThatShutsDownTakesNoNewConnection(t *testing.T) {
+func TestShutdown_TakesNoNewConnection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()
 		g, raw := rig.NewLone(t, n, true, nil)
@@ -141,7 +141,7 @@ func TestHostThatShutsDownTakesNoNewConnection(t *testing.T) {
 }
 
 // Both sides shut down at the same time, with calls in both directions.
-func TestBothSidesShutDownAtOnce(t *testing.T) {
+func TestShutdown_OfBothSidesAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		release := make(chan struct{})
@@ -177,7 +177,7 @@ func TestBothSidesShutDownAtOnce(t *testing.T) {
 
 // Under TLS the end of what is sent is a message of its own, for which the socket of a
 // peer that does not read may have no room.
-func TestShutdownOverTLSDoesNotWaitForAPeerThatReadsNothing(t *testing.T) {
+func TestShutdown_OverTLSDoesNotWaitForAPeerThatReadsNothing(t *testing.T) {
 	a := rig.NewAuthority(t)
 	certs := []tls.Certificate{a.Issue("node0"), a.Issue("node1")}
 	waited := 0

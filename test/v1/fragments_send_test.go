@@ -61,7 +61,7 @@ func (r *wire) expectPart(want rawpeer.Msg) (next rawpeer.Msg, ok bool) {
 	}
 }
 
-func TestFragmentsStopWhenTheCallerGivesUp(t *testing.T) {
+func TestFragments_StopWhenTheCallerGivesUp(t *testing.T) {
 	unread := rig.FragmentConfig
 	unread.Unread = true
 	inKinds(t, func(t *testing.T, op uint8, call func(ctx context.Context, c *grid.Connection, id grid.HandlerID, payload []byte) error) {
@@ -95,7 +95,7 @@ func TestFragmentsStopWhenTheCallerGivesUp(t *testing.T) {
 	})
 }
 
-func TestFragmentsStopWhenTheAnswerComesEarly(t *testing.T) {
+func TestFragments_StopWhenTheAnswerComesEarly(t *testing.T) {
 	unread := rig.FragmentConfig
 	unread.Unread = true
 	inKinds(t, func(t *testing.T, op uint8, call func(ctx context.Context, c *grid.Connection, id grid.HandlerID, payload []byte) error) {
@@ -157,7 +157,7 @@ func toldOfSilence(r *wire) {
 	require.Contains(r, rawpeer.ConnectErrorText(r.T, r.Peer.Expect(rawpeer.OpMuxConnectError).Payload), "gave up waiting")
 }
 
-func TestFragmentsOfAnOpeningThatIsGivenUp(t *testing.T) {
+func TestFragments_OfAnOpeningThatIsGivenUp(t *testing.T) {
 	one := func(o *grid.ManagerOptions) { o.MaxHandlers = 1 }
 	inKinds(t, func(t *testing.T, op uint8, _ func(ctx context.Context, c *grid.Connection, id grid.HandlerID, payload []byte) error) {
 		for name, c := range map[string]struct {
@@ -239,7 +239,7 @@ func TestFragmentsOfAnOpeningThatIsGivenUp(t *testing.T) {
 }
 
 // The first fragment is refused, and what follows it is dropped.
-func TestFragmentsOfAnOpeningThatIsRefused(t *testing.T) {
+func TestFragments_OfAnOpeningThatIsRefused(t *testing.T) {
 	one := func(o *grid.ManagerOptions) { o.MaxHandlers = 1 }
 	inKinds(t, func(t *testing.T, op uint8, _ func(ctx context.Context, c *grid.Connection, id grid.HandlerID, payload []byte) error) {
 		inWire(t, rig.FragmentConfig, one, func(r *wire) {
@@ -299,7 +299,7 @@ func stopAtOnce(g *rig.Grid, i int) {
 	g.Stop(i)
 }
 
-func TestFragmentsOfACallThatEndsHalfWay(t *testing.T) {
+func TestFragments_OfACallThatEndsHalfWay(t *testing.T) {
 	const half = 3 * time.Second // of sixteen
 	for name, end := range map[string]struct {
 		strike func(g *rig.Grid, from, to int, cancel context.CancelCauseFunc)
@@ -359,7 +359,7 @@ func TestFragmentsOfACallThatEndsHalfWay(t *testing.T) {
 	}
 }
 
-func TestFragmentsOfOpeningsWhoseContextsEndAtAnyTime(t *testing.T) {
+func TestFragments_OfOpeningsWhoseContextsEndAtAnyTime(t *testing.T) {
 	g := rig.NewTCP(t, 2, nil)
 	payload := make([]byte, 4<<20)
 	for range rig.Scaled(2000) {
@@ -377,7 +377,7 @@ func TestFragmentsOfOpeningsWhoseContextsEndAtAnyTime(t *testing.T) {
 
 // A refusal is told as soon as the first fragment has arrived, and the rest is not
 // sent.
-func TestFragmentsOfACallThatIsRefusedAreNotAllSent(t *testing.T) {
+func TestFragments_OfACallThatIsRefusedAreNotAllSent(t *testing.T) {
 	for name, why := range map[string]string{"no handler": "handler with ID", "no slot": "the limit of MaxHandlers", "shutdown": "shutting down"} {
 		t.Run(name, func(t *testing.T) {
 			inKinds(t, func(t *testing.T, op uint8, call func(ctx context.Context, c *grid.Connection, id grid.HandlerID, payload []byte) error) {
@@ -427,7 +427,7 @@ func TestFragmentsOfACallThatIsRefusedAreNotAllSent(t *testing.T) {
 }
 
 // The answer is on its way when the caller gives up, or the link is lost.
-func TestFragmentsOfAnAnswerThatNobodyWaitsFor(t *testing.T) {
+func TestFragments_OfAnAnswerThatNobodyWaitsFor(t *testing.T) {
 	for _, cut := range []bool{false, true} {
 		rig.InBubble(t, func(t *testing.T) {
 			g, from, to := rig.NewSlow(t, rig.SlowRate, nil)
@@ -465,7 +465,7 @@ func TestFragmentsOfAnAnswerThatNobodyWaitsFor(t *testing.T) {
 
 // A message of a stream that is cancelled half way is not delivered, on either side,
 // and those who send it are let go.
-func TestFragmentsOfAStreamMessageThatIsCancelledHalfWay(t *testing.T) {
+func TestFragments_OfAStreamMessageThatIsCancelledHalfWay(t *testing.T) {
 	for name, cut := range map[string]bool{"cancel": false, "lost link": true} {
 		for way, backwards := range map[string]bool{"client": false, "server": true} {
 			t.Run(name+" of the "+way, func(t *testing.T) {
@@ -533,7 +533,7 @@ func TestFragmentsOfAStreamMessageThatIsCancelledHalfWay(t *testing.T) {
 	}
 }
 
-func TestFragmentsOfAnOpeningAndShutdown(t *testing.T) {
+func TestFragments_OfAnOpeningAndShutdown(t *testing.T) {
 	for name, f := range map[string]func(r *wire, rest []rawpeer.Msg, ended <-chan error){
 		"that is completed": func(r *wire, rest []rawpeer.Msg, ended <-chan error) {
 			// Nothing new, for which the peer is told why.

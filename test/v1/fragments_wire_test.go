@@ -87,7 +87,7 @@ func (r *wire) expectFragments(want rawpeer.Msg) (seq uint32) {
 // sizes at which the node begins to send in fragments.
 var wireSizes = []int{64<<10 - 1, 64 << 10, 64<<10 + 1, 200_000, 1 << 20}
 
-func TestFragmentedRequestAndResponseOnTheWire(t *testing.T) {
+func TestFragments_RequestAndResponseOnTheWire(t *testing.T) {
 	inFragments(t, nil, func(r *wire) {
 		require.NoError(r, r.Node.RegisterSingleHandler(50, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }, "a"))
 		for i, size := range wireSizes {
@@ -131,7 +131,7 @@ func (r *wire) ack(id uint64, credits int) rawpeer.Msg {
 	return m
 }
 
-func TestFragmentedStreamThatTheNodeOpensOnTheWire(t *testing.T) {
+func TestFragments_StreamThatTheNodeOpensOnTheWire(t *testing.T) {
 	inFragments(t, nil, func(r *wire) {
 		r.locally(2, 2)
 		for i, size := range wireSizes {
@@ -210,7 +210,7 @@ func TestFragmentedStreamThatTheNodeOpensOnTheWire(t *testing.T) {
 	})
 }
 
-func TestFragmentedStreamThatTheNodeServesOnTheWire(t *testing.T) {
+func TestFragments_StreamThatTheNodeServesOnTheWire(t *testing.T) {
 	inFragments(t, nil, func(r *wire) {
 		started := r.serve(1, 1, "")
 		wide := r.Peer.Config.Caps&rawpeer.CapWideCredits != 0
@@ -263,7 +263,7 @@ func TestFragmentedStreamThatTheNodeServesOnTheWire(t *testing.T) {
 
 // The last fragment of a peer's may be empty, but for a stream's message with the end
 // of its input in it: that is an end amid the message.
-func TestFragmentsWhoseLastIsEmpty(t *testing.T) {
+func TestFragments_WhoseLastIsEmpty(t *testing.T) {
 	inWire(t, rig.FragmentConfig, nil, func(r *wire) {
 		ask := rawpeer.Msg{MuxID: 1, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rawpeer.FlagEOF, Payload: []byte("abc")}
 		r.Peer.SendMerged(inPieces(ask, 1, 2)...)
@@ -312,7 +312,7 @@ func TestFragmentsWhoseLastIsEmpty(t *testing.T) {
 
 // Hosts with secure names leave the checksums out of fragments, and check those that
 // come with one.
-func TestFragmentsHaveNoChecksumsBetweenSecureHosts(t *testing.T) {
+func TestFragments_HaveNoChecksumsBetweenSecureHosts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const host = "https://node0:9000"
 		raw := "https://raw:9000"
@@ -337,7 +337,7 @@ func TestFragmentsHaveNoChecksumsBetweenSecureHosts(t *testing.T) {
 }
 
 // A peer without the extension gets none of it, and its flag 64 means nothing.
-func TestFragmentsAreNothingToAPeerWithoutThem(t *testing.T) {
+func TestFragments_AreNothingToAPeerWithoutThem(t *testing.T) {
 	for name, caps := range map[string]uint64{"version 1": 0, "wide": rawpeer.CapWideCredits, "reserved bits": ^uint64(rawpeer.CapFragments)} {
 		t.Run(name, func(t *testing.T) {
 			inWire(t, rawpeer.Config{Caps: caps}, nil, func(r *wire) {
@@ -427,7 +427,7 @@ func TestFragmentsAreNothingToAPeerWithoutThem(t *testing.T) {
 
 // Fragments of many muxes come one between the other, also of two that have the same
 // number, one of each side, and small messages between them.
-func TestFragmentsOfManyMuxesInterleave(t *testing.T) {
+func TestFragments_OfManyMuxesInterleave(t *testing.T) {
 	inFragments(t, nil, func(r *wire) {
 		r.locally(1, 1)
 		require.NoError(r, r.Node.RegisterSingleHandler(51, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }))

@@ -28,7 +28,7 @@ func (s *served) dropped(why error) {
 }
 
 // Each case ends its stream, with an error on both sides, and nothing else.
-func TestV1ServedStreamWhoseClientBreaksARuleFails(t *testing.T) {
+func TestV1ServedStream_WhoseClientBreaksARuleFails(t *testing.T) {
 	unblock := rawpeer.Msg{Op: rawpeer.OpUnblockSrvMux, Flags: rawpeer.FlagCRC}
 	ping := rawpeer.Msg{Op: rawpeer.OpPing, Flags: rawpeer.FlagCRC}
 	eof := rawpeer.Msg{Op: rawpeer.OpMuxClientMsg, Flags: rig.CRCEOF}
@@ -66,7 +66,7 @@ func TestV1ServedStreamWhoseClientBreaksARuleFails(t *testing.T) {
 	}
 }
 
-func TestV1ServedStreamWithoutInputTakesNone(t *testing.T) {
+func TestV1ServedStream_WithoutInputTakesNone(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		started := r.serve(1, 0, "")
 		// A client that does not know it ends its input in vain.
@@ -83,7 +83,7 @@ func TestV1ServedStreamWithoutInputTakesNone(t *testing.T) {
 
 // A stream whose first message has another number than 0 does not come about;
 // those that are open do not suffer.
-func TestV1StreamThatDoesNotBeginAtNumber0IsRefused(t *testing.T) {
+func TestV1ServedStream_ThatDoesNotBeginAtNumber0IsRefused(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		started := r.serve(1, 1, "")
 		s := r.asked(started, 1, rawpeer.Msg{})
@@ -98,7 +98,7 @@ func TestV1StreamThatDoesNotBeginAtNumber0IsRefused(t *testing.T) {
 	})
 }
 
-func TestV1MessagesForUnknownServedStreams(t *testing.T) {
+func TestV1ServedStream_MessagesForUnknownOnes(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for _, id := range []uint64{1, 1 << 63} {
 			m := clientMsg("x")
@@ -118,7 +118,7 @@ func TestV1MessagesForUnknownServedStreams(t *testing.T) {
 	})
 }
 
-func TestV1ServedStreamAnswersPings(t *testing.T) {
+func TestV1ServedStream_AnswersPings(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		s := r.asked(r.serve(1, 1, ""), 7, rawpeer.Msg{})
 		for i := range uint32(3) {
@@ -136,7 +136,7 @@ func TestV1ServedStreamAnswersPings(t *testing.T) {
 	})
 }
 
-func TestV1ServedStreamWhoseClientIsSilentIsAborted(t *testing.T) {
+func TestV1ServedStream_WhoseClientIsSilentIsAborted(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.Peer.Timeout = 2 * time.Minute
 		started := r.serve(1, 1, "")
@@ -160,7 +160,7 @@ func TestV1ServedStreamWhoseClientIsSilentIsAborted(t *testing.T) {
 	})
 }
 
-func TestV1ServedStreamEndsAtItsDeadline(t *testing.T) {
+func TestV1ServedStream_EndsAtItsDeadline(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		started := r.serve(1, 1, "")
 		s := r.asked(started, 1, rawpeer.Msg{DeadlineMS: 1500})
@@ -187,7 +187,7 @@ func TestV1ServedStreamEndsAtItsDeadline(t *testing.T) {
 }
 
 // The handler's slot is free when it has returned, not when its client has gone.
-func TestV1HandlersBeyondTheLimitAreRefused(t *testing.T) {
+func TestV1ServedStream_HandlersBeyondTheLimitAreRefused(t *testing.T) {
 	inWire(t, rawpeer.Config{}, func(o *grid.ManagerOptions) { o.MaxHandlers = 1 }, func(r *wire) {
 		release := make(chan struct{})
 		require.NoError(r, r.Node.RegisterSingleHandler(51, func([]byte) ([]byte, *grid.RemoteErr) { <-release; return nil, nil }))

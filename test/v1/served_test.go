@@ -110,7 +110,7 @@ func (s *served) requireClosed() {
 	}
 }
 
-func TestV1StreamIsServed(t *testing.T) {
+func TestV1ServedStream_AsItIsAskedForAndAnswered(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		withInput, without := r.serve(1, 1, "in"), r.serve(0, 0, "")
 		for i, c := range []struct {
@@ -148,7 +148,7 @@ func TestV1StreamIsServed(t *testing.T) {
 	})
 }
 
-func TestV1StreamWithoutAHandlerIsRefused(t *testing.T) {
+func TestV1ServedStream_WithoutAHandlerIsRefused(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for _, c := range []struct {
 			m    rawpeer.Msg
@@ -173,7 +173,7 @@ func TestV1StreamWithoutAHandlerIsRefused(t *testing.T) {
 }
 
 // A message costs a credit, and so does the end of the stream.
-func TestV1ServedStreamSendsNoMoreThanItHasCreditsFor(t *testing.T) {
+func TestV1ServedStream_SendsNoMoreThanItHasCreditsFor(t *testing.T) {
 	for _, capacity := range []int{1, 3} {
 		for _, result := range []*grid.RemoteErr{nil, grid.NewRemoteErrString("boom")} {
 			inWire(t, rawpeer.Config{}, nil, func(r *wire) {
@@ -222,7 +222,7 @@ func TestV1ServedStreamSendsNoMoreThanItHasCreditsFor(t *testing.T) {
 	}
 }
 
-func TestV1ServedStreamNeverSendsNil(t *testing.T) {
+func TestV1ServedStream_NeverSendsNil(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		s := r.asked(r.serve(3, 0, ""), 7, rawpeer.Msg{Flags: rig.CRCEOF})
 		s.out <- nil
@@ -235,7 +235,7 @@ func TestV1ServedStreamNeverSendsNil(t *testing.T) {
 	})
 }
 
-func TestV1ServedStreamReturnsACreditForEachMessagePassedOn(t *testing.T) {
+func TestV1ServedStream_ReturnsACreditForEachMessagePassedOn(t *testing.T) {
 	for _, capacity := range []int{1, 3} {
 		inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 			s := r.asked(r.serve(1, capacity, ""), 7, rawpeer.Msg{Flags: rawpeer.FlagCRC})
@@ -266,7 +266,7 @@ func TestV1ServedStreamReturnsACreditForEachMessagePassedOn(t *testing.T) {
 	}
 }
 
-func TestV1ServedStreamTakesEmptyMessages(t *testing.T) {
+func TestV1ServedStream_TakesEmptyMessages(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		s := r.asked(r.serve(1, 1, ""), 7, rawpeer.Msg{})
 		for i, m := range []rawpeer.Msg{
@@ -283,7 +283,7 @@ func TestV1ServedStreamTakesEmptyMessages(t *testing.T) {
 	})
 }
 
-func TestV1ServedStreamWhoseClientOverrunsItsWindowFails(t *testing.T) {
+func TestV1ServedStream_WhoseClientOverrunsItsWindowFails(t *testing.T) {
 	for _, capacity := range []int{1, 3} {
 		for _, taken := range []int{0, 1} {
 			inWire(t, rawpeer.Config{}, nil, func(r *wire) {
@@ -305,7 +305,7 @@ func TestV1ServedStreamWhoseClientOverrunsItsWindowFails(t *testing.T) {
 	}
 }
 
-func TestV1ServedStreamIsCancelled(t *testing.T) {
+func TestV1ServedStream_IsCancelled(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		started := r.serve(1, 1, "")
 		for i, c := range []struct {
@@ -334,7 +334,7 @@ func TestV1ServedStreamIsCancelled(t *testing.T) {
 	})
 }
 
-func TestV1HandlerThatPanicsEndsItsStreamWithAnError(t *testing.T) {
+func TestV1ServedStream_HandlerThatPanicsEndsItWithAnError(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		require.NoError(r, r.Node.RegisterStreamingHandler(50, grid.StreamHandler{
 			Handle: func(context.Context, []byte, <-chan []byte, chan<- []byte) *grid.RemoteErr { panic(errors.New("bug")) },

@@ -15,7 +15,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-func TestV1OverTCP(t *testing.T) {
+func TestV1Session_OverTCP(t *testing.T) {
 	for name, rawDials := range map[string]bool{"we accept": true, "we dial": false} {
 		t.Run(name, func(t *testing.T) {
 			l, rawListener := rawpeer.ListenPair(t, rawDials)
@@ -53,7 +53,7 @@ func TestV1OverTCP(t *testing.T) {
 	}
 }
 
-func TestV1MergedMessagesOfAnyCountAreTakenApart(t *testing.T) {
+func TestV1Session_MergedMessagesOfAnyCountAreTakenApart(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.Peer.SendMerged()
 		for _, n := range []int{1, 2, 300} {
@@ -72,7 +72,7 @@ func TestV1MergedMessagesOfAnyCountAreTakenApart(t *testing.T) {
 	})
 }
 
-func TestV1ConnectionPingIsAnswered(t *testing.T) {
+func TestV1Session_PingIsAnswered(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		ping := rawpeer.Ping(time.Now().Add(-time.Minute))
 		ping.Seq = 7
@@ -91,7 +91,7 @@ func TestV1ConnectionPingIsAnswered(t *testing.T) {
 	})
 }
 
-func TestV1ConnectionIsPingedAndGivenUpWithoutPongs(t *testing.T) {
+func TestV1Session_IsPingedAndGivenUpWithoutPongs(t *testing.T) {
 	inWire(t, rawpeer.Config{ManualPings: true}, nil, func(r *wire) {
 		r.Peer.Timeout = time.Minute
 		start := time.Now()
@@ -116,7 +116,7 @@ func TestV1ConnectionIsPingedAndGivenUpWithoutPongs(t *testing.T) {
 	})
 }
 
-func TestV1UnknownOpIsDroppedAndLoggedOnce(t *testing.T) {
+func TestV1Session_UnknownOpIsDroppedAndLoggedOnce(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for range 3 {
 			for _, op := range []uint8{0, 18, 100, 255} {
@@ -133,7 +133,7 @@ func TestV1UnknownOpIsDroppedAndLoggedOnce(t *testing.T) {
 
 // What a peer must not send ends the session: calls on it are told, and so is
 // the operator.
-func TestV1SessionEndsWithAReason(t *testing.T) {
+func TestV1Session_EndsWithAReason(t *testing.T) {
 	bad := rawpeer.Msg{MuxID: 9, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rig.CRCEOF}.Encode()
 	bad[len(bad)-1]++
 	connect := rawpeer.Connect{ID: make([]byte, 16), Host: "x", Time: time.Now()}
@@ -194,7 +194,7 @@ func TestV1SessionEndsWithAReason(t *testing.T) {
 	})
 }
 
-func TestV1MessagesAtTheSizeLimitAreTaken(t *testing.T) {
+func TestV1Session_MessagesAtTheSizeLimitAreTaken(t *testing.T) {
 	inWire(t, rawpeer.Config{}, func(o *grid.ManagerOptions) { o.MaxMessageSize = 1000 }, func(r *wire) {
 		text := strings.Repeat("x", 1000)
 		r.Peer.Send(rawpeer.Msg{MuxID: 1, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rig.CRCEOF, Payload: []byte(text)})

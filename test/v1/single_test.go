@@ -15,7 +15,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-func TestV1RequestAsItIsSentAndAnswered(t *testing.T) {
+func TestV1Request_AsItIsSentAndAnswered(t *testing.T) {
 	text := grid.NewRemoteErrString
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for i, c := range []struct {
@@ -57,7 +57,7 @@ func TestV1RequestAsItIsSentAndAnswered(t *testing.T) {
 	})
 }
 
-func TestV1RequestUnderASubroute(t *testing.T) {
+func TestV1Request_UnderASubroute(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		go r.Conn.Subroute("a").Subroute("b").SingleRequest(r.Context(), 50, []byte{})
 		r.Expect(rawpeer.Msg{
@@ -91,7 +91,7 @@ func TestV1RequestUnderASubroute(t *testing.T) {
 	})
 }
 
-func TestV1RequestCarriesItsDeadline(t *testing.T) {
+func TestV1Request_CarriesItsDeadline(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for d, ms := range map[time.Duration]uint32{
 			1500 * time.Millisecond:                   1500,
@@ -113,7 +113,7 @@ func TestV1RequestCarriesItsDeadline(t *testing.T) {
 	})
 }
 
-func TestV1AnswersThatNobodyWaitsForAreDropped(t *testing.T) {
+func TestV1Request_AnswersThatNobodyWaitsForAreDropped(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		// The deadline passes: nothing is sent about it, and the answer is late.
 		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
@@ -154,7 +154,7 @@ func TestV1AnswersThatNobodyWaitsForAreDropped(t *testing.T) {
 	})
 }
 
-func TestV1RequestIsAnswered(t *testing.T) {
+func TestV1Request_IsAnswered(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		type handled struct {
 			payload []byte
@@ -194,7 +194,7 @@ func TestV1RequestIsAnswered(t *testing.T) {
 	})
 }
 
-func TestV1RequestWithoutAHandlerIsRefused(t *testing.T) {
+func TestV1Request_WithoutAHandlerIsRefused(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for _, c := range []struct {
 			handler uint8
@@ -217,7 +217,7 @@ func TestV1RequestWithoutAHandlerIsRefused(t *testing.T) {
 	})
 }
 
-func TestV1HandlerWhoseDeadlineHasPassedSendsNothing(t *testing.T) {
+func TestV1Request_HandlerWhoseDeadlineHasPassedSendsNothing(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		var takes time.Duration
 		var fails *grid.RemoteErr
@@ -247,7 +247,7 @@ func TestV1HandlerWhoseDeadlineHasPassedSendsNothing(t *testing.T) {
 
 // Messages of streams that name a single request end it, where it is ours, and
 // are refused like those of unknown streams.
-func TestV1StreamMessagesToASingleRequest(t *testing.T) {
+func TestV1Request_StreamMessagesToItEndIt(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for _, m := range []rawpeer.Msg{
 			{Op: rawpeer.OpAckMux, Flags: rawpeer.FlagCRC},

@@ -19,7 +19,7 @@ import (
 
 var errStop = errors.New("stop")
 
-func TestV1StreamEndsAsItsHandlerDid(t *testing.T) {
+func TestV1Stream_EndsAsItsHandlerDid(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.locally(2, 0)
 		for _, c := range []struct {
@@ -48,7 +48,7 @@ func TestV1StreamEndsAsItsHandlerDid(t *testing.T) {
 	})
 }
 
-func TestV1StreamSendEndsWithTheStream(t *testing.T) {
+func TestV1Stream_SendEndsWithIt(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.locally(1, 1)
 		for _, c := range []struct {
@@ -73,7 +73,7 @@ func TestV1StreamSendEndsWithTheStream(t *testing.T) {
 	})
 }
 
-func TestV1StreamIsCancelled(t *testing.T) {
+func TestV1Stream_IsCancelled(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.locally(3, 1)
 		for name, stop := range map[string]func(c *v1Stream, cancel context.CancelCauseFunc) error{
@@ -120,7 +120,7 @@ func TestV1StreamIsCancelled(t *testing.T) {
 	})
 }
 
-func TestV1StreamIsDroppedByItsServer(t *testing.T) {
+func TestV1Stream_IsDroppedByItsServer(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.locally(2, 1)
 		for _, c := range []struct {

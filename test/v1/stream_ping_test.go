@@ -46,7 +46,7 @@ func openToRaw(t *testing.T, ctx context.Context, c *grid.Connection, p *rawpeer
 	return o.st
 }
 
-func TestClientPingsItsStreams(t *testing.T) {
+func TestPing_ClientPingsItsStreams(t *testing.T) {
 	for name, timeout := range map[string]time.Duration{"no deadline": 0, "a deadline that is far": time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -77,7 +77,7 @@ func TestClientPingsItsStreams(t *testing.T) {
 	}
 }
 
-func TestStreamWithANearDeadlineIsNotPinged(t *testing.T) {
+func TestPing_StreamWithANearDeadlineGetsNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		p := g.DialLone(raw, rawpeer.Config{})
@@ -92,7 +92,7 @@ func TestStreamWithANearDeadlineIsNotPinged(t *testing.T) {
 }
 
 // The connection is alive, and answers its own pings, but the stream is not.
-func TestClientGivesAStreamUpAfterTwoIntervalsOfSilence(t *testing.T) {
+func TestPing_ClientGivesAStreamUpAfterTwoIntervalsOfSilence(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		c := g.Manager(0).Connection(raw)
@@ -121,7 +121,7 @@ func TestClientGivesAStreamUpAfterTwoIntervalsOfSilence(t *testing.T) {
 	})
 }
 
-func TestStreamThatTheServerDoesNotKnowEnds(t *testing.T) {
+func TestPing_StreamThatTheServerDoesNotKnowEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		p := g.DialLone(raw, rawpeer.Config{Timeout: time.Minute})
@@ -133,7 +133,7 @@ func TestStreamThatTheServerDoesNotKnowEnds(t *testing.T) {
 	})
 }
 
-func TestStreamWhosePongCarriesAnErrorEndsWithIt(t *testing.T) {
+func TestPing_StreamWhosePongCarriesAnErrorEndsWithIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		p := g.DialLone(raw, rawpeer.Config{Timeout: time.Minute})
@@ -149,7 +149,7 @@ func TestStreamWhosePongCarriesAnErrorEndsWithIt(t *testing.T) {
 	})
 }
 
-func TestServerAnswersStreamPings(t *testing.T) {
+func TestPing_ServerAnswersThoseOfStreams(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		p := g.DialLone(raw, rawpeer.Config{})
@@ -174,7 +174,7 @@ func TestServerAnswersStreamPings(t *testing.T) {
 	})
 }
 
-func TestServerGivesAStreamUpAfterFourIntervalsOfSilence(t *testing.T) {
+func TestPing_ServerGivesAStreamUpAfterFourIntervalsOfSilence(t *testing.T) {
 	for name, deadline := range map[string]time.Duration{
 		"no deadline":             0,
 		"a deadline that is far":  time.Hour,
@@ -208,7 +208,7 @@ func TestServerGivesAStreamUpAfterFourIntervalsOfSilence(t *testing.T) {
 }
 
 // Two of ours, with streams that nobody uses.
-func TestIdleStreamsLiveAndCustomIntervalsHold(t *testing.T) {
+func TestPing_IdleStreamsLiveAndCustomIntervalsHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, func(_ int, o *grid.ManagerOptions) { o.StreamPingInterval = 500 * time.Millisecond })
 		var streams []*grid.Stream

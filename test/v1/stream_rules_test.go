@@ -17,7 +17,7 @@ import (
 // pings of such a stream.
 
 // Each case ends its stream, with an error on both sides, and nothing else.
-func TestV1StreamWhoseServerBreaksARuleFails(t *testing.T) {
+func TestV1Stream_WhoseServerBreaksARuleFails(t *testing.T) {
 	ack := rawpeer.Msg{Op: rawpeer.OpAckMux, Flags: rawpeer.FlagCRC}
 	unblock := rawpeer.Msg{Op: rawpeer.OpUnblockClMux, Flags: rawpeer.FlagCRC}
 	numbered := func(seq uint32, m rawpeer.Msg) rawpeer.Msg { m.Seq = seq; return m }
@@ -70,7 +70,7 @@ func TestV1StreamWhoseServerBreaksARuleFails(t *testing.T) {
 	}
 }
 
-func TestV1StreamWithoutInputTakesNoCredits(t *testing.T) {
+func TestV1Stream_WithoutInputTakesNoCredits(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.locally(1, 0)
 		c := r.open(r.Context())
@@ -85,7 +85,7 @@ func TestV1StreamWithoutInputTakesNoCredits(t *testing.T) {
 	})
 }
 
-func TestV1MessagesOfUnknownStreamsStopTheirHandler(t *testing.T) {
+func TestV1Stream_MessagesOfUnknownOnesStopTheirHandler(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for _, m := range []rawpeer.Msg{
 			{Op: rawpeer.OpAckMux, Flags: rawpeer.FlagCRC},
@@ -125,7 +125,7 @@ func (c *v1Stream) expectPing(seq uint32, since time.Time) {
 	require.InDelta(c.r, 15*time.Second, time.Since(since), float64(2*time.Second))
 }
 
-func TestV1StreamIsPinged(t *testing.T) {
+func TestV1Stream_IsPinged(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.Peer.Timeout = time.Minute
 		r.locally(2, 1)
@@ -153,7 +153,7 @@ func TestV1StreamIsPinged(t *testing.T) {
 	})
 }
 
-func TestV1StreamWithoutASignOfLifeFails(t *testing.T) {
+func TestV1Stream_WithoutASignOfLifeFails(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.Peer.Timeout = time.Minute
 		r.locally(2, 1)
@@ -190,7 +190,7 @@ func TestV1StreamWithoutASignOfLifeFails(t *testing.T) {
 	})
 }
 
-func TestV1StreamWhoseDeadlineIsNearIsNotPinged(t *testing.T) {
+func TestV1Stream_WhoseDeadlineIsNearIsNotPinged(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.Peer.Timeout = time.Minute
 		r.locally(1, 1)

@@ -124,7 +124,7 @@ func (r *wire) expectDropped(op uint8, id uint64, why error) {
 	require.Equal(r, rawpeer.Msg{MuxID: id, Op: op, Flags: rig.CRCErr}, m)
 }
 
-func TestV1StreamIsAskedFor(t *testing.T) {
+func TestV1Stream_IsAskedFor(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		require.NoError(r, r.Node.RegisterStreamingHandler(50, grid.StreamHandler{
 			Handle: func(context.Context, []byte, <-chan []byte, chan<- []byte) *grid.RemoteErr { return nil },
@@ -171,7 +171,7 @@ func TestV1StreamIsAskedFor(t *testing.T) {
 	})
 }
 
-func TestV1StreamIsRefused(t *testing.T) {
+func TestV1Stream_IsRefused(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for _, m := range []rawpeer.Msg{
 			{Op: rawpeer.OpMuxConnectError, Flags: rig.CRCEOF, Payload: rawpeer.ConnectError("no such handler")},
@@ -203,7 +203,7 @@ func TestV1StreamIsRefused(t *testing.T) {
 
 // The window never moves: a credit goes back for each message taken, and none
 // for those that wait.
-func TestV1StreamReturnsACreditForEachMessageTaken(t *testing.T) {
+func TestV1Stream_ReturnsACreditForEachMessageTaken(t *testing.T) {
 	for _, capacity := range []int{1, 3} {
 		inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 			r.locally(capacity, 0)
@@ -234,7 +234,7 @@ func TestV1StreamReturnsACreditForEachMessageTaken(t *testing.T) {
 	}
 }
 
-func TestV1StreamWhoseServerOverrunsItsWindowFails(t *testing.T) {
+func TestV1Stream_WhoseServerOverrunsItsWindowFails(t *testing.T) {
 	for _, capacity := range []int{1, 3} {
 		inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 			r.locally(capacity, 0)
@@ -266,7 +266,7 @@ func TestV1StreamWhoseServerOverrunsItsWindowFails(t *testing.T) {
 	}
 }
 
-func TestV1StreamToAHandlerThatIsNotKnownHereHasCapacitiesOfOne(t *testing.T) {
+func TestV1Stream_ToAHandlerThatIsNotKnownHereHasCapacitiesOfOne(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		c := r.open(r.Context())
 		go func() { _ = errors.Join(c.s.Send([]byte("a")), c.s.Send([]byte("b"))) }()
@@ -282,7 +282,7 @@ func TestV1StreamToAHandlerThatIsNotKnownHereHasCapacitiesOfOne(t *testing.T) {
 	})
 }
 
-func TestV1StreamMessagesThatAreEmpty(t *testing.T) {
+func TestV1Stream_MessagesThatAreEmpty(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.locally(1, 1)
 		c := r.open(r.Context())
@@ -305,7 +305,7 @@ func TestV1StreamMessagesThatAreEmpty(t *testing.T) {
 	})
 }
 
-func TestV1StreamSendsNoMoreThanItHasCreditsFor(t *testing.T) {
+func TestV1Stream_SendsNoMoreThanItHasCreditsFor(t *testing.T) {
 	for _, capacity := range []int{1, 3} {
 		for _, way := range []string{"Send", "Requests"} {
 			inWire(t, rawpeer.Config{}, nil, func(r *wire) {

@@ -322,7 +322,7 @@ func newReplay(t *testing.T, role string) *replay {
 	return r
 }
 
-func TestTranscriptOfVersion1(t *testing.T) {
+func TestV1Session_Transcript(t *testing.T) {
 	steps := loadTranscript(t)
 	for _, role := range []string{"dialler", "acceptor"} {
 		t.Run("we are the "+role, func(t *testing.T) {

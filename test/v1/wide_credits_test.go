@@ -53,7 +53,7 @@ func (r *wire) openWide(n int) *v1Stream {
 	return c
 }
 
-func TestWideAckCarriesTheCredits(t *testing.T) {
+func TestCredits_AreCarriedByTheAck(t *testing.T) {
 	for _, c := range []struct {
 		capacity int
 		flags    uint8
@@ -73,7 +73,7 @@ func TestWideAckCarriesTheCredits(t *testing.T) {
 	}
 }
 
-func TestWideEndOfAStreamNeedsNoCredit(t *testing.T) {
+func TestCredits_EndOfAStreamNeedsNone(t *testing.T) {
 	inWire(t, wideConfig, nil, func(r *wire) {
 		started := r.serve(1, 0, "")
 		for id, result := range []*grid.RemoteErr{nil, grid.NewRemoteErrString("boom")} {
@@ -93,7 +93,7 @@ func TestWideEndOfAStreamNeedsNoCredit(t *testing.T) {
 	})
 }
 
-func TestWideCreditsAreTakenManyAtATime(t *testing.T) {
+func TestCredits_AreTakenManyAtATime(t *testing.T) {
 	inWire(t, wideConfig, nil, func(r *wire) {
 		s := r.askedWide(r.serve(1, 0, ""), 1, rawpeer.Msg{}, 0)
 		go func() {
@@ -127,7 +127,7 @@ func TestWideCreditsAreTakenManyAtATime(t *testing.T) {
 	})
 }
 
-func TestWideClientSpendsTheCreditsItIsGiven(t *testing.T) {
+func TestCredits_ClientSpendsThoseItIsGiven(t *testing.T) {
 	for _, local := range []bool{false, true} { // its own handler's capacities say nothing
 		inWire(t, wideConfig, nil, func(r *wire) {
 			if local {
@@ -166,7 +166,7 @@ func TestWideClientSpendsTheCreditsItIsGiven(t *testing.T) {
 	}
 }
 
-func TestWideClientWithoutCreditsHasNoInput(t *testing.T) {
+func TestCredits_ClientWithoutThemHasNoInput(t *testing.T) {
 	for _, local := range []bool{false, true} {
 		inWire(t, wideConfig, nil, func(r *wire) {
 			if local {
@@ -182,7 +182,7 @@ func TestWideClientWithoutCreditsHasNoInput(t *testing.T) {
 	}
 }
 
-func TestWideCreditsThatMakeNoSenseEndTheStream(t *testing.T) {
+func TestCredits_ThatMakeNoSenseEndTheStream(t *testing.T) {
 	inWire(t, wideConfig, nil, func(r *wire) {
 		started := r.serve(1, 1, "")
 		id := uint64(0)
@@ -226,7 +226,7 @@ func TestWideCreditsThatMakeNoSenseEndTheStream(t *testing.T) {
 }
 
 // A peer of version 1 knows nothing of this: whatever it sends is one credit.
-func TestV1CreditIsOneWhateverItCarries(t *testing.T) {
+func TestCredits_OfVersion1AreOneWhateverTheyCarry(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		s := r.asked(r.serve(2, 0, ""), 1, rawpeer.Msg{})
 		go func() {
@@ -247,7 +247,7 @@ func TestV1CreditIsOneWhateverItCarries(t *testing.T) {
 }
 
 // Pings and pongs of streams are as ever.
-func TestWideStreamIsPinged(t *testing.T) {
+func TestCredits_StreamWithManyIsPinged(t *testing.T) {
 	inWire(t, wideConfig, nil, func(r *wire) {
 		r.Peer.Timeout = time.Minute
 		c := r.openWide(1)
