@@ -1,4 +1,4 @@
-.PHONY: nested test fuzz bench bench-quick generate lint
+.PHONY: nested test test-long fuzz bench bench-quick generate lint
 
 # Modules of their own, for what they depend on.
 NESTED := gridotel gridprom gridmember gridstatus/browsertest
@@ -7,9 +7,13 @@ NESTED := gridotel gridprom gridmember gridstatus/browsertest
 nested:
 	@echo $(NESTED)
 
+# What a change must pass before all else, with the race detector: two minutes.
 test:
-	go vet ./... && go test -race ./...
-	@set -e; for m in $(NESTED); do echo "cd $$m && go vet ./... && go test -race ./..."; (cd $$m && go vet ./... && go test -race ./...); done
+	tools/test short
+
+# Everything, at full depth.
+test-long:
+	tools/test long
 
 # For FUZZTIME each, 1m by default, FUZZJOBS at a time.
 fuzz:

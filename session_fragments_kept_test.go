@@ -63,6 +63,9 @@ func TestFragments_OfOpeningsThatNeverComplete(t *testing.T) {
 // A frame is kept with the fragment in it only where that makes up a good part of it: a
 // fifth, so MaxHostBytes holds five times as much at the very worst.
 func TestFragments_InLargeFramesThatNeverComplete(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long: make test-long runs it")
+	}
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, func(o *grid.ManagerOptions) {
 		rig.DripLimits(o)
 		o.MessageTimeout = time.Hour

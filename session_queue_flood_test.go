@@ -102,6 +102,9 @@ func (flood) in(t *testing.T, i int, edit func(o *grid.ManagerOptions), f func(a
 // A peer that floods, and reads nothing, is dropped for what it makes the node owe.
 // What is owed to nobody costs nothing.
 func TestFlood_OfAPeerThatReadsNothingEndsItsLink(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long: make test-long runs it")
+	}
 	for i, f := range floods() {
 		t.Run(f.name, func(t *testing.T) {
 			f.in(t, i, func(o *grid.ManagerOptions) { o.MaxPings = 1 << 30 }, func(a *rig.Attacked) {

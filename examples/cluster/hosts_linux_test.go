@@ -33,6 +33,9 @@ func pings(d time.Duration) string {
 // Three hosts, in network namespaces of their own, go through what happens to
 // hosts and links, as it is seen from outside their processes.
 func TestLab_AcrossHosts(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long: make test-long runs it")
+	}
 	l := newLab(t)
 	a, b, c := l.hosts[0], l.hosts[1], l.hosts[2]
 	for _, h := range l.hosts {

@@ -399,6 +399,9 @@ func TestLockClient_NeedsLocalCalls(t *testing.T) {
 
 // The program, on sockets and in real time.
 func TestLockProgram_Holds(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long: make test-long runs it")
+	}
 	var out bytes.Buffer
 	err := run(t.Context(), &out, Options{Expiry: time.Second})
 	require.NoError(t, err, "%s", &out)

@@ -15,6 +15,7 @@ import (
 const hostC = "c.example:9000"
 
 func TestLink_HalfOpenIsSeenByOneEndAlone(t *testing.T) {
+	t.Parallel()
 	for _, dialler := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			n := NewNetwork()
@@ -59,6 +60,7 @@ func TestLink_HalfOpenIsSeenByOneEndAlone(t *testing.T) {
 }
 
 func TestLink_CutEndsAHalfOpenConnection(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		_, alive := dialPair(t, n, hostA, hostB)
@@ -71,6 +73,7 @@ func TestLink_CutEndsAHalfOpenConnection(t *testing.T) {
 }
 
 func TestNetwork_SplitPartitionsBetweenGroupsUntilAllIsHealed(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		ends := make(map[[2]string][2]net.Conn)
@@ -105,6 +108,7 @@ func TestNetwork_SplitPartitionsBetweenGroupsUntilAllIsHealed(t *testing.T) {
 }
 
 func TestNetwork_HealAllEndsEveryFaultOfLinks(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		near, far := dialPair(t, n, hostA, hostB)
@@ -123,6 +127,7 @@ func TestNetwork_HealAllEndsEveryFaultOfLinks(t *testing.T) {
 }
 
 func TestLink_RateLimitsWhatArrives(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		near, far := dialPair(t, n, hostA, hostB)
@@ -146,6 +151,7 @@ func TestLink_RateLimitsWhatArrives(t *testing.T) {
 }
 
 func TestLink_DelayKeepsTheOrder(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(12)
@@ -174,6 +180,7 @@ func TestLink_DelayKeepsTheOrder(t *testing.T) {
 }
 
 func TestLink_DelayHoldsUpTheClose(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		for _, linger := range []int{-1, 0} {
 			n := NewNetwork()
@@ -221,6 +228,7 @@ func corrupted(t *testing.T, c Corruption, sizes ...int) (got []byte) {
 }
 
 func TestLink_CorruptionIsDrawnFromTheSeed(t *testing.T) {
+	t.Parallel()
 	c := Corruption{OneIn: 100, Seed: 1}
 	got := corrupted(t, c, 100_000)
 	flips := 0
@@ -237,12 +245,14 @@ func TestLink_CorruptionIsDrawnFromTheSeed(t *testing.T) {
 }
 
 func TestLink_CorruptionSparesTheBeginning(t *testing.T) {
+	t.Parallel()
 	got := corrupted(t, Corruption{OneIn: 1, Skip: 10}, 4, 4, 4, 4)
 	require.Equal(t, make([]byte, 10), got[:10])
 	require.NotContains(t, got[10:], byte(0))
 }
 
 func TestLink_BufferIsItsOwn(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetLinkBuffer(hostB, hostA, 4)

@@ -15,6 +15,7 @@ import (
 )
 
 func TestNetwork_DialIsRefusedWhereNobodyListens(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		_, err := n.DialContext(t.Context(), "tcp", hostB)
@@ -32,6 +33,7 @@ func TestNetwork_DialIsRefusedWhereNobodyListens(t *testing.T) {
 }
 
 func TestNetwork_ClosingTheListenerEndsAcceptAndResetsTheQueue(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		l, err := n.Listen(hostB)
@@ -58,6 +60,7 @@ func TestNetwork_ClosingTheListenerEndsAcceptAndResetsTheQueue(t *testing.T) {
 }
 
 func TestNetwork_ConnsCountsEndsThatAreNotClosed(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		near, far := dialPair(t, n, hostA, hostB)
@@ -73,6 +76,7 @@ func TestNetwork_ConnsCountsEndsThatAreNotClosed(t *testing.T) {
 }
 
 func TestLink_CutResetsItsTwoEndsAlone(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		near, far := dialPair(t, n, hostA, hostB)
@@ -99,6 +103,7 @@ func TestLink_CutResetsItsTwoEndsAlone(t *testing.T) {
 }
 
 func TestLink_PartitionSilencesConnectionsUntilHealed(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(4)
@@ -126,6 +131,7 @@ func TestLink_PartitionSilencesConnectionsUntilHealed(t *testing.T) {
 }
 
 func TestLink_PartitionHidesTheClose(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		near, far := dialPair(t, n, hostA, hostB)
@@ -144,6 +150,7 @@ func TestLink_PartitionHidesTheClose(t *testing.T) {
 }
 
 func TestLink_CutReachesAPartitionedConnection(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		_, far := dialPair(t, n, hostA, hostB)
@@ -156,6 +163,7 @@ func TestLink_CutReachesAPartitionedConnection(t *testing.T) {
 }
 
 func TestNetwork_DialWaitsWhilePartitioned(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		l, err := n.Listen(hostB)
@@ -183,6 +191,7 @@ func TestNetwork_DialWaitsWhilePartitioned(t *testing.T) {
 }
 
 func TestNetwork_DialWithAnEndedContextMakesNoConnection(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		l, err := n.Listen(hostB)
@@ -197,6 +206,7 @@ func TestNetwork_DialWithAnEndedContextMakesNoConnection(t *testing.T) {
 }
 
 func TestLink_StallHoldsOneDirection(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.Stall(hostA, hostB, true) // holds for later connections, too
@@ -214,6 +224,7 @@ func TestLink_StallHoldsOneDirection(t *testing.T) {
 }
 
 func TestLink_HealLeavesAStall(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		near, far := dialPair(t, n, hostA, hostB)
@@ -230,6 +241,7 @@ func TestLink_HealLeavesAStall(t *testing.T) {
 }
 
 func TestNetwork_WebsocketOverHTTPServerInABubble(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		l, err := n.Listen(hostB)

@@ -13,6 +13,7 @@ import (
 )
 
 func TestPipe_BytesPassBothWays(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		writeString(t, near, "there")
@@ -23,6 +24,7 @@ func TestPipe_BytesPassBothWays(t *testing.T) {
 }
 
 func TestPipe_AddressesNameTheHosts(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		require.Equal(t, hostB, near.RemoteAddr().String())
@@ -35,6 +37,7 @@ func TestPipe_AddressesNameTheHosts(t *testing.T) {
 }
 
 func TestPipe_CloseIsSeenAfterWhatWasSent(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		writeString(t, near, "last words")
@@ -48,6 +51,7 @@ func TestPipe_CloseIsSeenAfterWhatWasSent(t *testing.T) {
 }
 
 func TestPipe_OwnCloseEndsWaitingCalls(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(4)
@@ -68,6 +72,7 @@ func TestPipe_OwnCloseEndsWaitingCalls(t *testing.T) {
 }
 
 func TestPipe_PeersCloseEndsWaitingWrite(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(4)
@@ -80,6 +85,7 @@ func TestPipe_PeersCloseEndsWaitingWrite(t *testing.T) {
 }
 
 func TestPipe_ZeroLingerResets(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		writeString(t, near, "lost")
@@ -103,6 +109,7 @@ func TestPipe_ZeroLingerResets(t *testing.T) {
 }
 
 func TestPipe_WriteWaitsForTheReaderPastTheBuffer(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(10)
@@ -119,6 +126,7 @@ func TestPipe_WriteWaitsForTheReaderPastTheBuffer(t *testing.T) {
 // Both buffers full and both sides writing must leave the bubble idle: neither
 // may wake the other over and over.
 func TestPipe_TwoWritersThatNobodyReadsWaitQuietly(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(1)
@@ -131,6 +139,7 @@ func TestPipe_TwoWritersThatNobodyReadsWaitQuietly(t *testing.T) {
 }
 
 func TestPipe_ConcurrentWritesDoNotMix(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(1) // every byte is a chance to take the other's turn
@@ -140,6 +149,7 @@ func TestPipe_ConcurrentWritesDoNotMix(t *testing.T) {
 }
 
 func TestPipe_DeadlinesEndReadsAndWritesInTime(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(4)
@@ -167,6 +177,7 @@ func TestPipe_DeadlinesEndReadsAndWritesInTime(t *testing.T) {
 }
 
 func TestPipe_DeadlineCanBeMovedDuringARead(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		near, _ := dialPair(t, NewNetwork(), hostA, hostB)
 		require.NoError(t, near.SetReadDeadline(time.Now().Add(time.Second)))

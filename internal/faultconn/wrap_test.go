@@ -29,6 +29,7 @@ func tcpPair(t *testing.T) (near, far net.Conn) {
 }
 
 func TestWrap_IsTransparentWithoutFaults(t *testing.T) {
+	t.Parallel()
 	near, far := tcpPair(t)
 	w := Wrap(near)
 	require.Equal(t, near.LocalAddr(), w.LocalAddr())
@@ -44,6 +45,7 @@ func TestWrap_IsTransparentWithoutFaults(t *testing.T) {
 }
 
 func TestWrap_CutResetsASocket(t *testing.T) {
+	t.Parallel()
 	near, far := tcpPair(t)
 	w := Wrap(near)
 	waiting := start(w.Read, make([]byte, 1))
@@ -58,6 +60,7 @@ func TestWrap_CutResetsASocket(t *testing.T) {
 }
 
 func TestWrap_CutEndsWaitingCalls(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(4)
@@ -74,6 +77,7 @@ func TestWrap_CutEndsWaitingCalls(t *testing.T) {
 }
 
 func TestWrap_ReadsOnAfterADeadline(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)
@@ -87,6 +91,7 @@ func TestWrap_ReadsOnAfterADeadline(t *testing.T) {
 }
 
 func TestWrap_DeadlinesReachASocket(t *testing.T) {
+	t.Parallel()
 	near, _ := tcpPair(t)
 	w := Wrap(near)
 	require.NoError(t, w.SetReadDeadline(time.Now().Add(time.Millisecond)))
@@ -98,6 +103,7 @@ func TestWrap_DeadlinesReachASocket(t *testing.T) {
 }
 
 func TestWrap_StallHoldsBothDirections(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)
@@ -118,6 +124,7 @@ func TestWrap_StallHoldsBothDirections(t *testing.T) {
 }
 
 func TestWrap_StallHidesTheClose(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)
@@ -133,6 +140,7 @@ func TestWrap_StallHidesTheClose(t *testing.T) {
 }
 
 func TestWrap_StallLosesNothingToADeadline(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)
@@ -155,6 +163,7 @@ func TestWrap_StallLosesNothingToADeadline(t *testing.T) {
 }
 
 func TestWrap_CloseEndsStalledCalls(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		near, _ := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)
@@ -168,6 +177,7 @@ func TestWrap_CloseEndsStalledCalls(t *testing.T) {
 }
 
 func TestWrap_WriteLimitPacesWrites(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)
@@ -197,6 +207,7 @@ func TestWrap_WriteLimitPacesWrites(t *testing.T) {
 }
 
 func TestWrap_SlowWritesDoNotMix(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)

@@ -13,6 +13,7 @@ import (
 )
 
 func TestWrap_DelayHoldsUpWhatIsRead(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)
@@ -38,6 +39,7 @@ func TestWrap_DelayHoldsUpWhatIsRead(t *testing.T) {
 }
 
 func TestWrap_CorruptFlipsBitsOfWhatIsRead(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		near, far := dialPair(t, NewNetwork(), hostA, hostB)
 		w := Wrap(near)
@@ -74,6 +76,7 @@ func requireHalfOpen(t *testing.T, w *Conn, far net.Conn) {
 }
 
 func TestWrap_HalfOpenIsSeenByThePeerAlone(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		near, far := dialPair(t, n, hostA, hostB)
@@ -86,6 +89,7 @@ func TestWrap_HalfOpenIsSeenByThePeerAlone(t *testing.T) {
 }
 
 func TestWrap_HalfOpenSwallowsAWriteUnderWay(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := NewNetwork()
 		n.SetBuffer(4)

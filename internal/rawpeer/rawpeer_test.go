@@ -18,6 +18,7 @@ import (
 // The scripted peer is only worth something if it is right itself.
 
 func TestRawPeer_FramesMatchTheVectors(t *testing.T) {
+	t.Parallel()
 	b, err := os.ReadFile(filepath.Join("..", "..", "testdata", "vectors.json"))
 	require.NoError(t, err)
 	var vectors []struct {
@@ -92,6 +93,7 @@ func TestRawPeer_FramesMatchTheVectors(t *testing.T) {
 }
 
 func TestRawPeer_DecoderRefusesBadFrames(t *testing.T) {
+	t.Parallel()
 	whole := Msg{MuxID: 1, Op: OpRequest, Flags: FlagCRC | FlagSubroute, Subroute: SubrouteID(1, "a")}.Encode()
 	for cut := range whole {
 		_, err := DecodeMerged(whole[:cut])
@@ -116,6 +118,7 @@ func TestRawPeer_DecoderRefusesBadFrames(t *testing.T) {
 }
 
 func TestRawPeer_CapsAreLeftOutUnlessNamed(t *testing.T) {
+	t.Parallel()
 	for _, bits := range []uint64{0, CapWideCredits | CapFragments | CapDrain} {
 		hello := Connect{ID: []byte("id"), Host: "h", Time: time.Unix(1, 0), Caps: bits}
 		require.Equal(t, bits != 0, hello.Encode()[0] == 0x85)
@@ -130,6 +133,7 @@ func TestRawPeer_CapsAreLeftOutUnlessNamed(t *testing.T) {
 }
 
 func TestRawPeer_DialOrder(t *testing.T) {
+	t.Parallel()
 	require.True(t, DialOrder("b", "a"))
 	require.False(t, DialOrder("a", "b"))
 	require.True(t, DialOrder("http://127.0.0.1:9001", "http://127.0.0.1:9002"))
@@ -145,6 +149,7 @@ func TestRawPeer_DialOrder(t *testing.T) {
 }
 
 func TestRawPeer_TwoOfThemTalk(t *testing.T) {
+	t.Parallel()
 	talk := func(t *testing.T, l net.Listener, dial Config) {
 		dial.Host, dial.Token, dial.Caps = "http://dialler:9000", "secret", CapDrain
 		s := Serve(t, l, Config{})
@@ -180,6 +185,7 @@ func TestRawPeer_TwoOfThemTalk(t *testing.T) {
 }
 
 func TestRawPeer_ServerRefuses(t *testing.T) {
+	t.Parallel()
 	s := Serve(t, nil, Config{Refuse: "not today"})
 	d := DialConfig(t, s.URL, Config{Bare: true})
 	d.Send(Msg{Op: OpConnect, Payload: Connect{Host: "http://x:1", Time: time.Now()}.Encode()})
@@ -192,6 +198,7 @@ func TestRawPeer_ServerRefuses(t *testing.T) {
 }
 
 func TestRawPeer_LeavesTheHandshakeToABareTest(t *testing.T) {
+	t.Parallel()
 	s := Serve(t, nil, Config{Bare: true})
 	d := DialConfig(t, s.URL, Config{Bare: true})
 	a := s.Accept()
@@ -202,6 +209,7 @@ func TestRawPeer_LeavesTheHandshakeToABareTest(t *testing.T) {
 }
 
 func TestRawPeer_ShowsPingsOnDemand(t *testing.T) {
+	t.Parallel()
 	s := Serve(t, nil, Config{ManualPings: true})
 	d := Dial(t, s.URL, "secret", "http://dialler:9000", CapWideCredits)
 	a := s.Accept()
@@ -212,6 +220,7 @@ func TestRawPeer_ShowsPingsOnDemand(t *testing.T) {
 }
 
 func TestRawPeer_ThatReadsNothingLeavesTheSocketFull(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()
 		l, err := n.Listen("acceptor:9000")

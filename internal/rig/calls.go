@@ -2,6 +2,7 @@ package rig
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -114,4 +115,20 @@ func Consume(st *grid.Stream) error {
 type Caller interface {
 	grid.Requester
 	NewStream(context.Context, grid.HandlerID, []byte) (*grid.Stream, error)
+}
+
+// Gate is what handlers wait for, and what opens it: the end of the test does at the latest.
+func Gate(t testing.TB) (release <-chan struct{}, let func()) {
+	c := make(chan struct{})
+	let = sync.OnceFunc(func() { close(c) })
+	t.Cleanup(let)
+	return c, let
+}
+
+// Long skips a test that takes seconds where the tests are to be over soon.
+func Long(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes long: make test-long runs it")
+	}
 }

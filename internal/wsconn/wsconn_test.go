@@ -90,6 +90,7 @@ func TestConn_MessagesOfAllSizesBothWays(t *testing.T) {
 }
 
 func TestConn_MessageAboveTheLimitIsRefused(t *testing.T) {
+	t.Parallel()
 	got := make(chan error, 1)
 	c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
 	require.NoError(t, err)
@@ -99,6 +100,7 @@ func TestConn_MessageAboveTheLimitIsRefused(t *testing.T) {
 
 // A frame header that claims 2^63-1 bytes is refused on its claim.
 func TestConn_FrameHeaderThatClaimsEverythingIsRefused(t *testing.T) {
+	t.Parallel()
 	for _, claim := range []string{"\x7f\xff\xff\xff\xff\xff\xff\xff", "\xff\xff\xff\xff\xff\xff\xff\xff", "\x00\x00\x00\x00\x80\x00\x00\x00"} {
 		got := make(chan error, 1)
 		c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
@@ -112,6 +114,7 @@ func TestConn_FrameHeaderThatClaimsEverythingIsRefused(t *testing.T) {
 // A message without end, in frames that hold nothing or hardly anything, or among
 // control frames, is not read for ever.
 func TestConn_MessageInEmptyFramesIsRefused(t *testing.T) {
+	t.Parallel()
 	const masked = "\x80mask"
 	for name, frames := range map[string]string{
 		"empty": "\x00" + masked, "pings": "\x89" + masked, "pongs": "\x8a" + masked,
@@ -140,6 +143,7 @@ func TestConn_MessageInEmptyFramesIsRefused(t *testing.T) {
 }
 
 func TestConn_TextMessageIsRefused(t *testing.T) {
+	t.Parallel()
 	got := make(chan error, 1)
 	c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
 	require.NoError(t, err)
@@ -150,6 +154,7 @@ func TestConn_TextMessageIsRefused(t *testing.T) {
 // The reader answers a websocket ping without waiting for the writer, whatever
 // that does.
 func TestConn_PingIsLeftToTheWriter(t *testing.T) {
+	t.Parallel()
 	poked := make(chan struct{}, 10)
 	done := make(chan struct{})
 	c, err := dial(t, serve(t, func(c *Conn) {
@@ -177,6 +182,7 @@ func TestConn_PingIsLeftToTheWriter(t *testing.T) {
 }
 
 func TestDial_RefusalTellsNothingSecret(t *testing.T) {
+	t.Parallel()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "go away: "+r.Header.Get("Authorization"), http.StatusForbidden)
 	}))
@@ -187,6 +193,7 @@ func TestDial_RefusalTellsNothingSecret(t *testing.T) {
 
 // A server must not switch on what was not offered: decompression has no limit.
 func TestDial_RefusesCompressionThatWasNotOffered(t *testing.T) {
+	t.Parallel()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		require.Empty(t, r.Header.Get("Sec-Websocket-Extensions"))
 		u := websocket.Upgrader{EnableCompression: true}
@@ -203,6 +210,7 @@ func TestDial_RefusesCompressionThatWasNotOffered(t *testing.T) {
 }
 
 func TestUpgrade_TakesNoCompression(t *testing.T) {
+	t.Parallel()
 	url := serve(t, echo)
 	d := websocket.Dialer{EnableCompression: true}
 	c, resp, err := d.DialContext(t.Context(), url, nil)
@@ -214,6 +222,7 @@ func TestUpgrade_TakesNoCompression(t *testing.T) {
 // A server that accepts and says nothing holds a dial no longer than its
 // context, however that ends.
 func TestDial_EndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer l.Close()

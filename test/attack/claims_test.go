@@ -110,6 +110,7 @@ func TestMsg_ThatClaimsEverything(t *testing.T) {
 // In what the messages of a session carry in their payloads. Some of that is an error
 // of the link, some of a stream, some of nobody.
 func TestMsg_PayloadThatClaimsEverything(t *testing.T) {
+	rig.Long(t)
 	const mux = 77
 	for op, keys := range map[uint8][]string{
 		rawpeer.OpPing: {"t"}, rawpeer.OpPong: {"nf", "e", "t"}, rawpeer.OpMuxConnectError: {"Error"},

@@ -159,6 +159,7 @@ func partialAnswers(a *rig.Attacked, p *rawpeer.Peer, ctx context.Context, n, si
 // Answers that never complete hold what MaxHostBytes allows. What they held is given
 // back when their callers have gone.
 func TestFragments_OfAnswersThatNeverComplete(t *testing.T) {
+	rig.Long(t)
 	const n, size = 200, 64_000
 	for name, end := range map[string]func(a *rig.Attacked, p *rawpeer.Peer, cancel func()){
 		"the caller gives up": func(_ *rig.Attacked, _ *rawpeer.Peer, cancel func()) { cancel() },

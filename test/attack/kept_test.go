@@ -15,6 +15,7 @@ import (
 
 // Requests of the largest size to handlers that do not return.
 func TestLimits_LargeRequestsToHandlersThatBlock(t *testing.T) {
+	rig.Long(t)
 	for name, c := range map[string]struct {
 		op      uint8
 		handler grid.HandlerID
@@ -83,6 +84,7 @@ func TestStream_CancelWithALongReasonIsClipped(t *testing.T) {
 
 // Messages that a handler does not take wait within MaxStreamBytes.
 func TestLimits_LargeMessagesThatNoHandlerTakes(t *testing.T) {
+	rig.Long(t)
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, rig.KeptLimits, func(a *rig.Attacked) {
 		b := a.Block(1000)
 		p := a.Next()

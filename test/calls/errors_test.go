@@ -113,6 +113,7 @@ func init() {
 }
 
 func TestError_EveryWayACallCanFail(t *testing.T) {
+	t.Parallel()
 	single := grid.NewSingleHandler(rig.Handler, grid.NewBytes, grid.NewBytes)
 	stream := grid.NewStream(rig.Handler, grid.NewBytes, grid.NewBytes, grid.NewBytes)
 	calls := map[string]func(e *failing) error{
@@ -164,6 +165,7 @@ func TestError_EveryWayACallCanFail(t *testing.T) {
 
 // What only one of the two can fail with.
 func TestError_EveryWayACallCanFailByItsAnswer(t *testing.T) {
+	t.Parallel()
 	inFailing(t, func(t *testing.T, e *failing) {
 		answered := func(op, flags uint8, payload string) error {
 			errs := make(chan error, 1)
@@ -189,6 +191,7 @@ func TestError_EveryWayACallCanFailByItsAnswer(t *testing.T) {
 }
 
 func TestError_NeverConnectedIsDisconnected(t *testing.T) {
+	t.Parallel()
 	rig.InBubble(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), false, nil)
 		c := g.Manager(0).Connection(raw)
@@ -231,6 +234,7 @@ var streamFailures = map[string]streamFailure{
 }
 
 func TestError_EveryWayAStreamCanFail(t *testing.T) {
+	t.Parallel()
 	for name, failure := range streamFailures {
 		t.Run(name, func(t *testing.T) {
 			inFailing(t, func(t *testing.T, e *failing) {
@@ -260,6 +264,7 @@ func requireDead(t *testing.T, s *grid.Stream, want string) {
 }
 
 func TestError_EveryWayAStreamCanFailByItsDeadlineOrItsConsumer(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		cause        error
 		serverBefore bool // the server's notice comes first

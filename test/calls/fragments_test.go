@@ -102,6 +102,7 @@ func requireStreamOf(t testing.TB, st *grid.Stream, n int, payload []byte) {
 }
 
 func TestFragments_PayloadsOfAllSizesArrive(t *testing.T) {
+	t.Parallel()
 	limit := rig.Scaled(2<<20) + 77
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = limit }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		echoesAll(g)
@@ -123,6 +124,8 @@ func TestFragments_PayloadsOfAllSizesArrive(t *testing.T) {
 
 // Between two secure hosts fragments have no checksums.
 func TestFragments_PayloadsOfAllSizesArriveOverTLS(t *testing.T) {
+	t.Parallel()
+	rig.Long(t)
 	cert, pool := rig.Certificate(t)
 	server := &tls.Config{Certificates: []tls.Certificate{cert}}
 	g := rig.NewTLS(t, 2, server, func(_ int, o *grid.ManagerOptions) { o.TLSConfig = &tls.Config{RootCAs: pool} })
@@ -135,6 +138,8 @@ func TestFragments_PayloadsOfAllSizesArriveOverTLS(t *testing.T) {
 }
 
 func TestFragments_PayloadOfTheLargestSizeArrives(t *testing.T) {
+	t.Parallel()
+	rig.Long(t)
 	size := rig.Scaled(32 << 20)
 	g := rig.NewTCP(t, 2, func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = size })
 	echoesAll(g)
@@ -143,6 +148,7 @@ func TestFragments_PayloadOfTheLargestSizeArrives(t *testing.T) {
 }
 
 func TestFragments_TypedPayloadsArrive(t *testing.T) {
+	t.Parallel()
 	single := grid.NewSingleHandler(rig.Handler, grid.NewBytes, grid.NewBytes)
 	stream := grid.NewStream(rig.Handler+1, grid.NewBytes, grid.NewBytes, grid.NewBytes)
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -182,6 +188,7 @@ func TestFragments_TypedPayloadsArrive(t *testing.T) {
 
 // What is nil, and what is empty, is so beside what is large.
 func TestFragments_PayloadsBesideNilAndEmptyOnes(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		large := rig.Mixed(3 * rig.WholeSize)
 		payloads := [][]byte{large, nil, large, {}, large, {0}, nil, {}, large}
@@ -220,6 +227,8 @@ func TestFragments_PayloadsBesideNilAndEmptyOnes(t *testing.T) {
 
 // Everything at once, in both directions.
 func TestFragments_OfManyCallsAndStreamsDoNotMix(t *testing.T) {
+	t.Parallel()
+	rig.Long(t)
 	g := rig.NewTCP(t, 2, nil)
 	echoesAll(g)
 	var users sync.WaitGroup
@@ -240,6 +249,7 @@ func TestFragments_OfManyCallsAndStreamsDoNotMix(t *testing.T) {
 // Many senders of one stream, of messages large and small: each arrives whole, and
 // those of one sender in order.
 func TestFragments_OfConcurrentSendsDoNotMix(t *testing.T) {
+	t.Parallel()
 	const senders, each = 8, 12
 	for _, capacity := range []int{1, 64} {
 		g := rig.NewTCP(t, 2, nil)
@@ -285,6 +295,7 @@ func TestFragments_OfConcurrentSendsDoNotMix(t *testing.T) {
 }
 
 func TestFragments_LetSmallCallsPass(t *testing.T) {
+	t.Parallel()
 	size := rig.Scaled(16 << 20)
 	large := time.Duration(size) * time.Second / rig.SlowRate
 	for _, calls := range []int{1, 4} {
@@ -345,6 +356,7 @@ func TestFragments_LetSmallCallsPass(t *testing.T) {
 
 // The handler's small messages arrive while a large one of the client's is on its way.
 func TestFragments_OfInputDoNotHoldUpOutput(t *testing.T) {
+	t.Parallel()
 	const large, small = 4 << 20, 20
 	rig.InBubble(t, func(t *testing.T) {
 		g, client, server := rig.NewSlow(t, rig.SlowRate, nil)

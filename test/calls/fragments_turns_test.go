@@ -17,6 +17,8 @@ import (
 // However many callers send small payloads without a pause, a large one gets through
 // within its minute.
 func TestFragments_AreNotStarvedBySmallCalls(t *testing.T) {
+	t.Parallel()
+	rig.Long(t)
 	for _, size := range []int{1 << 20, 8 << 20} {
 		synctest.Test(t, func(t *testing.T) {
 			const rate, callers = 8 << 20, 1000
@@ -46,6 +48,7 @@ func TestFragments_AreNotStarvedBySmallCalls(t *testing.T) {
 
 // While a handler's large message is sent it gets its input.
 func TestFragments_OfOutputDoNotHoldUpInput(t *testing.T) {
+	t.Parallel()
 	rig.InBubble(t, func(t *testing.T) {
 		g, server, client := rig.NewSlow(t, rig.SlowRate, nil)
 		var worst atomic.Int64
@@ -75,6 +78,7 @@ func TestFragments_OfOutputDoNotHoldUpInput(t *testing.T) {
 
 // Senders that wait for one another do not hold up the time of a bubble.
 func TestFragments_ConcurrentSendersWaitInABubble(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		require.NoError(t, g.Manager(1).RegisterStreamingHandler(rig.Handler, grid.StreamHandler{

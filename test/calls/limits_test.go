@@ -19,6 +19,7 @@ import (
 // However long an error's text is, and however small the messages that are
 // allowed, it arrives as an error and nothing else is lost.
 func TestError_TextIsClippedAndNoOtherCallIsLost(t *testing.T) {
+	t.Parallel()
 	long := strings.Repeat("é", rig.MaxErrorText)
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = 16 }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Single(func([]byte) ([]byte, *grid.RemoteErr) { return nil, grid.NewRemoteErrString(long) })
@@ -55,6 +56,7 @@ func TestError_TextIsClippedAndNoOtherCallIsLost(t *testing.T) {
 // A check of the application's that panics ends the handshake, and neither the
 // socket nor Close.
 func TestHandshake_TokenCheckThatPanicsEndsNothingElse(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var calls atomic.Int32
 		g := rig.New(t, 2, func(_ int, o *grid.ManagerOptions) {
@@ -71,6 +73,7 @@ func TestHandshake_TokenCheckThatPanicsEndsNothingElse(t *testing.T) {
 }
 
 func TestUpgrade_TokenWithoutItsSchemeIsRefused(t *testing.T) {
+	t.Parallel()
 	g := rig.NewTCP(t, 2, nil)
 	for header, want := range map[string]int{
 		"Bearer " + rig.Token: http.StatusSwitchingProtocols,
@@ -96,6 +99,7 @@ func TestUpgrade_TokenWithoutItsSchemeIsRefused(t *testing.T) {
 
 // A sender that waits when its own manager is closed is let go.
 func TestClose_LetsASenderThatWaitsGo(t *testing.T) {
+	t.Parallel()
 	for range 20 {
 		synctest.Test(t, func(t *testing.T) {
 			g := rig.New(t, 2, nil)
@@ -117,6 +121,7 @@ func TestClose_LetsASenderThatWaitsGo(t *testing.T) {
 
 // While an open waits for room, nothing else of the stream may be sent.
 func TestPing_StreamThatWaitsToBeOpenedGetsNone(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, func(_ int, o *grid.ManagerOptions) {
 			o.StreamPingInterval = 100 * time.Millisecond
@@ -153,6 +158,7 @@ func TestPing_StreamThatWaitsToBeOpenedGetsNone(t *testing.T) {
 // The default deadline holds for the wait for room as well, and a call that has
 // passed it is not made later.
 func TestDeadline_DefaultHoldsWhileThereIsNoRoom(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, func(_ int, o *grid.ManagerOptions) { o.PingInterval, o.WriteTimeout = time.Hour, time.Hour })
 		var ran atomic.Int32

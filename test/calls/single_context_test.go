@@ -15,6 +15,7 @@ import (
 // Handlers of single requests that want a context.
 
 func TestRequest_HandlerContext(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		var seen context.Context
 		require.NoError(t, g.Manager(1).RegisterSingleHandlerContext(rig.Handler, func(ctx context.Context, payload []byte) ([]byte, *grid.RemoteErr) {
@@ -43,6 +44,7 @@ func TestRequest_HandlerContext(t *testing.T) {
 }
 
 func TestRequest_HandlerContextEnds(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name  string
 		end   func(g *rig.Grid)
@@ -86,6 +88,7 @@ func TestRequest_HandlerContextEnds(t *testing.T) {
 }
 
 func TestRequest_HandlerContextPanicIsAnswered(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		var seen context.Context
 		require.NoError(t, g.Manager(1).RegisterSingleHandlerContext(rig.Handler, func(ctx context.Context, _ []byte) ([]byte, *grid.RemoteErr) {
@@ -101,6 +104,7 @@ func TestRequest_HandlerContextPanicIsAnswered(t *testing.T) {
 }
 
 func TestTyped_HandlerContext(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		h := grid.NewSingleHandler[*grid.MSS, *grid.MSS](rig.Handler, grid.NewMSS, grid.NewMSS)
 		require.NoError(t, h.RegisterContext(g.Manager(1), func(ctx context.Context, req *grid.MSS) (*grid.MSS, *grid.RemoteErr) {

@@ -13,6 +13,7 @@ import (
 )
 
 func TestRequest_HandlerPanicIsAnErrorAndNothingElseIsLost(t *testing.T) {
+	t.Parallel()
 	for name, bad := range rig.BadEnds {
 		t.Run(name, func(t *testing.T) {
 			log, book := rig.NewLogBook()
@@ -38,6 +39,7 @@ func TestRequest_HandlerPanicIsAnErrorAndNothingElseIsLost(t *testing.T) {
 }
 
 func TestRequest_HandlerErrorIgnoresTheBuffer(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Single(func(b []byte) ([]byte, *grid.RemoteErr) { return b, grid.NewRemoteErrString("failed") })
 		answer, err := c.SingleRequest(t.Context(), rig.Handler, []byte("payload"))
@@ -51,6 +53,7 @@ func TestRequest_HandlerErrorIgnoresTheBuffer(t *testing.T) {
 }
 
 func TestRequest_WithoutAHandlerFailsAtOnce(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		nop := func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }
 		require.Zero(t, rig.Elapsed(func() {
@@ -74,6 +77,7 @@ func TestRequest_WithoutAHandlerFailsAtOnce(t *testing.T) {
 }
 
 func TestHandler_IDZeroIsReserved(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		m, sub := g.Manager(1), c.Subroute("a")
 		nop := func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }
@@ -91,6 +95,7 @@ func TestHandler_IDZeroIsReserved(t *testing.T) {
 }
 
 func TestRequest_SubroutesAreApart(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		where := func(name string) grid.SingleHandlerFn {
 			return func(b []byte) ([]byte, *grid.RemoteErr) { return fmt.Append(nil, name, ":", string(b)), nil }
@@ -139,6 +144,7 @@ func TestRequest_SubroutesAreApart(t *testing.T) {
 }
 
 func TestError_NilConnectionIsDisconnected(t *testing.T) {
+	t.Parallel()
 	var c *grid.Connection
 	for _, conn := range []grid.Streamer{c, c.Subroute("a"), c.Subroute("a").Subroute("b")} {
 		_, err := conn.(grid.Requester).SingleRequest(t.Context(), rig.Echo, nil)
@@ -150,6 +156,7 @@ func TestError_NilConnectionIsDisconnected(t *testing.T) {
 }
 
 func TestLimits_TooManyHandlersAreRefusedAtOnce(t *testing.T) {
+	t.Parallel()
 	edit := func(i int, o *grid.ManagerOptions) { o.MaxHandlers = 3 }
 	rig.InPair(t, edit, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		release := make(chan struct{})

@@ -22,6 +22,7 @@ import (
 )
 
 func TestRequest_NilAndEmptyArriveAsSuch(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		var got []byte
 		g.Single(func(b []byte) ([]byte, *grid.RemoteErr) { got = bytes.Clone(b); return b, nil })
@@ -61,6 +62,7 @@ func TestRequest_PayloadsOfAllSizes(t *testing.T) {
 }
 
 func TestRequest_AboveTheSizeLimitIsRefusedAndNothingElseLost(t *testing.T) {
+	t.Parallel()
 	const limit = 100_000
 	edit := func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = limit }
 	rig.InPair(t, edit, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -91,6 +93,7 @@ func TestRequest_AboveTheSizeLimitIsRefusedAndNothingElseLost(t *testing.T) {
 }
 
 func TestRequest_ResponseAboveTheSizeLimitIsAnErrorAndNothingElseLost(t *testing.T) {
+	t.Parallel()
 	const limit = 100_000
 	edit := func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = limit }
 	rig.InPair(t, edit, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -107,6 +110,7 @@ func TestRequest_ResponseAboveTheSizeLimitIsAnErrorAndNothingElseLost(t *testing
 }
 
 func TestRequest_DefaultDeadlineIsAMinute(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		release := make(chan struct{})
 		g.Single(func(b []byte) ([]byte, *grid.RemoteErr) { <-release; return b, nil })
@@ -130,6 +134,7 @@ func TestRequest_DefaultDeadlineIsAMinute(t *testing.T) {
 }
 
 func TestRequest_LongerDeadlineThanTheDefaultHolds(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Single(func(b []byte) ([]byte, *grid.RemoteErr) { time.Sleep(3 * time.Minute); return b, nil })
 		ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
@@ -141,6 +146,7 @@ func TestRequest_LongerDeadlineThanTheDefaultHolds(t *testing.T) {
 }
 
 func TestRequest_DeadlineTravels(t *testing.T) {
+	t.Parallel()
 	rig.InBubble(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		peer := g.DialLone(raw, rawpeer.Config{})
@@ -172,6 +178,7 @@ func TestRequest_DeadlineTravels(t *testing.T) {
 }
 
 func TestRequest_IsNotAnsweredAfterItsDeadline(t *testing.T) {
+	t.Parallel()
 	rig.InBubble(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		require.NoError(t, g.Manager(0).RegisterSingleHandler(rig.Handler, func(b []byte) ([]byte, *grid.RemoteErr) {
@@ -194,6 +201,7 @@ func TestRequest_IsNotAnsweredAfterItsDeadline(t *testing.T) {
 }
 
 func TestRequest_ReturnsAtOnceWithTheCauseOfItsContext(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		release := make(chan struct{})
 		defer close(release)
@@ -225,6 +233,7 @@ func TestRequest_ReturnsAtOnceWithTheCauseOfItsContext(t *testing.T) {
 // A caller that waits for room in the queue, because the peer reads nothing, is
 // as free to go as one that waits for its answer.
 func TestRequest_ReturnsAtOnceAlsoWhileThePeerReadsNothing(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Net.Stall(g.Addr(0), g.Addr(1), true)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -246,6 +255,7 @@ func TestRequest_ReturnsAtOnceAlsoWhileThePeerReadsNothing(t *testing.T) {
 // Answers that arrive as their callers go away: none reaches another caller,
 // and no buffer is used twice (the pool checks, with the race detector).
 func TestRequest_AnswersThatComeAsTheCallerLeavesAreNeverMixedUp(t *testing.T) {
+	t.Parallel()
 	g := rig.NewTCP(t, 2, nil)
 	c := g.Conn(0, 1)
 	calls := 6000

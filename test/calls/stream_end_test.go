@@ -16,6 +16,7 @@ import (
 )
 
 func TestStream_BurstOfCapacityThenEOFSlowConsumer(t *testing.T) {
+	t.Parallel()
 	times := 1000
 	if bytepool.Strict {
 		times = 300
@@ -94,6 +95,7 @@ var streamFaults = map[string]struct {
 const streamTestDeadline = 10 * time.Second
 
 func TestStream_SlowConsumerHearsTheTruth(t *testing.T) {
+	t.Parallel()
 	for name, fault := range streamFaults {
 		for _, started := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/started=%v", name, started), func(t *testing.T) {
@@ -157,6 +159,7 @@ func TestStream_SlowConsumerHearsTheTruth(t *testing.T) {
 // The stream has ended well, but its consumer is stopped before it has seen all
 // of it: that is no clean end.
 func TestStream_ConsumerCancelledAfterACleanEndHearsOfIt(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Stream(8, 0, func(_ context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
 			for _, text := range numbered(8) {
@@ -188,6 +191,7 @@ func TestStream_ConsumerCancelledAfterACleanEndHearsOfIt(t *testing.T) {
 // The deadline travels in whole milliseconds, so the server's is the first to
 // pass.
 func TestStream_DeadlineThatPassesOnTheServerFirst(t *testing.T) {
+	t.Parallel()
 	handlers := map[string]grid.StreamHandlerFn{
 		"ignores its context": func(ctx context.Context, _ []byte, _ <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
 			time.Sleep(5 * time.Second)
@@ -247,6 +251,7 @@ func TestStream_DeadlineThatPassesOnTheServerFirst(t *testing.T) {
 }
 
 func TestStream_NilAndEmptyMessagesThenData(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		messages := [][]byte{nil, {}, []byte("one"), nil, nil, {}, {}, []byte("two"), {}, nil, []byte("three")}
 		want := []string{"", "", "one", "", "", "", "", "two", "", "", "three"}
@@ -290,6 +295,7 @@ func TestStream_NilAndEmptyMessagesThenData(t *testing.T) {
 // A handler acts on what it was told if, and only if, its input has ended with
 // its context alive.
 func TestStream_HandlerDoesNotCommitWhenTheLinkIsCut(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		end    func(g *rig.Grid, s *grid.Stream, cancel context.CancelFunc)
 		busy   bool // the handler is slow, so input waits when the end comes

@@ -30,6 +30,7 @@ func waitingHandler(g *rig.Grid) (causes <-chan error) {
 }
 
 func TestStream_HandlerSeesWhyItsContextEnded(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		causes := waitingHandler(g)
 
@@ -60,6 +61,7 @@ func TestStream_HandlerSeesWhyItsContextEnded(t *testing.T) {
 }
 
 func TestStream_DeadlineIsThatOfTheHandler(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		lefts := make(chan time.Duration, 1)
 		g.Stream(1, 1, func(ctx context.Context, _ []byte, _ <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
@@ -84,6 +86,7 @@ func TestStream_DeadlineIsThatOfTheHandler(t *testing.T) {
 }
 
 func TestStream_CallbackErrorEndsTheHandlersContext(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		causes := make(chan error, 1)
 		g.Stream(1, 0, func(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
@@ -109,6 +112,7 @@ func TestStream_CallbackErrorEndsTheHandlersContext(t *testing.T) {
 }
 
 func TestStream_UnreadResponsesThenCancelEndTheHandler(t *testing.T) {
+	t.Parallel()
 	for name, big := range map[string]int{"small": 1, "that fill the queues": rig.PendingLimit} {
 		t.Run(name, func(t *testing.T) {
 			rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -136,6 +140,7 @@ func TestStream_UnreadResponsesThenCancelEndTheHandler(t *testing.T) {
 }
 
 func TestStream_HandlerPanicIsAnErrorAndNothingLeaks(t *testing.T) {
+	t.Parallel()
 	for name, bad := range rig.BadEnds {
 		for _, when := range []string{"at once", "after sending", "with a goroutine running"} {
 			t.Run(name+" "+when, func(t *testing.T) {
@@ -183,6 +188,7 @@ func TestStream_HandlerPanicIsAnErrorAndNothingLeaks(t *testing.T) {
 
 // It must not; but then the client gets what was sent and nothing else.
 func TestStream_HandlerThatClosesItsOutput(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Stream(2, 0, func(_ context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
 			defer time.Sleep(time.Second)
@@ -200,6 +206,7 @@ func TestStream_HandlerThatClosesItsOutput(t *testing.T) {
 
 // Each way for a stream to die, each way to send to it: nobody blocks for ever.
 func TestStream_SenderDoesNotBlockWhenItHasDied(t *testing.T) {
+	t.Parallel()
 	deaths := map[string]func(g *rig.Grid, cancel context.CancelFunc, release chan<- struct{}){
 		"cancelled":             func(_ *rig.Grid, cancel context.CancelFunc, _ chan<- struct{}) { cancel() },
 		"handler returned":      func(_ *rig.Grid, _ context.CancelFunc, release chan<- struct{}) { close(release) },
@@ -284,6 +291,7 @@ func openTyped(t testing.TB, ctx context.Context, c *grid.Connection) *grid.Type
 // A sender may be late by hours. When nobody holds the stream any more, its
 // goroutine goes, though the channel was never closed.
 func TestStream_RequestsAreDrainedForAsLongAsItIsHeld(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		causes := waitingHandler(g)
 		open := func() *grid.Stream {

@@ -70,6 +70,7 @@ func registerLocally(g *rig.Grid, outCapacity, inCapacity int) {
 // A version 1 server follows its last message with the end, and that with a
 // disconnect.
 func TestStream_BurstOfCapacityThenEOFSlowConsumerOfAVersion1Server(t *testing.T) {
+	t.Parallel()
 	withPeer(t, rawpeer.Config{}, func(t *testing.T, g *rig.Grid, c *grid.Connection, peer *rawpeer.Peer) {
 		const capacity = 8
 		registerLocally(g, capacity, 0)
@@ -105,6 +106,7 @@ func TestStream_BurstOfCapacityThenEOFSlowConsumerOfAVersion1Server(t *testing.T
 }
 
 func TestStream_NilAndEmptyMessagesThenDataFromAVersion1Server(t *testing.T) {
+	t.Parallel()
 	withPeer(t, rawpeer.Config{}, func(t *testing.T, g *rig.Grid, c *grid.Connection, peer *rawpeer.Peer) {
 		registerLocally(g, 4, 0)
 		s, id := openToPeer(t, t.Context(), c, peer, 0)
@@ -128,6 +130,7 @@ func TestStream_NilAndEmptyMessagesThenDataFromAVersion1Server(t *testing.T) {
 }
 
 func TestStream_ServerThatOverrunsItsCreditsEndsIt(t *testing.T) {
+	t.Parallel()
 	withPeer(t, rawpeer.Config{}, func(t *testing.T, g *rig.Grid, c *grid.Connection, peer *rawpeer.Peer) {
 		for _, capacity := range []int{0, 3} { // without and with a handler known here
 			known := max(capacity, 1)
@@ -151,6 +154,7 @@ func TestStream_ServerThatOverrunsItsCreditsEndsIt(t *testing.T) {
 }
 
 func TestStream_ServerThatReturnsCreditsTwiceEndsIt(t *testing.T) {
+	t.Parallel()
 	for _, caps := range []uint64{0, rawpeer.CapWideCredits} {
 		withPeer(t, rawpeer.Config{Caps: caps}, func(t *testing.T, g *rig.Grid, c *grid.Connection, peer *rawpeer.Peer) {
 			registerLocally(g, 1, 2)
@@ -169,6 +173,7 @@ func TestStream_ServerThatReturnsCreditsTwiceEndsIt(t *testing.T) {
 }
 
 func TestStream_ServerMessageOutOfSequenceEndsIt(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]func(m *rawpeer.Msg){
 		"gap":    func(m *rawpeer.Msg) { m.Seq++ },
 		"repeat": func(m *rawpeer.Msg) { m.Seq-- },
@@ -192,6 +197,7 @@ func TestStream_ServerMessageOutOfSequenceEndsIt(t *testing.T) {
 }
 
 func TestStream_ClientThatBreaksTheRulesEndsIt(t *testing.T) {
+	t.Parallel()
 	const capacity = 2
 	msg := func(seq int) rawpeer.Msg {
 		return rawpeer.Msg{Op: rawpeer.OpMuxClientMsg, MuxID: 1, Seq: uint32(seq), Payload: []byte("x")}
@@ -232,6 +238,7 @@ func TestStream_ClientThatBreaksTheRulesEndsIt(t *testing.T) {
 }
 
 func TestStream_FailsWhenItsConnectionIsReplaced(t *testing.T) {
+	t.Parallel()
 	for _, caps := range []uint64{0, rawpeer.CapWideCredits} {
 		config := rawpeer.Config{ID: bytes.Repeat([]byte{7}, 16), Caps: caps} // the same process dials again
 		withPeer(t, config, func(t *testing.T, g *rig.Grid, c *grid.Connection, peer *rawpeer.Peer) {

@@ -27,6 +27,7 @@ func numbered(n int) (all []string) {
 // The three shapes, with capacities that have nothing to do with the number of
 // messages.
 func TestStream_ShapesAndCapacities(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		var got []string // by the handler
 		id := rig.Handler
@@ -87,6 +88,7 @@ func TestStream_ShapesAndCapacities(t *testing.T) {
 }
 
 func TestStream_SendAndCloseSend(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		s, err := c.NewStream(t.Context(), rig.TwoWay, nil)
 		require.NoError(t, err)
@@ -118,6 +120,7 @@ func TestStream_SendAndCloseSend(t *testing.T) {
 }
 
 func TestStream_SendIsSafeForConcurrentUse(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		s, err := c.NewStream(t.Context(), rig.TwoWay, nil)
 		require.NoError(t, err)
@@ -146,6 +149,7 @@ func TestStream_SendIsSafeForConcurrentUse(t *testing.T) {
 }
 
 func TestStream_SendWithoutInputIsAnErrorAtOnce(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		s, err := c.NewStream(t.Context(), rig.Stream, make([]byte, 3))
 		require.NoError(t, err)
@@ -158,6 +162,7 @@ func TestStream_SendWithoutInputIsAnErrorAtOnce(t *testing.T) {
 }
 
 func TestStream_SendAboveTheSizeLimitIsRefusedAndItLivesOn(t *testing.T) {
+	t.Parallel()
 	const limit = 100_000
 	edit := func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = limit }
 	rig.InPair(t, edit, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -188,6 +193,7 @@ func TestStream_SendAboveTheSizeLimitIsRefusedAndItLivesOn(t *testing.T) {
 }
 
 func TestStream_MessageAboveTheSizeLimitFromAHandler(t *testing.T) {
+	t.Parallel()
 	const limit = 100_000
 	edit := func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = limit }
 	rig.InPair(t, edit, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -211,6 +217,7 @@ func TestStream_MessageAboveTheSizeLimitFromAHandler(t *testing.T) {
 }
 
 func TestStream_DoneAndErr(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		release := make(chan struct{})
 		g.Stream(2, 0, func(_ context.Context, payload []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
@@ -246,6 +253,7 @@ func TestStream_DoneAndErr(t *testing.T) {
 }
 
 func TestStream_All(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		ended := make(chan error, 1)
 		g.Stream(3, 0, func(ctx context.Context, payload []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
@@ -297,6 +305,7 @@ func TestStream_All(t *testing.T) {
 }
 
 func TestStream_SubroutesCallerAndDerivedContexts(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		type key struct{}
 		describe := func(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
@@ -330,6 +339,7 @@ func TestStream_SubroutesCallerAndDerivedContexts(t *testing.T) {
 }
 
 func TestStream_RegistrationChecksItsArguments(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		echo := func(_ context.Context, _ []byte, in <-chan []byte, out chan<- []byte) *grid.RemoteErr {
 			for b := range in {

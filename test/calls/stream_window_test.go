@@ -110,6 +110,7 @@ func inFarPair(t *testing.T, roundTrip time.Duration, f func(t *testing.T, g *ri
 }
 
 func TestWindow_DefaultIsNotStopAndWait(t *testing.T) {
+	t.Parallel()
 	const (
 		roundTrip = 10 * time.Millisecond
 		messages  = 10_000
@@ -163,6 +164,7 @@ func TestWindow_DefaultIsNotStopAndWait(t *testing.T) {
 }
 
 func TestWindow_StalledConsumerHoldsNoMore(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name     string
 		capacity int
@@ -212,6 +214,7 @@ func TestWindow_StalledConsumerHoldsNoMore(t *testing.T) {
 }
 
 func TestWindow_StalledHandlerIsSentNoMore(t *testing.T) {
+	t.Parallel()
 	for _, test := range []struct {
 		name                   string
 		capacity, warmUp, most int
@@ -256,6 +259,7 @@ func TestWindow_StalledHandlerIsSentNoMore(t *testing.T) {
 // Towards a version 1 peer a window never grows: it would take that for a
 // breach.
 func TestWindow_StaysAsItIsForAVersion1Server(t *testing.T) {
+	t.Parallel()
 	withPeer(t, rawpeer.Config{}, func(t *testing.T, g *rig.Grid, c *grid.Connection, peer *rawpeer.Peer) {
 		registerLocally(g, 2, 0)
 		s, id := openToPeer(t, t.Context(), c, peer, 0)

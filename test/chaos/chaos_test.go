@@ -34,7 +34,13 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-func TestChaos_EveryCallHasItsEnd(t *testing.T) { run(t, *durationFlag, nil) }
+func TestChaos_EveryCallHasItsEnd(t *testing.T) {
+	duration := *durationFlag
+	if testing.Short() {
+		duration = min(duration, 3*time.Second)
+	}
+	run(t, duration, nil)
+}
 
 // A round ends with a heal, after which everything must work.
 const maxRound = 10 * time.Second

@@ -17,6 +17,7 @@ import (
 
 // Nothing secret is logged, neither where all is well nor where it is not.
 func TestSecret_IsNotLogged(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		var tokens []string

@@ -63,6 +63,7 @@ func requireBackoff(t *testing.T, gaps []time.Duration) {
 }
 
 func TestBackoff_GrowsFrom50MillisecondsTo5Seconds(t *testing.T) {
+	t.Parallel()
 	jittered := map[time.Duration]bool{}
 	for range 10 {
 		synctest.Test(t, func(t *testing.T) {
@@ -83,6 +84,7 @@ func TestBackoff_GrowsFrom50MillisecondsTo5Seconds(t *testing.T) {
 // A peer that takes the connection and drops it at once is no better than one
 // that refuses it; nor are two that throw each other out.
 func TestBackoff_IsNotResetByASessionThatDidNotLive(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()
 		s := rig.ListenLone(t, n, rawpeer.Config{})
@@ -96,6 +98,7 @@ func TestBackoff_IsNotResetByASessionThatDidNotLive(t *testing.T) {
 }
 
 func TestBackoff_IsResetByASessionThatLived(t *testing.T) {
+	t.Parallel()
 	for name, live := range map[string]func(p *rawpeer.Peer){
 		"said something": func(p *rawpeer.Peer) { p.Send(rawpeer.Ping(time.Now())); synctest.Wait() },
 		"stayed":         func(*rawpeer.Peer) { time.Sleep(2 * time.Second) },
@@ -126,6 +129,8 @@ func TestBackoff_IsResetByASessionThatLived(t *testing.T) {
 }
 
 func TestLog_OneErrorAnHourPerPeer(t *testing.T) {
+	t.Parallel()
+	rig.Long(t)
 	synctest.Test(t, func(t *testing.T) {
 		log, book := rig.NewLogBook()
 		hosts := []string{rig.LoneHost}
@@ -162,6 +167,7 @@ func TestLog_OneErrorAnHourPerPeer(t *testing.T) {
 }
 
 func TestLog_LinkThatFlapsIsToldOnce(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		log, book := rig.NewLogBook()
 		g := rig.New(t, 2, func(i int, o *grid.ManagerOptions) { o.Logger = log })
@@ -188,6 +194,7 @@ func TestLog_LinkThatFlapsIsToldOnce(t *testing.T) {
 // Lesson 19: the dialler's log says once what the other does
 // not like, and no socket is left, however often it tries.
 func TestLog_RefusedDiallerTellsTheReasonOnce(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		acceptor, dialler func(o *grid.ManagerOptions)
 		why               string

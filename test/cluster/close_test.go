@@ -34,6 +34,7 @@ func requireShutdown(t *testing.T, c *grid.Connection) {
 }
 
 func TestClose_EndsEverythingOnBothSides(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		handlerEnded := make(chan error, 1)
 		register := func(n *rig.Node) {
@@ -66,6 +67,7 @@ func TestClose_EndsEverythingOnBothSides(t *testing.T) {
 }
 
 func TestClose_TwiceAndConcurrently(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 3, nil)
 		var closers sync.WaitGroup
@@ -87,6 +89,7 @@ func TestClose_TwiceAndConcurrently(t *testing.T) {
 }
 
 func TestClose_FromAHandler(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		closed := make(chan error, 1)
@@ -117,6 +120,7 @@ func TestClose_FromAHandler(t *testing.T) {
 }
 
 func TestClose_WaitsForWhatGridHasStarted(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, _ := rig.NewLone(t, faultconn.NewNetwork(), false, func(o *grid.ManagerOptions) {
 			o.Dialer = func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -135,6 +139,7 @@ func TestClose_WaitsForWhatGridHasStarted(t *testing.T) {
 }
 
 func TestClose_WaitsForNoHandler(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		release, running := make(chan struct{}), make(chan struct{})
@@ -157,6 +162,7 @@ func TestClose_WaitsForNoHandler(t *testing.T) {
 
 // Lesson 21: ending the context does what Close does.
 func TestClose_ByTheContextStopsDialling(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()
 		var dialled atomic.Int64
@@ -186,6 +192,7 @@ func TestClose_ByTheContextStopsDialling(t *testing.T) {
 }
 
 func TestClose_ByTheContextEndsWhatIsConnected(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()
 		s := rig.ListenLone(t, n, rawpeer.Config{})
@@ -204,6 +211,7 @@ func TestClose_ByTheContextEndsWhatIsConnected(t *testing.T) {
 }
 
 func TestClose_ByAContextThatHasEndedBefore(t *testing.T) {
+	t.Parallel()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	m, err := grid.NewManager(ctx, rig.Options(rig.LoneHost, []string{rig.LoneHost, "http://node1:9000"}))
@@ -213,6 +221,7 @@ func TestClose_ByAContextThatHasEndedBefore(t *testing.T) {
 }
 
 func TestClose_WhileConnectingReturnsAtOnce(t *testing.T) {
+	t.Parallel()
 	for name, begin := range map[string]func(t *testing.T, n *faultconn.Network) (*rig.Grid, func()){
 		"dialling into the void": func(t *testing.T, n *faultconn.Network) (*rig.Grid, func()) {
 			n.Partition(rig.HostAddr(rig.LoneHost), rig.HostAddr(rig.PeerHost(t, false)))
@@ -268,6 +277,7 @@ func TestClose_WhileConnectingReturnsAtOnce(t *testing.T) {
 }
 
 func TestClose_DoesNotHangOnAPeerThatDoesNotRead(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		g.Net.Partition(g.Addr(0), g.Addr(1))
@@ -289,6 +299,7 @@ func TestClose_DoesNotHangOnAPeerThatDoesNotRead(t *testing.T) {
 }
 
 func TestClose_DuringEverything(t *testing.T) {
+	t.Parallel()
 	for range 20 {
 		synctest.Test(t, func(t *testing.T) {
 			g := rig.New(t, 2, nil)

@@ -85,6 +85,8 @@ func (l *loadedLink) offer(ctx context.Context, times float64, kib int, answers 
 }
 
 func TestOverload_LinkCarriesWhatItCan(t *testing.T) {
+	t.Parallel()
+	rig.Long(t)
 	for _, answers := range []bool{false, true} {
 		for _, kib := range []int{1, 32, 250} {
 			t.Run(fmt.Sprintf("answers=%v/%dKiB", answers, kib), func(t *testing.T) {
@@ -114,6 +116,8 @@ func TestOverload_LinkCarriesWhatItCan(t *testing.T) {
 
 // A stream gets its turn among calls of which there are too many.
 func TestOverload_LinkDoesNotStarveStreams(t *testing.T) {
+	t.Parallel()
+	rig.Long(t)
 	inLoadedLink(t, 256<<10, true, func(t *testing.T, l *loadedLink) {
 		require.NoError(t, l.Manager(l.server).RegisterStreamingHandler(rig.Handler+1, grid.StreamHandler{OutCapacity: 1, Handle: flow}))
 		s, err := l.Conn(l.client, l.server).NewStream(t.Context(), rig.Handler+1, nil)
@@ -141,6 +145,7 @@ func TestOverload_LinkDoesNotStarveStreams(t *testing.T) {
 
 // Large answers whose callers have gone do not go on.
 func TestDeadline_LargeAnswerStopsAtIt(t *testing.T) {
+	t.Parallel()
 	inLoadedLink(t, 1<<20, true, func(t *testing.T, l *loadedLink) {
 		require.NoError(t, l.Manager(l.server).RegisterSingleHandler(rig.Handler+1, func([]byte) ([]byte, *grid.RemoteErr) {
 			return make([]byte, 16<<20), nil
@@ -168,6 +173,7 @@ func TestDeadline_LargeAnswerStopsAtIt(t *testing.T) {
 // The deadline that goes with a call is what is left when it is sent, however large it
 // is, and of an opening as well.
 func TestDeadline_OfWhatHasWaited(t *testing.T) {
+	t.Parallel()
 	unread := rig.FragmentConfig
 	unread.Unread = true
 	rig.InWire(t, unread, func(o *grid.ManagerOptions) { o.WriteTimeout, o.PingInterval = time.Hour, time.Hour }, func(r *rig.Wire) {

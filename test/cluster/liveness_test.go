@@ -17,6 +17,7 @@ import (
 // Lesson 18, the kinds that get as far as the handshake: the
 // end of the session reaches everything that waits.
 func TestLiveness_MutePeerIsNoticedWithinTwoPingIntervals(t *testing.T) {
+	t.Parallel()
 	for name, mute := range map[string]rawpeer.Config{
 		"reads, and answers no ping": {ManualPings: true},
 		"does not even read":         {Unread: true},
@@ -69,6 +70,7 @@ func TestLiveness_MutePeerIsNoticedWithinTwoPingIntervals(t *testing.T) {
 
 // Lesson 18, half-open TCP.
 func TestLiveness_HalfOpenLinkIsNoticedWithinTwoPingIntervals(t *testing.T) {
+	t.Parallel()
 	for _, age := range []time.Duration{0, 9 * time.Second, 10 * time.Second, time.Minute} {
 		synctest.Test(t, func(t *testing.T) {
 			g := rig.New(t, 2, nil)
@@ -121,6 +123,7 @@ func TestLiveness_HalfOpenLinkIsNoticedWithinTwoPingIntervals(t *testing.T) {
 
 // Lesson 18, the kinds that do not get so far.
 func TestLiveness_PeerThatNeverAnswersTheHandshakeIsGivenUp(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) { // no answer to the upgrade
 		n := faultconn.NewNetwork()
 		l := rig.ListenMemory(t, n, rig.PeerHost(t, false))
@@ -159,6 +162,7 @@ func TestLiveness_PeerThatNeverAnswersTheHandshakeIsGivenUp(t *testing.T) {
 // A peer that sends data and pings of its own is mute all the same if it
 // answers no ping (section 7).
 func TestLiveness_PeerThatTalksButAnswersNoPingIsNoticed(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		begin := time.Now()
@@ -179,6 +183,7 @@ func TestLiveness_PeerThatTalksButAnswersNoPingIsNoticed(t *testing.T) {
 }
 
 func TestLiveness_IdleConnectionLives(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		st, err := g.Conn(0, 1).NewStream(t.Context(), rig.TwoWay, nil)
@@ -194,6 +199,7 @@ func TestLiveness_IdleConnectionLives(t *testing.T) {
 }
 
 func TestLiveness_ConnectionPingsKeepTheirInterval(t *testing.T) {
+	t.Parallel()
 	for _, interval := range []time.Duration{10 * time.Second, time.Second, 80 * time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
 			g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, func(o *grid.ManagerOptions) { o.PingInterval = interval })

@@ -18,6 +18,7 @@ import (
 )
 
 func TestManager_MeshOf32ConnectsWithin5SecondsAndWorks(t *testing.T) {
+	t.Parallel()
 	const nodes = 32
 	begin := time.Now()
 	g := rig.NewTCP(t, nodes, nil)
@@ -33,6 +34,7 @@ func TestManager_MeshOf32ConnectsWithin5SecondsAndWorks(t *testing.T) {
 }
 
 func TestReconnect_RestartedManagerIsTakenBack(t *testing.T) {
+	t.Parallel()
 	restart := func(t *testing.T, g *rig.Grid, down func()) {
 		for i := range g.Nodes() {
 			var lost []*rig.Link
@@ -103,6 +105,7 @@ func (c *cutter) cut(g *rig.Grid) {
 }
 
 func TestReconnect_WithinASecondOfACut(t *testing.T) {
+	t.Parallel()
 	var c cutter
 	g := rig.NewTCP(t, 4, func(_ int, o *grid.ManagerOptions) { c.watch(o) })
 	var times []time.Duration
@@ -121,6 +124,7 @@ func TestReconnect_WithinASecondOfACut(t *testing.T) {
 // The same with many cuts, by the clock of a bubble, where no scheduler can
 // spoil the figure.
 func TestReconnect_AfterManyCuts(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		for range 200 {

@@ -30,6 +30,7 @@ func flow(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *gr
 }
 
 func TestOverload_ManyRefusalsAtOnceKeepTheLink(t *testing.T) {
+	t.Parallel()
 	const calls = 5000
 	g := rig.NewTCP(t, 2, nil)
 	c := g.Conn(0, 1)
@@ -54,6 +55,8 @@ func TestOverload_ManyRefusalsAtOnceKeepTheLink(t *testing.T) {
 }
 
 func TestOverload_StreamThatIsLeftInFullFlowKeepsTheLink(t *testing.T) {
+	t.Parallel()
+	rig.Long(t)
 	g := rig.NewTCP(t, 2, nil)
 	g.Stream(rig.MaxCapacity, 0, flow)
 	c := g.Conn(0, 1)
@@ -74,6 +77,7 @@ func TestOverload_StreamThatIsLeftInFullFlowKeepsTheLink(t *testing.T) {
 }
 
 func TestOverload_StreamWhoseHandlerReturnsInFullFlowKeepsTheLink(t *testing.T) {
+	t.Parallel()
 	g := rig.NewTCP(t, 2, nil)
 	g.Stream(1, rig.MaxCapacity, func(_ context.Context, _ []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
 		for range 1000 {
@@ -98,6 +102,8 @@ func TestOverload_StreamWhoseHandlerReturnsInFullFlowKeepsTheLink(t *testing.T) 
 }
 
 func TestOverload_ManyStreamsCancelledInFullFlowKeepTheLink(t *testing.T) {
+	t.Parallel()
+	rig.Long(t)
 	g := rig.NewTCP(t, 2, nil)
 	g.Stream(4096, 0, flow)
 	c := g.Conn(0, 1)
@@ -131,6 +137,8 @@ func TestOverload_ManyStreamsCancelledInFullFlowKeepTheLink(t *testing.T) {
 
 // All pings of idle streams are due at once.
 func TestStream_ManyIdleOnesLiveAndAreCancelledAtOnce(t *testing.T) {
+	t.Parallel()
+	rig.Long(t)
 	const streams = 8000
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Stream(1, 0, func(ctx context.Context, _ []byte, _ <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
@@ -163,6 +171,7 @@ func TestStream_ManyIdleOnesLiveAndAreCancelledAtOnce(t *testing.T) {
 
 // Who has its answer finds a slot for the next request.
 func TestLimits_SlotIsFreeOnceTheAnswerHasArrived(t *testing.T) {
+	t.Parallel()
 	g := rig.NewTCP(t, 2, func(_ int, o *grid.ManagerOptions) { o.MaxHandlers = 1 })
 	c := g.Conn(0, 1)
 	for range 1000 {
@@ -194,6 +203,7 @@ func (c *rateConn) Write(p []byte) (int, error) {
 }
 
 func TestStream_IdleOneLivesBesideALargeMessageThatMoves(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) {
 		dial := o.Dialer
 		o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -226,6 +236,7 @@ func (r *badRecycler) Recycle() { panic("boom in Recycle") }
 // The application's code runs on goroutines of grid as well: a panic there must
 // not end the process.
 func TestTyped_PanicsOfConstructorsAndRecyclersEndTheStreamOnly(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		newBad := func() *badRecycler { return new(badRecycler) }
 		h := grid.NewStream[*badRecycler](rig.Handler, nil, newBad, newBad)
@@ -260,6 +271,7 @@ func TestTyped_PanicsOfConstructorsAndRecyclersEndTheStreamOnly(t *testing.T) {
 // Calls that the remote has let in are answered, however many are made while it
 // shuts down.
 func TestShutdown_UnderLoadAnswersWhatItLetIn(t *testing.T) {
+	t.Parallel()
 	for range 20 {
 		g := rig.NewTCP(t, 2, nil)
 		var ran, answered atomic.Int64
@@ -290,6 +302,7 @@ func TestShutdown_UnderLoadAnswersWhatItLetIn(t *testing.T) {
 
 // The time that a request waits for room is not there for its handler.
 func TestDeadline_SentIsWhatIsLeftWhenItIsSent(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()
 		n.SetBuffer(1 << 10)

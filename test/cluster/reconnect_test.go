@@ -24,6 +24,7 @@ const reconnectTime = rig.MinBackoff * 3 / 2
 
 // Lesson 13.
 func TestReconnect_AfterACutWithTheQueueFull(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var ran atomic.Int64
 		g := rig.New(t, 2, nil)
@@ -78,6 +79,8 @@ func TestReconnect_AfterACutWithTheQueueFull(t *testing.T) {
 // Lesson 13, the same with answers that nobody reads: a peer that floods, and
 // does not read, must not keep the next connection from working.
 func TestReconnect_AfterAFloodOfWhatMustBeAnswered(t *testing.T) {
+	t.Parallel()
+	rig.Long(t)
 	for name, flood := range map[string]func(i int) rawpeer.Msg{
 		"pings":           func(int) rawpeer.Msg { return rawpeer.Ping(time.Now()) },
 		"stream pings":    func(i int) rawpeer.Msg { return rawpeer.Msg{Op: rawpeer.OpPing, MuxID: uint64(i + 1)} },
@@ -131,6 +134,7 @@ func TestReconnect_AfterAFloodOfWhatMustBeAnswered(t *testing.T) {
 
 // Lesson 15.
 func TestReconnect_BothSidesRestartDropAndDialAtOnce(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		restart := func(i int) {
@@ -194,6 +198,7 @@ func TestReconnect_BothSidesRestartDropAndDialAtOnce(t *testing.T) {
 // Lesson 16: a minute of the bubble's time would pass if a call were forgotten
 // between two tables.
 func TestReconnect_CallStartedWhileTheLinkDropsFailsAtOnce(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		for range 100 {

@@ -26,6 +26,7 @@ func shutdownGrid(t *testing.T) (g *rig.Grid, release chan struct{}) {
 }
 
 func TestShutdown_LetsWhatRunsFinish(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, release := shutdownGrid(t)
 		in := make(chan error, 1) // a call to the node that shuts down
@@ -66,6 +67,7 @@ func TestShutdown_LetsWhatRunsFinish(t *testing.T) {
 }
 
 func TestShutdown_EndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, release := shutdownGrid(t)
 		in := make(chan error, 1)
@@ -86,6 +88,7 @@ func TestShutdown_EndsWithItsContext(t *testing.T) {
 }
 
 func TestShutdown_OfAnIdleOrClosedManagerReturnsAtOnce(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		start := time.Now()
@@ -94,4 +97,71 @@ func TestShutdown_OfAnIdleOrClosedManagerReturnsAtOnce(t *testing.T) {
 		require.NoError(t, g.Manager(0).Close())
 		require.Zero(t, time.Since(start))
 	})
+}
+
+func TestShutdown_OfBothSidesWithCallsBothWays(t *testing.T) {
+	t.Parallel()
+	g := rig.NewTCP(t, 2, nil)
+	release, let := rig.Gate(t)
+	running := make(chan struct{}, 100)
+	var results []<-chan error
+	for i := range 2 {
+		require.NoError(t, g.Manager(i).RegisterSingleHandler(rig.Handler, func(b []byte) ([]byte, *grid.RemoteErr) {
+			running <- struct{}{}
+			<-release
+			return b, nil
+		}))
+	}
+	for i := range 2 {
+		c := g.Conn(i, 1-i)
+		for range 10 {
+			results = append(results, rig.InBackground(func() error {
+				b, err := c.SingleRequest(t.Context(), rig.Handler, make([]byte, 100<<10))
+				grid.PutByteBuffer(b)
+				return err
+			}), rig.InBackground(func() error {
+				s, err := c.NewStream(t.Context(), rig.TwoWay, nil)
+				if err != nil {
+					return err
+				}
+				running <- struct{}{}
+				go func() {
+					<-release
+					for range 100 {
+						_ = s.Send(make([]byte, 1000))
+					}
+					s.CloseSend()
+				}()
+				n := 0
+				err = s.Results(func(b []byte) error { n++; grid.PutByteBuffer(b); return nil })
+				if err == nil && n != 100 {
+					err = errors.New("messages are missing")
+				}
+				return err
+			}))
+		}
+	}
+	for range 40 {
+		<-running
+	}
+	var ended []<-chan error
+	for i := range 2 {
+		for range 2 {
+			ended = append(ended, rig.InBackground(func() error { return g.Manager(i).Shutdown(context.Background()) }))
+		}
+	}
+	for i := range 2 {
+		rig.WaitState(t, g.Conn(i, 1-i), grid.StateConnectionError)
+		_, err := g.Conn(i, 1-i).SingleRequest(t.Context(), rig.Echo, nil)
+		require.ErrorIs(t, err, grid.ErrDisconnected)
+	}
+	let()
+	for _, c := range append(results, ended...) {
+		require.NoError(t, <-c)
+	}
+	for i := range 2 {
+		st := g.Conn(i, 1-i).Stats()
+		require.Zero(t, st.KeptBytes)
+		require.Zero(t, st.Handlers+st.Calls+st.Streams+st.StreamsServed)
+	}
 }

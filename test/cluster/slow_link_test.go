@@ -19,6 +19,7 @@ import (
 // Lesson 25: a message takes longer than the write timeout and two ping
 // intervals, on the way there as a request, on the way back as a response.
 func TestSlowLink_MessageBiggerThanTheWriteTimeoutsWorthGetsThrough(t *testing.T) {
+	t.Parallel()
 	const rate = 16 << 10
 	for name, backwards := range map[string]bool{"request": false, "response": true} {
 		t.Run(name, func(t *testing.T) {
@@ -62,6 +63,7 @@ func TestSlowLink_MessageBiggerThanTheWriteTimeoutsWorthGetsThrough(t *testing.T
 
 // Lesson 25: the other side answers as if it were alive, but takes nothing.
 func TestSlowLink_WriteWithoutProgressEndsIt(t *testing.T) {
+	t.Parallel()
 	for _, timeout := range []time.Duration{20 * time.Second, 3 * time.Second, time.Minute} {
 		synctest.Test(t, func(t *testing.T) {
 			g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, func(o *grid.ManagerOptions) { o.WriteTimeout = timeout })
@@ -103,6 +105,7 @@ func TestSlowLink_WriteWithoutProgressEndsIt(t *testing.T) {
 // A peer that reads now and then is kept, and one that stops in the middle of a
 // message is not.
 func TestSlowLink_PeerThatReadsNowAndThenIsKept(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		c := g.Manager(0).Connection(raw)
@@ -129,6 +132,7 @@ func TestSlowLink_PeerThatReadsNowAndThenIsKept(t *testing.T) {
 // Pings overtake the data that waits, and a saturated link is not
 // taken for a dead one.
 func TestSlowLink_PingsAreNotStarvedByData(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const rate = 64 << 10
 		g, from, to := rig.NewSlow(t, rate, nil)

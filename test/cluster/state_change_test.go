@@ -45,6 +45,7 @@ func (c *changes) texts() (texts []string) {
 }
 
 func TestState_OnStateChange(t *testing.T) {
+	t.Parallel()
 	var seen [2]changes
 	rig.InPair(t, func(i int, o *grid.ManagerOptions) { o.OnStateChange = seen[i].add }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		dials, waits := 0, 1
@@ -85,6 +86,7 @@ func TestState_OnStateChange(t *testing.T) {
 
 // One that is slow, or panics, holds up nobody, and hears of everything.
 func TestState_OnStateChangeThatIsSlowOrPanics(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	told := make(map[string]int)
 	slow := func(i int, o *grid.ManagerOptions) {
@@ -116,6 +118,7 @@ func TestState_OnStateChangeThatIsSlowOrPanics(t *testing.T) {
 
 // Handlers are called by their names where somebody reads it.
 func TestHandler_NamesInTexts(t *testing.T) {
+	t.Parallel()
 	names := map[grid.HandlerID]string{rig.Handler: "worker", rig.Unused: "missing"}
 	rig.InPair(t, func(i int, o *grid.ManagerOptions) { o.HandlerNames = names; o.MaxHandlers = 1 }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		g.Single(func(b []byte) ([]byte, *grid.RemoteErr) {

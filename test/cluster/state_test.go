@@ -20,6 +20,7 @@ import (
 // Every change that a connection makes is seen by one who polls it, in an order
 // that the table allows.
 func TestState_ConnectionGoesThroughAll(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()
 		block := make(chan struct{})
@@ -52,6 +53,7 @@ func TestState_ConnectionGoesThroughAll(t *testing.T) {
 
 // Lesson 20.
 func TestState_WaitForConnectWithACancelledContextLeavesNothing(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		c := g.Manager(0).Connection(raw)
@@ -80,6 +82,7 @@ func TestState_WaitForConnectWithACancelledContextLeavesNothing(t *testing.T) {
 }
 
 func TestState_WaitForConnectSaysWhatIsWrong(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		hosts := []string{"http://a", "http://b"}
 		for _, local := range hosts {
@@ -104,6 +107,7 @@ func TestState_WaitForConnectSaysWhatIsWrong(t *testing.T) {
 }
 
 func TestState_WaitForConnectSeesEveryWaiterThrough(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		c := g.Manager(0).Connection(raw)
@@ -125,6 +129,7 @@ func TestState_WaitForConnectSeesEveryWaiterThrough(t *testing.T) {
 }
 
 func TestState_WaitForConnectReturnsAtOnceAfterShutdown(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		c := g.Manager(0).Connection(raw)

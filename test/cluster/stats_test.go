@@ -16,6 +16,7 @@ import (
 )
 
 func TestStats_OfTraffic(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		back := g.Conn(1, 0)
 		for range 3 {
@@ -69,6 +70,7 @@ func TestStats_OfTraffic(t *testing.T) {
 }
 
 func TestStats_OfRoundTrips(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.PingInterval = time.Second }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		delay := func(d time.Duration) {
 			for i := range 2 {
@@ -91,6 +93,7 @@ func TestStats_OfRoundTrips(t *testing.T) {
 }
 
 func TestStats_OfWhatWaits(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, func(i int, o *grid.ManagerOptions) { o.MaxQueuedBytes = 4 << 10 }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		ctx, cancel := context.WithCancel(t.Context())
 		s, err := c.NewStream(ctx, rig.Block, nil) // which takes nothing
@@ -124,6 +127,7 @@ func TestStats_OfWhatWaits(t *testing.T) {
 }
 
 func TestStats_OfRefusals(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.MaxHandlers = 1 }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		s, err := c.NewStream(t.Context(), rig.Block, nil)
 		require.NoError(t, err)
@@ -143,6 +147,7 @@ func TestStats_OfRefusals(t *testing.T) {
 }
 
 func TestStats_AsJSON(t *testing.T) {
+	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, _ *grid.Connection) {
 		st := g.Manager(0).Stats()
 		text := expvar.Func(func() any { return g.Manager(0).Stats() }).String()
@@ -161,6 +166,7 @@ func TestStats_AsJSON(t *testing.T) {
 // What has gone over a link that is left, because its peer is shutting down, counts on
 // when another one like it takes its place.
 func TestStats_OfTrafficNeverFall(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := rig.NewWire(t, true, rawpeer.Config{Caps: rig.AllCaps}, nil)
 		var last grid.Traffic

@@ -17,6 +17,7 @@ import (
 )
 
 func TestTLS_EndToEnd(t *testing.T) {
+	t.Parallel()
 	cert, pool := rig.Certificate(t)
 	for name, c := range map[string]struct{ server, client *tls.Config }{
 		"server certificate": {
@@ -49,6 +50,7 @@ func TestTLS_EndToEnd(t *testing.T) {
 }
 
 func TestTLS_CertificateIsVerified(t *testing.T) {
+	t.Parallel()
 	cert, pool := rig.Certificate(t)
 	for name, c := range map[string]struct {
 		server, client *tls.Config
@@ -80,6 +82,7 @@ func TestTLS_CertificateIsVerified(t *testing.T) {
 }
 
 func TestTLS_NeedsNoChecksums(t *testing.T) {
+	t.Parallel()
 	cert, pool := rig.Certificate(t)
 	var g *rig.Grid
 	var raw string
@@ -126,6 +129,7 @@ func requireChecksums(t *testing.T, p *rawpeer.Peer, c *grid.Connection, want bo
 }
 
 func TestTLS_ChecksumsUnlessBothHostsAreSecure(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		local, raw string
 		want       bool

@@ -67,6 +67,7 @@ func (tw *twinGrid) startTwin(log *slog.Logger) *grid.Manager {
 // Lesson 26: the second is refused clearly for as long as the first is alive,
 // and nobody evicts anybody.
 func TestTwins_SecondProcessUnderOneNameIsRefused(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		tw := newTwinGrid(t, nil)
 		st, err := tw.Conn(tw.dialler, tw.acceptor).NewStream(t.Context(), rig.TwoWay, nil)
@@ -108,6 +109,8 @@ func TestTwins_SecondProcessUnderOneNameIsRefused(t *testing.T) {
 
 // A link that is so busy that a ping takes longer than the probe is alive.
 func TestTwins_SecondProcessIsRefusedWhileTheFirstIsBusy(t *testing.T) {
+	t.Parallel()
+	rig.Long(t)
 	synctest.Test(t, func(t *testing.T) {
 		tw := newTwinGrid(t, func(c net.Conn) net.Conn {
 			w := faultconn.Wrap(c)
@@ -146,6 +149,7 @@ func TestTwins_SecondProcessIsRefusedWhileTheFirstIsBusy(t *testing.T) {
 
 // Lessons 4 and 26: what is open on the dead one ends, and not cleanly.
 func TestTwins_DeadProcessIsReplacedWithinAboutASecond(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		tw := newTwinGrid(t, nil)
 		n := tw.Node(tw.acceptor)
@@ -200,6 +204,7 @@ func (l lingering) Close() error { return l.Conn.SetDeadline(time.Unix(1, 0)) }
 // The same process that comes again has lost its connection: there is nothing
 // to wait for, and nothing to tell.
 func TestTwins_SameProcessThatReconnectsReplacesAtOnce(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var dialled []net.Conn
 		tw := newTwinGrid(t, func(c net.Conn) net.Conn {

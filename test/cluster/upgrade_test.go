@@ -20,6 +20,7 @@ import (
 )
 
 func TestUpgrade_PlainRequestIsAnswered426(t *testing.T) {
+	t.Parallel()
 	m, err := grid.NewManager(t.Context(), rig.Options(rig.LoneHost, []string{rig.LoneHost}))
 	require.NoError(t, err)
 	defer m.Close()
@@ -37,6 +38,7 @@ func TestUpgrade_PlainRequestIsAnswered426(t *testing.T) {
 }
 
 func TestUpgrade_BadTokenIsAnswered403BeforeIt(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, _ := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		for _, header := range []http.Header{nil, rig.Bearer("wrong"), rig.Bearer(""), {"Authorization": {rig.Token + "x"}}, {"Authorization": {"Basic " + rig.Token}}} {
@@ -48,6 +50,7 @@ func TestUpgrade_BadTokenIsAnswered403BeforeIt(t *testing.T) {
 }
 
 func TestUpgrade_ChecksOfTheRequestStandForTheToken(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		header := func(name string) func(*http.Request) error {
 			return func(r *http.Request) error {
@@ -82,6 +85,7 @@ func TestUpgrade_ChecksOfTheRequestStandForTheToken(t *testing.T) {
 }
 
 func TestUpgrade_PageOfAnotherOriginIsAnswered403(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, _ := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		for _, origin := range []string{"http://evil.example", "https://evil.example:9000", "http://node0", "null", "http://node0.evil.example:9000"} {
@@ -96,6 +100,7 @@ func TestUpgrade_PageOfAnotherOriginIsAnswered403(t *testing.T) {
 }
 
 func TestUpgrade_CompressionIsNotTaken(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, _ := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		ws, resp, err := g.Upgrade(rig.Bearer(rig.Token), true)
@@ -107,6 +112,7 @@ func TestUpgrade_CompressionIsNotTaken(t *testing.T) {
 }
 
 func TestUpgrade_ClosedManagerAnswers503(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, _ := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		require.NoError(t, g.Manager(0).Close())
@@ -133,6 +139,7 @@ func (w hijackable) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 type opaque struct{ http.ResponseWriter }
 
 func TestUpgrade_WorksBehindMiddleware(t *testing.T) {
+	t.Parallel()
 	for name, wrap := range map[string]func(http.ResponseWriter) http.ResponseWriter{
 		"Unwrap":         func(w http.ResponseWriter) http.ResponseWriter { return unwrapped{w} },
 		"Unwrap twice":   func(w http.ResponseWriter) http.ResponseWriter { return unwrapped{unwrapped{w}} },
@@ -152,6 +159,7 @@ func TestUpgrade_WorksBehindMiddleware(t *testing.T) {
 }
 
 func TestUpgrade_ResponseWriterThatCannotBeHijackedIsAnError(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, _ := rig.NewLone(t, faultconn.NewNetwork(), true, nil, func(n *rig.Node) {
 			h := n.Server.Handler
@@ -163,6 +171,7 @@ func TestUpgrade_ResponseWriterThatCannotBeHijackedIsAnError(t *testing.T) {
 }
 
 func TestUpgrade_WorksAtOtherRoutes(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		route string
 		mount func(m *grid.Manager) http.Handler

@@ -19,6 +19,7 @@ import (
 
 // Certificates bind the names of hosts, and a secret lets them in, from end to end.
 func TestTLS_MutualEndToEnd(t *testing.T) {
+	t.Parallel()
 	a := rig.NewAuthority(t)
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.NewBound(t, 3, a, func(i int) (server, client tls.Certificate) {
@@ -50,6 +51,7 @@ func dialOrderIn(hosts []string, i, j int) (dialler, acceptor int) {
 // A host with a valid token, and a valid certificate of its own, can't pass for
 // another one.
 func TestTLS_HostThatClaimsAnotherNameIsRefused(t *testing.T) {
+	t.Parallel()
 	a := rig.NewAuthority(t)
 	stranger := rig.NewAuthority(t)
 	for name, c := range map[string]struct {
@@ -91,6 +93,7 @@ func TestTLS_HostThatClaimsAnotherNameIsRefused(t *testing.T) {
 }
 
 func TestTLS_VerifyPeerSeesWhoClaimsToBeWhom(t *testing.T) {
+	t.Parallel()
 	for _, accept := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			hosts := []string{"http://node0:9000", "http://node1:9000"}
@@ -131,6 +134,7 @@ func TestTLS_VerifyPeerSeesWhoClaimsToBeWhom(t *testing.T) {
 }
 
 func TestTLS_VerifyTLSHost(t *testing.T) {
+	t.Parallel()
 	a := rig.NewAuthority(t)
 	verified := func(name string) *tls.ConnectionState {
 		c, err := x509.ParseCertificate(a.Issue(name).Certificate[0])

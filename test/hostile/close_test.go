@@ -111,82 +111,8 @@ func TestShutdown_FromAHandlerEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// gate is what handlers wait for, and opens it: at the end of the test at the latest.
-func gate(t *testing.T) (release <-chan struct{}, let func()) {
-	c := make(chan struct{})
-	let = sync.OnceFunc(func() { close(c) })
-	t.Cleanup(let)
-	return c, let
-}
-
 // Two hosts that shut down at once let each other's calls finish. Over TCP, because in
 // memory a connection can't be closed in one direction.
-func TestShutdown_OfBothSidesWithCallsBothWays(t *testing.T) {
-	g := rig.NewTCP(t, 2, nil)
-	release, let := gate(t)
-	running := make(chan struct{}, 100)
-	var results []<-chan error
-	for i := range 2 {
-		require.NoError(t, g.Manager(i).RegisterSingleHandler(rig.Handler, func(b []byte) ([]byte, *grid.RemoteErr) {
-			running <- struct{}{}
-			<-release
-			return b, nil
-		}))
-	}
-	for i := range 2 {
-		c := g.Conn(i, 1-i)
-		for range 10 {
-			results = append(results, rig.InBackground(func() error {
-				b, err := c.SingleRequest(t.Context(), rig.Handler, make([]byte, 100<<10))
-				grid.PutByteBuffer(b)
-				return err
-			}), rig.InBackground(func() error {
-				s, err := c.NewStream(t.Context(), rig.TwoWay, nil)
-				if err != nil {
-					return err
-				}
-				running <- struct{}{}
-				go func() {
-					<-release
-					for range 100 {
-						_ = s.Send(make([]byte, 1000))
-					}
-					s.CloseSend()
-				}()
-				n := 0
-				err = s.Results(func(b []byte) error { n++; grid.PutByteBuffer(b); return nil })
-				if err == nil && n != 100 {
-					err = errors.New("messages are missing")
-				}
-				return err
-			}))
-		}
-	}
-	for range 40 {
-		<-running
-	}
-	var ended []<-chan error
-	for i := range 2 {
-		for range 2 {
-			ended = append(ended, rig.InBackground(func() error { return g.Manager(i).Shutdown(context.Background()) }))
-		}
-	}
-	for i := range 2 {
-		rig.WaitState(t, g.Conn(i, 1-i), grid.StateConnectionError)
-		_, err := g.Conn(i, 1-i).SingleRequest(t.Context(), rig.Echo, nil)
-		require.ErrorIs(t, err, grid.ErrDisconnected)
-	}
-	let()
-	for _, c := range append(results, ended...) {
-		require.NoError(t, <-c)
-	}
-	for i := range 2 {
-		st := g.Conn(i, 1-i).Stats()
-		require.Zero(t, st.KeptBytes)
-		require.Zero(t, st.Handlers+st.Calls+st.Streams+st.StreamsServed)
-	}
-}
-
 // beside starts another process in the name of a node whose first one still runs, but has
 // let go of its address.
 func beside(t *testing.T, g *rig.Grid, i int) *grid.Manager {
@@ -214,7 +140,7 @@ func TestShutdown_RestartedHostConnectsWhileItsOldProcessDrains(t *testing.T) {
 		t.Run(map[bool]string{true: "it dials", false: "it is dialled"}[dials], func(t *testing.T) {
 			rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, _ *grid.Connection) {
 				const before, after = rig.Handler, rig.Handler + 1
-				release, let := gate(t)
+				release, let := rig.Gate(t)
 				first := g.Node(old)
 				require.NoError(t, first.RegisterSingleHandler(before, func(b []byte) ([]byte, *grid.RemoteErr) { <-release; return b, nil }))
 				c := g.Conn(1-old, old)

@@ -18,6 +18,7 @@ import (
 // Twice as many calls as may run, for some seconds: what was let in finishes in its
 // time, what was not is told at once, and nothing adds up.
 func TestOverload_TwiceTheLoadThatMayRun(t *testing.T) {
+	rig.Long(t)
 	const (
 		limit = 50
 		work  = 100 * time.Millisecond

@@ -25,6 +25,7 @@ func (r *wire) shutdownInBackground() <-chan error {
 }
 
 func TestShutdown_IsAnnouncedOnceToWhoUnderstands(t *testing.T) {
+	t.Parallel()
 	for name, caps := range map[string]uint64{"version 1": 0, "without drain": uint64(rawpeer.CapWideCredits | rawpeer.CapFragments), "drain": uint64(rig.AllCaps)} {
 		t.Run(name, func(t *testing.T) {
 			inWire(t, rawpeer.Config{Caps: caps}, nil, func(r *wire) {
@@ -57,6 +58,7 @@ func TestShutdown_IsAnnouncedOnceToWhoUnderstands(t *testing.T) {
 }
 
 func TestShutdown_OfAPeerFinishesWhatIsUnderWay(t *testing.T) {
+	t.Parallel()
 	inWire(t, rig.DrainConfig, nil, func(r *wire) {
 		answer := r.Call(r.Context(), rig.Echo, []byte("one"))
 		req := r.Peer.Expect(rawpeer.OpRequest)
@@ -98,6 +100,7 @@ func TestShutdown_OfAPeerFinishesWhatIsUnderWay(t *testing.T) {
 
 // A process that is restarted need not wait for the old one to have finished.
 func TestShutdown_RestartedPeerConnectsBesideTheOldOne(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := newWire(t, true, rig.DrainConfig, nil)
 		answer := r.Call(r.Context(), rig.Echo, []byte("one"))
@@ -122,6 +125,7 @@ func TestShutdown_RestartedPeerConnectsBesideTheOldOne(t *testing.T) {
 }
 
 func TestShutdown_TakesNoNewConnection(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()
 		g, raw := rig.NewLone(t, n, true, nil)
@@ -142,6 +146,7 @@ func TestShutdown_TakesNoNewConnection(t *testing.T) {
 
 // Both sides shut down at the same time, with calls in both directions.
 func TestShutdown_OfBothSidesAtOnce(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		release := make(chan struct{})
@@ -178,6 +183,7 @@ func TestShutdown_OfBothSidesAtOnce(t *testing.T) {
 // Under TLS the end of what is sent is a message of its own, for which the socket of a
 // peer that does not read may have no room.
 func TestShutdown_OverTLSDoesNotWaitForAPeerThatReadsNothing(t *testing.T) {
+	t.Parallel()
 	a := rig.NewAuthority(t)
 	certs := []tls.Certificate{a.Issue("node0"), a.Issue("node1")}
 	waited := 0

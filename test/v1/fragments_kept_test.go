@@ -14,6 +14,7 @@ import (
 // A peer whose response is too large loses the link. Its caller did send something,
 // so it is not told ErrMessageTooLarge.
 func TestFragments_OfATooLargeResponseAreNoTooLargeRequest(t *testing.T) {
+	t.Parallel()
 	inWire(t, rig.FragmentConfig, func(o *grid.ManagerOptions) { o.MaxMessageSize = 5 }, func(r *wire) {
 		done := r.Call(r.Context(), 50, nil)
 		r.Peer.Expect(rawpeer.OpRequest)
@@ -26,6 +27,7 @@ func TestFragments_OfATooLargeResponseAreNoTooLargeRequest(t *testing.T) {
 
 // Fragments of a byte each take little more memory than they hold.
 func TestFragments_ThatAreTinyTakeLittleMemory(t *testing.T) {
+	rig.Long(t)
 	inWire(t, rig.FragmentConfig, nil, func(r *wire) {
 		const n = 1 << 20
 		before := rig.Heap()
@@ -51,6 +53,7 @@ func TestFragments_ThatAreTinyTakeLittleMemory(t *testing.T) {
 // A fragment does not keep a frame that is much larger: here with as much beside it
 // as an honest sender puts into a batch, and with what a hostile one may.
 func TestFragments_DoNotKeepWhatTheyCameWith(t *testing.T) {
+	rig.Long(t)
 	for name, c := range map[string]struct{ piece, beside int }{"honest": {rig.FragmentSize, rig.PendingLimit - rig.WholeSize}, "hostile": {rig.RetainSize, 10 << 20}} {
 		t.Run(name, func(t *testing.T) {
 			inWire(t, rig.FragmentConfig, nil, func(r *wire) {

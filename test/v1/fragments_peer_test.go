@@ -19,6 +19,7 @@ import (
 // The end of the input amid a message is none of the message: the handler must not
 // see what there was of it as the whole.
 func TestFragments_ThatEndAmidAMessageEndTheirStream(t *testing.T) {
+	t.Parallel()
 	inWire(t, rig.FragmentConfig, nil, func(r *wire) {
 		s := r.askedWide(r.serve(1, 1, ""), 2, rawpeer.Msg{}, 1)
 		s.say(rawpeer.Msg{Op: rawpeer.OpMuxClientMsg, Flags: rawpeer.FlagMore, Payload: []byte("abc")})
@@ -30,6 +31,7 @@ func TestFragments_ThatEndAmidAMessageEndTheirStream(t *testing.T) {
 
 // What must not be in fragments, or not so, ends the session with a reason.
 func TestFragments_ThatBreakTheLink(t *testing.T) {
+	t.Parallel()
 	with := func(m rawpeer.Msg, change func(m *rawpeer.Msg)) rawpeer.Msg { change(&m); return m }
 	tests := map[string]struct {
 		send []rawpeer.Msg
@@ -110,6 +112,7 @@ func TestFragments_ThatBreakTheLink(t *testing.T) {
 
 // Fragments that belong to nothing are dropped, or answered as whole messages are.
 func TestFragments_OfNothingAreDropped(t *testing.T) {
+	t.Parallel()
 	inFragments(t, nil, func(r *wire) {
 		last := func(m rawpeer.Msg) rawpeer.Msg { m.Flags = rawpeer.FlagEOF; return m }
 		for range 3 {
@@ -133,6 +136,7 @@ func TestFragments_OfNothingAreDropped(t *testing.T) {
 }
 
 func TestFragments_OfAResponseThatEndsOtherwise(t *testing.T) {
+	t.Parallel()
 	inFragments(t, nil, func(r *wire) {
 		ask := func(ctx context.Context) (id uint64, done <-chan rig.Outcome) {
 			done = r.Call(ctx, 50, nil)
@@ -181,6 +185,7 @@ func TestFragments_OfAResponseThatEndsOtherwise(t *testing.T) {
 
 // A stream whose messages are out of order, or not allowed, ends; the link lives.
 func TestFragments_ThatEndTheirStream(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		send []rawpeer.Msg
 		want error
@@ -260,6 +265,7 @@ func TestFragments_ThatEndTheirStream(t *testing.T) {
 
 // The opening of a stream has numbers, too.
 func TestFragments_OfAnOpeningOutOfSequenceAreRefused(t *testing.T) {
+	t.Parallel()
 	for name, seqs := range map[string][]uint32{"gap": {0, 1, 3}, "repeat": {0, 1, 1}, "no number": {0, 0}, "back": {0, 1, 2, 1}, "not from 0": {1, 2}} {
 		t.Run(name, func(t *testing.T) {
 			inFragments(t, nil, func(r *wire) {
@@ -293,6 +299,7 @@ func TestFragments_OfAnOpeningOutOfSequenceAreRefused(t *testing.T) {
 // A stream that ends otherwise amid the fragments of a message: that is not
 // delivered.
 func TestFragments_OfAServerMessageThatEndsOtherwise(t *testing.T) {
+	t.Parallel()
 	inFragments(t, nil, func(r *wire) {
 		r.locally(2, 2)
 		for _, end := range []rawpeer.Msg{
@@ -350,6 +357,7 @@ func TestFragments_OfManyOpeningsTakeNoRoomAhead(t *testing.T) {
 
 // A whole that is too large ends the session, however small its parts are.
 func TestFragments_BeyondTheSizeLimitEndTheSession(t *testing.T) {
+	t.Parallel()
 	const limit = 100_000
 	small := func(o *grid.ManagerOptions) { o.MaxMessageSize = limit }
 	// begin gets the node to where the peer may send m, the whole.
@@ -425,6 +433,7 @@ func TestFragments_BeyondTheSizeLimitEndTheSession(t *testing.T) {
 
 // Whatever a peer sends, in whatever order, nothing is stuck and no slot is lost.
 func TestFragments_InAnyOrderLeaveNothing(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(rig.Scaled(50)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			inWire(t, rig.FragmentConfig, func(o *grid.ManagerOptions) { o.MaxMessageSize, o.MaxHandlers = 40, 8 }, func(r *wire) {

@@ -62,6 +62,7 @@ func (r *wire) expectPart(want rawpeer.Msg) (next rawpeer.Msg, ok bool) {
 }
 
 func TestFragments_StopWhenTheCallerGivesUp(t *testing.T) {
+	t.Parallel()
 	unread := rig.FragmentConfig
 	unread.Unread = true
 	inKinds(t, func(t *testing.T, op uint8, call func(ctx context.Context, c *grid.Connection, id grid.HandlerID, payload []byte) error) {
@@ -96,6 +97,7 @@ func TestFragments_StopWhenTheCallerGivesUp(t *testing.T) {
 }
 
 func TestFragments_StopWhenTheAnswerComesEarly(t *testing.T) {
+	t.Parallel()
 	unread := rig.FragmentConfig
 	unread.Unread = true
 	inKinds(t, func(t *testing.T, op uint8, call func(ctx context.Context, c *grid.Connection, id grid.HandlerID, payload []byte) error) {
@@ -158,6 +160,7 @@ func toldOfSilence(r *wire) {
 }
 
 func TestFragments_OfAnOpeningThatIsGivenUp(t *testing.T) {
+	t.Parallel()
 	one := func(o *grid.ManagerOptions) { o.MaxHandlers = 1 }
 	inKinds(t, func(t *testing.T, op uint8, _ func(ctx context.Context, c *grid.Connection, id grid.HandlerID, payload []byte) error) {
 		for name, c := range map[string]struct {
@@ -240,6 +243,7 @@ func TestFragments_OfAnOpeningThatIsGivenUp(t *testing.T) {
 
 // The first fragment is refused, and what follows it is dropped.
 func TestFragments_OfAnOpeningThatIsRefused(t *testing.T) {
+	t.Parallel()
 	one := func(o *grid.ManagerOptions) { o.MaxHandlers = 1 }
 	inKinds(t, func(t *testing.T, op uint8, _ func(ctx context.Context, c *grid.Connection, id grid.HandlerID, payload []byte) error) {
 		inWire(t, rig.FragmentConfig, one, func(r *wire) {
@@ -300,6 +304,7 @@ func stopAtOnce(g *rig.Grid, i int) {
 }
 
 func TestFragments_OfACallThatEndsHalfWay(t *testing.T) {
+	t.Parallel()
 	const half = 3 * time.Second // of sixteen
 	for name, end := range map[string]struct {
 		strike func(g *rig.Grid, from, to int, cancel context.CancelCauseFunc)
@@ -360,6 +365,7 @@ func TestFragments_OfACallThatEndsHalfWay(t *testing.T) {
 }
 
 func TestFragments_OfOpeningsWhoseContextsEndAtAnyTime(t *testing.T) {
+	t.Parallel()
 	g := rig.NewTCP(t, 2, nil)
 	payload := make([]byte, 4<<20)
 	for range rig.Scaled(2000) {
@@ -378,6 +384,7 @@ func TestFragments_OfOpeningsWhoseContextsEndAtAnyTime(t *testing.T) {
 // A refusal is told as soon as the first fragment has arrived, and the rest is not
 // sent.
 func TestFragments_OfACallThatIsRefusedAreNotAllSent(t *testing.T) {
+	t.Parallel()
 	for name, why := range map[string]string{"no handler": "handler with ID", "no slot": "the limit of MaxHandlers", "shutdown": "shutting down"} {
 		t.Run(name, func(t *testing.T) {
 			inKinds(t, func(t *testing.T, op uint8, call func(ctx context.Context, c *grid.Connection, id grid.HandlerID, payload []byte) error) {
@@ -428,6 +435,7 @@ func TestFragments_OfACallThatIsRefusedAreNotAllSent(t *testing.T) {
 
 // The answer is on its way when the caller gives up, or the link is lost.
 func TestFragments_OfAnAnswerThatNobodyWaitsFor(t *testing.T) {
+	t.Parallel()
 	for _, cut := range []bool{false, true} {
 		rig.InBubble(t, func(t *testing.T) {
 			g, from, to := rig.NewSlow(t, rig.SlowRate, nil)
@@ -466,6 +474,7 @@ func TestFragments_OfAnAnswerThatNobodyWaitsFor(t *testing.T) {
 // A message of a stream that is cancelled half way is not delivered, on either side,
 // and those who send it are let go.
 func TestFragments_OfAStreamMessageThatIsCancelledHalfWay(t *testing.T) {
+	t.Parallel()
 	for name, cut := range map[string]bool{"cancel": false, "lost link": true} {
 		for way, backwards := range map[string]bool{"client": false, "server": true} {
 			t.Run(name+" of the "+way, func(t *testing.T) {
@@ -534,6 +543,7 @@ func TestFragments_OfAStreamMessageThatIsCancelledHalfWay(t *testing.T) {
 }
 
 func TestFragments_OfAnOpeningAndShutdown(t *testing.T) {
+	t.Parallel()
 	for name, f := range map[string]func(r *wire, rest []rawpeer.Msg, ended <-chan error){
 		"that is completed": func(r *wire, rest []rawpeer.Msg, ended <-chan error) {
 			// Nothing new, for which the peer is told why.

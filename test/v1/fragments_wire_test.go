@@ -88,6 +88,7 @@ func (r *wire) expectFragments(want rawpeer.Msg) (seq uint32) {
 var wireSizes = []int{64<<10 - 1, 64 << 10, 64<<10 + 1, 200_000, 1 << 20}
 
 func TestFragments_RequestAndResponseOnTheWire(t *testing.T) {
+	t.Parallel()
 	inFragments(t, nil, func(r *wire) {
 		require.NoError(r, r.Node.RegisterSingleHandler(50, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }, "a"))
 		for i, size := range wireSizes {
@@ -132,6 +133,7 @@ func (r *wire) ack(id uint64, credits int) rawpeer.Msg {
 }
 
 func TestFragments_StreamThatTheNodeOpensOnTheWire(t *testing.T) {
+	t.Parallel()
 	inFragments(t, nil, func(r *wire) {
 		r.locally(2, 2)
 		for i, size := range wireSizes {
@@ -211,6 +213,7 @@ func TestFragments_StreamThatTheNodeOpensOnTheWire(t *testing.T) {
 }
 
 func TestFragments_StreamThatTheNodeServesOnTheWire(t *testing.T) {
+	t.Parallel()
 	inFragments(t, nil, func(r *wire) {
 		started := r.serve(1, 1, "")
 		wide := r.Peer.Config.Caps&rawpeer.CapWideCredits != 0
@@ -264,6 +267,7 @@ func TestFragments_StreamThatTheNodeServesOnTheWire(t *testing.T) {
 // The last fragment of a peer's may be empty, but for a stream's message with the end
 // of its input in it: that is an end amid the message.
 func TestFragments_WhoseLastIsEmpty(t *testing.T) {
+	t.Parallel()
 	inWire(t, rig.FragmentConfig, nil, func(r *wire) {
 		ask := rawpeer.Msg{MuxID: 1, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rawpeer.FlagEOF, Payload: []byte("abc")}
 		r.Peer.SendMerged(inPieces(ask, 1, 2)...)
@@ -313,6 +317,7 @@ func TestFragments_WhoseLastIsEmpty(t *testing.T) {
 // Hosts with secure names leave the checksums out of fragments, and check those that
 // come with one.
 func TestFragments_HaveNoChecksumsBetweenSecureHosts(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const host = "https://node0:9000"
 		raw := "https://raw:9000"
@@ -338,6 +343,8 @@ func TestFragments_HaveNoChecksumsBetweenSecureHosts(t *testing.T) {
 
 // A peer without the extension gets none of it, and its flag 64 means nothing.
 func TestFragments_AreNothingToAPeerWithoutThem(t *testing.T) {
+	t.Parallel()
+	rig.Long(t)
 	for name, caps := range map[string]uint64{"version 1": 0, "wide": rawpeer.CapWideCredits, "reserved bits": ^uint64(rawpeer.CapFragments)} {
 		t.Run(name, func(t *testing.T) {
 			inWire(t, rawpeer.Config{Caps: caps}, nil, func(r *wire) {
@@ -428,6 +435,7 @@ func TestFragments_AreNothingToAPeerWithoutThem(t *testing.T) {
 // Fragments of many muxes come one between the other, also of two that have the same
 // number, one of each side, and small messages between them.
 func TestFragments_OfManyMuxesInterleave(t *testing.T) {
+	t.Parallel()
 	inFragments(t, nil, func(r *wire) {
 		r.locally(1, 1)
 		require.NoError(r, r.Node.RegisterSingleHandler(51, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }))

@@ -29,6 +29,7 @@ func (s *served) dropped(why error) {
 
 // Each case ends its stream, with an error on both sides, and nothing else.
 func TestV1ServedStream_WhoseClientBreaksARuleFails(t *testing.T) {
+	t.Parallel()
 	unblock := rawpeer.Msg{Op: rawpeer.OpUnblockSrvMux, Flags: rawpeer.FlagCRC}
 	ping := rawpeer.Msg{Op: rawpeer.OpPing, Flags: rawpeer.FlagCRC}
 	eof := rawpeer.Msg{Op: rawpeer.OpMuxClientMsg, Flags: rig.CRCEOF}
@@ -67,6 +68,7 @@ func TestV1ServedStream_WhoseClientBreaksARuleFails(t *testing.T) {
 }
 
 func TestV1ServedStream_WithoutInputTakesNone(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		started := r.serve(1, 0, "")
 		// A client that does not know it ends its input in vain.
@@ -84,6 +86,7 @@ func TestV1ServedStream_WithoutInputTakesNone(t *testing.T) {
 // A stream whose first message has another number than 0 does not come about;
 // those that are open do not suffer.
 func TestV1ServedStream_ThatDoesNotBeginAtNumber0IsRefused(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		started := r.serve(1, 1, "")
 		s := r.asked(started, 1, rawpeer.Msg{})
@@ -99,6 +102,7 @@ func TestV1ServedStream_ThatDoesNotBeginAtNumber0IsRefused(t *testing.T) {
 }
 
 func TestV1ServedStream_MessagesForUnknownOnes(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for _, id := range []uint64{1, 1 << 63} {
 			m := clientMsg("x")
@@ -119,6 +123,7 @@ func TestV1ServedStream_MessagesForUnknownOnes(t *testing.T) {
 }
 
 func TestV1ServedStream_AnswersPings(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		s := r.asked(r.serve(1, 1, ""), 7, rawpeer.Msg{})
 		for i := range uint32(3) {
@@ -137,6 +142,7 @@ func TestV1ServedStream_AnswersPings(t *testing.T) {
 }
 
 func TestV1ServedStream_WhoseClientIsSilentIsAborted(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.Peer.Timeout = 2 * time.Minute
 		started := r.serve(1, 1, "")
@@ -161,6 +167,7 @@ func TestV1ServedStream_WhoseClientIsSilentIsAborted(t *testing.T) {
 }
 
 func TestV1ServedStream_EndsAtItsDeadline(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		started := r.serve(1, 1, "")
 		s := r.asked(started, 1, rawpeer.Msg{DeadlineMS: 1500})
@@ -188,6 +195,7 @@ func TestV1ServedStream_EndsAtItsDeadline(t *testing.T) {
 
 // The handler's slot is free when it has returned, not when its client has gone.
 func TestV1ServedStream_HandlersBeyondTheLimitAreRefused(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, func(o *grid.ManagerOptions) { o.MaxHandlers = 1 }, func(r *wire) {
 		release := make(chan struct{})
 		require.NoError(r, r.Node.RegisterSingleHandler(51, func([]byte) ([]byte, *grid.RemoteErr) { <-release; return nil, nil }))

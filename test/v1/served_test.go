@@ -111,6 +111,7 @@ func (s *served) requireClosed() {
 }
 
 func TestV1ServedStream_AsItIsAskedForAndAnswered(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		withInput, without := r.serve(1, 1, "in"), r.serve(0, 0, "")
 		for i, c := range []struct {
@@ -149,6 +150,7 @@ func TestV1ServedStream_AsItIsAskedForAndAnswered(t *testing.T) {
 }
 
 func TestV1ServedStream_WithoutAHandlerIsRefused(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for _, c := range []struct {
 			m    rawpeer.Msg
@@ -174,6 +176,7 @@ func TestV1ServedStream_WithoutAHandlerIsRefused(t *testing.T) {
 
 // A message costs a credit, and so does the end of the stream.
 func TestV1ServedStream_SendsNoMoreThanItHasCreditsFor(t *testing.T) {
+	t.Parallel()
 	for _, capacity := range []int{1, 3} {
 		for _, result := range []*grid.RemoteErr{nil, grid.NewRemoteErrString("boom")} {
 			inWire(t, rawpeer.Config{}, nil, func(r *wire) {
@@ -223,6 +226,7 @@ func TestV1ServedStream_SendsNoMoreThanItHasCreditsFor(t *testing.T) {
 }
 
 func TestV1ServedStream_NeverSendsNil(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		s := r.asked(r.serve(3, 0, ""), 7, rawpeer.Msg{Flags: rig.CRCEOF})
 		s.out <- nil
@@ -236,6 +240,7 @@ func TestV1ServedStream_NeverSendsNil(t *testing.T) {
 }
 
 func TestV1ServedStream_ReturnsACreditForEachMessagePassedOn(t *testing.T) {
+	t.Parallel()
 	for _, capacity := range []int{1, 3} {
 		inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 			s := r.asked(r.serve(1, capacity, ""), 7, rawpeer.Msg{Flags: rawpeer.FlagCRC})
@@ -267,6 +272,7 @@ func TestV1ServedStream_ReturnsACreditForEachMessagePassedOn(t *testing.T) {
 }
 
 func TestV1ServedStream_TakesEmptyMessages(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		s := r.asked(r.serve(1, 1, ""), 7, rawpeer.Msg{})
 		for i, m := range []rawpeer.Msg{
@@ -284,6 +290,7 @@ func TestV1ServedStream_TakesEmptyMessages(t *testing.T) {
 }
 
 func TestV1ServedStream_WhoseClientOverrunsItsWindowFails(t *testing.T) {
+	t.Parallel()
 	for _, capacity := range []int{1, 3} {
 		for _, taken := range []int{0, 1} {
 			inWire(t, rawpeer.Config{}, nil, func(r *wire) {
@@ -306,6 +313,7 @@ func TestV1ServedStream_WhoseClientOverrunsItsWindowFails(t *testing.T) {
 }
 
 func TestV1ServedStream_IsCancelled(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		started := r.serve(1, 1, "")
 		for i, c := range []struct {
@@ -335,6 +343,7 @@ func TestV1ServedStream_IsCancelled(t *testing.T) {
 }
 
 func TestV1ServedStream_HandlerThatPanicsEndsItWithAnError(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		require.NoError(r, r.Node.RegisterStreamingHandler(50, grid.StreamHandler{
 			Handle: func(context.Context, []byte, <-chan []byte, chan<- []byte) *grid.RemoteErr { panic(errors.New("bug")) },

@@ -16,6 +16,7 @@ import (
 )
 
 func TestV1Session_OverTCP(t *testing.T) {
+	t.Parallel()
 	for name, rawDials := range map[string]bool{"we accept": true, "we dial": false} {
 		t.Run(name, func(t *testing.T) {
 			l, rawListener := rawpeer.ListenPair(t, rawDials)
@@ -54,6 +55,7 @@ func TestV1Session_OverTCP(t *testing.T) {
 }
 
 func TestV1Session_MergedMessagesOfAnyCountAreTakenApart(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.Peer.SendMerged()
 		for _, n := range []int{1, 2, 300} {
@@ -73,6 +75,7 @@ func TestV1Session_MergedMessagesOfAnyCountAreTakenApart(t *testing.T) {
 }
 
 func TestV1Session_PingIsAnswered(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		ping := rawpeer.Ping(time.Now().Add(-time.Minute))
 		ping.Seq = 7
@@ -92,6 +95,7 @@ func TestV1Session_PingIsAnswered(t *testing.T) {
 }
 
 func TestV1Session_IsPingedAndGivenUpWithoutPongs(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{ManualPings: true}, nil, func(r *wire) {
 		r.Peer.Timeout = time.Minute
 		start := time.Now()
@@ -117,6 +121,7 @@ func TestV1Session_IsPingedAndGivenUpWithoutPongs(t *testing.T) {
 }
 
 func TestV1Session_UnknownOpIsDroppedAndLoggedOnce(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for range 3 {
 			for _, op := range []uint8{0, 18, 100, 255} {
@@ -134,6 +139,7 @@ func TestV1Session_UnknownOpIsDroppedAndLoggedOnce(t *testing.T) {
 // What a peer must not send ends the session: calls on it are told, and so is
 // the operator.
 func TestV1Session_EndsWithAReason(t *testing.T) {
+	t.Parallel()
 	bad := rawpeer.Msg{MuxID: 9, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rig.CRCEOF}.Encode()
 	bad[len(bad)-1]++
 	connect := rawpeer.Connect{ID: make([]byte, 16), Host: "x", Time: time.Now()}
@@ -195,6 +201,7 @@ func TestV1Session_EndsWithAReason(t *testing.T) {
 }
 
 func TestV1Session_MessagesAtTheSizeLimitAreTaken(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, func(o *grid.ManagerOptions) { o.MaxMessageSize = 1000 }, func(r *wire) {
 		text := strings.Repeat("x", 1000)
 		r.Peer.Send(rawpeer.Msg{MuxID: 1, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rig.CRCEOF, Payload: []byte(text)})

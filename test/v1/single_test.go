@@ -16,6 +16,7 @@ import (
 )
 
 func TestV1Request_AsItIsSentAndAnswered(t *testing.T) {
+	t.Parallel()
 	text := grid.NewRemoteErrString
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for i, c := range []struct {
@@ -58,6 +59,7 @@ func TestV1Request_AsItIsSentAndAnswered(t *testing.T) {
 }
 
 func TestV1Request_UnderASubroute(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		go r.Conn.Subroute("a").Subroute("b").SingleRequest(r.Context(), 50, []byte{})
 		r.Expect(rawpeer.Msg{
@@ -92,6 +94,7 @@ func TestV1Request_UnderASubroute(t *testing.T) {
 }
 
 func TestV1Request_CarriesItsDeadline(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for d, ms := range map[time.Duration]uint32{
 			1500 * time.Millisecond:                   1500,
@@ -114,6 +117,7 @@ func TestV1Request_CarriesItsDeadline(t *testing.T) {
 }
 
 func TestV1Request_AnswersThatNobodyWaitsForAreDropped(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		// The deadline passes: nothing is sent about it, and the answer is late.
 		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
@@ -155,6 +159,7 @@ func TestV1Request_AnswersThatNobodyWaitsForAreDropped(t *testing.T) {
 }
 
 func TestV1Request_IsAnswered(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		type handled struct {
 			payload []byte
@@ -195,6 +200,7 @@ func TestV1Request_IsAnswered(t *testing.T) {
 }
 
 func TestV1Request_WithoutAHandlerIsRefused(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for _, c := range []struct {
 			handler uint8
@@ -218,6 +224,7 @@ func TestV1Request_WithoutAHandlerIsRefused(t *testing.T) {
 }
 
 func TestV1Request_HandlerWhoseDeadlineHasPassedSendsNothing(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		var takes time.Duration
 		var fails *grid.RemoteErr
@@ -248,6 +255,7 @@ func TestV1Request_HandlerWhoseDeadlineHasPassedSendsNothing(t *testing.T) {
 // Messages of streams that name a single request end it, where it is ours, and
 // are refused like those of unknown streams.
 func TestV1Request_StreamMessagesToItEndIt(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for _, m := range []rawpeer.Msg{
 			{Op: rawpeer.OpAckMux, Flags: rawpeer.FlagCRC},

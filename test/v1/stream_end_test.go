@@ -20,6 +20,7 @@ import (
 var errStop = errors.New("stop")
 
 func TestV1Stream_EndsAsItsHandlerDid(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.locally(2, 0)
 		for _, c := range []struct {
@@ -49,6 +50,7 @@ func TestV1Stream_EndsAsItsHandlerDid(t *testing.T) {
 }
 
 func TestV1Stream_SendEndsWithIt(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.locally(1, 1)
 		for _, c := range []struct {
@@ -74,6 +76,7 @@ func TestV1Stream_SendEndsWithIt(t *testing.T) {
 }
 
 func TestV1Stream_IsCancelled(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.locally(3, 1)
 		for name, stop := range map[string]func(c *v1Stream, cancel context.CancelCauseFunc) error{
@@ -121,6 +124,7 @@ func TestV1Stream_IsCancelled(t *testing.T) {
 }
 
 func TestV1Stream_IsDroppedByItsServer(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.locally(2, 1)
 		for _, c := range []struct {

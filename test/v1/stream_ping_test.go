@@ -47,6 +47,7 @@ func openToRaw(t *testing.T, ctx context.Context, c *grid.Connection, p *rawpeer
 }
 
 func TestPing_ClientPingsItsStreams(t *testing.T) {
+	t.Parallel()
 	for name, timeout := range map[string]time.Duration{"no deadline": 0, "a deadline that is far": time.Hour} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -78,6 +79,7 @@ func TestPing_ClientPingsItsStreams(t *testing.T) {
 }
 
 func TestPing_StreamWithANearDeadlineGetsNone(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		p := g.DialLone(raw, rawpeer.Config{})
@@ -93,6 +95,7 @@ func TestPing_StreamWithANearDeadlineGetsNone(t *testing.T) {
 
 // The connection is alive, and answers its own pings, but the stream is not.
 func TestPing_ClientGivesAStreamUpAfterTwoIntervalsOfSilence(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		c := g.Manager(0).Connection(raw)
@@ -122,6 +125,7 @@ func TestPing_ClientGivesAStreamUpAfterTwoIntervalsOfSilence(t *testing.T) {
 }
 
 func TestPing_StreamThatTheServerDoesNotKnowEnds(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		p := g.DialLone(raw, rawpeer.Config{Timeout: time.Minute})
@@ -134,6 +138,7 @@ func TestPing_StreamThatTheServerDoesNotKnowEnds(t *testing.T) {
 }
 
 func TestPing_StreamWhosePongCarriesAnErrorEndsWithIt(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		p := g.DialLone(raw, rawpeer.Config{Timeout: time.Minute})
@@ -150,6 +155,7 @@ func TestPing_StreamWhosePongCarriesAnErrorEndsWithIt(t *testing.T) {
 }
 
 func TestPing_ServerAnswersThoseOfStreams(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
 		p := g.DialLone(raw, rawpeer.Config{})
@@ -175,6 +181,7 @@ func TestPing_ServerAnswersThoseOfStreams(t *testing.T) {
 }
 
 func TestPing_ServerGivesAStreamUpAfterFourIntervalsOfSilence(t *testing.T) {
+	t.Parallel()
 	for name, deadline := range map[string]time.Duration{
 		"no deadline":             0,
 		"a deadline that is far":  time.Hour,
@@ -209,6 +216,7 @@ func TestPing_ServerGivesAStreamUpAfterFourIntervalsOfSilence(t *testing.T) {
 
 // Two of ours, with streams that nobody uses.
 func TestPing_IdleStreamsLiveAndCustomIntervalsHold(t *testing.T) {
+	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, func(_ int, o *grid.ManagerOptions) { o.StreamPingInterval = 500 * time.Millisecond })
 		var streams []*grid.Stream

@@ -18,6 +18,7 @@ import (
 
 // Each case ends its stream, with an error on both sides, and nothing else.
 func TestV1Stream_WhoseServerBreaksARuleFails(t *testing.T) {
+	t.Parallel()
 	ack := rawpeer.Msg{Op: rawpeer.OpAckMux, Flags: rawpeer.FlagCRC}
 	unblock := rawpeer.Msg{Op: rawpeer.OpUnblockClMux, Flags: rawpeer.FlagCRC}
 	numbered := func(seq uint32, m rawpeer.Msg) rawpeer.Msg { m.Seq = seq; return m }
@@ -71,6 +72,7 @@ func TestV1Stream_WhoseServerBreaksARuleFails(t *testing.T) {
 }
 
 func TestV1Stream_WithoutInputTakesNoCredits(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.locally(1, 0)
 		c := r.open(r.Context())
@@ -86,6 +88,7 @@ func TestV1Stream_WithoutInputTakesNoCredits(t *testing.T) {
 }
 
 func TestV1Stream_MessagesOfUnknownOnesStopTheirHandler(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for _, m := range []rawpeer.Msg{
 			{Op: rawpeer.OpAckMux, Flags: rawpeer.FlagCRC},
@@ -126,6 +129,7 @@ func (c *v1Stream) expectPing(seq uint32, since time.Time) {
 }
 
 func TestV1Stream_IsPinged(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.Peer.Timeout = time.Minute
 		r.locally(2, 1)
@@ -154,6 +158,7 @@ func TestV1Stream_IsPinged(t *testing.T) {
 }
 
 func TestV1Stream_WithoutASignOfLifeFails(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.Peer.Timeout = time.Minute
 		r.locally(2, 1)
@@ -191,6 +196,7 @@ func TestV1Stream_WithoutASignOfLifeFails(t *testing.T) {
 }
 
 func TestV1Stream_WhoseDeadlineIsNearIsNotPinged(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.Peer.Timeout = time.Minute
 		r.locally(1, 1)

@@ -125,6 +125,7 @@ func (r *wire) expectDropped(op uint8, id uint64, why error) {
 }
 
 func TestV1Stream_IsAskedFor(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		require.NoError(r, r.Node.RegisterStreamingHandler(50, grid.StreamHandler{
 			Handle: func(context.Context, []byte, <-chan []byte, chan<- []byte) *grid.RemoteErr { return nil },
@@ -172,6 +173,7 @@ func TestV1Stream_IsAskedFor(t *testing.T) {
 }
 
 func TestV1Stream_IsRefused(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		for _, m := range []rawpeer.Msg{
 			{Op: rawpeer.OpMuxConnectError, Flags: rig.CRCEOF, Payload: rawpeer.ConnectError("no such handler")},
@@ -204,6 +206,7 @@ func TestV1Stream_IsRefused(t *testing.T) {
 // The window never moves: a credit goes back for each message taken, and none
 // for those that wait.
 func TestV1Stream_ReturnsACreditForEachMessageTaken(t *testing.T) {
+	t.Parallel()
 	for _, capacity := range []int{1, 3} {
 		inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 			r.locally(capacity, 0)
@@ -235,6 +238,7 @@ func TestV1Stream_ReturnsACreditForEachMessageTaken(t *testing.T) {
 }
 
 func TestV1Stream_WhoseServerOverrunsItsWindowFails(t *testing.T) {
+	t.Parallel()
 	for _, capacity := range []int{1, 3} {
 		inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 			r.locally(capacity, 0)
@@ -267,6 +271,7 @@ func TestV1Stream_WhoseServerOverrunsItsWindowFails(t *testing.T) {
 }
 
 func TestV1Stream_ToAHandlerThatIsNotKnownHereHasCapacitiesOfOne(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		c := r.open(r.Context())
 		go func() { _ = errors.Join(c.s.Send([]byte("a")), c.s.Send([]byte("b"))) }()
@@ -283,6 +288,7 @@ func TestV1Stream_ToAHandlerThatIsNotKnownHereHasCapacitiesOfOne(t *testing.T) {
 }
 
 func TestV1Stream_MessagesThatAreEmpty(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		r.locally(1, 1)
 		c := r.open(r.Context())
@@ -306,6 +312,7 @@ func TestV1Stream_MessagesThatAreEmpty(t *testing.T) {
 }
 
 func TestV1Stream_SendsNoMoreThanItHasCreditsFor(t *testing.T) {
+	t.Parallel()
 	for _, capacity := range []int{1, 3} {
 		for _, way := range []string{"Send", "Requests"} {
 			inWire(t, rawpeer.Config{}, nil, func(r *wire) {

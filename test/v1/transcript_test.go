@@ -323,6 +323,7 @@ func newReplay(t *testing.T, role string) *replay {
 }
 
 func TestV1Session_Transcript(t *testing.T) {
+	t.Parallel()
 	steps := loadTranscript(t)
 	for _, role := range []string{"dialler", "acceptor"} {
 		t.Run("we are the "+role, func(t *testing.T) {

@@ -54,6 +54,7 @@ func (r *wire) openWide(n int) *v1Stream {
 }
 
 func TestCredits_AreCarriedByTheAck(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		capacity int
 		flags    uint8
@@ -74,6 +75,7 @@ func TestCredits_AreCarriedByTheAck(t *testing.T) {
 }
 
 func TestCredits_EndOfAStreamNeedsNone(t *testing.T) {
+	t.Parallel()
 	inWire(t, wideConfig, nil, func(r *wire) {
 		started := r.serve(1, 0, "")
 		for id, result := range []*grid.RemoteErr{nil, grid.NewRemoteErrString("boom")} {
@@ -94,6 +96,7 @@ func TestCredits_EndOfAStreamNeedsNone(t *testing.T) {
 }
 
 func TestCredits_AreTakenManyAtATime(t *testing.T) {
+	t.Parallel()
 	inWire(t, wideConfig, nil, func(r *wire) {
 		s := r.askedWide(r.serve(1, 0, ""), 1, rawpeer.Msg{}, 0)
 		go func() {
@@ -128,6 +131,7 @@ func TestCredits_AreTakenManyAtATime(t *testing.T) {
 }
 
 func TestCredits_ClientSpendsThoseItIsGiven(t *testing.T) {
+	t.Parallel()
 	for _, local := range []bool{false, true} { // its own handler's capacities say nothing
 		inWire(t, wideConfig, nil, func(r *wire) {
 			if local {
@@ -167,6 +171,7 @@ func TestCredits_ClientSpendsThoseItIsGiven(t *testing.T) {
 }
 
 func TestCredits_ClientWithoutThemHasNoInput(t *testing.T) {
+	t.Parallel()
 	for _, local := range []bool{false, true} {
 		inWire(t, wideConfig, nil, func(r *wire) {
 			if local {
@@ -183,6 +188,7 @@ func TestCredits_ClientWithoutThemHasNoInput(t *testing.T) {
 }
 
 func TestCredits_ThatMakeNoSenseEndTheStream(t *testing.T) {
+	t.Parallel()
 	inWire(t, wideConfig, nil, func(r *wire) {
 		started := r.serve(1, 1, "")
 		id := uint64(0)
@@ -227,6 +233,7 @@ func TestCredits_ThatMakeNoSenseEndTheStream(t *testing.T) {
 
 // A peer of version 1 knows nothing of this: whatever it sends is one credit.
 func TestCredits_OfVersion1AreOneWhateverTheyCarry(t *testing.T) {
+	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		s := r.asked(r.serve(2, 0, ""), 1, rawpeer.Msg{})
 		go func() {
@@ -248,6 +255,7 @@ func TestCredits_OfVersion1AreOneWhateverTheyCarry(t *testing.T) {
 
 // Pings and pongs of streams are as ever.
 func TestCredits_StreamWithManyIsPinged(t *testing.T) {
+	t.Parallel()
 	inWire(t, wideConfig, nil, func(r *wire) {
 		r.Peer.Timeout = time.Minute
 		c := r.openWide(1)

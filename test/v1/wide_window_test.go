@@ -111,6 +111,7 @@ func withWideSenders(t *testing.T, capacity int, f func(w *wideSender, extra int
 }
 
 func TestWindow_GrowsForAConsumerThatKeepsUp(t *testing.T) {
+	t.Parallel()
 	for size, rounds := range map[int]int{10: 12, 40 << 10: 6, 600 << 10: 2} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			withWideSenders(t, 1, func(w *wideSender, extra int, overrun func()) {
@@ -134,6 +135,7 @@ func TestWindow_GrowsForAConsumerThatKeepsUp(t *testing.T) {
 }
 
 func TestWindow_StaysForAConsumerThatLagsBehind(t *testing.T) {
+	t.Parallel()
 	for _, capacity := range []int{2, 8} {
 		withWideSenders(t, capacity, func(w *wideSender, extra int, overrun func()) {
 			for range 100 {
