@@ -18,8 +18,10 @@ import (
 var bubbleStart = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // readKeys reads the map of a handshake with what the protocol says of it alone:
-// keys in any order, the last of two counts, unknown ones are skipped.
-func readKeys(b []byte, read map[string]func(b []byte) ([]byte, error)) bool {
+// keys in any order, the last of two counts, unknown ones are skipped. Where int has
+// 32 bits, msgp panics for some lengths.
+func readKeys(b []byte, read map[string]func(b []byte) ([]byte, error)) (ok bool) {
+	defer func() { ok = recover() == nil && ok }()
 	n, b, err := msgp.ReadMapHeaderBytes(b)
 	for i := uint32(0); i < n && err == nil; i++ {
 		var key []byte

@@ -279,6 +279,9 @@ func guard(err *error) {
 // unmarshal decodes b by f, which may panic.
 func unmarshal(f func(b []byte) ([]byte, error), b []byte) (err error) {
 	defer guard(&err)
+	if err := checkSkipped(b); err != nil {
+		return err
+	}
 	_, err = f(b)
 	return err
 }

@@ -217,9 +217,9 @@ func optionDocs(t *testing.T) map[string]string {
 
 func TestOptions_LimitsFollowEachOther(t *testing.T) {
 	local := "http://node1:9000"
-	o, err := ManagerOptions{Local: local, Hosts: []string{local}, Insecure: true, MaxMessageSize: 1 << 30, MaxHandlers: 10}.withDefaults()
+	o, err := ManagerOptions{Local: local, Hosts: []string{local}, Insecure: true, MaxMessageSize: 256 << 20, MaxHandlers: 10}.withDefaults()
 	require.NoError(t, err)
-	require.Equal(t, []int{8, 4 << 30, 2 << 30, 128 + 2*8}, []int{o.MaxStreams, o.MaxHostBytes, o.MaxStreamBytes, o.MaxPings})
+	require.Equal(t, []int{8, 1 << 30, 512 << 20, 128 + 2*8}, []int{o.MaxStreams, o.MaxHostBytes, o.MaxStreamBytes, o.MaxPings})
 	hosts := []string{local}
 	for i := range 1000 {
 		hosts = append(hosts, fmt.Sprintf("http://other%d:9000", i))

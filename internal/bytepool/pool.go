@@ -7,7 +7,7 @@ import (
 	"unsafe"
 )
 
-// Strict tells whether the pool checks its users. It does under the race
+// Strict reports whether the pool checks its users. It does under the race
 // detector only.
 const Strict = false
 

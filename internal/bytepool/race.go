@@ -8,7 +8,7 @@ import (
 	"unsafe"
 )
 
-// Strict tells whether the pool checks its users. It does under the race
+// Strict reports whether the pool checks its users. It does under the race
 // detector only.
 const Strict = true
 
@@ -31,8 +31,8 @@ const (
 var gone = rand.Text()
 
 // Whatever two goroutines synchronize on hides their races from the detector. So
-// there is no lock or counter for all: what is free is in channels, of which only
-// those are ordered who use the same place, and the rest in many shards.
+// there is no lock or counter for all: what is free is in channels, which order only
+// those who use the same place in them, and the rest is in many shards.
 var (
 	free   [smallClasses]chan []byte // oldest first, so that a late write is caught
 	shards [1 << shardBits]struct {

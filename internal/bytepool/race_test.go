@@ -21,8 +21,8 @@ const (
 	written = "bytepool: buffer written to after it was put back"
 )
 
-// A power of two, an odd buffer of which serves 512 bytes, the largest that is
-// kept, and two that leave the pool at once.
+// Of the smallest class, of two between, of the largest that is kept, and of two
+// that leave the pool at once.
 var someSizes = []int{MinCap, 700, 4096, 1 << smallBits, 300 << 10, 1 << 20}
 
 func TestPool_StrictOneCatchesMisuse(t *testing.T) {
@@ -155,8 +155,7 @@ func TestPool_CatchesALateWrite(t *testing.T) {
 func TestPool_OutIsExactWhileBuffersComeAndGo(t *testing.T) {
 	const users = 4
 	before := Out()
-	var all sync.WaitGroup
-	var first, end sync.WaitGroup
+	var all, first, end sync.WaitGroup
 	first.Add(users)
 	end.Add(1)
 	var stop atomic.Bool

@@ -136,6 +136,11 @@ type Reader struct {
 
 // Read reads one value.
 func Read[T any](r *Reader, read func([]byte) (T, []byte, error)) (v T) {
+	defer func() {
+		if p := recover(); p != nil { // msgp's, for lengths of 2 GiB and more where int has 32 bits
+			r.Err = fmt.Errorf("undecodable: %v", p)
+		}
+	}()
 	if r.Err == nil {
 		v, r.Bytes, r.Err = read(r.Bytes)
 	}

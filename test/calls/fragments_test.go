@@ -138,7 +138,6 @@ func TestFragments_PayloadsOfAllSizesArriveOverTLS(t *testing.T) {
 }
 
 func TestFragments_PayloadOfTheLargestSizeArrives(t *testing.T) {
-	t.Parallel()
 	rig.Long(t)
 	size := rig.Scaled(32 << 20)
 	g := rig.NewTCP(t, 2, func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = size })
@@ -227,7 +226,6 @@ func TestFragments_PayloadsBesideNilAndEmptyOnes(t *testing.T) {
 
 // Everything at once, in both directions.
 func TestFragments_OfManyCallsAndStreamsDoNotMix(t *testing.T) {
-	t.Parallel()
 	rig.Long(t)
 	g := rig.NewTCP(t, 2, nil)
 	echoesAll(g)
@@ -249,7 +247,6 @@ func TestFragments_OfManyCallsAndStreamsDoNotMix(t *testing.T) {
 // Many senders of one stream, of messages large and small: each arrives whole, and
 // those of one sender in order.
 func TestFragments_OfConcurrentSendsDoNotMix(t *testing.T) {
-	t.Parallel()
 	const senders, each = 8, 12
 	for _, capacity := range []int{1, 64} {
 		g := rig.NewTCP(t, 2, nil)

@@ -73,7 +73,6 @@ func TestHandshake_TokenCheckThatPanicsEndsNothingElse(t *testing.T) {
 }
 
 func TestUpgrade_TokenWithoutItsSchemeIsRefused(t *testing.T) {
-	t.Parallel()
 	g := rig.NewTCP(t, 2, nil)
 	for header, want := range map[string]int{
 		"Bearer " + rig.Token: http.StatusSwitchingProtocols,

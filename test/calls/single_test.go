@@ -255,7 +255,6 @@ func TestRequest_ReturnsAtOnceAlsoWhileThePeerReadsNothing(t *testing.T) {
 // Answers that arrive as their callers go away: none reaches another caller,
 // and no buffer is used twice (the pool checks, with the race detector).
 func TestRequest_AnswersThatComeAsTheCallerLeavesAreNeverMixedUp(t *testing.T) {
-	t.Parallel()
 	g := rig.NewTCP(t, 2, nil)
 	c := g.Conn(0, 1)
 	calls := 6000

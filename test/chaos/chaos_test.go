@@ -144,7 +144,7 @@ func (c *cluster) startClients(ctx context.Context, seed uint64, each int) <-cha
 				continue
 			}
 			for i := range each {
-				rng := rand.New(rand.NewPCG(seed, uint64(1<<32+from<<16+to<<8+i)))
+				rng := rand.New(rand.NewPCG(seed, 1<<32+uint64(from<<16+to<<8+i)))
 				all.Go(func() { (&client{cluster: c, from: from, to: to, rng: rng}).run(ctx) })
 			}
 		}

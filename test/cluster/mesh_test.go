@@ -18,7 +18,6 @@ import (
 )
 
 func TestManager_MeshOf32ConnectsWithin5SecondsAndWorks(t *testing.T) {
-	t.Parallel()
 	const nodes = 32
 	begin := time.Now()
 	g := rig.NewTCP(t, nodes, nil)
@@ -34,7 +33,6 @@ func TestManager_MeshOf32ConnectsWithin5SecondsAndWorks(t *testing.T) {
 }
 
 func TestReconnect_RestartedManagerIsTakenBack(t *testing.T) {
-	t.Parallel()
 	restart := func(t *testing.T, g *rig.Grid, down func()) {
 		for i := range g.Nodes() {
 			var lost []*rig.Link
@@ -105,7 +103,6 @@ func (c *cutter) cut(g *rig.Grid) {
 }
 
 func TestReconnect_WithinASecondOfACut(t *testing.T) {
-	t.Parallel()
 	var c cutter
 	g := rig.NewTCP(t, 4, func(_ int, o *grid.ManagerOptions) { c.watch(o) })
 	var times []time.Duration

@@ -30,7 +30,6 @@ func flow(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *gr
 }
 
 func TestOverload_ManyRefusalsAtOnceKeepTheLink(t *testing.T) {
-	t.Parallel()
 	const calls = 5000
 	g := rig.NewTCP(t, 2, nil)
 	c := g.Conn(0, 1)
@@ -55,7 +54,6 @@ func TestOverload_ManyRefusalsAtOnceKeepTheLink(t *testing.T) {
 }
 
 func TestOverload_StreamThatIsLeftInFullFlowKeepsTheLink(t *testing.T) {
-	t.Parallel()
 	rig.Long(t)
 	g := rig.NewTCP(t, 2, nil)
 	g.Stream(rig.MaxCapacity, 0, flow)
@@ -77,7 +75,6 @@ func TestOverload_StreamThatIsLeftInFullFlowKeepsTheLink(t *testing.T) {
 }
 
 func TestOverload_StreamWhoseHandlerReturnsInFullFlowKeepsTheLink(t *testing.T) {
-	t.Parallel()
 	g := rig.NewTCP(t, 2, nil)
 	g.Stream(1, rig.MaxCapacity, func(_ context.Context, _ []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
 		for range 1000 {
@@ -102,7 +99,6 @@ func TestOverload_StreamWhoseHandlerReturnsInFullFlowKeepsTheLink(t *testing.T) 
 }
 
 func TestOverload_ManyStreamsCancelledInFullFlowKeepTheLink(t *testing.T) {
-	t.Parallel()
 	rig.Long(t)
 	g := rig.NewTCP(t, 2, nil)
 	g.Stream(4096, 0, flow)
@@ -171,7 +167,6 @@ func TestStream_ManyIdleOnesLiveAndAreCancelledAtOnce(t *testing.T) {
 
 // Who has its answer finds a slot for the next request.
 func TestLimits_SlotIsFreeOnceTheAnswerHasArrived(t *testing.T) {
-	t.Parallel()
 	g := rig.NewTCP(t, 2, func(_ int, o *grid.ManagerOptions) { o.MaxHandlers = 1 })
 	c := g.Conn(0, 1)
 	for range 1000 {
@@ -271,7 +266,6 @@ func TestTyped_PanicsOfConstructorsAndRecyclersEndTheStreamOnly(t *testing.T) {
 // Calls that the remote has let in are answered, however many are made while it
 // shuts down.
 func TestShutdown_UnderLoadAnswersWhatItLetIn(t *testing.T) {
-	t.Parallel()
 	for range 20 {
 		g := rig.NewTCP(t, 2, nil)
 		var ran, answered atomic.Int64

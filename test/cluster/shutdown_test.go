@@ -100,7 +100,6 @@ func TestShutdown_OfAnIdleOrClosedManagerReturnsAtOnce(t *testing.T) {
 }
 
 func TestShutdown_OfBothSidesWithCallsBothWays(t *testing.T) {
-	t.Parallel()
 	g := rig.NewTCP(t, 2, nil)
 	release, let := rig.Gate(t)
 	running := make(chan struct{}, 100)

@@ -20,7 +20,6 @@ import (
 )
 
 func TestUpgrade_PlainRequestIsAnswered426(t *testing.T) {
-	t.Parallel()
 	m, err := grid.NewManager(t.Context(), rig.Options(rig.LoneHost, []string{rig.LoneHost}))
 	require.NoError(t, err)
 	defer m.Close()

@@ -93,6 +93,7 @@ func TestOverload_RefusalsNameTheirLimit(t *testing.T) {
 				}
 				close(release)
 				require.NoError(t, <-first)
+				synctest.Wait() // what an answer takes while it is sent is given back when that returns
 				require.NoError(t, <-c.next(t, conn, make([]byte, c.size)), "there is room again")
 				g.RequireNothingKept()
 				g.RequireWorks()

@@ -365,7 +365,6 @@ func TestFragments_OfACallThatEndsHalfWay(t *testing.T) {
 }
 
 func TestFragments_OfOpeningsWhoseContextsEndAtAnyTime(t *testing.T) {
-	t.Parallel()
 	g := rig.NewTCP(t, 2, nil)
 	payload := make([]byte, 4<<20)
 	for range rig.Scaled(2000) {

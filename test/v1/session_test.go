@@ -16,7 +16,6 @@ import (
 )
 
 func TestV1Session_OverTCP(t *testing.T) {
-	t.Parallel()
 	for name, rawDials := range map[string]bool{"we accept": true, "we dial": false} {
 		t.Run(name, func(t *testing.T) {
 			l, rawListener := rawpeer.ListenPair(t, rawDials)
