@@ -19,8 +19,8 @@ import (
 
 var updateAPI = flag.Bool("update-api", false, "write testdata/api.txt")
 
-// What users can name does not change unnoticed: testdata/api.txt lists it. A change
-// that is meant is written there with
+// What users can name does not change unnoticed: testdata/api.txt lists it. A change that is meant
+// is written there with
 //
 //	go test -run TestAPI_IsAsListed . -update-api
 //

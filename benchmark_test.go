@@ -76,8 +76,8 @@ func registerBenchHandlers(b *testing.B, m *grid.Manager) {
 	}
 }
 
-// benchParallel runs op from 1 to 32 times GOMAXPROCS goroutines, each between
-// a random pair of servers. moved is the payload bytes of one op.
+// benchParallel runs op from 1 to 32 times GOMAXPROCS goroutines, each between a random pair of
+// servers. moved is the payload bytes of one op.
 func benchParallel(b *testing.B, g *rig.Grid, moved int64, op func(c *grid.Connection) error) {
 	for p := 1; p <= 32; p *= 2 {
 		b.Run(fmt.Sprint("par=", p*runtime.GOMAXPROCS(0)), func(b *testing.B) {

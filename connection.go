@@ -13,10 +13,9 @@ import (
 	"github.com/gridrpc/grid/internal/limit"
 )
 
-// Connection is the way to one remote host. It is made by [NewManager], dials
-// or waits to be dialled, reconnects by itself, and lives as long as its
-// Manager. All methods may be called concurrently, and on a nil *Connection,
-// which is a host that can't be reached.
+// Connection is the way to one remote host. It is made by [NewManager], dials or waits to be
+// dialled, reconnects by itself, and lives as long as its Manager. All methods may be called
+// concurrently, and on a nil *Connection, which is a host that can't be reached.
 type Connection struct {
 	// Set once.
 	local, remote string
@@ -52,8 +51,8 @@ type Connection struct {
 	unknownOps [4]atomic.Uint64
 	stats      connectionCounters
 
-	// mu makes the session and the state change together. It is not the
-	// state's own lock, which those who wait for a state take.
+	// mu makes the session and the state change together. It is not the state's own lock, which
+	// those who wait for a state take.
 	mu sync.Mutex
 	// left is a session whose peer is shutting down: what is under way on it goes on.
 	left *session
@@ -86,24 +85,21 @@ func newConnection(m *Manager, remote string) *Connection {
 
 // SingleRequest calls handler id with payload and returns its answer.
 //
-// payload stays the caller's; the answer is the caller's, who may give it to
-// [PutByteBuffer]. nil and empty arrive as such in both directions. The
-// deadline of ctx travels along; without one it is a minute, after which the
-// error is [context.DeadlineExceeded].
+// payload stays the caller's; the answer is the caller's, who may give it to [PutByteBuffer]. nil
+// and empty arrive as such in both directions. The deadline of ctx travels along; without one it is
+// a minute, after which the error is [context.DeadlineExceeded].
 //
-// Other errors: [ErrDisconnected] (wrapped), at once where there is no
-// connection, and when it is lost meanwhile; the cause of ctx, at once when it
-// ends; [ErrMessageTooLarge] and [ErrUnknownHandler], before anything is sent;
-// [ErrProtocol], also for an answer that takes longer than MessageTimeout;
-// [ErrOverloaded], which is a *[RemoteErr] as well unless it was a limit of this side
-// that was reached; and *[RemoteErr] for whatever else the remote answered: the
-// handler's error, its panic, or that there is no such handler.
+// Other errors: [ErrDisconnected] (wrapped), at once where there is no connection, and when it is
+// lost meanwhile; the cause of ctx, at once when it ends; [ErrMessageTooLarge] and
+// [ErrUnknownHandler], before anything is sent; [ErrProtocol], also for an answer that takes longer
+// than MessageTimeout; [ErrOverloaded], which is a *[RemoteErr] as well unless it was a limit of
+// this side that was reached; and *[RemoteErr] for whatever else the remote answered: the handler's
+// error, its panic, or that there is no such handler.
 func (c *Connection) SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error) {
 	return c.request(ctx, id, "", nil, payload)
 }
 
-// request makes a single request under a subroute, whose name is route; sub is nil for
-// none.
+// request makes a single request under a subroute, whose name is route; sub is nil for none.
 func (c *Connection) request(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte) ([]byte, error) {
 	if c != nil && c.intercepts() {
 		return c.interceptRequest(ctx, id, route, sub, payload)
@@ -132,10 +128,9 @@ func (c *Connection) interceptRequest(ctx context.Context, id HandlerID, route s
 	return answer, err
 }
 
-// NewStream opens a stream to handler id, and waits until the remote has taken
-// it on. payload stays the caller's. The end of ctx ends the stream and the
-// context of the handler; its deadline travels along, and without one there is
-// none.
+// NewStream opens a stream to handler id, and waits until the remote has taken it on. payload stays
+// the caller's. The end of ctx ends the stream and the context of the handler; its deadline travels
+// along, and without one there is none.
 //
 // The errors are those of [Connection.SingleRequest].
 func (c *Connection) NewStream(ctx context.Context, id HandlerID, payload []byte) (*Stream, error) {
@@ -178,8 +173,7 @@ func (c *Connection) openObserved(ctx context.Context, id HandlerID, sub *subHan
 		return nil, err
 	}
 	if !caps.known {
-		// What is registered here under the same name tells a version 1 peer's
-		// capacities.
+		// What is registered here under the same name tells a version 1 peer's capacities.
 		if h := c.handlers.lookup(id, sub).stream; h != nil {
 			caps = capacities{out: h.outCapacity, in: h.inCapacity, known: !s.wide()}
 		}
@@ -221,8 +215,8 @@ func (c *Connection) unavailable() error {
 	return ErrDisconnected
 }
 
-// Subroute returns the connection to handlers that are registered under a
-// subroute; see [Subroute]. An empty s gives calls that fail.
+// Subroute returns the connection to handlers that are registered under a subroute; see [Subroute].
+// An empty s gives calls that fail.
 func (c *Connection) Subroute(s string) *Subroute {
 	if c == nil {
 		return nil
@@ -246,10 +240,10 @@ func (c *Connection) State() State {
 	return c.state.get()
 }
 
-// WaitForConnect waits until the state is [StateConnected]. If ctx ends before, it returns
-// its cause, wrapped with the last error of the connection where there was one. It returns
-// an error that wraps [ErrDisconnected] at once after shutdown, for a host that was removed
-// and for nil. The connection may be lost again by the time it returns.
+// WaitForConnect waits until the state is [StateConnected]. If ctx ends before, it returns its
+// cause, wrapped with the last error of the connection where there was one. It returns an error
+// that wraps [ErrDisconnected] at once after shutdown, for a host that was removed and for nil. The
+// connection may be lost again by the time it returns.
 func (c *Connection) WaitForConnect(ctx context.Context) error {
 	if c == nil {
 		return ErrDisconnected
@@ -273,13 +267,12 @@ var (
 	errReplaced = errors.New("replaced by a new connection from the same host")
 )
 
-// probeTime is how long the present connection of a host has to show that it is
-// alive, before that of another process under the same name takes its place.
+// probeTime is how long the present connection of a host has to show that it is alive, before that
+// of another process under the same name takes its place.
 const probeTime = time.Second
 
-// adopt makes s the session. It replaces the present one, unless that belongs to
-// another process which is alive: two of them under one name would otherwise
-// evict each other for ever.
+// adopt makes s the session. It replaces the present one, unless that belongs to another process
+// which is alive: two of them under one name would otherwise evict each other for ever.
 func (c *Connection) adopt(s *session) error {
 	var cleared *session // was probed, and is not alive
 	for {
@@ -293,8 +286,8 @@ func (c *Connection) adopt(s *session) error {
 			cleared = old
 			continue
 		}
-		// Under the lock, so that whoever announces a shutdown sees the session,
-		// or this the shutdown.
+		// Under the lock, so that whoever announces a shutdown sees the session, or this the
+		// shutdown.
 		if c.draining.Load() {
 			c.mu.Unlock()
 			return rejectf("%v", errShuttingDown)
@@ -331,8 +324,8 @@ func (c *Connection) lost(s *session) {
 	}
 }
 
-// leave takes s, whose peer is shutting down, away from new calls, while what is
-// under way on it goes on. There is one such session at most.
+// leave takes s, whose peer is shutting down, away from new calls, while what is under way on it
+// goes on. There is one such session at most.
 func (c *Connection) leave(s *session) {
 	c.mu.Lock()
 	if !c.session.CompareAndSwap(s, nil) {
@@ -372,8 +365,8 @@ func (c *Connection) sessionsLocked() (all []*session) {
 	return all
 }
 
-// untilIdle returns nil if nothing is under way on the connection, else what is
-// closed when that may have changed.
+// untilIdle returns nil if nothing is under way on the connection, else what is closed when that
+// may have changed.
 func (c *Connection) untilIdle() <-chan struct{} {
 	if busy := c.handlerSlots.UntilIdle(); busy != nil {
 		return busy
@@ -397,8 +390,8 @@ func (c *Connection) shutdown(reason error) {
 	}
 }
 
-// serve runs a session until it ends, and reports whether it had lived: such a
-// peer is worth dialling again without delay.
+// serve runs a session until it ends, and reports whether it had lived: such a peer is worth
+// dialling again without delay.
 func (c *Connection) serve(s *session) (lived bool) {
 	if c.errors.Recovered() {
 		c.log.Info("grid: connected", "addr", s.ws.RemoteAddr())
@@ -428,8 +421,8 @@ func (c *Connection) fault(what string, err error) {
 	c.errors.Warn(c.log, what, err)
 }
 
-// refusal logs a failed handshake of the remote's, the first and then one an
-// hour. It says nothing about a connection that there may be.
+// refusal logs a failed handshake of the remote's, the first and then one an hour. It says nothing
+// about a connection that there may be.
 func (c *Connection) refusal(addr string, err error) {
 	if c.isClosing() {
 		return
@@ -438,8 +431,7 @@ func (c *Connection) refusal(addr string, err error) {
 	c.refused.Warn(c.log.With("addr", addr), "grid: handshake failed", err)
 }
 
-// overload logs that a limit was reached: of each the first time, and then once an
-// hour.
+// overload logs that a limit was reached: of each the first time, and then once an hour.
 func (c *Connection) overload(err error) {
 	var limit *limitError
 	if !errors.As(err, &limit) {

@@ -55,8 +55,8 @@ func (c *Connection) dial(ctx context.Context) (*session, error) {
 	return s, nil
 }
 
-// handshake runs f, bounded by ctx, which has a deadline. It fails if ctx has
-// ended meanwhile, also where f has not noticed.
+// handshake runs f, bounded by ctx, which has a deadline. It fails if ctx has ended meanwhile, also
+// where f has not noticed.
 func handshake(ctx context.Context, ws *wsconn.Conn, f func() (*session, error)) (*session, error) {
 	deadline, _ := ctx.Deadline()
 	if err := ws.SetDeadline(deadline); err != nil {

@@ -15,15 +15,13 @@ import (
 // maxClockSkew is how far the clocks of two hosts may be apart (section 3).
 const maxClockSkew = 5 * time.Minute
 
-// handshakeLimit is the largest message, in bytes, that is read from somebody
-// who is not known yet.
+// handshakeLimit is the largest message, in bytes, that is read from somebody who is not known yet.
 const handshakeLimit = 64 << 10
 
 // maxReason is how much of a peer's reason to refuse a handshake is kept, in bytes.
 const maxReason = 1 << 10
 
-// shouldDial reports whether local dials remote, rather than the reverse (section
-// 1).
+// shouldDial reports whether local dials remote, rather than the reverse (section 1).
 func shouldDial(local, remote string) bool {
 	a, b := xxh3.HashString(local+remote), xxh3.HashString(remote+local)
 	if a == b {
@@ -39,8 +37,8 @@ func (e *rejectedError) Error() string { return "handshake rejected: " + e.reaso
 
 func rejectf(format string, a ...any) error { return &rejectedError{fmt.Sprintf(format, a...)} }
 
-// greet is the dialler's side of the handshake. The socket has a deadline. sent is the
-// token that the peer has had already.
+// greet is the dialler's side of the handshake. The socket has a deadline. sent is the token that
+// the peer has had already.
 func (c *Connection) greet(ws *wsconn.Conn, sent string) (*session, error) {
 	req := connectReq{ID: c.localID, Host: c.local, Time: time.Now(), Token: c.opts.token(), Caps: ourCaps}
 	payload, err := req.MarshalMsg(nil)
@@ -60,8 +58,8 @@ func (c *Connection) greet(ws *wsconn.Conn, sent string) (*session, error) {
 	return newSession(c, ws, resp.ID, resp.Caps), nil
 }
 
-// answer is the acceptor's side of the handshake. The socket has a deadline. A
-// refusal has been sent when it returns the reason.
+// answer is the acceptor's side of the handshake. The socket has a deadline. A refusal has been
+// sent when it returns the reason.
 func (m *Manager) answer(ws *wsconn.Conn, r *http.Request, a *arrival) (*Connection, *session, error) {
 	var req connectReq
 	c, err := m.checkConnect(ws, &req, r, a)
@@ -69,8 +67,8 @@ func (m *Manager) answer(ws *wsconn.Conn, r *http.Request, a *arrival) (*Connect
 	var s *session
 	if err == nil {
 		s = newSession(c, ws, req.ID, req.Caps)
-		// The connection is taken before the answer is sent, so that what the
-		// peer sends upon it finds a session.
+		// The connection is taken before the answer is sent, so that what the peer sends upon it
+		// finds a session.
 		err = c.adopt(s)
 	}
 	if err != nil {

@@ -17,9 +17,9 @@ import (
 // bubbleStart is the time at which every bubble begins.
 var bubbleStart = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// readKeys reads the map of a handshake with what the protocol says of it alone:
-// keys in any order, the last of two counts, unknown ones are skipped. Where int has
-// 32 bits, msgp panics for some lengths.
+// readKeys reads the map of a handshake with what the protocol says of it alone: keys in any order,
+// the last of two counts, unknown ones are skipped. Where int has 32 bits, msgp panics for some
+// lengths.
 func readKeys(b []byte, read map[string]func(b []byte) ([]byte, error)) (ok bool) {
 	defer func() { ok = recover() == nil && ok }()
 	n, b, err := msgp.ReadMapHeaderBytes(b)
@@ -83,9 +83,9 @@ func handshakeHosts(t testing.TB) (local, dials, dialled string) {
 	return local, dials, dialled
 }
 
-// FuzzConnect gives any bytes to an acceptor as the first message. It must accept
-// what keeps all five rules of section 3 and nothing else, and answer what it
-// refuses with the rule that was the first to be broken.
+// FuzzConnect gives any bytes to an acceptor as the first message. It must accept what keeps all
+// five rules of section 3 and nothing else, and answer what it refuses with the rule that was the
+// first to be broken.
 func FuzzConnect(f *testing.F) {
 	local, dials, dialled := handshakeHosts(f)
 	good := rawpeer.Connect{ID: make([]byte, 16), Host: dials, Time: bubbleStart, Token: testToken, Caps: rawpeer.CapWideCredits | rawpeer.CapFragments}

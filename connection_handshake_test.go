@@ -16,8 +16,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// Two hosts with secure transports need no checksums; each message says by its
-// own flag whether it has one.
+// Two hosts with secure transports need no checksums; each message says by its own flag whether it
+// has one.
 func TestV1Session_ChecksumsAreLeftOutOverTLSOnly(t *testing.T) {
 	for _, c := range []struct {
 		local, remote string
@@ -81,8 +81,8 @@ func connectMsg(payload []byte) rawpeer.Msg {
 	return rawpeer.Msg{Op: rawpeer.OpConnect, Payload: payload}
 }
 
-// accepted requires that a first message is answered with the node's own
-// Connect response, and that the session works.
+// accepted requires that a first message is answered with the node's own Connect response, and that
+// the session works.
 func (a *acceptor) accepted(first rawpeer.Msg) *rawpeer.Peer {
 	a.Helper()
 	p := a.dial()
@@ -94,8 +94,8 @@ func (a *acceptor) accepted(first rawpeer.Msg) *rawpeer.Peer {
 	return p
 }
 
-// refused requires that a first message is answered with a refusal, and that
-// the node closes. It returns the reason.
+// refused requires that a first message is answered with a refusal, and that the node closes. It
+// returns the reason.
 func (a *acceptor) refused(first []byte) string {
 	a.Helper()
 	p := a.dial()
@@ -129,8 +129,8 @@ func TestV1Handshake_IsAccepted(t *testing.T) {
 	})
 }
 
-// What is wrong is put right, one thing after the other: so the reasons come in
-// the order of the protocol.
+// What is wrong is put right, one thing after the other: so the reasons come in the order of the
+// protocol.
 func TestV1Handshake_IsCheckedInOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAcceptor(t, false) // the node should dial this host
@@ -258,8 +258,7 @@ func TestV1Handshake_UnknownCapsAreIgnored(t *testing.T) {
 	})
 }
 
-// dialler is a node that dials a scripted peer, which leaves the handshake to
-// the test.
+// dialler is a node that dials a scripted peer, which leaves the handshake to the test.
 type dialler struct {
 	*rawpeer.Server
 	t    *testing.T

@@ -77,8 +77,7 @@ func (r *recorder) one(t *testing.T) (grid.CallInfo, grid.CallResult) {
 	return call, end
 }
 
-// watched runs f with a pair whose calls, from the first to the second, are recorded
-// on both sides.
+// watched runs f with a pair whose calls, from the first to the second, are recorded on both sides.
 func watched(t *testing.T, f func(t *testing.T, g *rig.Grid, c *grid.Connection, calling, serving *recorder)) {
 	t.Helper()
 	calling, serving := new(recorder), new(recorder)
@@ -319,8 +318,8 @@ func (panicking) InterceptCall(context.Context, *grid.CallInfo) (context.Context
 	panic("no")
 }
 
-// Interceptors are told in order, of the end in reverse, and each sees the context of
-// those before it, which the handler gets.
+// Interceptors are told in order, of the end in reverse, and each sees the context of those before
+// it, which the handler gets.
 func TestInterceptor_SeveralMakeAChain(t *testing.T) {
 	var order []string
 	a, b := &recorder{name: "a", order: &order}, &recorder{name: "b", order: &order}

@@ -124,8 +124,8 @@ func TestMetadata_FromThePeer(t *testing.T) {
 	}
 }
 
-// The flag of a peer without the extension means nothing, and neither does metadata
-// where nobody wants it, or on other messages.
+// The flag of a peer without the extension means nothing, and neither does metadata where nobody
+// wants it, or on other messages.
 func TestMetadata_ThatMeansNothing(t *testing.T) {
 	request := rawpeer.Msg{MuxID: 1, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rawpeer.FlagEOF | rawpeer.FlagMetadata, DeadlineMS: 1000, Payload: []byte("x")}
 	seen := new(recorder)

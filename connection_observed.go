@@ -10,8 +10,8 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-// observed is a request or stream that interceptors are told of. It is nil where there
-// are none, and its methods may be called then.
+// observed is a request or stream that interceptors are told of. It is nil where there are none,
+// and its methods may be called then.
 type observed struct {
 	conn  *Connection
 	start time.Time
@@ -24,8 +24,8 @@ type observed struct {
 
 func newObserved(c *Connection) *observed { return &observed{conn: c, start: time.Now()} }
 
-// begin tells n interceptors of a call, by calling intercept with the number of each.
-// After an error those that were told before have been told of the end.
+// begin tells n interceptors of a call, by calling intercept with the number of each. After an
+// error those that were told before have been told of the end.
 func (o *observed) begin(ctx context.Context, n int, intercept func(ctx context.Context, i int) (context.Context, func(CallResult), error)) (context.Context, error) {
 	told := false
 	defer func() {
@@ -90,8 +90,8 @@ func (o *observed) end(err error) {
 	}
 }
 
-// tell calls a function of the application's, whose panic is not grid's. It must not end
-// its goroutine.
+// tell calls a function of the application's, whose panic is not grid's. It must not end its
+// goroutine.
 func (o *observed) tell(end func(CallResult), r CallResult) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -104,8 +104,7 @@ func (o *observed) tell(end func(CallResult), r CallResult) {
 // intercepts reports whether there is anybody to be told of calls.
 func (c *Connection) intercepts() bool { return len(c.opts.CallInterceptors) > 0 }
 
-// beginCall tells the interceptors of a call, and returns the metadata that goes with
-// it, encoded.
+// beginCall tells the interceptors of a call, and returns the metadata that goes with it, encoded.
 func (c *Connection) beginCall(ctx context.Context, o *observed, info *CallInfo) (_ context.Context, metadata []byte, err error) {
 	info.Name, info.Host = c.opts.handlerName(info.Handler), c.remote
 	ctx, err = o.begin(ctx, len(c.opts.CallInterceptors), func(ctx context.Context, i int) (context.Context, func(CallResult), error) {
@@ -130,8 +129,8 @@ func (c *Connection) observe(payload int) *observed {
 	return o
 }
 
-// beginServe tells the interceptors of a call that is served. It returns the context
-// that its handler gets.
+// beginServe tells the interceptors of a call that is served. It returns the context that its
+// handler gets.
 func (c *Connection) beginServe(ctx context.Context, o *observed, info *CallInfo, metadata []byte) (context.Context, error) {
 	if o == nil {
 		return ctx, nil

@@ -12,8 +12,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// A peer that says it shuts down, and connects again at once, without end: there are
-// two links of it at most, and few lines in the log.
+// A peer that says it shuts down, and connects again at once, without end: there are two links of
+// it at most, and few lines in the log.
 func TestShutdown_DrainAndReconnectWithoutEndKeepsTwoLinks(t *testing.T) {
 	for name, closes := range map[string]bool{"closes the last": true, "leaves the last": false} {
 		t.Run(name, func(t *testing.T) {

@@ -12,18 +12,17 @@ import (
 type State uint32
 
 const (
-	// StateUnconnected is the state before the first connection: the side
-	// that dials has not begun to, the other has not been dialled.
+	// StateUnconnected is the state before the first connection: the side that dials has not begun
+	// to, the other has not been dialled.
 	StateUnconnected State = iota
 	// StateConnecting is the state of a side that is dialling.
 	StateConnecting
 	// StateConnected is the only state in which calls can be made.
 	StateConnected
-	// StateConnectionError is the state after a connection was lost or could
-	// not be made. The side that dials will try again.
+	// StateConnectionError is the state after a connection was lost or could not be made. The side
+	// that dials will try again.
 	StateConnectionError
-	// StateShutdown is the last state, once the Manager is closed or the host was
-	// removed.
+	// StateShutdown is the last state, once the Manager is closed or the host was removed.
 	StateShutdown
 )
 
@@ -58,8 +57,8 @@ func (s *State) UnmarshalText(text []byte) error {
 	return fmt.Errorf("grid: unknown state %q", text)
 }
 
-// transitions are the legal ones; docs/design.md shows them as a picture.
-// Connected to Connected is a connection that the peer has replaced.
+// transitions are the legal ones; docs/design.md shows them as a picture. Connected to Connected is
+// a connection that the peer has replaced.
 var transitions = map[State][]State{
 	StateUnconnected:     {StateConnecting, StateConnected, StateShutdown},
 	StateConnecting:      {StateConnected, StateConnectionError, StateShutdown},
@@ -86,8 +85,8 @@ func (s *stateMachine) get() State {
 	return s.state
 }
 
-// set changes the state, for a reason where there is one. It reports whether that is
-// legal, and changes nothing where it is not.
+// set changes the state, for a reason where there is one. It reports whether that is legal, and
+// changes nothing where it is not.
 func (s *stateMachine) set(to State, reason error) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -105,8 +104,8 @@ func (s *stateMachine) set(to State, reason error) bool {
 	return false
 }
 
-// waitConnected waits for StateConnected. It returns the cause of ctx if that
-// ends before, and errEnded once the state is StateShutdown.
+// waitConnected waits for StateConnected. It returns the cause of ctx if that ends before, and
+// errEnded once the state is StateShutdown.
 func (s *stateMachine) waitConnected(ctx context.Context) error {
 	for {
 		s.mu.Lock()

@@ -13,8 +13,8 @@ import (
 
 var allStates = []State{StateUnconnected, StateConnecting, StateConnected, StateConnectionError, StateShutdown}
 
-// documentedTransitions are those of the picture in the design document: a
-// fenced block between two marks, with a line for each state.
+// documentedTransitions are those of the picture in the design document: a fenced block between two
+// marks, with a line for each state.
 func documentedTransitions(t *testing.T) map[string][]string {
 	text, err := os.ReadFile(filepath.Join("docs", "design.md"))
 	require.NoError(t, err)

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Traffic is what has gone over a connection, or all of them, so far: from session to
-// session, and never less than before.
+// Traffic is what has gone over a connection, or all of them, so far: from session to session, and
+// never less than before.
 type Traffic struct {
 	// Bytes are those of the websockets, without TLS.
 	BytesIn, BytesOut int64
@@ -27,9 +27,9 @@ func (t *Traffic) add(o Traffic) {
 	t.BatchesOut += o.BatchesOut
 }
 
-// ConnectionStats is the state of a [Connection] at one moment. As JSON its fields have
-// the names that they have here, times are those of RFC 3339, and durations
-// nanoseconds; so it goes with expvar.Func.
+// ConnectionStats is the state of a [Connection] at one moment. As JSON its fields have the names
+// that they have here, times are those of RFC 3339, and durations nanoseconds; so it goes with
+// expvar.Func.
 type ConnectionStats struct {
 	// HostName is the base URL of the remote host.
 	HostName string
@@ -42,34 +42,32 @@ type ConnectionStats struct {
 	LastDisconnect time.Time
 	// Reconnects is the number of connections made after the first.
 	Reconnects int
-	// LastError is why the last connection was lost or could not be made, or why the
-	// remote was refused when it last tried; it stays when all is well again.
+	// LastError is why the last connection was lost or could not be made, or why the remote was
+	// refused when it last tried; it stays when all is well again.
 	LastError string
-	// RoundTrip is that of the last ping of the present connection; zero before the
-	// first. RoundTripMean and RoundTripDeviation are running averages, of it and of
-	// its distance from its mean, which give the last eighth and quarter to the last
-	// one.
+	// RoundTrip is that of the last ping of the present connection; zero before the first.
+	// RoundTripMean and RoundTripDeviation are running averages, of it and of its distance from its
+	// mean, which give the last eighth and quarter to the last one.
 	RoundTrip, RoundTripMean, RoundTripDeviation time.Duration
 	Traffic
 	// Calls and Streams were started here and are under way.
 	Calls, Streams int
-	// Handlers are running here for the remote host, or have an answer that waits to
-	// be sent.
+	// Handlers are running here for the remote host, or have an answer that waits to be sent.
 	Handlers int
 	// StreamsServed are the streams among them.
 	StreamsServed int
-	// SlowConsumers are streams, of both directions, whose sender must wait because
-	// the consumer here has not taken what came.
+	// SlowConsumers are streams, of both directions, whose sender must wait because the consumer
+	// here has not taken what came.
 	SlowConsumers int
 	// KeptBytes are those of payloads that count towards MaxHostBytes.
 	KeptBytes int64
 	// QueuedBytes wait to be sent, and so do QueuedSenders, for room to.
 	QueuedBytes, QueuedSenders int
-	// Refused is how many calls and streams of the remote host were refused here, for
-	// whatever reason but the handler's own.
+	// Refused is how many calls and streams of the remote host were refused here, for whatever
+	// reason but the handler's own.
 	Refused int64
-	// LimitsReached is how often limits for this host were reached here, by the name
-	// of the option; nil for never.
+	// LimitsReached is how often limits for this host were reached here, by the name of the option;
+	// nil for never.
 	LimitsReached map[string]int64
 }
 
@@ -126,8 +124,8 @@ func (s *session) traffic() Traffic {
 	return t
 }
 
-// Stats returns the present statistics; their zero value for nil. It takes time in
-// proportion to the streams that are open.
+// Stats returns the present statistics; their zero value for nil. It takes time in proportion to
+// the streams that are open.
 func (c *Connection) Stats() ConnectionStats {
 	if c == nil {
 		return ConnectionStats{}

@@ -5,10 +5,9 @@ import (
 	"errors"
 )
 
-// Subroute is a [Connection] to the handlers that are registered under a
-// subroute: a name of the application's, such as that of a disk, under which
-// the same handler IDs mean something of their own. It is cheap to keep and
-// safe for concurrent use. Its methods may be called on nil.
+// Subroute is a [Connection] to the handlers that are registered under a subroute: a name of the
+// application's, such as that of a disk, under which the same handler IDs mean something of their
+// own. It is cheap to keep and safe for concurrent use. Its methods may be called on nil.
 type Subroute struct {
 	conn  *Connection
 	route string
@@ -54,8 +53,8 @@ func (s *Subroute) openStream(ctx context.Context, id HandlerID, payload []byte,
 	return s.conn.open(ctx, id, s.route, &sub, payload, caps)
 }
 
-// Subroute returns the subroute below this one: the names are joined with "/".
-// An empty name gives calls that fail.
+// Subroute returns the subroute below this one: the names are joined with "/". An empty name gives
+// calls that fail.
 func (s *Subroute) Subroute(name string) *Subroute {
 	if s == nil {
 		return nil

@@ -1,17 +1,15 @@
-// Package grid lets the servers of a cluster call each other: each pair of them
-// shares one websocket, and over it both sides make single requests and open
-// streams.
+// Package grid lets the servers of a cluster call each other: each pair of them shares one
+// websocket, and over it both sides make single requests and open streams.
 //
-// It is meant for many small messages between hosts that know each other. Large
-// payloads work, but it is not tuned for them.
+// It is meant for many small messages between hosts that know each other. Large payloads work, but
+// it is not tuned for them.
 //
 // # Setting up
 //
-// Every host is named by a base URL, and knows those of all others. It makes one
-// [Manager] with [NewManager], mounts [Manager.Handler] at [RoutePath] of an HTTP
-// server that is reached by its own base URL, and registers its handlers, before
-// or while it serves. Of each pair of hosts one dials the other, by a rule that
-// both know; the Manager does so, and reconnects, by itself.
+// Every host is named by a base URL, and knows those of all others. It makes one [Manager] with
+// [NewManager], mounts [Manager.Handler] at [RoutePath] of an HTTP server that is reached by its
+// own base URL, and registers its handlers, before or while it serves. Of each pair of hosts one
+// dials the other, by a rule that both know; the Manager does so, and reconnects, by itself.
 //
 //	m, err := grid.NewManager(ctx, grid.ManagerOptions{
 //		Local:     "http://10.0.0.1:9000",
@@ -21,89 +19,81 @@
 //	})
 //	mux.Handle(grid.RoutePath, m.Handler())
 //
-// [Manager.Connection] is the way to another host. It is there from the start,
-// whether or not there is a link: without one every call on it returns
-// [ErrDisconnected] at once. [Connection.WaitForConnect] waits for the link,
-// [Connection.State] and [Connection.Stats] tell of it. For a host that is not
-// known, and for the local one unless LocalCalls is set, the Connection is nil; calls on
-// nil return [ErrDisconnected] too, and never panic. [Manager.AddHost],
+// [Manager.Connection] is the way to another host. It is there from the start, whether or not there
+// is a link: without one every call on it returns [ErrDisconnected] at once.
+// [Connection.WaitForConnect] waits for the link, [Connection.State] and [Connection.Stats] tell of
+// it. For a host that is not known, and for the local one unless LocalCalls is set, the Connection
+// is nil; calls on nil return [ErrDisconnected] too, and never panic. [Manager.AddHost],
 // [Manager.RemoveHost] and [Manager.SetHosts] change which hosts there are.
 //
-// A handler goes by a [HandlerID], 1 to 255, which all hosts agree on, and
-// optionally by a subroute: a name under which the same IDs mean something of
-// their own, such as that of a disk. [Connection.Subroute] calls those.
+// A handler goes by a [HandlerID], 1 to 255, which all hosts agree on, and optionally by a
+// subroute: a name under which the same IDs mean something of their own, such as that of a disk.
+// [Connection.Subroute] calls those.
 //
-// [Manager.Close], or the end of the context given to NewManager, closes all links
-// at once. [Manager.Shutdown] lets what is under way finish before.
+// [Manager.Close], or the end of the context given to NewManager, closes all links at once.
+// [Manager.Shutdown] lets what is under way finish before.
 //
 // # Single requests
 //
-// A single request carries one payload there and one back.
-// [Manager.RegisterSingleHandler] registers what answers it,
-// [Connection.SingleRequest] makes one. Any number may be under way at a time,
-// and their answers come in any order.
+// A single request carries one payload there and one back. [Manager.RegisterSingleHandler]
+// registers what answers it, [Connection.SingleRequest] makes one. Any number may be under way at a
+// time, and their answers come in any order.
 //
 // # Streams
 //
-// A stream carries any number of messages, in either direction or both, in
-// order. [Manager.RegisterStreamingHandler] registers what serves it,
-// [Connection.NewStream] opens one.
+// A stream carries any number of messages, in either direction or both, in order.
+// [Manager.RegisterStreamingHandler] registers what serves it, [Connection.NewStream] opens one.
 //
-// The handler reads its input from one channel and sends its output to another.
-// The client sends with [Stream.Send] and [Stream.CloseSend], or through the
-// channel [Stream].Requests, and receives with [Stream.Results] or the iterator
-// [Stream.All]. A sender that is ahead of its receiver by more than the
-// capacities of the [StreamHandler] blocks: a slow consumer slows down its own
-// stream, and nothing else. Between two hosts of this implementation the window
-// grows from there with a consumer that keeps up, to 512 messages or 1 MiB,
-// whichever is less.
+// The handler reads its input from one channel and sends its output to another. The client sends
+// with [Stream.Send] and [Stream.CloseSend], or through the channel [Stream].Requests, and receives
+// with [Stream.Results] or the iterator [Stream.All]. A sender that is ahead of its receiver by
+// more than the capacities of the [StreamHandler] blocks: a slow consumer slows down its own
+// stream, and nothing else. Between two hosts of this implementation the window grows from there
+// with a consumer that keeps up, to 512 messages or 1 MiB, whichever is less.
 //
-// A stream ends once and says how. Results returns nil only if the handler
-// returned nil, and then everything that it sent has been delivered. A handler
-// can tell the end of its input from an abort: in both cases its input channel is
-// closed, and after an abort its context has ended before.
+// A stream ends once and says how. Results returns nil only if the handler returned nil, and then
+// everything that it sent has been delivered. A handler can tell the end of its input from an
+// abort: in both cases its input channel is closed, and after an abort its context has ended
+// before.
 //
-// A stream must be consumed to its end, or its context be cancelled; otherwise
-// it holds resources on both hosts.
+// A stream must be consumed to its end, or its context be cancelled; otherwise it holds resources
+// on both hosts.
 //
 // # Typed calls
 //
-// [NewSingleHandler] and [NewStream] make calls that take and return values in
-// place of bytes: both hosts share one declaration, which the one Registers and
-// the other Calls. A value is anything that is a [RoundTripper]: a pointer to a
-// type with code generated by msgp (github.com/tinylib/msgp), or one of the types
-// of this package: [MSS], [URLValues], [Bytes], [JSON], [Array] and [NoPayload].
+// [NewSingleHandler] and [NewStream] make calls that take and return values in place of bytes: both
+// hosts share one declaration, which the one Registers and the other Calls. A value is anything
+// that is a [RoundTripper]: a pointer to a type with code generated by msgp
+// (github.com/tinylib/msgp), or one of the types of this package: [MSS], [URLValues], [Bytes],
+// [JSON], [Array] and [NoPayload].
 //
 // # Concurrency
 //
-// Everything may be used concurrently unless its documentation says otherwise. A
-// Stream has one consumer; it may be sent to meanwhile.
+// Everything may be used concurrently unless its documentation says otherwise. A Stream has one
+// consumer; it may be sent to meanwhile.
 //
-// Handlers run concurrently, never on the goroutine that reads the connection,
-// and may block. How many may run for one host at a time is limited by
-// ManagerOptions.MaxHandlers. A panic in one is logged, and its caller gets an
-// error.
+// Handlers run concurrently, never on the goroutine that reads the connection, and may block. How
+// many may run for one host at a time is limited by ManagerOptions.MaxHandlers. A panic in one is
+// logged, and its caller gets an error.
 //
 // # Buffer ownership
 //
-// A payload that is given to a call, or to Send, stays the caller's, and may be
-// reused when that has returned. What a call returns, or a stream yields, is the
-// receiver's. A handler owns what it is given. What a handler returns, and what
-// goes into a channel on either side, is grid's from then on and must not be
-// touched. A nil payload and an empty one are told apart, but for messages of a
-// stream, where nil arrives as empty.
+// A payload that is given to a call, or to Send, stays the caller's, and may be reused when that
+// has returned. What a call returns, or a stream yields, is the receiver's. A handler owns what it
+// is given. What a handler returns, and what goes into a channel on either side, is grid's from
+// then on and must not be touched. A nil payload and an empty one are told apart, but for messages
+// of a stream, where nil arrives as empty.
 //
-// [GetByteBuffer] and [PutByteBuffer] are the pool that grid itself uses. Who
-// owns a buffer may put it back, once, and need not. Typed values have owners by
-// the same rules; PutRequest and PutResponse of the typed handlers are optional
-// too.
+// [GetByteBuffer] and [PutByteBuffer] are the pool that grid itself uses. Who owns a buffer may put
+// it back, once, and need not. Typed values have owners by the same rules; PutRequest and
+// PutResponse of the typed handlers are optional too.
 //
 // # Errors
 //
-// What the remote host answers in place of a result is a *[RemoteErr]: the error
-// of a handler, its panic, or that the host does not run one. [IsRemoteErr] and
-// [errors.As] find it; [errors.Is] compares its text, so a sentinel that both
-// hosts know can be used across the wire. Everything else arose on this side:
+// What the remote host answers in place of a result is a *[RemoteErr]: the error of a handler, its
+// panic, or that the host does not run one. [IsRemoteErr] and [errors.As] find it; [errors.Is]
+// compares its text, so a sentinel that both hosts know can be used across the wire. Everything
+// else arose on this side:
 //
 //   - [ErrDisconnected]: there is no link, or it was lost during the call. In the
 //     second case the remote may or may not have acted on it.
@@ -116,25 +106,22 @@
 //   - [ErrIncorrectSequence], [ErrFlowControl], [ErrProtocol]: the remote broke
 //     the protocol.
 //
-// All are to be tested with errors.Is, because they are wrapped with what
-// happened. A RemoteErr never is ErrDisconnected or an error of package context,
-// whatever its text.
+// All are to be tested with errors.Is, because they are wrapped with what happened. A RemoteErr
+// never is ErrDisconnected or an error of package context, whatever its text.
 //
 // # Deadlines and cancellation
 //
-// The deadline of a context travels with the call, as the time that is left. A
-// single request without one has a deadline of one minute, a stream without one
-// has none. When its context ends, a call returns at once.
+// The deadline of a context travels with the call, as the time that is left. A single request
+// without one has a deadline of one minute, a stream without one has none. When its context ends, a
+// call returns at once.
 //
-// A single handler is not told; its answer, when it comes late, is thrown away. One
-// that is registered with [Manager.RegisterSingleHandlerContext] has a context, which
-// ends at the deadline, with the link, and when the handler returns. A stream handler
-// has one that ends with the caller's as well. [GetCaller] and [GetSubroute] read from
-// it who called, and under which subroute.
+// A single handler is not told; its answer, when it comes late, is thrown away. One that is
+// registered with [Manager.RegisterSingleHandlerContext] has a context, which ends at the deadline,
+// with the link, and when the handler returns. A stream handler has one that ends with the caller's
+// as well. [GetCaller] and [GetSubroute] read from it who called, and under which subroute.
 //
-// Links are pinged. One that is dead is noticed within two intervals,
-// ManagerOptions.PingInterval, and every call on it fails then. So is a stream
-// whose other end is gone.
+// Links are pinged. One that is dead is noticed within two intervals, ManagerOptions.PingInterval,
+// and every call on it fails then. So is a stream whose other end is gone.
 //
 // # Limits
 //
@@ -157,21 +144,19 @@
 //
 // # Watching
 //
-// [Manager.Stats] and [Connection.Stats] are what is and was, also as JSON for
-// expvar.Func. ManagerOptions.OnStateChange is told of every connection that is made or
-// lost, CallInterceptors and ServeInterceptors of every request and stream on their
-// side: they may refuse it, change its context, and send metadata along.
-// ManagerOptions.Logger gets what an operator should know, at a bounded rate.
+// [Manager.Stats] and [Connection.Stats] are what is and was, also as JSON for expvar.Func.
+// ManagerOptions.OnStateChange is told of every connection that is made or lost, CallInterceptors
+// and ServeInterceptors of every request and stream on their side: they may refuse it, change its
+// context, and send metadata along. ManagerOptions.Logger gets what an operator should know, at a
+// bounded rate.
 //
-// Package [github.com/gridrpc/grid/gridstatus] is a page on all hosts for operators.
-// Package [github.com/gridrpc/grid/gridtest] makes a whole grid in one process for
-// tests. Modules of their own are gridprom (Prometheus), gridotel (OpenTelemetry) and
-// gridmember (hosts by gossip).
+// Package [github.com/gridrpc/grid/gridstatus] is a page on all hosts for operators. Package
+// [github.com/gridrpc/grid/gridtest] makes a whole grid in one process for tests. Modules of their
+// own are gridprom (Prometheus), gridotel (OpenTelemetry) and gridmember (hosts by gossip).
 //
 // # The protocol
 //
-// The messages are MessagePack over a websocket with HTTP/1.1, version 1 of the
-// protocol that the grid inside MinIO speaks, with extensions that two hosts of
-// this implementation agree on. docs/protocol.md describes it, and
-// docs/design.md how this package is built.
+// The messages are MessagePack over a websocket with HTTP/1.1, version 1 of the protocol that the
+// grid inside MinIO speaks, with extensions that two hosts of this implementation agree on.
+// docs/protocol.md describes it, and docs/design.md how this package is built.
 package grid

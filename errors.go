@@ -7,62 +7,59 @@ import (
 	"strings"
 )
 
-// Errors that arise on this side. None of them ever stands for something that
-// the remote host said; that is a [RemoteErr].
+// Errors that arise on this side. None of them ever stands for something that the remote host said;
+// that is a [RemoteErr].
 var (
-	// ErrDisconnected is returned, often wrapped with a reason, when there is
-	// no connection to the host, when it is lost while a call or stream is
-	// under way, and by every method of a nil [Connection] or [Subroute].
-	// Whether the remote has seen the request is then unknown, except where
-	// there was no connection to begin with.
+	// ErrDisconnected is returned, often wrapped with a reason, when there is no connection to the
+	// host, when it is lost while a call or stream is under way, and by every method of a nil
+	// [Connection] or [Subroute]. Whether the remote has seen the request is then unknown, except
+	// where there was no connection to begin with.
 	ErrDisconnected = errors.New("grid: disconnected")
 
 	// ErrUnknownHandler is returned for the reserved handler ID 0.
 	ErrUnknownHandler = errors.New("grid: unknown handler")
 
-	// ErrHandlerAlreadyExists is returned, wrapped with the ID, by the
-	// registration of a second handler under one ID and subroute.
+	// ErrHandlerAlreadyExists is returned, wrapped with the ID, by the registration of a second
+	// handler under one ID and subroute.
 	ErrHandlerAlreadyExists = errors.New("grid: handler already exists")
 
-	// ErrIncorrectSequence ends a stream whose messages did not arrive one
-	// after the other (protocol section 5).
+	// ErrIncorrectSequence ends a stream whose messages did not arrive one after the other
+	// (protocol section 5).
 	ErrIncorrectSequence = errors.New("grid: stream message out of sequence")
 
-	// ErrFlowControl ends a stream whose remote end sent a message without a
-	// credit for it, or returned credits that it did not have (section 5).
+	// ErrFlowControl ends a stream whose remote end sent a message without a credit for it, or
+	// returned credits that it did not have (section 5).
 	ErrFlowControl = errors.New("grid: flow control violated")
 
-	// ErrMessageTooLarge is returned, wrapped with both sizes, for a payload
-	// above ManagerOptions.MaxMessageSize. Nothing has been sent then.
+	// ErrMessageTooLarge is returned, wrapped with both sizes, for a payload above
+	// ManagerOptions.MaxMessageSize. Nothing has been sent then.
 	ErrMessageTooLarge = errors.New("grid: message too large")
 
-	// ErrOverloaded is a call or stream that was refused because a limit of
-	// [ManagerOptions] was reached, wrapped with which one it was. Most often the
-	// remote has refused it; then it is a [RemoteErr] as well, which [errors.As]
-	// finds. The handler of a refused call has not run, unless the text says that
-	// its answer was dropped.
+	// ErrOverloaded is a call or stream that was refused because a limit of [ManagerOptions] was
+	// reached, wrapped with which one it was. Most often the remote has refused it; then it is a
+	// [RemoteErr] as well, which [errors.As] finds. The handler of a refused call has not run,
+	// unless the text says that its answer was dropped.
 	//
-	// It also ends a stream that is under way, on both sides, if more waits in it
-	// than may.
+	// It also ends a stream that is under way, on both sides, if more waits in it than may.
 	ErrOverloaded = errors.New("grid: overloaded")
 
-	// ErrProtocol ends a call, a stream or a connection whose remote end sent
-	// what the protocol does not allow there. It is wrapped with what it was.
+	// ErrProtocol ends a call, a stream or a connection whose remote end sent what the protocol
+	// does not allow there. It is wrapped with what it was.
 	ErrProtocol = errors.New("grid: protocol violated")
 )
 
-// RemoteErr is an error that came from the remote side: what a handler
-// returned, or the remote's reason for not running one. It travels as its text.
+// RemoteErr is an error that came from the remote side: what a handler returned, or the remote's
+// reason for not running one. It travels as its text.
 //
-// A call returns it as *RemoteErr, wrapped if it is [ErrOverloaded] as well.
-// [errors.As] finds it with a *RemoteErr or a RemoteErr as the target. [errors.Is] compares the text, so a remote's answer
-// can be told by the sentinel that its handler returned; local conditions are
-// excepted: a RemoteErr never is one of the errors of this package,
-// [context.Canceled] or [context.DeadlineExceeded], whatever its text.
+// A call returns it as *RemoteErr, wrapped if it is [ErrOverloaded] as well. [errors.As] finds it
+// with a *RemoteErr or a RemoteErr as the target. [errors.Is] compares the text, so a remote's
+// answer can be told by the sentinel that its handler returned; local conditions are excepted: a
+// RemoteErr never is one of the errors of this package, [context.Canceled] or
+// [context.DeadlineExceeded], whatever its text.
 type RemoteErr string
 
-// NewRemoteErr makes a RemoteErr with the text of err. It returns nil for nil,
-// and err itself where err is a *RemoteErr.
+// NewRemoteErr makes a RemoteErr with the text of err. It returns nil for nil, and err itself where
+// err is a *RemoteErr.
 func NewRemoteErr(err error) *RemoteErr {
 	if err == nil {
 		return nil
@@ -109,8 +106,7 @@ func (r RemoteErr) Is(target error) bool {
 	return string(r) == target.Error()
 }
 
-// As sets a *RemoteErr or **RemoteErr target, for [errors.As], and reports whether target
-// was one.
+// As sets a *RemoteErr or **RemoteErr target, for [errors.As], and reports whether target was one.
 func (r RemoteErr) As(target any) bool {
 	switch t := target.(type) {
 	case *RemoteErr:
@@ -144,9 +140,8 @@ func (e *limitError) Error() string { return ErrOverloaded.Error() + ": " + e.te
 // Is reports whether target is ErrOverloaded.
 func (e *limitError) Is(target error) bool { return target == ErrOverloaded }
 
-// refusal is what the remote has said for itself, rather than one of its handlers.
-// If it was an overloadedf there, it is [ErrOverloaded] here; a handler's text never
-// is.
+// refusal is what the remote has said for itself, rather than one of its handlers. If it was an
+// overloadedf there, it is [ErrOverloaded] here; a handler's text never is.
 func refusal(text string) error {
 	r := NewRemoteErrString(text)
 	if strings.HasPrefix(text, ErrOverloaded.Error()+": ") {
@@ -168,8 +163,8 @@ func disconnected(reason error) error {
 	return &disconnectError{reason}
 }
 
-// disconnectError is ErrDisconnected with its reason in the text only: a lost
-// connection must not be mistaken for whatever caused the loss.
+// disconnectError is ErrDisconnected with its reason in the text only: a lost connection must not
+// be mistaken for whatever caused the loss.
 type disconnectError struct{ reason error }
 
 func (e *disconnectError) Error() string { return ErrDisconnected.Error() + ": " + e.reason.Error() }

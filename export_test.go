@@ -9,8 +9,7 @@ import (
 	"github.com/gridrpc/grid/internal/credit"
 )
 
-// What the tests of package grid_test see of the inside. Those of other packages see
-// nothing of it.
+// What the tests of package grid_test see of the inside. Those of other packages see nothing of it.
 
 // Session is one of a connection's.
 type Session = session
@@ -89,8 +88,8 @@ func (s *session) QueueBounds() error {
 	return nil
 }
 
-// RunLate hands the handler of an ID a request whose deadline has passed a second ago, as
-// if no worker had had the time.
+// RunLate hands the handler of an ID a request whose deadline has passed a second ago, as if no
+// worker had had the time.
 func (s *session) RunLate(id HandlerID, payload []byte) {
 	m := message{MuxID: 1, Handler: id, DeadlineMS: 1}
 	if s.conn.handlerSlots.Acquire() != nil {
@@ -161,8 +160,8 @@ func SelfLinks(m *Manager) [2]*Connection { return [2]*Connection{m.self.near, m
 // PeerOf is the connection that arrivals from a host belong to.
 func PeerOf(m *Manager, host string) *Connection { return m.peer(host) }
 
-// HasSingle reports whether there is a handler for single requests, under a subroute if it
-// is not empty.
+// HasSingle reports whether there is a handler for single requests, under a subroute if it is not
+// empty.
 func HasSingle(m *Manager, id HandlerID, subroute string) bool {
 	var sub *subHandlerID
 	if subroute != "" {

@@ -49,8 +49,7 @@ func TestManager_TwoServersCallEachOther(t *testing.T) {
 	require.ErrorIs(t, st.Send(nil), io.EOF)
 }
 
-// What package rig has written down of the limits is what they are: else this does not
-// compile.
+// What package rig has written down of the limits is what they are: else this does not compile.
 var (
 	same = [1]struct{}{}
 	_    = same[grid.MinBackoff-rig.MinBackoff]

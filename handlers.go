@@ -13,38 +13,32 @@ import (
 
 // SingleHandlerFn answers a single request.
 //
-// It owns payload, and may keep it, return it, or give it to [PutByteBuffer].
-// The buffer that it returns is grid's from then on; nil and empty arrive as
-// such. A non-nil error is what the caller gets, as *[RemoteErr]; the buffer is
-// ignored then. A panic is answered with an error, and logged with its stack: of each
-// handler the first, and then one an hour.
+// It owns payload, and may keep it, return it, or give it to [PutByteBuffer]. The buffer that it
+// returns is grid's from then on; nil and empty arrive as such. A non-nil error is what the caller
+// gets, as *[RemoteErr]; the buffer is ignored then. A panic is answered with an error, and logged
+// with its stack: of each handler the first, and then one an hour.
 //
-// It never runs on the goroutine that reads the connection, so it may block, and
-// it runs concurrently with others: of two requests that are under way at the same time,
-// the second may be handled first.
-// If the caller's deadline has passed when it returns, nothing is sent; if it has
+// It never runs on the goroutine that reads the connection, so it may block, and it runs
+// concurrently with others: of two requests that are under way at the same time, the second may be
+// handled first. If the caller's deadline has passed when it returns, nothing is sent; if it has
 // passed before there was time to call it, it is not called.
 type SingleHandlerFn func(payload []byte) ([]byte, *RemoteErr)
 
 // StreamHandlerFn serves a stream.
 //
-// It owns payload and what it receives from in. What it sends to out is grid's
-// from then on. Sending blocks while the client has not kept up, but never
-// after the stream has ended; what is sent then is thrown away. It must not
-// close out, nor send to it after it has returned: nobody reads it then, so a
-// goroutine that it leaves behind must select on ctx.Done() as well.
+// It owns payload and what it receives from in. What it sends to out is grid's from then on.
+// Sending blocks while the client has not kept up, but never after the stream has ended; what is
+// sent then is thrown away. It must not close out, nor send to it after it has returned: nobody
+// reads it then, so a goroutine that it leaves behind must select on ctx.Done() as well.
 //
-// in is closed when the client has ended its input; it is closed from the start
-// if the stream has none. When the stream is aborted ctx ends first, then in is
-// closed: so a handler that acts at the end of its input checks ctx.Err()
-// before. [context.Cause] of ctx is [context.Canceled] if the client gave up or
-// the handler has returned, [context.DeadlineExceeded] after the client's
-// deadline, wraps [ErrDisconnected] if the connection was lost, or is an error
-// of the protocol.
+// in is closed when the client has ended its input; it is closed from the start if the stream has
+// none. When the stream is aborted ctx ends first, then in is closed: so a handler that acts at the
+// end of its input checks ctx.Err() before. [context.Cause] of ctx is [context.Canceled] if the
+// client gave up or the handler has returned, [context.DeadlineExceeded] after the client's
+// deadline, wraps [ErrDisconnected] if the connection was lost, or is an error of the protocol.
 //
-// A nil return ends the stream well, after everything sent before was
-// delivered; an error arrives as *[RemoteErr]. A panic is answered with an
-// error.
+// A nil return ends the stream well, after everything sent before was delivered; an error arrives
+// as *[RemoteErr]. A panic is answered with an error.
 type StreamHandlerFn func(ctx context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *RemoteErr
 
 // StreamHandler is a [StreamHandlerFn] and how to serve it.
@@ -53,23 +47,20 @@ type StreamHandler struct {
 	Handle StreamHandlerFn
 	// Subroute, if not empty, is where the handler is registered.
 	Subroute string
-	// OutCapacity is how many messages may be on their way to the client at
-	// first, from 1 to 65536; the default is 1. Between two peers of this
-	// implementation it grows with a client that keeps up. As many again, 64 at
-	// most, fit into the handler's channel.
+	// OutCapacity is how many messages may be on their way to the client at first, from 1 to 65536;
+	// the default is 1. Between two peers of this implementation it grows with a client that keeps
+	// up. As many again, 64 at most, fit into the handler's channel.
 	OutCapacity int
-	// InCapacity is the same for the client's messages. 0 means that the
-	// handler takes no input.
+	// InCapacity is the same for the client's messages. 0 means that the handler takes no input.
 	InCapacity int
 }
 
 // SingleHandlerContextFn is a [SingleHandlerFn] with a context.
 //
-// The context ends at the caller's deadline, when the connection is lost or closed, by
-// either side, and when the handler has returned; [context.Cause] is
-// [context.DeadlineExceeded], an error that wraps [ErrDisconnected], or
-// [context.Canceled]. That the caller has given up before its deadline is not told.
-// [GetCaller] and [GetSubroute] work on it.
+// The context ends at the caller's deadline, when the connection is lost or closed, by either side,
+// and when the handler has returned; [context.Cause] is [context.DeadlineExceeded], an error that
+// wraps [ErrDisconnected], or [context.Canceled]. That the caller has given up before its deadline
+// is not told. [GetCaller] and [GetSubroute] work on it.
 type SingleHandlerContextFn func(ctx context.Context, payload []byte) ([]byte, *RemoteErr)
 
 // singleEntry is a registered handler of single requests.
@@ -118,8 +109,8 @@ func rawStreamEntry(h StreamHandler) (*streamEntry, error) {
 	})
 }
 
-// registry holds the handlers of a manager. Reading it takes no lock: each
-// registration makes a new table.
+// registry holds the handlers of a manager. Reading it takes no lock: each registration makes a new
+// table.
 type registry struct {
 	opts  *ManagerOptions // set once
 	mu    sync.Mutex      // serialises registrations
@@ -204,14 +195,12 @@ func registeredSubroute(parts []string) (string, error) {
 	return joinSubroutes(parts...), nil
 }
 
-// RegisterSingleHandler makes h answer single requests to id, under the
-// subroute whose parts are given, joined with "/"; without any, requests that
-// name no subroute. It may be called at any time, also while serving, and
-// concurrently.
+// RegisterSingleHandler makes h answer single requests to id, under the subroute whose parts are
+// given, joined with "/"; without any, requests that name no subroute. It may be called at any
+// time, also while serving, and concurrently.
 //
-// It returns [ErrHandlerAlreadyExists] if there is a handler of either kind for
-// that ID and subroute, [ErrUnknownHandler] for ID 0, and an error for an empty
-// subroute or a nil h.
+// It returns [ErrHandlerAlreadyExists] if there is a handler of either kind for that ID and
+// subroute, [ErrUnknownHandler] for ID 0, and an error for an empty subroute or a nil h.
 func (m *Manager) RegisterSingleHandler(id HandlerID, h SingleHandlerFn, subroute ...string) error {
 	if h == nil {
 		return nilHandlerError(m, id)
@@ -223,8 +212,8 @@ func (m *Manager) RegisterSingleHandler(id HandlerID, h SingleHandlerFn, subrout
 	return m.handlers.add(id, route, handler{single: &singleEntry{fn: h, subroute: route}})
 }
 
-// RegisterSingleHandlerContext is [Manager.RegisterSingleHandler] for a handler that
-// wants a context: it costs a few allocations for each call.
+// RegisterSingleHandlerContext is [Manager.RegisterSingleHandler] for a handler that wants a
+// context: it costs a few allocations for each call.
 func (m *Manager) RegisterSingleHandlerContext(id HandlerID, h SingleHandlerContextFn, subroute ...string) error {
 	if h == nil {
 		return nilHandlerError(m, id)
@@ -236,12 +225,11 @@ func (m *Manager) RegisterSingleHandlerContext(id HandlerID, h SingleHandlerCont
 	return m.handlers.add(id, route, handler{single: &singleEntry{contextFn: h, subroute: route}})
 }
 
-// RegisterStreamingHandler makes h serve streams to id. It may be called at any
-// time, also while serving, and concurrently.
+// RegisterStreamingHandler makes h serve streams to id. It may be called at any time, also while
+// serving, and concurrently.
 //
-// It returns [ErrHandlerAlreadyExists] if there is a handler of either kind for
-// that ID and subroute, [ErrUnknownHandler] for ID 0, and an error for bad
-// capacities or a missing Handle.
+// It returns [ErrHandlerAlreadyExists] if there is a handler of either kind for that ID and
+// subroute, [ErrUnknownHandler] for ID 0, and an error for bad capacities or a missing Handle.
 func (m *Manager) RegisterStreamingHandler(id HandlerID, h StreamHandler) error {
 	e, err := rawStreamEntry(h)
 	if err != nil {

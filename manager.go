@@ -12,9 +12,8 @@ import (
 	"github.com/gridrpc/grid/internal/errlog"
 )
 
-// Manager is this host's end of the grid: it holds one [Connection] to every
-// other host, and the handlers that they may call. All methods may be called
-// concurrently.
+// Manager is this host's end of the grid: it holds one [Connection] to every other host, and the
+// handlers that they may call. All methods may be called concurrently.
 type Manager struct {
 	// ID is new for every Manager, so that its peers can tell a restart.
 	ID uuid.UUID
@@ -41,9 +40,9 @@ type Manager struct {
 	work   sync.WaitGroup // goroutines of dialling, accepting and of sessions
 }
 
-// NewManager checks the options and begins to connect to the other hosts, at
-// once or when BlockConnect is closed. Mount [Manager.Handler] so that they can
-// reach this one. The end of ctx closes the Manager, as [Manager.Close] does.
+// NewManager checks the options and begins to connect to the other hosts, at once or when
+// BlockConnect is closed. Mount [Manager.Handler] so that they can reach this one. The end of ctx
+// closes the Manager, as [Manager.Close] does.
 //
 // An error names the option that is wrong.
 func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
@@ -76,13 +75,12 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 // HostName returns the base URL of this host.
 func (m *Manager) HostName() string { return m.opts.Local }
 
-// Targets returns the base URLs of the other hosts, sorted. The slice is the
-// caller's.
+// Targets returns the base URLs of the other hosts, sorted. The slice is the caller's.
 func (m *Manager) Targets() []string { return slices.Clone(m.hosts.Load().targets) }
 
-// Connection returns the connection to host, by its base URL; nil for one that is not
-// known, and for the local host unless ManagerOptions.LocalCalls is set. The methods
-// of a nil *Connection return [ErrDisconnected].
+// Connection returns the connection to host, by its base URL; nil for one that is not known, and
+// for the local host unless ManagerOptions.LocalCalls is set. The methods of a nil *Connection
+// return [ErrDisconnected].
 func (m *Manager) Connection(host string) *Connection {
 	if host == m.opts.Local && m.self != nil {
 		return m.self.near
@@ -90,8 +88,8 @@ func (m *Manager) Connection(host string) *Connection {
 	return m.peer(host)
 }
 
-// begin registers a goroutine that Close waits for, with m.work.Done to be
-// called at its end. It reports whether that may start: not once the manager is closed.
+// begin registers a goroutine that Close waits for, with m.work.Done to be called at its end. It
+// reports whether that may start: not once the manager is closed.
 func (m *Manager) begin() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -111,11 +109,10 @@ func (m *Manager) start(f func()) {
 	}
 }
 
-// Close closes all connections: calls and streams that are under way end with
-// [ErrDisconnected], also those of the remote hosts, and the contexts of
-// handlers end. It waits for everything that grid itself has started, but not
-// for handlers. It may be called more than once and from a handler, and always
-// returns nil.
+// Close closes all connections: calls and streams that are under way end with [ErrDisconnected],
+// also those of the remote hosts, and the contexts of handlers end. It waits for everything that
+// grid itself has started, but not for handlers. It may be called more than once and from a
+// handler, and always returns nil.
 func (m *Manager) Close() error {
 	m.unwatch()
 	m.close()

@@ -9,14 +9,13 @@ import (
 	"github.com/gridrpc/grid/internal/wsconn"
 )
 
-// Handler returns the HTTP handler through which the other hosts connect. Mount
-// it at RoutePath; it needs HTTP/1.1 and a ResponseWriter that can be hijacked.
+// Handler returns the HTTP handler through which the other hosts connect. Mount it at RoutePath; it
+// needs HTTP/1.1 and a ResponseWriter that can be hijacked.
 //
-// A request that is no websocket upgrade is answered 426. One whose bearer token
-// AuthToken refuses, or where one of authReq is given, that any of those refuses
-// in place of AuthToken, is answered 403, and so is one that a browser sends for
-// a page of another origin. Upgrades are answered 503 once the Manager is shutting
-// down, and while there are more than MaxHandshakes.
+// A request that is no websocket upgrade is answered 426. One whose bearer token AuthToken refuses,
+// or where one of authReq is given, that any of those refuses in place of AuthToken, is answered
+// 403, and so is one that a browser sends for a page of another origin. Upgrades are answered 503
+// once the Manager is shutting down, and while there are more than MaxHandshakes.
 func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if !wsconn.IsUpgrade(r) {
@@ -44,8 +43,7 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 		// Also where a function of the application has panicked.
 		defer m.work.Done()
 		if s := m.accept(w, r, a); s != nil {
-			// The request ends here; the session goes on without what the HTTP
-			// server keeps for it.
+			// The request ends here; the session goes on without what the HTTP server keeps for it.
 			m.start(func() { s.conn.serve(s) })
 		}
 	}
@@ -83,8 +81,7 @@ func bearerToken(r *http.Request) string {
 	return token
 }
 
-// accept upgrades a request and performs the handshake. It returns nil if that
-// failed.
+// accept upgrades a request and performs the handshake. It returns nil if that failed.
 func (m *Manager) accept(w http.ResponseWriter, r *http.Request, a *arrival) *session {
 	waitCtx, cancel := context.WithCancel(r.Context())
 	defer cancel()
@@ -136,8 +133,8 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request, a *arrival) *se
 	return s
 }
 
-// stranger logs the failed handshake of somebody who is not known, the first
-// and then one an hour: they must not fill the log.
+// stranger logs the failed handshake of somebody who is not known, the first and then one an hour:
+// they must not fill the log.
 func (m *Manager) stranger(r *http.Request, err error) {
 	m.unknown.Warn(m.opts.Logger.With("local", m.opts.Local, "addr", r.RemoteAddr), "grid: handshake failed", err)
 }

@@ -11,10 +11,10 @@ import (
 // errTooManyHandshakes is why a host is turned away at the door.
 var errTooManyHandshakes = errors.New("too many handshakes are in progress")
 
-// incoming bounds how many hosts are on their way in at a time (MaxHandshakes):
-// anybody can begin, so what they take before they have shown who they are must not
-// add up. An honest handshake lasts a round trip; so where there are too many it is
-// the oldest that gives way, and those who say nothing do not keep others out.
+// incoming bounds how many hosts are on their way in at a time (MaxHandshakes): anybody can begin,
+// so what they take before they have shown who they are must not add up. An honest handshake lasts
+// a round trip; so where there are too many it is the oldest that gives way, and those who say
+// nothing do not keep others out.
 type incoming struct {
 	mu    sync.Mutex // guards what follows, and the state of all arrivals
 	limit int
@@ -22,8 +22,8 @@ type incoming struct {
 	queue []*arrival // those that can be turned away, the oldest first
 }
 
-// arrival is a host on its way in. While a function of the application's looks at it,
-// which nothing can end, it can't be turned away.
+// arrival is a host on its way in. While a function of the application's looks at it, which nothing
+// can end, it can't be turned away.
 type arrival struct {
 	in     *incoming
 	ctx    context.Context // ends when it is turned away
@@ -31,9 +31,8 @@ type arrival struct {
 	gone   bool
 }
 
-// enter takes one more in, who can't be turned away until it has been in run once.
-// It fails if nobody can give way. leave must be called at the end. ctx bounds that
-// of the arrival.
+// enter takes one more in, who can't be turned away until it has been in run once. It fails if
+// nobody can give way. leave must be called at the end. ctx bounds that of the arrival.
 func (i *incoming) enter(ctx context.Context) (*arrival, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()

@@ -20,8 +20,7 @@ type hostSet struct {
 
 // checkHosts checks the names of all hosts, the local one among them.
 func checkHosts(local string, hosts []string) error {
-	// Names are compared letter by letter, but two that differ in capitals alone
-	// are one host.
+	// Names are compared letter by letter, but two that differ in capitals alone are one host.
 	seen := make(map[string]bool, len(hosts))
 	for _, h := range hosts {
 		if err := checkHost(h); err != nil {
@@ -39,15 +38,14 @@ func checkHosts(local string, hosts []string) error {
 	return nil
 }
 
-// AddHost adds a host to those of the options, by its base URL: from now on it is
-// dialled or awaited. It does nothing if the host is there already.
+// AddHost adds a host to those of the options, by its base URL: from now on it is dialled or
+// awaited. It does nothing if the host is there already.
 //
-// A host is to be added on all others, and they on it, in any order: one that does not
-// know the other yet refuses it, and the side that dials tries again within 5 s.
+// A host is to be added on all others, and they on it, in any order: one that does not know the
+// other yet refuses it, and the side that dials tries again within 5 s.
 //
-// An error says what is wrong with the name; after Shutdown or Close it wraps
-// [ErrDisconnected]. AddHost, RemoveHost and SetHosts may be called concurrently,
-// and while calls are made.
+// An error says what is wrong with the name; after Shutdown or Close it wraps [ErrDisconnected].
+// AddHost, RemoveHost and SetHosts may be called concurrently, and while calls are made.
 func (m *Manager) AddHost(host string) error {
 	if m.hosts.Load().conns[host] != nil && m.ctx.Err() == nil && !m.draining.Load() {
 		return nil // without the work in proportion to all hosts: it may be called for each of them
@@ -60,32 +58,31 @@ func (m *Manager) AddHost(host string) error {
 	})
 }
 
-// RemoveHost takes a host away: calls and streams to and from it end with
-// [ErrDisconnected] on both sides, the contexts of its handlers end, and its link is
-// closed. It does nothing if there is no such host.
+// RemoveHost takes a host away: calls and streams to and from it end with [ErrDisconnected] on both
+// sides, the contexts of its handlers end, and its link is closed. It does nothing if there is no
+// such host.
 //
-// Its [Connection] is of no use any more, also when the host is added again:
-// [Manager.Connection] returns another one then.
+// Its [Connection] is of no use any more, also when the host is added again: [Manager.Connection]
+// returns another one then.
 //
-// It is an error to remove the local host, and after Shutdown or Close, as for
-// AddHost.
+// It is an error to remove the local host, and after Shutdown or Close, as for AddHost.
 func (m *Manager) RemoveHost(host string) error {
 	return m.changeHosts(func(hosts []string) []string {
 		return slices.DeleteFunc(hosts, func(h string) bool { return h == host })
 	})
 }
 
-// SetHosts adds and removes hosts, so that they are those that are given, in any
-// order, the local one among them: ManagerOptions.Hosts anew. Hosts that stay keep
-// their connections. With an error, as of [NewManager], nothing has changed.
+// SetHosts adds and removes hosts, so that they are those that are given, in any order, the local
+// one among them: ManagerOptions.Hosts anew. Hosts that stay keep their connections. With an error,
+// as of [NewManager], nothing has changed.
 func (m *Manager) SetHosts(hosts []string) error {
 	return m.changeHosts(func([]string) []string { return hosts })
 }
 
 // changeHosts makes the hosts what change makes of them.
 func (m *Manager) changeHosts(change func(hosts []string) []string) error {
-	// Close takes the lock after its end has been decided, so it finds all those that
-	// are added here, and waits until those that are removed have ended.
+	// Close takes the lock after its end has been decided, so it finds all those that are added
+	// here, and waits until those that are removed have ended.
 	if !m.begin() {
 		return disconnected(errClosed)
 	}

@@ -218,8 +218,8 @@ func TestHosts_MaxHandshakesFollowsTheirNumber(t *testing.T) {
 	})
 }
 
-// Calls and streams to all hosts go on while hosts come and go: each works, or ends
-// with ErrDisconnected, and in the end all are connected.
+// Calls and streams to all hosts go on while hosts come and go: each works, or ends with
+// ErrDisconnected, and in the end all are connected.
 func TestHosts_ChangeUnderTraffic(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
 		const n, changes = 4, 100

@@ -5,9 +5,9 @@ import (
 	"github.com/gridrpc/grid/internal/wsconn"
 )
 
-// selfLink is what calls of a host to itself go over (LocalCalls): two connections, as
-// between two hosts, and between them a session with a pipe for a socket. So all
-// that holds for other calls holds for these.
+// selfLink is what calls of a host to itself go over (LocalCalls): two connections, as between two
+// hosts, and between them a session with a pipe for a socket. So all that holds for other calls
+// holds for these.
 type selfLink struct {
 	near *Connection // makes the calls
 	far  *Connection // serves them
@@ -20,8 +20,8 @@ func newSelfLink(m *Manager) *selfLink {
 	return l
 }
 
-// startSelf makes m.self, and keeps it connected until the manager ends: a session may
-// end before, where something has broken a rule of the protocol.
+// startSelf makes m.self, and keeps it connected until the manager ends: a session may end before,
+// where something has broken a rule of the protocol.
 func (m *Manager) startSelf() error {
 	l := newSelfLink(m)
 	serve, err := l.connect(m)

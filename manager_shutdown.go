@@ -12,24 +12,21 @@ var (
 	errPeerShuttingDown = errors.New("the remote host is shutting down")
 )
 
-// Shutdown closes the Manager gracefully: no call or stream is begun any more, what
-// is under way in either direction may finish until ctx ends, and then it does as
-// [Manager.Close]. It returns the cause of ctx if that ended before everything had
-// finished, else nil.
+// Shutdown closes the Manager gracefully: no call or stream is begun any more, what is under way in
+// either direction may finish until ctx ends, and then it does as [Manager.Close]. It returns the
+// cause of ctx if that ended before everything had finished, else nil.
 //
-// The remote hosts are told (protocol section 8). From then on they find the host
-// disconnected, and wait for it to come back, while what they have under way goes on;
-// those that do not know the extension, and calls that were on their way, are refused
-// with a [RemoteErr] that says so. Connections that are lost meanwhile are not made
-// again.
+// The remote hosts are told (protocol section 8). From then on they find the host disconnected, and
+// wait for it to come back, while what they have under way goes on; those that do not know the
+// extension, and calls that were on their way, are refused with a [RemoteErr] that says so.
+// Connections that are lost meanwhile are not made again.
 //
-// Nothing waits for a peer that does not read for longer than WriteTimeout, or ctx
-// if that ends first. Calling it again, or Close meanwhile, is allowed; Close ends
-// the wait. A handler that calls it waits for itself, until ctx ends.
+// Nothing waits for a peer that does not read for longer than WriteTimeout, or ctx if that ends
+// first. Calling it again, or Close meanwhile, is allowed; Close ends the wait. A handler that
+// calls it waits for itself, until ctx ends.
 //
-// A process that is started anew under the same name before this one has finished
-// is heard by those hosts that it dials; those that dial it do so when their old
-// connection has ended.
+// A process that is started anew under the same name before this one has finished is heard by those
+// hosts that it dials; those that dial it do so when their old connection has ended.
 func (m *Manager) Shutdown(ctx context.Context) error {
 	m.draining.Store(true)
 	for _, c := range m.connections() {
@@ -48,14 +45,13 @@ func (m *Manager) Shutdown(ctx context.Context) error {
 // hangUpTime is how long the peers may take to read the last answers.
 const hangUpTime = time.Second
 
-// hangUp ends the sending side of all connections, and waits until the peers have
-// closed theirs: a socket that is closed with something unread in it takes back
-// what the peer has not read yet.
+// hangUp ends the sending side of all connections, and waits until the peers have closed theirs: a
+// socket that is closed with something unread in it takes back what the peer has not read yet.
 func (m *Manager) hangUp(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, hangUpTime)
 	defer cancel()
-	// Under TLS, ending the sending side is a write, which may wait for the peer: it
-	// ends when the socket is closed.
+	// Under TLS, ending the sending side is a write, which may wait for the peer: it ends when the
+	// socket is closed.
 	defer context.AfterFunc(ctx, m.close)()
 	var all sync.WaitGroup
 	for _, c := range m.connections() {

@@ -14,8 +14,7 @@ type StateChange struct {
 	// Host is the base URL of the remote host.
 	Host     string
 	From, To State
-	// Err is why the connection was lost, could not be made, or was closed for good;
-	// nil otherwise.
+	// Err is why the connection was lost, could not be made, or was closed for good; nil otherwise.
 	Err error
 	// Time is when it happened, by this host's clock.
 	Time time.Time
@@ -30,9 +29,8 @@ func (c StateChange) String() string {
 	return s
 }
 
-// stateHook passes changes on to a function of the application's, one after the other
-// and on a goroutine of its own: they happen under locks. Its methods may be called on
-// nil.
+// stateHook passes changes on to a function of the application's, one after the other and on a
+// goroutine of its own: they happen under locks. Its methods may be called on nil.
 type stateHook struct {
 	// Set once.
 	f      func(StateChange)

@@ -7,13 +7,13 @@ type ManagerStats struct {
 	ID string
 	// Connected is how many of the connections are.
 	Connected int
-	// What follows is the sum of all present Connections; so a counter falls when a
-	// host is removed.
+	// What follows is the sum of all present Connections; so a counter falls when a host is
+	// removed.
 	Traffic
 	Reconnects, Calls, Streams, Handlers, StreamsServed, SlowConsumers, QueuedBytes int
 	KeptBytes, Refused                                                              int64
-	// Connections are in the order of [Manager.Targets]: that of the local host to
-	// itself is not among them.
+	// Connections are in the order of [Manager.Targets]: that of the local host to itself is not
+	// among them.
 	Connections []ConnectionStats
 }
 

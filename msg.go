@@ -22,8 +22,8 @@ import (
 //msgp:replace flags with:uint8
 //msgp:replace caps with:uint64
 
-// message is one grid message. Its payload is never owned: on the way out it is
-// copied into the batch, on the way in it points into the read buffer.
+// message is one grid message. Its payload is never owned: on the way out it is copied into the
+// batch, on the way in it points into the read buffer.
 type message struct {
 	MuxID      uint64
 	Seq        uint32
@@ -36,13 +36,12 @@ type message struct {
 	// Sub follows the message where flagSubroute is set.
 	Sub *subHandlerID `msg:"-"`
 
-	// Metadata follows it, where flagMetadata is set and knowsMetadata: the peer
-	// speaks that extension.
+	// Metadata follows it, where flagMetadata is set and knowsMetadata: the peer speaks that
+	// extension.
 	Metadata      []byte `msg:"-"`
 	knowsMetadata bool   `msg:"-"`
 
-	// slot, if set, is freed when the message is queued: who gets it may ask
-	// for the next handler.
+	// slot, if set, is freed when the message is queued: who gets it may ask for the next handler.
 	slot *limit.Slots `msg:"-"`
 }
 
@@ -94,8 +93,7 @@ const (
 	mergedHeaderMax = 14
 )
 
-// subHandlerID is a handler under a subroute, as it follows a message on the
-// wire (section 2).
+// subHandlerID is a handler under a subroute, as it follows a message on the wire (section 2).
 type subHandlerID [32]byte
 
 func newSubHandlerID(id HandlerID, subroute string) subHandlerID {
@@ -110,9 +108,8 @@ func (s subHandlerID) withHandler(id HandlerID) subHandlerID {
 // joinSubroutes is how several parts make one subroute (section 2).
 func joinSubroutes(parts ...string) string { return strings.Join(parts, "/") }
 
-// isOversized reports whether the payload is larger than may be, where limit is
-// that of the application's. Error texts, and what grid itself sends, do not
-// count by that one.
+// isOversized reports whether the payload is larger than may be, where limit is that of the
+// application's. Error texts, and what grid itself sends, do not count by that one.
 func (m *message) isOversized(limit int) bool {
 	if m.Flags&flagPayloadIsErr != 0 {
 		limit = max(limit, 2*maxErrorText)
@@ -221,9 +218,8 @@ func (m *message) appendTo(b []byte) []byte {
 	return b
 }
 
-// parse decodes the message that b holds, checking its checksum. Payload and
-// Sub point into b. For a merged message it returns the bytes that follow; any
-// other must fill b.
+// parse decodes the message that b holds, checking its checksum. Payload and Sub point into b. For
+// a merged message it returns the bytes that follow; any other must fill b.
 func (m *message) parse(b []byte) (rest []byte, err error) {
 	defer guard(&err)
 	rest, err = m.UnmarshalMsg(b)
@@ -268,8 +264,8 @@ func (m *message) parse(b []byte) (rest []byte, err error) {
 	return nil, nil
 }
 
-// guard makes a panic of the decoder an error: on 32-bit machines it has one for
-// lengths of 2 GiB and more.
+// guard makes a panic of the decoder an error: on 32-bit machines it has one for lengths of 2 GiB
+// and more.
 func guard(err *error) {
 	if p := recover(); p != nil {
 		*err = protocolErrorf("undecodable message: %v", p)
@@ -286,8 +282,8 @@ func unmarshal(f func(b []byte) ([]byte, error), b []byte) (err error) {
 	return err
 }
 
-// eachMerged calls f with each of the count messages of a merged one (section
-// 6), given the bytes that follow its head.
+// eachMerged calls f with each of the count messages of a merged one (section 6), given the bytes
+// that follow its head.
 func eachMerged(count uint32, rest []byte, f func(b []byte) error) error {
 	for i := range count {
 		b, after, err := readBin(rest)

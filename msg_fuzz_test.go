@@ -14,12 +14,11 @@ import (
 	"github.com/gridrpc/grid/internal/rawpeer"
 )
 
-// FuzzMessage holds the decoder against the scripted peer's. The targets here add
-// what that does not see: what is allocated, and encodings that no mutation of bytes
-// comes upon.
+// FuzzMessage holds the decoder against the scripted peer's. The targets here add what that does
+// not see: what is allocated, and encodings that no mutation of bytes comes upon.
 
-// claimRoom is what decoding may allocate beside a few times its input. A claim
-// that is believed asks for far more.
+// claimRoom is what decoding may allocate beside a few times its input. A claim that is believed
+// asks for far more.
 const claimRoom = 64 << 10
 
 // requireNoClaims fails if f, which decodes n bytes, allocates on a claim.
@@ -37,16 +36,16 @@ func requireNoClaims(t *testing.T, n int, f func()) {
 	require.Failf(t, "allocated on a claim", "%d bytes for an input of %d", got, n)
 }
 
-// allocatedBytes does not stop the world, and lags behind with small objects. What
-// is large enough for a claim it counts at once.
+// allocatedBytes does not stop the world, and lags behind with small objects. What is large enough
+// for a claim it counts at once.
 func allocatedBytes() uint64 {
 	sample := []metrics.Sample{{Name: "/gc/heap/allocs:bytes"}}
 	metrics.Read(sample)
 	return sample[0].Value.Uint64()
 }
 
-// FuzzParse parses a message that stands in a larger buffer, into one that was used
-// before, as merged ones are.
+// FuzzParse parses a message that stands in a larger buffer, into one that was used before, as
+// merged ones are.
 func FuzzParse(f *testing.F) {
 	for _, v := range loadVectors(f) {
 		b := rawpeer.Unhex(f, v.Hex)
@@ -120,8 +119,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// FuzzMessageFields encodes a message by itself, in any of the forms that
-// MessagePack has for its values.
+// FuzzMessageFields encodes a message by itself, in any of the forms that MessagePack has for its
+// values.
 func FuzzMessageFields(f *testing.F) {
 	f.Add(uint64(1), uint64(2), uint64(3), uint64(4), uint64(14), uint64(3), []byte("payload"), []byte{}, uint32(0))
 	f.Add(uint64(1<<63), uint64(1<<32-1), uint64(1<<32-1), uint64(255), uint64(255), uint64(0x7f), []byte{}, make([]byte, 32), uint32(0xffffffff))

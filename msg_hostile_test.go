@@ -191,8 +191,7 @@ func TestMsg_NothingIsAllocatedOnAClaim(t *testing.T) {
 	}
 }
 
-// FuzzMessage holds our decoder against the scripted peer's, and against our
-// own encoder.
+// FuzzMessage holds our decoder against the scripted peer's, and against our own encoder.
 func FuzzMessage(f *testing.F) {
 	for _, v := range loadVectors(f) {
 		f.Add(rawpeer.Unhex(f, v.Hex))

@@ -2,8 +2,7 @@ package grid
 
 import "fmt"
 
-// HandlerID names a handler. IDs are shared by all servers of a cluster; 0 is
-// reserved.
+// HandlerID names a handler. IDs are shared by all servers of a cluster; 0 is reserved.
 type HandlerID uint8
 
 // op says what a message is (protocol section 2).

@@ -13,8 +13,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// Lesson 27: each op of the protocol is one that a session knows. What the
-// receivers do is for the tests of each.
+// Lesson 27: each op of the protocol is one that a session knows. What the receivers do is for the
+// tests of each.
 func TestSession_EveryOpHasAReceiver(t *testing.T) {
 	require.Len(t, rawpeer.OpNames, len(grid.OpNames)-1)
 	for op := uint8(1); op <= rawpeer.OpMerged; op++ {
@@ -49,8 +49,8 @@ func TestSession_EveryOpHasAReceiver(t *testing.T) {
 	}
 }
 
-// Lesson 27. That the bytes are there where the flag is, the
-// scripted peer checks with every message that it reads.
+// Lesson 27. That the bytes are there where the flag is, the scripted peer checks with every
+// message that it reads.
 func TestSession_ReplyKeepsNoFlagWhoseBytesItDoesNotCarry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := faultconn.NewNetwork()

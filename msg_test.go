@@ -214,8 +214,7 @@ type codec interface {
 	msgp.Sizer
 }
 
-// requireCodec checks both directions, and that no truncation is taken for the
-// whole.
+// requireCodec checks both directions, and that no truncation is taken for the whole.
 func requireCodec(t *testing.T, wire []byte, value, empty codec) {
 	t.Helper()
 	b, err := value.MarshalMsg(nil)

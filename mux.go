@@ -9,15 +9,14 @@ import (
 	"github.com/gridrpc/grid/internal/credit"
 )
 
-// What the two ends of a stream have in common: how they send, how they end, and
-// credits and payloads as they travel.
+// What the two ends of a stream have in common: how they send, how they end, and credits and
+// payloads as they travel.
 
-// frameSender is what the two ends of a stream need of the session that carries
-// them: to queue a message with the next number of seq. Messages go by value,
-// so that none has to be allocated.
+// frameSender is what the two ends of a stream need of the session that carries them: to queue a
+// message with the next number of seq. Messages go by value, so that none has to be allocated.
 type frameSender interface {
-	// send waits for room until done is closed or the session has ended. The slot
-	// of m is freed unless it fails.
+	// send waits for room until done is closed or the session has ended. The slot of m is freed
+	// unless it fails.
 	send(done <-chan struct{}, m message, seq *sequence) error
 	// post never waits. What it can't queue ends the session.
 	post(m message, seq *sequence)
@@ -44,8 +43,8 @@ const (
 	tellReason
 )
 
-// creditBuffer has room for an encoded number of credits, so that none has to be
-// allocated: what is sent has been copied when it is queued.
+// creditBuffer has room for an encoded number of credits, so that none has to be allocated: what is
+// sent has been copied when it is queued.
 type creditBuffer [5]byte
 
 // creditPayload is the payload of a message that returns n credits.
@@ -83,8 +82,7 @@ func addCredits(c *credit.Credits, msg *message, wide bool) error {
 	return nil
 }
 
-// notNil makes nil empty: a stream message is never sent with a nil payload
-// (section 5).
+// notNil makes nil empty: a stream message is never sent with a nil payload (section 5).
 func notNil(b []byte) []byte {
 	if b == nil {
 		return []byte{}
@@ -92,8 +90,8 @@ func notNil(b []byte) []byte {
 	return b
 }
 
-// receive takes a message, or a fragment of one, into the inbox of its stream, which it
-// fails where the sender had no credit, or too much waits. The error ends the session.
+// receive takes a message, or a fragment of one, into the inbox of its stream, which it fails where
+// the sender had no credit, or too much waits. The error ends the session.
 func receive(in *inbox, p parcel, host limitLogger, fail func(error)) error {
 	failure, err := in.receive(p)
 	if failure != nil {

@@ -13,8 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// fuzzStream is a stream with what its client and its handler have to do, and how
-// far they have come. Its counters are read when all is quiet.
+// fuzzStream is a stream with what its client and its handler have to do, and how far they have
+// come. Its counters are read when all is quiet.
 type fuzzStream struct {
 	r                       *streamsRun
 	i, client               int // client is the host that opens it
@@ -233,8 +233,7 @@ func (s *fuzzStream) takeInput(ctx context.Context, in <-chan []byte) {
 	}
 }
 
-// mayEnd reports whether the stream may end with err, but for what its handler
-// returns.
+// mayEnd reports whether the stream may end with err, but for what its handler returns.
 func (s *fuzzStream) mayEnd(err error) bool {
 	if s.deadline > 0 && time.Since(s.began) >= s.deadline-time.Millisecond && errors.Is(err, context.DeadlineExceeded) {
 		return true
@@ -265,8 +264,8 @@ func (s *fuzzStream) check() {
 	}
 }
 
-// checkAllCame looks at a stream whose ends take everything, and whose client has
-// closed its input, but whose handler may go on.
+// checkAllCame looks at a stream whose ends take everything, and whose client has closed its input,
+// but whose handler may go on.
 func (s *fuzzStream) checkAllCame() {
 	if s.cancelled && s.runs > 0 {
 		require.True(s.r.t, s.aborted.Load(), "the handler of stream %d does not know that it was cancelled", s.i)

@@ -10,8 +10,8 @@ import (
 	"github.com/gridrpc/grid/internal/rawpeer"
 )
 
-// wireRules holds what two hosts say to each other on streams against section 5 of
-// the protocol: numbers, credits, and what may follow what.
+// wireRules holds what two hosts say to each other on streams against section 5 of the protocol:
+// numbers, credits, and what may follow what.
 type wireRules struct {
 	t     *testing.T
 	r     *streamsRun
@@ -24,8 +24,7 @@ type wireMux struct {
 	id     uint64
 }
 
-// muxRules is one stream; its two directions are that of the client and that of the
-// server.
+// muxRules is one stream; its two directions are that of the client and that of the server.
 type muxRules struct {
 	stream *fuzzStream
 	side   [2]sideRules
@@ -45,8 +44,8 @@ func newWireRules(t *testing.T, r *streamsRun) *wireRules {
 	return &wireRules{t: t, r: r, muxes: map[wireMux]*muxRules{}}
 }
 
-// find returns the stream that a message of host from belongs to, and the side that
-// sends it; nil if it belongs to none.
+// find returns the stream that a message of host from belongs to, and the side that sends it; nil
+// if it belongs to none.
 func (w *wireRules) find(from int, m rawpeer.Msg) (x *muxRules, side int) {
 	switch {
 	case m.MuxID == 0:
@@ -132,8 +131,8 @@ func (w *wireRules) delivered(from int, m rawpeer.Msg) {
 	}
 }
 
-// check compares the credits that were returned with what was consumed. It is
-// called when all is quiet.
+// check compares the credits that were returned with what was consumed. It is called when all is
+// quiet.
 func (w *wireRules) check() {
 	for _, x := range w.muxes {
 		for side := range 2 {

@@ -11,8 +11,8 @@ import (
 	"github.com/gridrpc/grid/internal/rawpeer"
 )
 
-// FuzzStreams runs a program on two sessions, with streams between them, whose
-// messages the program hands on as well. See streamsRun.check for what must hold.
+// FuzzStreams runs a program on two sessions, with streams between them, whose messages the program
+// hands on as well. See streamsRun.check for what must hold.
 func FuzzStreams(f *testing.F) {
 	const ( // see step; stream 0 only
 		open, up, down   = "\x00\x00", "\x08\x00", "\x08\x01"

@@ -17,8 +17,7 @@ import (
 type clientHost interface {
 	frameSender
 	limitLogger
-	// sendOpening is send for a message that tells what is left until a deadline, if
-	// there is one.
+	// sendOpening is send for a message that tells what is left until a deadline, if there is one.
 	sendOpening(done <-chan struct{}, m message, seq *sequence, deadline time.Time) error
 	// clientEnded takes the stream out of the session's table.
 	clientEnded(m *muxClient)
@@ -26,10 +25,9 @@ type clientHost interface {
 
 // muxClient is the opening end of a stream.
 //
-// The session's reader calls its on* methods, which never block; the consumer
-// calls results; senders call send. It ends once, by finish, with whatever came
-// first: the handler's return, the caller's context, a broken rule, or the end
-// of the session.
+// The session's reader calls its on* methods, which never block; the consumer calls results;
+// senders call send. It ends once, by finish, with whatever came first: the handler's return, the
+// caller's context, a broken rule, or the end of the session.
 type muxClient struct {
 	// Set once.
 	host       clientHost
@@ -53,8 +51,8 @@ type muxClient struct {
 	asked    atomic.Bool // the open is queued, and so may be a ping
 	opened   atomic.Bool // the ack has come
 	sendUsed atomic.Bool // input comes through send, not through a channel
-	// sending holds a token while a message is sent, whose fragments stay together.
-	// Made with takesData.
+	// sending holds a token while a message is sent, whose fragments stay together. Made with
+	// takesData.
 	sending   chan struct{}
 	sendEnded atomic.Bool
 
@@ -82,10 +80,9 @@ func newMuxClient(ctx context.Context, host clientHost, id uint64, handler Handl
 		done:    make(chan struct{}),
 	}
 	m.deadline, _ = ctx.Deadline()
-	// A peer of ours is right about its own handler's capacity, whatever is
-	// registered here, and does not tell: it has 1 at least, and a client that
-	// took it for more would wait for messages that may not be sent. One of
-	// version 1 is taken to have what we know.
+	// A peer of ours is right about its own handler's capacity, whatever is registered here, and
+	// does not tell: it has 1 at least, and a client that took it for more would wait for messages
+	// that may not be sent. One of version 1 is taken to have what we know.
 	if !c.known || wide {
 		c.out, c.in = 1, 1
 	}
@@ -110,8 +107,8 @@ func (m *muxClient) connect(payload, metadata []byte, sub *subHandlerID, noInput
 		m.finish(err, 0)
 		return err
 	}
-	// The stream is in the session's table, so it ends with the session; done
-	// tells of that as well as of the context.
+	// The stream is in the session's table, so it ends with the session; done tells of that as well
+	// as of the context.
 	m.watch()
 	if err := m.host.sendOpening(m.done, msg, &m.sendSeq, m.deadline); err != nil {
 		if err == errSendCancelled { // if it was not done that has ended the wait
@@ -124,8 +121,8 @@ func (m *muxClient) connect(payload, metadata []byte, sub *subHandlerID, noInput
 	m.heard.Store(now)
 	m.pinged.Store(now)
 	m.asked.Store(true)
-	// Nobody consumes yet, so the inbox's signal is ours. Who comes next looks
-	// before waiting for it.
+	// Nobody consumes yet, so the inbox's signal is ours. Who comes next looks before waiting for
+	// it.
 	for !m.opened.Load() {
 		select {
 		case <-m.done:
@@ -155,8 +152,7 @@ func (m *muxClient) watch() {
 
 func (m *muxClient) cancelled() { m.cancel(context.Cause(m.ctx)) }
 
-// cancel gives the stream up: what waits is dropped, the handler's context
-// ends.
+// cancel gives the stream up: what waits is dropped, the handler's context ends.
 func (m *muxClient) cancel(cause error) { m.finish(cause, dropWaiting|tellPeer) }
 
 // finish ends the stream, the first time it is called.
@@ -170,8 +166,7 @@ func (m *muxClient) finish(err error, how ending) {
 	stop := m.stop
 	m.mu.Unlock()
 
-	// Before the stream is unknown, for which the peer gets an answer without a
-	// reason.
+	// Before the stream is unknown, for which the peer gets an answer without a reason.
 	if how&(tellPeer|tellReason) != 0 {
 		msg := message{MuxID: m.id, Op: opDisconnectServerMux}
 		if how&tellReason != 0 {
@@ -216,8 +211,8 @@ func (m *muxClient) hasEnded() bool {
 	return m.ended
 }
 
-// results calls next with every message, which is next's from then on, and
-// returns how the stream ended.
+// results calls next with every message, which is next's from then on, and returns how the stream
+// ended.
 func (m *muxClient) results(next func([]byte) error) error {
 	for {
 		msg, grant, ok, ended, err := m.in.take()
@@ -255,8 +250,7 @@ func (m *muxClient) grant(n int) {
 	_ = m.host.send(m.done, msg, &m.sendSeq)
 }
 
-// send sends one message, waiting for a credit and for room. b stays the
-// caller's.
+// send sends one message, waiting for a credit and for room. b stays the caller's.
 func (m *muxClient) send(b []byte) error {
 	if len(b) > m.maxMessage {
 		return tooLargeError(len(b), m.maxMessage)
@@ -287,8 +281,8 @@ func (m *muxClient) send(b []byte) error {
 	return nil
 }
 
-// beginSend waits until no other message is being sent. It reports whether the stream
-// still goes on.
+// beginSend waits until no other message is being sent. It reports whether the stream still goes
+// on.
 func (m *muxClient) beginSend() bool {
 	select {
 	case m.sending <- struct{}{}:
@@ -329,8 +323,8 @@ func (m *muxClient) closeSend() {
 	_ = m.host.send(m.done, msg, &m.sendSeq)
 }
 
-// checkSeq reports whether a message that is numbered has the next number. It fails the
-// stream where it has not.
+// checkSeq reports whether a message that is numbered has the next number. It fails the stream
+// where it has not.
 func (m *muxClient) checkSeq(msg *message) bool {
 	if msg.Seq != m.recvSeq {
 		m.fail(fmt.Errorf("%w: %v has number %d, expected %d", ErrIncorrectSequence, msg.Op, msg.Seq, m.recvSeq))
@@ -426,8 +420,8 @@ func (m *muxClient) onPong(p *pongMsg) {
 	}
 }
 
-// tick pings the stream and looks after its life (section 7). progress is when a
-// large message last moved, behind which nothing else gets through.
+// tick pings the stream and looks after its life (section 7). progress is when a large message last
+// moved, behind which nothing else gets through.
 func (m *muxClient) tick(now, progress time.Time, interval, slack time.Duration) {
 	if !m.asked.Load() || !m.deadline.IsZero() && m.deadline.Sub(now) <= interval {
 		return

@@ -29,11 +29,9 @@ type serverHost interface {
 
 // muxServer is the serving end of a stream.
 //
-// The session's reader calls its on* methods, which never block. Its handler
-// runs on a worker (Run); another one hands on its input, and sends its output
-// (streamPump). It ends
-// when the handler has returned and everything it sent is out, or at once by
-// abort.
+// The session's reader calls its on* methods, which never block. Its handler runs on a worker
+// (Run); another one hands on its input, and sends its output (streamPump). It ends when the
+// handler has returned and everything it sent is out, or at once by abort.
 type muxServer struct {
 	workers.Queued
 	// Set once.
@@ -72,8 +70,7 @@ type muxServer struct {
 	stop    func() bool // ends the watch on the deadline
 }
 
-// newMuxServer makes the serving end of the stream that open, a ConnectMux, asks
-// for.
+// newMuxServer makes the serving end of the stream that open, a ConnectMux, asks for.
 func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrived, deadline time.Time, wide bool, caller *RemoteClient, maxMessage int, now time.Time) *muxServer {
 	eof := open.Flags&flagEOF != 0
 	m := &muxServer{
@@ -139,16 +136,15 @@ func (m *muxServer) watch(stop func() bool) {
 	m.stop = stop
 }
 
-// expired is called when the handler's context has ended, by the deadline or
-// otherwise.
+// expired is called when the handler's context has ended, by the deadline or otherwise.
 func (m *muxServer) expired() {
 	if errors.Is(context.Cause(m.ctx), context.DeadlineExceeded) {
 		m.abort(context.DeadlineExceeded, tellReason)
 	}
 }
 
-// abort ends the stream at once, the first time it is called: the handler's
-// context first, then its input; what it sends is thrown away.
+// abort ends the stream at once, the first time it is called: the handler's context first, then its
+// input; what it sends is thrown away.
 func (m *muxServer) abort(cause error, how ending) {
 	m.mu.Lock()
 	if m.aborted != nil {
@@ -162,8 +158,7 @@ func (m *muxServer) abort(cause error, how ending) {
 	stop := m.stop
 	m.mu.Unlock()
 
-	// Before the stream is unknown, for which the peer gets an answer without a
-	// reason.
+	// Before the stream is unknown, for which the peer gets an answer without a reason.
 	if how&tellReason != 0 {
 		msg := message{MuxID: m.id, Op: opDisconnectClientMux}
 		msg.setError(cause.Error())
@@ -185,8 +180,7 @@ func (m *muxServer) isAborted() bool {
 	return m.aborted != nil
 }
 
-// wasTold reports whether the client has been told, or is about to be, why the
-// stream was aborted.
+// wasTold reports whether the client has been told, or is about to be, why the stream was aborted.
 func (m *muxServer) wasTold() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -196,15 +190,15 @@ func (m *muxServer) wasTold() bool {
 // fail ends the stream because the peer broke a rule.
 func (m *muxServer) fail(err error) { m.abort(err, tellReason) }
 
-// send queues a message of the stream. It reports whether it could: else the stream has
-// been aborted, and the message keeps its slot.
+// send queues a message of the stream. It reports whether it could: else the stream has been
+// aborted, and the message keeps its slot.
 func (m *muxServer) send(msg message) (ok bool) {
 	msg.MuxID = m.id
 	return m.host.send(m.dead, msg, &m.sendSeq) == nil
 }
 
-// handlerReturned ends the handler's context. Its deadline stays in force while
-// what it has sent waits for the client.
+// handlerReturned ends the handler's context. Its deadline stays in force while what it has sent
+// waits for the client.
 func (m *muxServer) handlerReturned() {
 	if m.deadline.IsZero() {
 		m.cancel(nil)
@@ -224,9 +218,9 @@ func (m *muxServer) handlerReturned() {
 	m.cancel(nil)
 }
 
-// sendResult sends the end of the stream. To a version 1 peer it spends a
-// credit, and is followed by a disconnect, as it was with such a server; but not
-// by a second one, which could overtake the first and its reason.
+// sendResult sends the end of the stream. To a version 1 peer it spends a credit, and is followed
+// by a disconnect, as it was with such a server; but not by a second one, which could overtake the
+// first and its reason.
 func (m *muxServer) sendResult() {
 	if !m.wide {
 		_ = m.credits.Reserve(context.Background())
@@ -262,8 +256,8 @@ func (m *muxServer) outcome() error {
 
 var errStreamOver = errors.New("grid: stream is over")
 
-// checkSeq reports whether a message that is numbered has the next number. It fails the
-// stream where it has not.
+// checkSeq reports whether a message that is numbered has the next number. It fails the stream
+// where it has not.
 func (m *muxServer) checkSeq(msg *message) bool {
 	if msg.Seq != m.recvSeq {
 		m.fail(fmt.Errorf("%w: %v has number %d, expected %d", ErrIncorrectSequence, msg.Op, msg.Seq, m.recvSeq))
@@ -317,8 +311,7 @@ func (m *muxServer) onPing(msg *message, now time.Time) {
 	m.host.post(pongFor(msg, pongMsg{T: now}), nil)
 }
 
-// onUnansweredPing takes in a ping that is one of too many. It has a number all the
-// same.
+// onUnansweredPing takes in a ping that is one of too many. It has a number all the same.
 func (m *muxServer) onUnansweredPing(msg *message) { m.checkSeq(msg) }
 
 func (m *muxServer) onDisconnect(msg *message) {

@@ -21,194 +21,175 @@ import (
 	"github.com/gridrpc/grid/internal/wsconn"
 )
 
-// RoutePath is the default path at which [Manager.Handler] is mounted and other
-// hosts are dialled.
+// RoutePath is the default path at which [Manager.Handler] is mounted and other hosts are dialled.
 const RoutePath = "/grid/v1"
 
-// ValidateTokenFn checks a token that another host has sent, and returns why it
-// is not valid. Its error is logged, and in the handshake it is sent to that host, so
-// it should not tell how a token is made. It may be called concurrently.
+// ValidateTokenFn checks a token that another host has sent, and returns why it is not valid. Its
+// error is logged, and in the handshake it is sent to that host, so it should not tell how a token
+// is made. It may be called concurrently.
 type ValidateTokenFn func(token string) error
 
-// ManagerOptions are the options of [NewManager]. Local and Hosts, AuthFn and
-// AuthToken are required; the zero value of every other field is its documented
-// default.
+// ManagerOptions are the options of [NewManager]. Local and Hosts, AuthFn and AuthToken are
+// required; the zero value of every other field is its documented default.
 type ManagerOptions struct {
-	// Local is the base URL of this host, http or https without a path, by
-	// which the others know it, such as "https://node1:9000". It must be in
-	// Hosts, letter by letter.
+	// Local is the base URL of this host, http or https without a path, by which the others know
+	// it, such as "https://node1:9000". It must be in Hosts, letter by letter.
 	Local string
 
-	// Hosts are the base URLs of all hosts of the cluster, in any order. The
-	// list must be the same on all of them. It can be changed later, see
-	// [Manager.SetHosts].
+	// Hosts are the base URLs of all hosts of the cluster, in any order. The list must be the same
+	// on all of them. It can be changed later, see [Manager.SetHosts].
 	Hosts []string
 
-	// LocalCalls makes [Manager.Connection] of the local host one that calls this
-	// Manager's own handlers, without a socket, but otherwise like all others: with
-	// the same limits, deadlines and errors. By default it is nil, so that calls to
-	// it return [ErrDisconnected].
+	// LocalCalls makes [Manager.Connection] of the local host one that calls this Manager's own
+	// handlers, without a socket, but otherwise like all others: with the same limits, deadlines
+	// and errors. By default it is nil, so that calls to it return [ErrDisconnected].
 	LocalCalls bool
 
-	// AuthFn makes the token that is sent to a host that is dialled. It is
-	// called for each attempt, possibly concurrently. Required unless Insecure
-	// is set.
+	// AuthFn makes the token that is sent to a host that is dialled. It is called for each attempt,
+	// possibly concurrently. Required unless Insecure is set.
 	AuthFn func() string
 
-	// AuthToken checks the tokens of hosts that dial this one, in the upgrade
-	// request and again in the handshake. Required unless Insecure is set.
+	// AuthToken checks the tokens of hosts that dial this one, in the upgrade request and again in
+	// the handshake. Required unless Insecure is set.
 	AuthToken ValidateTokenFn
 
-	// VerifyPeer, if not nil, has the last word on a host that has dialled this
-	// one: it is told which host that claims to be, by its name in Hosts, and the
-	// upgrade request with which it came, whose TLS has the client's
-	// certificates. Its token is valid by then, but tokens may not tell the hosts
-	// apart. An error refuses it, and is sent to it. It may be called
-	// concurrently. See [VerifyTLSHost].
+	// VerifyPeer, if not nil, has the last word on a host that has dialled this one: it is told
+	// which host that claims to be, by its name in Hosts, and the upgrade request with which it
+	// came, whose TLS has the client's certificates. Its token is valid by then, but tokens may not
+	// tell the hosts apart. An error refuses it, and is sent to it. It may be called concurrently.
+	// See [VerifyTLSHost].
 	VerifyPeer func(host string, r *http.Request) error
 
-	// Insecure allows AuthFn and AuthToken to be left out. Whoever reaches the
-	// route can then call every handler.
+	// Insecure allows AuthFn and AuthToken to be left out. Whoever reaches the route can then call
+	// every handler.
 	Insecure bool
 
-	// RoutePath is where the other hosts have mounted their Handler. It begins
-	// with a slash. The default is the constant of the same name.
+	// RoutePath is where the other hosts have mounted their Handler. It begins with a slash. The
+	// default is the constant of the same name.
 	RoutePath string
 
-	// Dialer makes the connections to other hosts. The default is a
-	// [net.Dialer].
+	// Dialer makes the connections to other hosts. The default is a [net.Dialer].
 	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	// TLSConfig is used to dial https hosts. The default is the zero
-	// configuration: the system's roots, and no client certificate. It is
-	// copied.
+	// TLSConfig is used to dial https hosts. The default is the zero configuration: the system's
+	// roots, and no client certificate. It is copied.
 	TLSConfig *tls.Config
 
-	// BlockConnect, if not nil, holds back dialling and accepting alike until
-	// it is closed. Upgrade requests that arrive before wait for it.
+	// BlockConnect, if not nil, holds back dialling and accepting alike until it is closed. Upgrade
+	// requests that arrive before wait for it.
 	BlockConnect <-chan struct{}
 
-	// Incoming and Outgoing, if not nil, are told the number of bytes whenever
-	// some were read from or written to a connection: those of the websockets,
-	// without TLS. They are called concurrently and must not block.
+	// Incoming and Outgoing, if not nil, are told the number of bytes whenever some were read from
+	// or written to a connection: those of the websockets, without TLS. They are called
+	// concurrently and must not block.
 	Incoming, Outgoing func(n int64)
 
-	// HandlerNames are what handlers are called where people read it: in errors, logs,
-	// metrics and traces. By default, and without a name, a handler is called by its
-	// ID.
+	// HandlerNames are what handlers are called where people read it: in errors, logs, metrics and
+	// traces. By default, and without a name, a handler is called by its ID.
 	HandlerNames map[HandlerID]string
 
-	// CallInterceptors are told of the requests and streams that this host begins, the
-	// first one first, and of their ends in the reverse order. The default is none,
-	// which costs nothing.
+	// CallInterceptors are told of the requests and streams that this host begins, the first one
+	// first, and of their ends in the reverse order. The default is none, which costs nothing.
 	CallInterceptors []CallInterceptor
 
-	// ServeInterceptors are told in the same way of those that this host serves. The
-	// default is none.
+	// ServeInterceptors are told in the same way of those that this host serves. The default is
+	// none.
 	ServeInterceptors []ServeInterceptor
 
-	// OnStateChange, if not nil, is told of every change of the state of a connection to
-	// another host, in their order and one at a time, on a goroutine of its own. Close
-	// waits for it, so it must call neither Close nor Shutdown.
+	// OnStateChange, if not nil, is told of every change of the state of a connection to another
+	// host, in their order and one at a time, on a goroutine of its own. Close waits for it, so it
+	// must call neither Close nor Shutdown.
 	OnStateChange func(StateChange)
 
-	// Logger takes what an operator should know: connections made, lost and
-	// refused, panics of handlers. The default is [slog.Default].
+	// Logger takes what an operator should know: connections made, lost and refused, panics of
+	// handlers. The default is [slog.Default].
 	Logger *slog.Logger
 
-	// MaxMessageSize is the largest payload in bytes, in either direction. A
-	// larger one is refused on the sender, with [ErrMessageTooLarge]; a peer
-	// that sends one loses its connection, so it should be the same on all hosts.
-	// The default is 32 MiB.
+	// MaxMessageSize is the largest payload in bytes, in either direction. A larger one is refused
+	// on the sender, with [ErrMessageTooLarge]; a peer that sends one loses its connection, so it
+	// should be the same on all hosts. The default is 32 MiB.
 	MaxMessageSize int
 
-	// MaxHandlers is how many handlers, of single requests and streams
-	// together, may be running at a time for each host, those of callers that
-	// have gone included. A call beyond is refused at once; its caller gets
-	// [ErrOverloaded]. The default is 16384.
+	// MaxHandlers is how many handlers, of single requests and streams together, may be running at
+	// a time for each host, those of callers that have gone included. A call beyond is refused at
+	// once; its caller gets [ErrOverloaded]. The default is 16384.
 	MaxHandlers int
 
-	// MaxStreams is how many of them may be streams. A stream beyond is refused
-	// like a call beyond MaxHandlers. The default is 12288: three quarters of
-	// MaxHandlers, so that streams leave room for requests.
+	// MaxStreams is how many of them may be streams. A stream beyond is refused like a call beyond
+	// MaxHandlers. The default is 12288: three quarters of MaxHandlers, so that streams leave room
+	// for requests.
 	MaxStreams int
 
-	// MaxHostBytes is how many bytes of payloads may be kept here for each host:
-	// of those of requests and streams whose handler is running, of messages
-	// that wait in streams, of what has arrived only in part, and of answers
-	// that wait to be sent, or go in fragments. What would go beyond is refused, and
-	// its caller gets [ErrOverloaded]: a request, a stream, or an answer that would have to wait;
-	// a stream's message ends its stream with that error on both sides. Each
-	// message that waits counts 168 bytes more, for what is around it. From half of
-	// the limit on the windows of streams do not grow. At least MaxMessageSize; the
-	// default is 256 MiB, or four times MaxMessageSize if that is more.
+	// MaxHostBytes is how many bytes of payloads may be kept here for each host: of those of
+	// requests and streams whose handler is running, of messages that wait in streams, of what has
+	// arrived only in part, and of answers that wait to be sent, or go in fragments. What would go
+	// beyond is refused, and its caller gets [ErrOverloaded]: a request, a stream, or an answer
+	// that would have to wait; a stream's message ends its stream with that error on both sides.
+	// Each message that waits counts 168 bytes more, for what is around it. From half of the limit
+	// on the windows of streams do not grow. At least MaxMessageSize; the default is 256 MiB, or
+	// four times MaxMessageSize if that is more.
 	MaxHostBytes int
 
-	// MaxStreamBytes is how many bytes may wait in a stream for its consumer, in
-	// each direction, those in the channel of a handler included. A message beyond
-	// ends the stream with [ErrOverloaded] on both sides; where nothing else waits, one of any size is taken. Each counts
-	// 168 bytes more. The number of messages is bounded by the stream's
-	// capacities, so it takes large messages to get there. At least MaxMessageSize; the
-	// default is 64 MiB, or twice MaxMessageSize if that is more.
+	// MaxStreamBytes is how many bytes may wait in a stream for its consumer, in each direction,
+	// those in the channel of a handler included. A message beyond ends the stream with
+	// [ErrOverloaded] on both sides; where nothing else waits, one of any size is taken. Each
+	// counts 168 bytes more. The number of messages is bounded by the stream's capacities, so it
+	// takes large messages to get there. At least MaxMessageSize; the default is 64 MiB, or twice
+	// MaxMessageSize if that is more.
 	MaxStreamBytes int
 
-	// MaxQueuedBytes is how many bytes may wait to be sent to each host. Those
-	// who send more wait for room, for as long as their context lets them, in the order
-	// in which they came; but a call that has waited for an eighth of the time to its
-	// deadline goes behind all others. An answer whose caller's deadline has passed is not sent.
-	// A single larger message is taken when nothing else waits. Payloads above 64 KiB
-	// have 128 KiB more of their own, in which the shorter ones go first, and what is owed without waiting (refusals,
-	// acks) 4 MiB: a peer that makes us owe more, and does not read it, loses its
-	// connection. At least 4 KiB; the default is 256 KiB.
+	// MaxQueuedBytes is how many bytes may wait to be sent to each host. Those who send more wait
+	// for room, for as long as their context lets them, in the order in which they came; but a call
+	// that has waited for an eighth of the time to its deadline goes behind all others. An answer
+	// whose caller's deadline has passed is not sent. A single larger message is taken when nothing
+	// else waits. Payloads above 64 KiB have 128 KiB more of their own, in which the shorter ones
+	// go first, and what is owed without waiting (refusals, acks) 4 MiB: a peer that makes us owe
+	// more, and does not read it, loses its connection. At least 4 KiB; the default is 256 KiB.
 	MaxQueuedBytes int
 
-	// MaxHandshakes is how many hosts may be on their way in at a time: from the
-	// upgrade request on, while BlockConnect holds them back, until the handshake
-	// is complete. Where there are more, the oldest gives way: it is closed, or
-	// answered 503 if it was not upgraded yet. Most do not last longer than a
-	// round trip, so it takes a flood to push out a host in earnest. The default
-	// is 128, or twice the number of hosts if that is more.
+	// MaxHandshakes is how many hosts may be on their way in at a time: from the upgrade request
+	// on, while BlockConnect holds them back, until the handshake is complete. Where there are
+	// more, the oldest gives way: it is closed, or answered 503 if it was not upgraded yet. Most do
+	// not last longer than a round trip, so it takes a flood to push out a host in earnest. The
+	// default is 128, or twice the number of hosts if that is more.
 	MaxHandshakes int
 
-	// MaxPings is how many pings of each host are answered in a second, those of
-	// its connection and of its streams together. Further ones are dropped, and a
-	// peer that hears of none any more gives the stream or the connection up. The
-	// default is 24704: 128 and twice MaxStreams.
+	// MaxPings is how many pings of each host are answered in a second, those of its connection and
+	// of its streams together. Further ones are dropped, and a peer that hears of none any more
+	// gives the stream or the connection up. The default is 24704: 128 and twice MaxStreams.
 	MaxPings int
 
-	// PingInterval is how often a connection is pinged. One that has answered
-	// no ping for two intervals, and moves no data either, is given up. The
-	// default is 10 s, the protocol's; all hosts should agree.
+	// PingInterval is how often a connection is pinged. One that has answered no ping for two
+	// intervals, and moves no data either, is given up. The default is 10 s, the protocol's; all
+	// hosts should agree.
 	PingInterval time.Duration
 
-	// StreamPingInterval is how often an open stream is pinged. The stream is
-	// given up by its client after two intervals of silence, by its server
-	// after four. The default is 15 s, the protocol's; all hosts must agree.
+	// StreamPingInterval is how often an open stream is pinged. The stream is given up by its
+	// client after two intervals of silence, by its server after four. The default is 15 s, the
+	// protocol's; all hosts must agree.
 	StreamPingInterval time.Duration
 
-	// WriteTimeout is how long a write may make no progress at all before the
-	// connection is given up. Progress is seen in steps of 64 KiB, so a link
-	// must carry that much in the time. The default is 20 s.
+	// WriteTimeout is how long a write may make no progress at all before the connection is given
+	// up. Progress is seen in steps of 64 KiB, so a link must carry that much in the time. The
+	// default is 20 s.
 	WriteTimeout time.Duration
 
-	// MessageTimeout is how long a message may take to arrive, from its first
-	// byte to its last, also where it comes in fragments: so a link must carry
-	// MaxMessageSize in that time, or as many as are sent at once. It is looked at
-	// every second, or more often with short intervals. Where it has not, the
-	// connection is given up, or of a message in fragments its call or stream. The
-	// default is 300 s.
+	// MessageTimeout is how long a message may take to arrive, from its first byte to its last,
+	// also where it comes in fragments: so a link must carry MaxMessageSize in that time, or as
+	// many as are sent at once. It is looked at every second, or more often with short intervals.
+	// Where it has not, the connection is given up, or of a message in fragments its call or
+	// stream. The default is 300 s.
 	MessageTimeout time.Duration
 
-	// HandshakeTimeout bounds dialling, upgrading and the handshake, as a whole:
-	// a peer that is not done by then is closed. What comes before the upgrade
-	// request is complete is for the HTTP server to bound, by its
-	// ReadHeaderTimeout. The default is 10 s.
+	// HandshakeTimeout bounds dialling, upgrading and the handshake, as a whole: a peer that is not
+	// done by then is closed. What comes before the upgrade request is complete is for the HTTP
+	// server to bound, by its ReadHeaderTimeout. The default is 10 s.
 	HandshakeTimeout time.Duration
 }
 
 const (
-	// frameOverhead is what a websocket message may hold beyond the largest
-	// payload: its message, and small ones that are merged with it.
+	// frameOverhead is what a websocket message may hold beyond the largest payload: its message,
+	// and small ones that are merged with it.
 	frameOverhead     = 1 << 20
 	maxMaxMessageSize = 1<<31 - 1 - frameOverhead
 )
@@ -352,8 +333,8 @@ func (o *ManagerOptions) handlerText(id HandlerID) string {
 	return text
 }
 
-// waitUnblocked waits until BlockConnect is closed, if it is set, or ctx ends. It reports
-// whether it was closed.
+// waitUnblocked waits until BlockConnect is closed, if it is set, or ctx ends. It reports whether
+// it was closed.
 func (o *ManagerOptions) waitUnblocked(ctx context.Context) bool {
 	if o.BlockConnect == nil {
 		return true
@@ -388,8 +369,8 @@ func (o *ManagerOptions) counters() wsconn.Counters {
 // frameLimit is the largest websocket message that is read.
 func (o *ManagerOptions) frameLimit() int64 { return int64(o.MaxMessageSize) + frameOverhead }
 
-// isSecure reports whether the transport to a host protects what is sent, so that
-// no checksum is needed.
+// isSecure reports whether the transport to a host protects what is sent, so that no checksum is
+// needed.
 func isSecure(host string) bool {
 	return strings.HasPrefix(host, "https://")
 }

@@ -20,16 +20,16 @@ type CallInfo struct {
 	// PayloadBytes is the size of the payload with which it begins.
 	PayloadBytes int
 
-	// Metadata goes with the call. A [CallInterceptor] may add to it; a
-	// [ServeInterceptor] finds there what came. It is for what describes a call, such
-	// as its place in a trace: keys and values together may have 2 KiB, with 10
-	// bytes more for each pair, or the call fails with [ErrMessageTooLarge]. Peers that do not know the extension get none
-	// of it (protocol section 8). It is nil if there is none; it must not be kept.
+	// Metadata goes with the call. A [CallInterceptor] may add to it; a [ServeInterceptor] finds
+	// there what came. It is for what describes a call, such as its place in a trace: keys and
+	// values together may have 2 KiB, with 10 bytes more for each pair, or the call fails with
+	// [ErrMessageTooLarge]. Peers that do not know the extension get none of it (protocol section
+	// 8). It is nil if there is none; it must not be kept.
 	Metadata map[string]string
 }
 
-// AddMetadata adds a pair to Metadata. It is for InterceptCall, until that returns, and not
-// to be called concurrently.
+// AddMetadata adds a pair to Metadata. It is for InterceptCall, until that returns, and not to be
+// called concurrently.
 func (c *CallInfo) AddMetadata(key, value string) {
 	if c.Metadata == nil {
 		c.Metadata = make(map[string]string)
@@ -39,21 +39,20 @@ func (c *CallInfo) AddMetadata(key, value string) {
 
 // CallResult is how a request or a stream has ended.
 type CallResult struct {
-	// Err is what the caller gets, or the handler has returned; nil if all went well.
-	// A stream that was given up has the reason, and so has, on the serving side, an
-	// answer that was not sent.
+	// Err is what the caller gets, or the handler has returned; nil if all went well. A stream that
+	// was given up has the reason, and so has, on the serving side, an answer that was not sent.
 	Err error
-	// Duration is from the begin to the end. On the calling side that of a stream ends
-	// when it does, although messages may still wait to be consumed.
+	// Duration is from the begin to the end. On the calling side that of a stream ends when it
+	// does, although messages may still wait to be consumed.
 	Duration time.Duration
 	// Sent and received, by this side: payloads, without what is around them.
 	SentBytes, ReceivedBytes       int64
 	SentMessages, ReceivedMessages int64
 }
 
-// Status is Err in a word, for metrics and traces, of which there are not many: "ok",
-// "overloaded", "remote_error", "disconnected", "deadline_exceeded", "canceled",
-// "message_too_large", "protocol_error", or "error" for any other.
+// Status is Err in a word, for metrics and traces, of which there are not many: "ok", "overloaded",
+// "remote_error", "disconnected", "deadline_exceeded", "canceled", "message_too_large",
+// "protocol_error", or "error" for any other.
 func (r CallResult) Status() string {
 	switch err := r.Err; {
 	case err == nil:
@@ -76,27 +75,25 @@ func (r CallResult) Status() string {
 	return "error"
 }
 
-// CallInterceptor is told of all requests and streams that this host begins, and may
-// refuse them.
+// CallInterceptor is told of all requests and streams that this host begins, and may refuse them.
 type CallInterceptor interface {
-	// InterceptCall is called before anything is sent, on the caller's goroutine. It
-	// returns the context with which the call goes on, ctx or one derived from it, and
-	// a function, or nil, to be called once when the call has ended. An error ends the
-	// call at once, and is what the caller gets. So is a panic.
+	// InterceptCall is called before anything is sent, on the caller's goroutine. It returns the
+	// context with which the call goes on, ctx or one derived from it, and a function, or nil, to
+	// be called once when the call has ended. An error ends the call at once, and is what the
+	// caller gets. So is a panic.
 	//
-	// The end of a stream is called on a goroutine of grid's, and must neither block nor
-	// end it by runtime.Goexit.
+	// The end of a stream is called on a goroutine of grid's, and must neither block nor end it by
+	// runtime.Goexit.
 	InterceptCall(ctx context.Context, info *CallInfo) (context.Context, func(CallResult), error)
 }
 
-// ServeInterceptor is told of all requests and streams that handlers of this host
-// serve, and may refuse them. It is not told of those that were refused before, because
-// of a limit or because there is no such handler.
+// ServeInterceptor is told of all requests and streams that handlers of this host serve, and may
+// refuse them. It is not told of those that were refused before, because of a limit or because
+// there is no such handler.
 type ServeInterceptor interface {
-	// InterceptServe is called before the handler, on its goroutine. It returns the
-	// context that the handler gets, if that takes one: ctx or one derived from it; and
-	// a function, or nil, to be called once when the handler has returned and, of a
-	// stream, all that it sent is on its way. An error takes the place of the handler's
-	// result, and the handler is not called.
+	// InterceptServe is called before the handler, on its goroutine. It returns the context that
+	// the handler gets, if that takes one: ctx or one derived from it; and a function, or nil, to
+	// be called once when the handler has returned and, of a stream, all that it sent is on its
+	// way. An error takes the place of the handler's result, and the handler is not called.
 	InterceptServe(ctx context.Context, info *CallInfo) (context.Context, func(CallResult), error)
 }

@@ -46,8 +46,8 @@ func readExamples(t *testing.T) []*example {
 
 var fence = regexp.MustCompile("(?ms)^```(\\w*)\n(.*?)^```$")
 
-// The README and the guide show nothing that is not compiled and run, and together
-// leave out no example.
+// The README and the guide show nothing that is not compiled and run, and together leave out no
+// example.
 func TestDocs_ReadmeAndGuideShowTheExamples(t *testing.T) {
 	examples := readExamples(t)
 	for _, file := range []string{"README.md", "docs/guide.md"} {

@@ -12,13 +12,12 @@ import (
 	"github.com/gridrpc/grid/internal/wsconn"
 )
 
-// session is the life of one websocket after its handshake. It is made up of a part that
-// reads, one that opens what the peer asks for, one that sends and one that watches, and
-// of the tables of what is under way.
+// session is the life of one websocket after its handshake. It is made up of a part that reads, one
+// that opens what the peer asks for, one that sends and one that watches, and of the tables of what
+// is under way.
 //
-// When any of them finds a reason to end it, or the connection does, close ends
-// all that it carries, each exactly once; nothing survives into a later
-// session.
+// When any of them finds a reason to end it, or the connection does, close ends all that it
+// carries, each exactly once; nothing survives into a later session.
 type session struct {
 	// Set once.
 	conn   *Connection
@@ -77,9 +76,8 @@ func newSession(c *Connection, ws *wsconn.Conn, peerID [16]byte, peerCaps caps) 
 // wide reports whether credits may be returned many at a time.
 func (s *session) wide() bool { return s.caps&capWideCredits != 0 }
 
-// run reads until the session ends, and returns why. Its goroutine is the reader; all
-// that the session has started is gone when it returns, but for handlers that are
-// still running.
+// run reads until the session ends, and returns why. Its goroutine is the reader; all that the
+// session has started is gone when it returns, but for handlers that are still running.
 func (s *session) run() error {
 	go s.sender.run()
 	s.watch.start()
@@ -88,8 +86,8 @@ func (s *session) run() error {
 	return s.err
 }
 
-// close ends the session for a reason. All calls and streams on it have been
-// told when it returns; it waits for nothing. Only the first call has an effect.
+// close ends the session for a reason. All calls and streams on it have been told when it returns;
+// it waits for nothing. Only the first call has an effect.
 func (s *session) close(reason error) {
 	s.closeOnce.Do(func() {
 		s.err = disconnected(reason)
@@ -124,8 +122,8 @@ func (s *session) endError() error {
 	return s.err
 }
 
-// untilIdle returns nil if no call or stream of this side is under way, and the last
-// answers are written, else what is closed when that may have changed.
+// untilIdle returns nil if no call or stream of this side is under way, and the last answers are
+// written, else what is closed when that may have changed.
 func (s *session) untilIdle() <-chan struct{} {
 	if busy := s.calls.untilIdle(); busy != nil {
 		return busy
@@ -143,8 +141,8 @@ func (s *session) announceShutdown() {
 	}
 }
 
-// pastDeadline reports whether it is past a deadline. The clock is asked only where it
-// may be, because that is slow.
+// pastDeadline reports whether it is past a deadline. The clock is asked only where it may be,
+// because that is slow.
 func (s *session) pastDeadline(deadline time.Time) bool {
 	if deadline.IsZero() || monotime.Of(deadline).Sub(s.clock.Load()) > 2*s.watch.period {
 		return false

@@ -10,8 +10,7 @@ import (
 	"github.com/gridrpc/grid/internal/limit"
 )
 
-// Single requests that are made here. Those that are served here are in
-// session_requests.go.
+// Single requests that are made here. Those that are served here are in session_requests.go.
 
 // single makes a single request and waits for its answer.
 func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte) ([]byte, error) {
@@ -49,10 +48,10 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 
 // callTable is the single requests of a session that wait for their answer.
 //
-// Who takes a call out of the table, and nobody else, answers it: so an answer
-// that comes late finds nothing, and a call can be reused as soon as its
-// answer has been received. Calls are kept by session, not in a global pool,
-// because their channels must not outlive a testing/synctest bubble.
+// Who takes a call out of the table, and nobody else, answers it: so an answer that comes late
+// finds nothing, and a call can be reused as soon as its answer has been received. Calls are kept
+// by session, not in a global pool, because their channels must not outlive a testing/synctest
+// bubble.
 type callTable struct {
 	mu   sync.Mutex
 	m    map[uint64]*call
@@ -67,11 +66,11 @@ type callTable struct {
 type call struct {
 	id       uint64
 	answered chan answer // of capacity 1
-	// expires is the tick at which the table gives up on it; 0 where the
-	// caller's context has a deadline.
+	// expires is the tick at which the table gives up on it; 0 where the caller's context has a
+	// deadline.
 	expires uint64
-	// parts is what has arrived of the answer: guarded by the table while the call
-	// is in it, then of who took it out.
+	// parts is what has arrived of the answer: guarded by the table while the call is in it, then
+	// of who took it out.
 	parts *assembly
 }
 
@@ -83,8 +82,8 @@ type answer struct {
 // maxFreeCalls bounds what a burst of calls leaves behind.
 const maxFreeCalls = 256
 
-// init sets the length of a tick, by which expire counts. So are deadlines, since
-// asking for the time costs as much as the rest of an add.
+// init sets the length of a tick, by which expire counts. So are deadlines, since asking for the
+// time costs as much as the rest of an add.
 func (t *callTable) init(period time.Duration) {
 	t.m = make(map[uint64]*call)
 	t.life = uint64((defaultDeadline+period-1)/period) + 1 // the first may be short
@@ -113,8 +112,7 @@ func (t *callTable) add(id uint64, expires bool) (*call, error) {
 	return c, nil
 }
 
-// remove takes a call out of the table, for the caller to answer; nil if it does
-// not wait any more.
+// remove takes a call out of the table, for the caller to answer; nil if it does not wait any more.
 func (t *callTable) remove(id uint64) *call {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -143,8 +141,8 @@ func (t *callTable) answer(id uint64, a answer) bool {
 	return c != nil
 }
 
-// receive takes in an answer, or a fragment of one. known reports whether its call still
-// waits. failure is that of a limit, by which the call has ended; err ends the session.
+// receive takes in an answer, or a fragment of one. known reports whether its call still waits.
+// failure is that of a limit, by which the call has ended; err ends the session.
 func (t *callTable) receive(p parcel) (known bool, failure, err error) {
 	if p.Flags&flagMore != 0 {
 		return t.extend(p)
@@ -209,8 +207,7 @@ func (t *callTable) size() int {
 	return len(t.m)
 }
 
-// untilIdle returns nil if no call waits, else what is closed when that may have
-// changed.
+// untilIdle returns nil if no call waits, else what is closed when that may have changed.
 func (t *callTable) untilIdle() <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -236,8 +233,8 @@ func (t *callTable) result(c *call, a answer) ([]byte, error) {
 	return a.payload.join(), nil
 }
 
-// abandon ends a call that is no longer waited for, because of err. If it is
-// being answered just then, that answer counts.
+// abandon ends a call that is no longer waited for, because of err. If it is being answered just
+// then, that answer counts.
 func (t *callTable) abandon(c *call, err error) ([]byte, error) {
 	t.mu.Lock()
 	if t.m[c.id] == c {
@@ -250,8 +247,8 @@ func (t *callTable) abandon(c *call, err error) ([]byte, error) {
 	return t.result(c, <-c.answered)
 }
 
-// expire gives up on the calls with the default deadline that have passed it, and on
-// those whose answer has been coming for longer than timeout.
+// expire gives up on the calls with the default deadline that have passed it, and on those whose
+// answer has been coming for longer than timeout.
 func (t *callTable) expire(tick uint64, now time.Time, timeout time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -98,8 +98,8 @@ func TestStream_ErrorTextsAreCopiedBeforeTheirBufferIsReused(t *testing.T) {
 	})
 }
 
-// A window that has grown for small messages shrinks when they become large, at
-// whatever moment that is.
+// A window that has grown for small messages shrinks when they become large, at whatever moment
+// that is.
 func TestWindow_MessagesThatBecomeLargeDoNotStallTheStream(t *testing.T) {
 	for _, size := range []int{rig.MaxWindowBytes / 2, rig.MaxWindowBytes / 3, rig.MaxWindowBytes / 10} {
 		large := make([]byte, size)
@@ -159,8 +159,7 @@ func TestWindow_MessagesThatBecomeLargeDoNotStallTheStream(t *testing.T) {
 	})
 }
 
-// No fragment may follow the disconnect of an opening: its server would wait for the
-// rest.
+// No fragment may follow the disconnect of an opening: its server would wait for the rest.
 func TestFragments_OfAnOpeningWhoseContextEndsBeforeTheFirst(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		ctx, cancel := context.WithCancel(t.Context())

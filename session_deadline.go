@@ -12,9 +12,8 @@ import (
 // defaultDeadline is that of a single request whose context has none.
 const defaultDeadline = time.Minute
 
-// remainingMS is the time left until deadline as it travels: whole
-// milliseconds, at least one. Without a deadline it is that of def, where 0 is
-// none.
+// remainingMS is the time left until deadline as it travels: whole milliseconds, at least one.
+// Without a deadline it is that of def, where 0 is none.
 func remainingMS(deadline time.Time, def time.Duration) (uint32, error) {
 	left := def
 	if !deadline.IsZero() {
@@ -34,8 +33,8 @@ func (m *message) setDeadline(deadline time.Time) (err error) {
 	return err
 }
 
-// deadline is when that of m is by this host's clock, of a message that has arrived
-// now; zero for none.
+// deadline is when that of m is by this host's clock, of a message that has arrived now; zero for
+// none.
 func (m *message) deadline(now time.Time) time.Time {
 	if m.DeadlineMS == 0 {
 		return time.Time{}
@@ -43,9 +42,8 @@ func (m *message) deadline(now time.Time) time.Time {
 	return now.Add(time.Duration(m.DeadlineMS) * time.Millisecond)
 }
 
-// lateAfter is when an eighth of the time to a deadline is over, Never without one. What
-// has waited for so long, at one of the places where a call may wait, will probably be too
-// late.
+// lateAfter is when an eighth of the time to a deadline is over, Never without one. What has waited
+// for so long, at one of the places where a call may wait, will probably be too late.
 func lateAfter(now, deadline time.Time) monotime.Time {
 	if deadline.IsZero() {
 		return monotime.Never

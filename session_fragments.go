@@ -9,28 +9,28 @@ import (
 	"github.com/gridrpc/grid/internal/limit"
 )
 
-// Large payloads travel in fragments (protocol section 8), so that they hold up
-// nothing behind them. The reader collects the fragments; whoever the payload is
-// for joins them, so that the reader does not copy all of it at one time.
+// Large payloads travel in fragments (protocol section 8), so that they hold up nothing behind
+// them. The reader collects the fragments; whoever the payload is for joins them, so that the
+// reader does not copy all of it at one time.
 
 const (
-	// wholeSize is the largest payload, in bytes, that is sent in one message to
-	// a peer that has fragments.
+	// wholeSize is the largest payload, in bytes, that is sent in one message to a peer that has
+	// fragments.
 	wholeSize = 64 << 10
-	// fragmentSize is the size of the fragments of a larger one. Two of them make
-	// a batch of 128 KiB, with what is around them.
+	// fragmentSize is the size of the fragments of a larger one. Two of them make a batch of 128
+	// KiB, with what is around them.
 	fragmentSize = wholeSize - 256
-	// retainSize is the smallest fragment for which the whole frame that it came
-	// in is kept; a smaller one is copied out of it.
+	// retainSize is the smallest fragment for which the whole frame that it came in is kept; a
+	// smaller one is copied out of it.
 	retainSize = fragmentSize / 2
 )
 
-// frame is the buffer that a websocket message was read into. It outlives its dispatch
-// where fragments in it are kept. The last holder gives it back.
+// frame is the buffer that a websocket message was read into. It outlives its dispatch where
+// fragments in it are kept. The last holder gives it back.
 type frame struct {
 	buf []byte
-	// shared counts the holders, once there are any but the reader. It is made by the
-	// first, so that a frame which nobody keeps costs nothing.
+	// shared counts the holders, once there are any but the reader. It is made by the first, so
+	// that a frame which nobody keeps costs nothing.
 	shared *sharedFrame
 }
 
@@ -65,20 +65,25 @@ func (f *sharedFrame) release() {
 	}
 }
 
-// parcel is a message with a payload, or a fragment of one, as the reader hands it on: it
-// points into the frame, and is of no use after its dispatch. Whoever the payload is for
-// keeps it by addTo, under a lock of its own.
+// parcel is a message with a payload, or a fragment of one, as the reader hands it on: it points
+// into the frame, and is of no use after its dispatch. Whoever the payload is for keeps it by
+// addTo, under a lock of its own.
 type parcel struct {
 	*message
-	frame   *frame
-	now     time.Time
-	maxSize int           // of the whole payload
-	budget  *limit.Budget // that the payload is taken of
+	*intake
 }
 
-// addTo keeps the payload. It returns it, or, where *parts has the fragments that came
-// before, all of them; whole is false while more is to come. ErrOverloaded ends the call or
-// stream that the parcel is for; any other error ends the session.
+// intake is what it takes to keep a payload: the reader's, and good for one frame.
+type intake struct {
+	frame   frame         // that is being dispatched
+	now     time.Time     // when it had been read
+	maxSize int           // of a whole payload; set once
+	budget  *limit.Budget // that payloads are taken of; set once
+}
+
+// addTo keeps the payload. It returns it, or, where *parts has the fragments that came before, all
+// of them; whole is false while more is to come. ErrOverloaded ends the call or stream that the
+// parcel is for; any other error ends the session.
 func (p parcel) addTo(parts **assembly) (payload arrived, whole bool, err error) {
 	more := p.Flags&flagMore != 0
 	before := 0
@@ -126,9 +131,9 @@ func hostBytesError(b *limit.Budget, exceeded int64) error {
 	return overloadedf("MaxHostBytes", "%d bytes would be kept for this host, MaxHostBytes is %d", exceeded, b.Limit())
 }
 
-// arrived is a payload on its way to the application: in one buffer of its own,
-// or in pieces. The zero value is a nil payload. Whoever has it gives back, by join,
-// claim or drop, what it takes of the host's budget.
+// arrived is a payload on its way to the application: in one buffer of its own, or in pieces. The
+// zero value is a nil payload. Whoever has it gives back, by join, claim or drop, what it takes of
+// the host's budget.
 type arrived struct {
 	buf    []byte
 	parts  *assembly
@@ -143,8 +148,7 @@ func (a arrived) size() int {
 	return len(a.buf)
 }
 
-// join returns the payload in one buffer, which is the caller's. It is called
-// once.
+// join returns the payload in one buffer, which is the caller's. It is called once.
 func (a arrived) join() []byte {
 	a.budget.Put(a.size())
 	if a.parts != nil {
@@ -183,9 +187,9 @@ type piece struct {
 	frame *sharedFrame // nil: b is a buffer of bytepool
 }
 
-// add keeps a fragment: in its frame, if it makes up a good part of that. Else it is
-// copied, to where the last one was copied while there is room: what an assembly takes
-// must not depend on how its fragments come.
+// add keeps a fragment: in its frame, if it makes up a good part of that. Else it is copied, to
+// where the last one was copied while there is room: what an assembly takes must not depend on how
+// its fragments come.
 func (a *assembly) add(p parcel) {
 	n := len(p.Payload)
 	if n == 0 {

@@ -12,9 +12,8 @@ import (
 	"github.com/gridrpc/grid/internal/rawpeer"
 )
 
-// FuzzFragments sends fragments in any order, of any kind, to a host. A model of
-// section 8 says what it must make of each: an answer, a refusal, nothing, or the
-// end of the link.
+// FuzzFragments sends fragments in any order, of any kind, to a host. A model of section 8 says
+// what it must make of each: an answer, a refusal, nothing, or the end of the link.
 func FuzzFragments(f *testing.F) {
 	for _, steps := range []string{
 		"", // each step: op, mux, handler, flags, size, number

@@ -21,8 +21,8 @@ func idle(a *rig.Attacked) {
 	}
 }
 
-// Openings whose payload never completes hold what MaxHostBytes allows, until they have
-// taken too long.
+// Openings whose payload never completes hold what MaxHostBytes allows, until they have taken too
+// long.
 func TestFragments_OfOpeningsThatNeverComplete(t *testing.T) {
 	for op, handler := range map[uint8]grid.HandlerID{rawpeer.OpRequest: rig.BlockSingle, rawpeer.OpConnectMux: rig.BlockStream} {
 		t.Run(rawpeer.OpName(op), func(t *testing.T) {
@@ -60,8 +60,8 @@ func TestFragments_OfOpeningsThatNeverComplete(t *testing.T) {
 	}
 }
 
-// A frame is kept with the fragment in it only where that makes up a good part of it: a
-// fifth, so MaxHostBytes holds five times as much at the very worst.
+// A frame is kept with the fragment in it only where that makes up a good part of it: a fifth, so
+// MaxHostBytes holds five times as much at the very worst.
 func TestFragments_InLargeFramesThatNeverComplete(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes long: make test-long runs it")

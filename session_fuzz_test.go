@@ -13,9 +13,9 @@ import (
 	"github.com/gridrpc/grid/internal/rawpeer"
 )
 
-// FuzzHostilePeer says anything to a session that has calls and streams under way,
-// in either direction. Whatever the peer says: nothing panics, nothing is stuck,
-// nothing grows without bound, and what a caller is told has been said.
+// FuzzHostilePeer says anything to a session that has calls and streams under way, in either
+// direction. Whatever the peer says: nothing panics, nothing is stuck, nothing grows without bound,
+// and what a caller is told has been said.
 func FuzzHostilePeer(f *testing.F) {
 	// say is a step that says a message, with its right number; see program.message.
 	say := func(op, mux, handler, flags byte, payload string) string {
@@ -87,8 +87,7 @@ type hostileRun struct {
 	ended   bool                 // the program's part
 }
 
-// hostileCall is a call or a stream that was made of us, and what we have said to
-// it.
+// hostileCall is a call or a stream that was made of us, and what we have said to it.
 type hostileCall struct {
 	cancel  context.CancelFunc
 	permits chan bool

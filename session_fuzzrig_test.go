@@ -19,8 +19,8 @@ import (
 	"github.com/gridrpc/grid/internal/wsconn"
 )
 
-// What the fuzz targets have in common that drive whole sessions: an input that
-// is a program, and sessions whose sockets are in the hand of the test.
+// What the fuzz targets have in common that drive whole sessions: an input that is a program, and
+// sessions whose sockets are in the hand of the test.
 
 // program is a fuzz input that is read as one.
 type program struct{ b []byte }
@@ -48,9 +48,9 @@ func (p *program) bytes(n int) (b []byte) {
 	return b
 }
 
-// fence stands between what a test has read when all was quiet, and what others write
-// once a timer has woken them: the race detector does not see that the one comes
-// before the other. Both sides call it in between.
+// fence stands between what a test has read when all was quiet, and what others write once a timer
+// has woken them: the race detector does not see that the one comes before the other. Both sides
+// call it in between.
 type fence struct{ mu sync.Mutex }
 
 func (f *fence) pass() {
@@ -58,8 +58,8 @@ func (f *fence) pass() {
 	defer f.mu.Unlock()
 }
 
-// wire is a socket in memory whose other end is a test. It never makes a writer
-// wait, unless it is stalled.
+// wire is a socket in memory whose other end is a test. It never makes a writer wait, unless it is
+// stalled.
 type wire struct {
 	mu      sync.Mutex // guards what follows
 	changed sync.Cond
@@ -110,8 +110,8 @@ func (w *wire) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// upgradeLocked answers an upgrade request, once it has been written, in front of
-// what there is to be read.
+// upgradeLocked answers an upgrade request, once it has been written, in front of what there is to
+// be read.
 func (w *wire) upgradeLocked() {
 	r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(w.out)))
 	if err != nil {
@@ -159,8 +159,8 @@ func (w *wire) SetReadDeadline(time.Time) error { return nil }
 
 func (w *wire) SetWriteDeadline(time.Time) error { return nil }
 
-// put is a binary websocket message for the reader: masked, but with zeros, as
-// whoever dials must mask it; bare for the reader who has dialled.
+// put is a binary websocket message for the reader: masked, but with zeros, as whoever dials must
+// mask it; bare for the reader who has dialled.
 func (w *wire) put(b []byte, mask bool) { w.set(func() { w.in = appendFrame(w.in, b, mask) }) }
 
 func appendFrame(to, b []byte, mask bool) []byte {
@@ -182,8 +182,7 @@ func appendFrame(to, b []byte, mask bool) []byte {
 	return append(to, b...)
 }
 
-// take returns what was written, as the messages of the websocket; its last
-// word is none.
+// take returns what was written, as the messages of the websocket; its last word is none.
 func (w *wire) take(t testing.TB) (frames [][]byte) {
 	w.mu.Lock()
 	b := w.out
@@ -220,8 +219,7 @@ func (w *wire) take(t testing.TB) (frames [][]byte) {
 	return frames
 }
 
-// upgradeTo is a request to upgrade to a websocket over w, and where it is
-// answered.
+// upgradeTo is a request to upgrade to a websocket over w, and where it is answered.
 func upgradeTo(w *wire) (http.ResponseWriter, *http.Request) {
 	return hijackWriter{w}, &http.Request{
 		Method: http.MethodGet, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Host: "local",
@@ -257,9 +255,8 @@ func (w *wire) forgetUpgrade(t testing.TB) {
 // fuzzHosts are two hosts that know each other.
 var fuzzHosts = []string{"http://fuzz0:9000", "http://fuzz1:9000"}
 
-// fuzzHost is a manager with a session whose socket is a wire: all that it reads
-// is put there, and all that it writes taken from there, by the test. It is for
-// use in a bubble.
+// fuzzHost is a manager with a session whose socket is a wire: all that it reads is put there, and
+// all that it writes taken from there, by the test. It is for use in a bubble.
 type fuzzHost struct {
 	*Manager
 	t    *testing.T
@@ -268,8 +265,8 @@ type fuzzHost struct {
 	wire *wire
 }
 
-// newFuzzHost makes host i of the two, after a handshake in which the other has
-// named caps. It must be closed.
+// newFuzzHost makes host i of the two, after a handshake in which the other has named caps. It must
+// be closed.
 func newFuzzHost(t *testing.T, i int, caps caps, edit func(o *ManagerOptions)) *fuzzHost {
 	o := testOptions(fuzzHosts[i], fuzzHosts)
 	o.BlockConnect = make(chan struct{}) // nobody dials

@@ -10,8 +10,8 @@ import (
 	"github.com/gridrpc/grid/internal/monotime"
 )
 
-// watch is the part of a session that looks after what it waits for: by pings, whether the
-// peer is alive (section 7), and by its tick, whether anything has taken too long.
+// watch is the part of a session that looks after what it waits for: by pings, whether the peer is
+// alive (section 7), and by its tick, whether anything has taken too long.
 type watch struct {
 	// Set once.
 	s      *session
@@ -47,8 +47,7 @@ func (t *transfer) follow(before transfer, now time.Time) {
 	}
 }
 
-// largeSince reports whether one message has been on its way since before, and
-// has moved.
+// largeSince reports whether one message has been on its way since before, and has moved.
 func (t transfer) largeSince(before transfer) bool {
 	return t.underway && before.underway && t.message == before.message && t.bytes != before.bytes
 }
@@ -99,16 +98,15 @@ func (w *watch) pong(now time.Time, p *pongMsg) {
 	w.mu.Unlock()
 }
 
-// roundTrip is that of the last ping, its average, and the average of its distance from
-// that.
+// roundTrip is that of the last ping, its average, and the average of its distance from that.
 func (w *watch) roundTrip() (last, mean, deviation time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.rtt, w.rttMean, w.rttDev
 }
 
-// addProbe lets c be closed by the next pong. It reports whether a ping is needed for
-// that: many may probe at once, whose pings must not flood a peer that is slow.
+// addProbe lets c be closed by the next pong. It reports whether a ping is needed for that: many
+// may probe at once, whose pings must not flood a peer that is slow.
 func (w *watch) addProbe(c chan<- struct{}) (ping bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -124,8 +122,8 @@ func (w *watch) removeProbe(c chan<- struct{}) {
 	}
 }
 
-// probe reports whether the peer answers a ping within the time given. On a busy
-// link the answer may take longer; then anything that arrives is a sign of life.
+// probe reports whether the peer answers a ping within the time given. On a busy link the answer
+// may take longer; then anything that arrives is a sign of life.
 func (w *watch) probe(within time.Duration) bool {
 	s := w.s
 	before, _ := s.ws.Reading()
@@ -149,9 +147,8 @@ func (w *watch) probe(within time.Duration) bool {
 
 var errNoPong = errors.New("no pong for two ping intervals")
 
-// look takes stock. It returns whether to ping and when a large message last moved,
-// or why the session must end.
-// Deadlines are met a period early rather than late.
+// look takes stock. It returns whether to ping and when a large message last moved, or why the
+// session must end. Deadlines are met a period early rather than late.
 func (w *watch) look(now time.Time) (ping bool, progress time.Time, err error) {
 	s := w.s
 	reading, sending := transfer{message: s.reader.frames.Load()}, transfer{message: s.written.Load()}
@@ -159,8 +156,8 @@ func (w *watch) look(now time.Time) (ping bool, progress time.Time, err error) {
 	sending.bytes, sending.underway = s.ws.Writing()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	// While a large message is on its way, in either direction, no pong can
-	// get through, and none is needed. Small ones do not stand for a pong.
+	// While a large message is on its way, in either direction, no pong can get through, and none
+	// is needed. Small ones do not stand for a pong.
 	if reading.largeSince(w.reading) || sending.largeSince(w.sending) {
 		w.progress = now
 	}
@@ -197,8 +194,8 @@ func tickPeriod(o *ManagerOptions) time.Duration {
 	return min(min(o.PingInterval, o.StreamPingInterval, o.WriteTimeout)/8, time.Second)
 }
 
-// tick looks after everything that the session waits for. It blocks on nothing
-// but short locks, and rearms itself.
+// tick looks after everything that the session waits for. It blocks on nothing but short locks, and
+// rearms itself.
 func (w *watch) tick() {
 	s, now := w.s, time.Now()
 	ping, progress, err := w.look(now)

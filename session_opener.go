@@ -11,10 +11,9 @@ import (
 	"github.com/gridrpc/grid/internal/monotime"
 )
 
-// opener is the part of a session that takes on what the peer asks for, requests and
-// streams alike, or refuses it: finds the handler, takes a slot, waits for the rest of a
-// payload in fragments, and has a worker run the handler. It runs on the reader, but for
-// giving up.
+// opener is the part of a session that takes on what the peer asks for, requests and streams alike,
+// or refuses it: finds the handler, takes a slot, waits for the rest of a payload in fragments, and
+// has a worker run the handler. It runs on the reader, but for giving up.
 type opener struct {
 	s *session // set once
 
@@ -121,9 +120,8 @@ func (o *opener) admit(m *message, slots *limit.Slots) error {
 	return nil
 }
 
-// refuse answers a request or an open with an error. The handler, the deadline
-// and EOF are repeated, as version 1 does; a subroute's flag must not be, since
-// its bytes are not.
+// refuse answers a request or an open with an error. The handler, the deadline and EOF are
+// repeated, as version 1 does; a subroute's flag must not be, since its bytes are not.
 func (o *opener) refuse(m *message, text string) {
 	o.s.conn.stats.refused.Add(1)
 	e := muxConnectError{Error: clipText(text)}
@@ -164,8 +162,7 @@ func (o *ManagerOptions) noHandlerText(m *message, h handler) string {
 	return text
 }
 
-// opening is a Request or ConnectMux whose payload has begun to arrive. It has a
-// slot.
+// opening is a Request or ConnectMux whose payload has begun to arrive. It has a slot.
 type opening struct {
 	id       uint64
 	op       op
@@ -201,8 +198,8 @@ func (o *opening) drop() {
 	o.parts = nil
 }
 
-// checkUnopened checks that m, a first fragment or a whole, does not come amid
-// another opening of its mux.
+// checkUnopened checks that m, a first fragment or a whole, does not come amid another opening of
+// its mux.
 func (o *opener) checkUnopened(m *message) error {
 	if !o.hasOpenings {
 		return nil
@@ -233,8 +230,8 @@ func (o *opener) begin(p parcel, h handler, slots *limit.Slots) error {
 	return o.refuseOverload(p.message, err)
 }
 
-// resume takes up a further fragment. Those of an opening that was refused, or given up,
-// are dropped.
+// resume takes up a further fragment. Those of an opening that was refused, or given up, are
+// dropped.
 func (o *opener) resume(p parcel) error {
 	at, ok := o.openings.get(p.MuxID)
 	if !ok {
@@ -268,8 +265,7 @@ func (o *opener) resume(p parcel) error {
 	return nil
 }
 
-// giveUp drops an opening that will not be completed. It reports whether there was
-// one.
+// giveUp drops an opening that will not be completed. It reports whether there was one.
 func (o *opener) giveUp(id uint64) bool {
 	at, ok := o.openings.remove(id)
 	if ok {
@@ -279,9 +275,9 @@ func (o *opener) giveUp(id uint64) bool {
 	return ok
 }
 
-// tick gives up the openings whose deadline has passed, that take longer than a message
-// may, or of which nothing has come for as long as a stream's client may be silent.
-// progress is when a large message last moved.
+// tick gives up the openings whose deadline has passed, that take longer than a message may, or of
+// which nothing has come for as long as a stream's client may be silent. progress is when a large
+// message last moved.
 func (o *opener) tick(now, progress time.Time) {
 	opts := o.s.opts
 	for _, at := range o.openings.all(nil) {

@@ -12,17 +12,17 @@ import (
 )
 
 const (
-	// largeLimit bounds, in bytes, the fragments of large payloads that wait for a
-	// session's writer; MaxQueuedBytes does it for everything else.
+	// largeLimit bounds, in bytes, the fragments of large payloads that wait for a session's
+	// writer; MaxQueuedBytes does it for everything else.
 	largeLimit = 2 * wholeSize
-	// postedLimit bounds what may be queued without waiting: answers that the
-	// reader owes. Ten thousand refusals, or pongs, at once are honest; a peer
-	// that makes us owe more than this, and does not read it, is misbehaving.
+	// postedLimit bounds what may be queued without waiting: answers that the reader owes. Ten
+	// thousand refusals, or pongs, at once are honest; a peer that makes us owe more than this, and
+	// does not read it, is misbehaving.
 	postedLimit = 4 << 20
 	// urgentLimit is the same for connection pings and pongs.
 	urgentLimit = 4 << 10
-	// pendingLimit is the default of MaxQueuedBytes, and the largest buffer that a
-	// batch starts with.
+	// pendingLimit is the default of MaxQueuedBytes, and the largest buffer that a batch starts
+	// with.
 	pendingLimit = 256 << 10
 	// firstBuffer is what a session that was idle starts its batch with.
 	firstBuffer = 1 << 10
@@ -34,10 +34,9 @@ var (
 	errFlooded       = errors.New("peer makes us answer more than it reads")
 )
 
-// outQueue collects encoded messages for a session's writer. Messages are
-// encoded straight into the batch that goes out next, under a lock that is
-// never held while waiting, so the order of sequence numbers is the order on
-// the wire.
+// outQueue collects encoded messages for a session's writer. Messages are encoded straight into the
+// batch that goes out next, under a lock that is never held while waiting, so the order of sequence
+// numbers is the order on the wire.
 //
 // Any number of goroutines may send and post; one swaps. It ends with close.
 type outQueue struct {
@@ -65,16 +64,15 @@ type sequence struct {
 	ended bool // by a disconnect, which takes no number: nothing may follow it
 }
 
-// batch is messages in the form that they have inside a merged one, behind
-// room for the head of that.
+// batch is messages in the form that they have inside a merged one, behind room for the head of
+// that.
 type batch struct {
 	buf   []byte
 	count uint32
 }
 
-// init sets how many bytes of messages that are not large may wait. A sender that
-// finds more than that waits; a single larger message is taken when no other one
-// waits.
+// init sets how many bytes of messages that are not large may wait. A sender that finds more than
+// that waits; a single larger message is taken when no other one waits.
 func (q *outQueue) init(crc flags, limit int) {
 	q.crc = crc
 	q.small.limit, q.large.limit = limit, largeLimit
@@ -82,10 +80,9 @@ func (q *outQueue) init(crc flags, limit int) {
 	q.hint = firstBuffer
 }
 
-// send queues m, waiting for room until done is closed or the queue is. The
-// message takes its number from seq, if that is given; if that has ended it fails
-// as if done were closed. m.Payload stays the caller's. After an error nothing was
-// queued.
+// send queues m, waiting for room until done is closed or the queue is. The message takes its
+// number from seq, if that is given; if that has ended it fails as if done were closed. m.Payload
+// stays the caller's. After an error nothing was queued.
 func (q *outQueue) send(done <-chan struct{}, m *message, seq *sequence) error {
 	if full, err := q.trySend(m, seq); !full {
 		return err
@@ -110,8 +107,8 @@ func (q *outQueue) trySend(m *message, seq *sequence) (full bool, err error) {
 	return false, q.sendLocked(&q.small, m, seq)
 }
 
-// await waits until t is granted, which must be ended by sendInTurn or by giveUp then,
-// or done is closed, or the queue is.
+// await waits until t is granted, which must be ended by sendInTurn or by giveUp then, or done is
+// closed, or the queue is.
 func (q *outQueue) await(r *room, t *turn, done <-chan struct{}) error {
 	q.mu.Lock()
 	if q.err != nil {
@@ -174,9 +171,8 @@ func (q *outQueue) sendLocked(r *room, m *message, seq *sequence) error {
 	return nil
 }
 
-// post queues m without ever waiting; m is dropped if seq has ended. It fails when
-// the queue is closed, or holds as much already as may be posted; the session must
-// end then.
+// post queues m without ever waiting; m is dropped if seq has ended. It fails when the queue is
+// closed, or holds as much already as may be posted; the session must end then.
 func (q *outQueue) post(m *message, seq *sequence) error {
 	m.Flags |= q.crc
 	q.mu.Lock()
@@ -193,8 +189,8 @@ func (q *outQueue) post(m *message, seq *sequence) error {
 	return nil
 }
 
-// postUrgent queues a connection ping or pong in front of everything else. It
-// never waits, and fails like post.
+// postUrgent queues a connection ping or pong in front of everything else. It never waits, and
+// fails like post.
 func (q *outQueue) postUrgent(m *message) error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -209,8 +205,7 @@ func (q *outQueue) postUrgent(m *message) error {
 	return nil
 }
 
-// addLocked adds m to the batch, and reports whether it might: nothing may follow the end of
-// seq.
+// addLocked adds m to the batch, and reports whether it might: nothing may follow the end of seq.
 func (q *outQueue) addLocked(m *message, seq *sequence) bool {
 	switch {
 	case seq == nil:
@@ -243,8 +238,8 @@ func (q *outQueue) poke() {
 	q.mu.Unlock()
 }
 
-// wait blocks until there may be something to swap, and returns the error of
-// close once that was called. full says that no more will join it.
+// wait blocks until there may be something to swap, and returns the error of close once that was
+// called. full says that no more will join it.
 func (q *outQueue) wait() (full bool, err error) {
 	q.mu.Lock()
 	if q.err == nil && q.batch.count == 0 && q.urgent.count == 0 && !q.poked {
@@ -259,8 +254,8 @@ func (q *outQueue) wait() (full bool, err error) {
 	return q.small.stuck() || q.large.stuck(), q.err
 }
 
-// untilIdle returns nil if everything has been written, or the queue is closed, else
-// what is closed when that may have changed.
+// untilIdle returns nil if everything has been written, or the queue is closed, else what is closed
+// when that may have changed.
 func (q *outQueue) untilIdle() <-chan struct{} {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -270,8 +265,8 @@ func (q *outQueue) untilIdle() <-chan struct{} {
 	return q.empty.Wait()
 }
 
-// swap hands over what is queued, and begins new batches. Those that it returns are the
-// caller's, who must call release with each.
+// swap hands over what is queued, and begins new batches. Those that it returns are the caller's,
+// who must call release with each.
 func (q *outQueue) swap() (urgent, normal batch) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -288,8 +283,8 @@ func (q *outQueue) swap() (urgent, normal batch) {
 	return urgent, normal
 }
 
-// close ends the queue: what it holds is dropped, senders that wait and all
-// that come later get err. Only the first call has an effect.
+// close ends the queue: what it holds is dropped, senders that wait and all that come later get
+// err. Only the first call has an effect.
 func (q *outQueue) close(err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -307,8 +302,7 @@ func (q *outQueue) close(err error) {
 
 // add appends m. hint is the capacity to start with.
 func (b *batch) add(m *message, hint int) {
-	// The estimate is an upper bound, so that nothing is reallocated outside
-	// of the pool.
+	// The estimate is an upper bound, so that nothing is reallocated outside of the pool.
 	need := m.Msgsize() + len(subHandlerID{}) + len(m.Metadata) + checksumSize + 2*msgp.BytesPrefixSize
 	if b.buf == nil {
 		b.buf = bytepool.Get(max(hint, mergedHeaderMax+need))[:mergedHeaderMax]
@@ -319,8 +313,8 @@ func (b *batch) add(m *message, hint int) {
 	b.count++
 }
 
-// frame is the websocket message that carries the batch (section 6): the grid
-// message itself where there is only one.
+// frame is the websocket message that carries the batch (section 6): the grid message itself where
+// there is only one.
 func (b *batch) frame() []byte {
 	if b.count == 1 {
 		_, m, _ := msgp.ReadBytesHeader(b.buf[mergedHeaderMax:])

@@ -16,8 +16,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// A flood is of messages that cost the peer nothing. What the node owes for them has a
-// bound, whether the peer reads the answers or not.
+// A flood is of messages that cost the peer nothing. What the node owes for them has a bound,
+// whether the peer reads the answers or not.
 
 // flood is a kind of message that a peer may send without end.
 type flood struct {
@@ -73,8 +73,7 @@ func floods() []flood {
 	}
 }
 
-// frames are websocket messages of a flood, each of many messages with numbers of
-// their own.
+// frames are websocket messages of a flood, each of many messages with numbers of their own.
 func (f flood) frames() [][]byte {
 	const frames, messages = 2, 1500 // more numbers than are remembered
 	all := make([][]byte, frames)
@@ -88,8 +87,8 @@ func (f flood) frames() [][]byte {
 	return all
 }
 
-// in runs f with an attacker of either role; under the race detector, where that takes
-// long, the floods take turns.
+// in runs f with an attacker of either role; under the race detector, where that takes long, the
+// floods take turns.
 func (flood) in(t *testing.T, i int, edit func(o *grid.ManagerOptions), f func(a *rig.Attacked)) {
 	c := rawpeer.Config{Caps: rig.AllCaps, Unread: true}
 	if bytepool.Strict {
@@ -99,8 +98,8 @@ func (flood) in(t *testing.T, i int, edit func(o *grid.ManagerOptions), f func(a
 	rig.InAttack(t, c, edit, f)
 }
 
-// A peer that floods, and reads nothing, is dropped for what it makes the node owe.
-// What is owed to nobody costs nothing.
+// A peer that floods, and reads nothing, is dropped for what it makes the node owe. What is owed to
+// nobody costs nothing.
 func TestFlood_OfAPeerThatReadsNothingEndsItsLink(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes long: make test-long runs it")
@@ -174,8 +173,7 @@ func TestFlood_OfAPeerThatReadsMayGoOn(t *testing.T) {
 	}
 }
 
-// Once it is clear that a peer goes, what is still in its message starts no more
-// goroutines.
+// Once it is clear that a peer goes, what is still in its message starts no more goroutines.
 func TestFlood_InOneMessageStartsFewGoroutines(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, nil, func(a *rig.Attacked) {
 		p := a.Next()
@@ -297,8 +295,8 @@ func TestWebsocket_FloodOfPingsHasOneAnswerThatWaits(t *testing.T) {
 	}
 }
 
-// A peer that reads nothing, while there is much for it, and goes on pinging: the node
-// reads on, keeps what it may keep, and gives the link up.
+// A peer that reads nothing, while there is much for it, and goes on pinging: the node reads on,
+// keeps what it may keep, and gives the link up.
 func TestPing_OfAPeerThatStallsItsReaderDoesNotKeepTheLink(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, func(o *grid.ManagerOptions) {
 		o.WriteTimeout, o.MaxStreams, o.MaxHandlers = 5*time.Second, 30, 30
@@ -412,8 +410,8 @@ func answersOf(w *rig.Swallower, fragments bool, size int) int {
 	return w.Count(rawpeer.OpResponse) / ((size + rig.FragmentSize - 1) / rig.FragmentSize)
 }
 
-// Twins: any number of processes under the name of an honest host, while that is slow to
-// read. It is asked whether it is alive, and not flooded by that.
+// Twins: any number of processes under the name of an honest host, while that is slow to read. It
+// is asked whether it is alive, and not flooded by that.
 func TestTwins_OfAHostThatIsSlowDoNotReplaceIt(t *testing.T) {
 	rig.AtTheDoor(t, rawpeer.Config{Caps: rig.AllCaps}, func(o *grid.ManagerOptions) { o.MaxHandshakes = 500 }, func(a *rig.Attacked) {
 		p := a.Dial(rawpeer.Config{Caps: rig.AllCaps, Unread: true}) // honest, and reads nothing for some seconds

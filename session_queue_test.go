@@ -116,8 +116,7 @@ func TestOutQueue_IsBoundedAndWaitsForRoom(t *testing.T) {
 		synctest.Wait()
 		require.Empty(t, result, "there is room for one of them")
 
-		// What must be answered is taken all the same, and the end of the
-		// queue ends the wait.
+		// What must be answered is taken all the same, and the end of the queue ends the wait.
 		require.NoError(t, q.post(&message{Op: opPong}, nil))
 		gone := errors.New("gone")
 		q.close(gone)
@@ -132,8 +131,8 @@ func TestOutQueue_IsBoundedAndWaitsForRoom(t *testing.T) {
 	})
 }
 
-// Senders get room in the order in which they came, and those that arrive later, or
-// are small, don't overtake them.
+// Senders get room in the order in which they came, and those that arrive later, or are small,
+// don't overtake them.
 func TestOutQueue_ServesThoseThatWaitInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newOutQueue()
@@ -186,8 +185,8 @@ func TestOutQueue_ServesThoseThatWaitInTurn(t *testing.T) {
 	})
 }
 
-// A call that has waited for an eighth of its time when it is first in line goes behind all
-// others; of several such, the one that came last is first.
+// A call that has waited for an eighth of its time when it is first in line goes behind all others;
+// of several such, the one that came last is first.
 func TestOutQueue_PassesOverThoseThatAreLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newOutQueue()
@@ -280,8 +279,8 @@ func largeSender(s *session) func(id uint64, fragments int) {
 	}
 }
 
-// Large payloads go beside everything else. Of those of one size, one is sent to its end
-// before the next; a short one passes a long one.
+// Large payloads go beside everything else. Of those of one size, one is sent to its end before the
+// next; a short one passes a long one.
 func TestOutQueue_SendsTheShortestPayloadFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := new(session)
@@ -349,8 +348,8 @@ func TestOutQueue_DoesNotStarveALongPayload(t *testing.T) {
 	})
 }
 
-// A peer that floods us with what must be answered, and reads nothing, can't
-// make the queue grow without end.
+// A peer that floods us with what must be answered, and reads nothing, can't make the queue grow
+// without end.
 func TestOutQueue_RefusesAFloodOfAnswers(t *testing.T) {
 	q := newOutQueue()
 	for _, post := range []func() error{

@@ -13,14 +13,13 @@ import (
 	"github.com/gridrpc/grid/internal/wsconn"
 )
 
-// reader is the part of a session that reads, and hands each message to whom it is for.
-// It is for one goroutine, but for its counters, and never blocks: see docs/design.md.
+// reader is the part of a session that reads, and hands each message to whom it is for. It is for
+// one goroutine, but for its counters, and never blocks: see docs/design.md.
 type reader struct {
 	s *session // set once
 
-	frame frame          // that is being dispatched
-	now   time.Time      // when it had been read
-	tasks []workers.Task // what it has asked for
+	intake
+	tasks []workers.Task // what the frame has asked for
 	pings limit.Rate     // those that are answered
 	// Streams that are not known, and whose peer was told so.
 	lostStreams, lostServed answeredIDs
@@ -31,6 +30,7 @@ type reader struct {
 
 func (r *reader) init(s *session) {
 	r.s = s
+	r.maxSize, r.budget = s.opts.MaxMessageSize, &s.conn.hostBytes
 	r.pings.Init(s.opts.MaxPings)
 	s.ws.OnPing(func() bool {
 		if !r.pings.Allow(s.clock.Load()) {
@@ -87,8 +87,8 @@ func (r *reader) setNow(now time.Time) {
 	r.s.clock.Store(monotime.Of(now))
 }
 
-// dispatchFrame handles the grid message, or the merged ones, of a websocket
-// message. None of what it calls blocks. An error ends the session.
+// dispatchFrame handles the grid message, or the merged ones, of a websocket message. None of what
+// it calls blocks. An error ends the session.
 func (r *reader) dispatchFrame(b []byte) error {
 	m := message{knowsMetadata: r.s.caps&capMetadata != 0}
 	rest, err := m.parse(b)
@@ -182,7 +182,7 @@ func (r *reader) checkMore(m *message) error {
 
 // parcel is m for those who keep its payload.
 func (r *reader) parcel(m *message) parcel {
-	return parcel{message: m, frame: &r.frame, now: r.now, maxSize: r.s.opts.MaxMessageSize, budget: &r.s.conn.hostBytes}
+	return parcel{m, &r.intake}
 }
 
 func (r *reader) onResponse(m *message) error {
@@ -212,8 +212,7 @@ func (r *reader) onMuxConnectError(m *message) error {
 	return nil
 }
 
-// toServer passes m to the stream that it belongs to. It reports whether that is still
-// served.
+// toServer passes m to the stream that it belongs to. It reports whether that is still served.
 func (r *reader) toServer(m *message, f func(*muxServer, *message)) bool {
 	c, ok := r.s.served.get(m.MuxID)
 	if ok {
@@ -223,8 +222,7 @@ func (r *reader) toServer(m *message, f func(*muxServer, *message)) bool {
 	return ok
 }
 
-// toClient passes m to the stream that it belongs to. It reports whether that is still
-// open.
+// toClient passes m to the stream that it belongs to. It reports whether that is still open.
 func (r *reader) toClient(m *message, f func(*muxClient, *message)) bool {
 	c, ok := r.s.streams.get(m.MuxID)
 	if ok {
@@ -247,8 +245,7 @@ func (r *reader) onMuxServerMsg(m *message) (err error) {
 	return err
 }
 
-// onClientMsg passes m on like toClient; if the stream is not known, its
-// handler must stop.
+// onClientMsg passes m on like toClient; if the stream is not known, its handler must stop.
 func (r *reader) onClientMsg(m *message, f func(*muxClient, *message)) {
 	if r.toClient(m, f) {
 		return
@@ -272,8 +269,7 @@ func (r *reader) onDisconnectClientMux(m *message) {
 	r.s.calls.answer(m.MuxID, answer{err: err})
 }
 
-// onDisconnect takes in that the peer is shutting down (section 8), or has nothing
-// more to say.
+// onDisconnect takes in that the peer is shutting down (section 8), or has nothing more to say.
 func (r *reader) onDisconnect(m *message) error {
 	if r.s.caps&capDrain == 0 || m.MuxID != 0 {
 		return errPeerClosed
@@ -332,9 +328,9 @@ func (r *reader) onUnknown(m *message) {
 	}
 }
 
-// answeredIDs counts how often a message for a mux that is not known was
-// answered, for the last ones at least. A stream that ends in full flow is not
-// answered for every message that was on its way.
+// answeredIDs counts how often a message for a mux that is not known was answered, for the last
+// ones at least. A stream that ends in full flow is not answered for every message that was on its
+// way.
 type answeredIDs map[uint64]int
 
 const (

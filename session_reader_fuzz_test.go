@@ -15,8 +15,8 @@ import (
 	"github.com/gridrpc/grid/internal/rawpeer"
 )
 
-// message makes up a message, mostly one of those that mean something, and with
-// fields that fit each other more often than they would by chance.
+// message makes up a message, mostly one of those that mean something, and with fields that fit
+// each other more often than they would by chance.
 func (p *program) message() rawpeer.Msg {
 	m := rawpeer.Msg{
 		Op:         byte(p.n(19)),
@@ -68,8 +68,7 @@ func (p *program) messages() (msgs []rawpeer.Msg) {
 	return msgs
 }
 
-// messagesOf decodes a frame for itself, as one with caps: all messages before the
-// first bad one.
+// messagesOf decodes a frame for itself, as one with caps: all messages before the first bad one.
 func messagesOf(caps uint32, frame []byte) (msgs []rawpeer.Msg, whole bool) {
 	r := &rawpeer.Reader{Bytes: frame}
 	head := r.Array()
@@ -94,16 +93,16 @@ func messagesOf(caps uint32, frame []byte) (msgs []rawpeer.Msg, whole bool) {
 	return msgs, r.End() == nil
 }
 
-// isFlagged reports whether a frame begins as a merged one with flags, of which the
-// scripted peer's decoder knows nothing.
+// isFlagged reports whether a frame begins as a merged one with flags, of which the scripted peer's
+// decoder knows nothing.
 func isFlagged(frame []byte) bool {
 	r := &rawpeer.Reader{Bytes: frame}
 	head := r.Array()
 	return r.Err == nil && head.Op == rawpeer.OpMerged && head.Flags != 0
 }
 
-// busyHost has a stream and a call of its own, 1 and 2, and handlers 1 and 2. None
-// of its goroutines runs.
+// busyHost has a stream and a call of its own, 1 and 2, and handlers 1 and 2. None of its
+// goroutines runs.
 func busyHost(t *testing.T, c caps) *fuzzHost {
 	h := newFuzzHost(t, 0, c, func(o *ManagerOptions) { o.MaxMessageSize = 5000; o.MaxHandlers = 3 })
 	for _, sub := range [][]string{nil, {"sub"}} {
@@ -152,8 +151,8 @@ func (h *fuzzHost) dispatched(stream *muxClient, err error) (d dispatched) {
 	return d
 }
 
-// FuzzMerged gives messages to two sessions, to the one merged and to the other one
-// by one up to the first that is bad: the same must come of both.
+// FuzzMerged gives messages to two sessions, to the one merged and to the other one by one up to
+// the first that is bad: the same must come of both.
 func FuzzMerged(f *testing.F) {
 	for _, v := range loadVectors(f) {
 		f.Add(uint8(3), rawpeer.Unhex(f, v.Hex), []byte{}, int8(0), uint8(0))

@@ -12,8 +12,7 @@ import (
 	"github.com/gridrpc/grid/internal/workers"
 )
 
-// Single requests that are served here. Those that are made here are in
-// session_calls.go.
+// Single requests that are served here. Those that are made here are in session_calls.go.
 
 // singleTask runs the handler of a single request, and answers it.
 type singleTask struct {
@@ -35,18 +34,16 @@ var singleTasks = sync.Pool{New: func() any { return new(singleTask) }}
 // newSingleTask makes the task of a request that is complete, and has a slot.
 func newSingleTask(s *session, m *message, entry *singleEntry, payload arrived, deadline time.Time) *singleTask {
 	t := singleTasks.Get().(*singleTask)
-	*t = singleTask{
-		s: s, id: m.MuxID, handler: m.Handler, entry: entry, payload: payload,
-		deadline: deadline, lateFrom: lateAfter(s.reader.now, deadline),
-	}
+	t.s, t.id, t.handler, t.entry, t.payload = s, m.MuxID, m.Handler, entry, payload
+	t.deadline, t.lateFrom = deadline, lateAfter(s.reader.now, deadline)
 	if t.seen = s.conn.observe(payload.size()); t.seen != nil {
 		t.metadata = bytes.Clone(m.Metadata)
 	}
 	return t
 }
 
-// Late implements workers.Task: it reports whether the caller will probably have gone by
-// the time of the answer, but has not yet.
+// Late implements workers.Task: it reports whether the caller will probably have gone by the time
+// of the answer, but has not yet.
 func (t *singleTask) Late(now monotime.Time) bool {
 	return t.lateFrom < now && now < monotime.Of(t.deadline)
 }
@@ -54,8 +51,7 @@ func (t *singleTask) Late(now monotime.Time) bool {
 // Run implements workers.Task.
 func (t *singleTask) Run() {
 	s := t.s
-	// The slot is held until the answer is queued: who waits for room needs one
-	// too.
+	// The slot is held until the answer is queued: who waits for room needs one too.
 	m := message{MuxID: t.id, Op: opResponse, Flags: flagEOF, slot: &s.conn.handlerSlots}
 	payload, charge := t.payload.claim()
 	var resp []byte
@@ -90,13 +86,12 @@ func (t *singleTask) Run() {
 			t.seen.sent(size)
 		}
 		t.seen.end(outcome)
-		*t = singleTask{}
+		t.s, t.entry, t.payload, t.seen, t.metadata = nil, nil, arrived{}, nil, nil
 		singleTasks.Put(t)
 		m.freeSlot() // where nothing was sent
 	}()
 	if expired {
-		// Nobody waits any more: under overload, work for them is at the cost of
-		// those who do.
+		// Nobody waits any more: under overload, work for them is at the cost of those who do.
 		PutByteBuffer(payload)
 		result = nil
 		return

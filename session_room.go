@@ -5,12 +5,12 @@ import (
 	"github.com/gridrpc/grid/internal/monotime"
 )
 
-// room bounds the messages of one kind that wait for a session's writer, in bytes.
-// Senders that find none wait in line, and each is woken when it is its turn, so that
-// those behind it, however many, cost nothing.
+// room bounds the messages of one kind that wait for a session's writer, in bytes. Senders that
+// find none wait in line, and each is woken when it is its turn, so that those behind it, however
+// many, cost nothing.
 //
-// The queue's lock guards it. Room becomes free when the writer takes the batch, and
-// when a turn ends.
+// The queue's lock guards it. Room becomes free when the writer takes the batch, and when a turn
+// ends.
 type room struct {
 	limit    int
 	taken    int   // by the messages in the batch
@@ -29,12 +29,12 @@ type turn struct {
 	late    monotime.Time // see lateAfter
 }
 
-// Late implements lateq.Item: it reports whether the message will probably be of no use
-// by the time it is there.
+// Late implements lateq.Item: it reports whether the message will probably be of no use by the time
+// it is there.
 func (t *turn) Late(now monotime.Time) bool { return now >= t.late }
 
-// fits reports whether there is room for a message. One that is larger than all of it
-// is taken when there is no other.
+// fits reports whether there is room for a message. One that is larger than all of it is taken when
+// there is no other.
 func (r *room) fits(size int) bool {
 	used := r.taken + r.promised
 	return used == 0 || used+size <= r.limit

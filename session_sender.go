@@ -12,8 +12,8 @@ import (
 	"github.com/gridrpc/grid/internal/monotime"
 )
 
-// sender is the part of a session that sends: whole or in fragments, with a wait for room
-// or without, and, on a goroutine of its own, from the queue to the websocket.
+// sender is the part of a session that sends: whole or in fragments, with a wait for room or
+// without, and, on a goroutine of its own, from the queue to the websocket.
 type sender struct {
 	s *session // set once
 
@@ -93,8 +93,7 @@ func (o *sender) sendOpening(done <-chan struct{}, m message, seq *sequence, dea
 	return o.sendInTime(done, &m, seq, deadline)
 }
 
-// sendRequest queues a request, waiting for room until its deadline, which may
-// be the default one.
+// sendRequest queues a request, waiting for room until its deadline, which may be the default one.
 func (o *sender) sendRequest(ctx context.Context, c *call, m *message) error {
 	if full, err := o.trySend(m); !full {
 		return err
@@ -122,10 +121,9 @@ func (o *sender) sendRequest(ctx context.Context, c *call, m *message) error {
 	return err
 }
 
-// sendResponse sends the answer to a single request, and frees its slot. While it waits
-// for room it counts towards what is kept for the host; if that is too much, an error
-// takes its place. buf, the buffer of the answer, is given back. After the deadline
-// nobody waits for it, and it is not sent.
+// sendResponse sends the answer to a single request, and frees its slot. While it waits for room it
+// counts towards what is kept for the host; if that is too much, an error takes its place. buf, the
+// buffer of the answer, is given back. After the deadline nobody waits for it, and it is not sent.
 //
 // It returns why the answer has not been sent, or not all of it; nil once it is queued.
 func (o *sender) sendResponse(m *message, buf []byte, deadline time.Time) (dropped error) {
@@ -155,8 +153,8 @@ func (o *sender) sendResponse(m *message, buf []byte, deadline time.Time) (dropp
 	return cmp.Or(dropped, err)
 }
 
-// sendAnswer is send for what is of no use after a deadline, if there is one: it is not
-// sent then, or no more of it.
+// sendAnswer is send for what is of no use after a deadline, if there is one: it is not sent then,
+// or no more of it.
 func (o *sender) sendAnswer(m message, deadline time.Time) error {
 	if deadline.IsZero() {
 		return o.send(nil, m, nil)
@@ -166,8 +164,8 @@ func (o *sender) sendAnswer(m message, deadline time.Time) error {
 	return o.sendInTime(ctx.Done(), &m, nil, deadline)
 }
 
-// trySend queues m, which is not of a stream, if that takes neither fragments nor a wait.
-// full says that it does.
+// trySend queues m, which is not of a stream, if that takes neither fragments nor a wait. full says
+// that it does.
 func (o *sender) trySend(m *message) (full bool, err error) {
 	if o.isLarge(m) {
 		return true, nil
@@ -201,14 +199,14 @@ func (o *sender) isLarge(m *message) bool {
 }
 
 // sendFragments sends m in fragments, each when there is room for it. deadline is that of a
-// request, an opening or an answer, if it has one. wanted, if not nil, is asked between
-// them whether to go on. started reports whether any was sent.
+// request, an opening or an answer, if it has one. wanted, if not nil, is asked between them
+// whether to go on. started reports whether any was sent.
 //
-// Fragments have room of their own, so that neither kind of message starves the other.
-// Of several payloads the one that is soonest at its end goes first: so the short ones
-// are not held up by the long. Those that come later count all that was sent before them
-// as well: so no more overtakes a payload, whatever comes, than twice its size, for it
-// has at least every other fragment when as much as its size has.
+// Fragments have room of their own, so that neither kind of message starves the other. Of several
+// payloads the one that is soonest at its end goes first: so the short ones are not held up by the
+// long. Those that come later count all that was sent before them as well: so no more overtakes a
+// payload, whatever comes, than twice its size, for it has at least every other fragment when as
+// much as its size has.
 func (o *sender) sendFragments(done <-chan struct{}, m *message, seq *sequence, deadline time.Time, wanted func() bool) (started bool, err error) {
 	before := o.out.largeSent()
 	rest, flags, slot := m.Payload, m.Flags, m.slot

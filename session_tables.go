@@ -46,8 +46,7 @@ func (t *muxTable[T]) remove(id uint64) (T, bool) {
 	return v, ok
 }
 
-// untilIdle returns nil if the table is empty, else what is closed when that may have
-// changed.
+// untilIdle returns nil if the table is empty, else what is closed when that may have changed.
 func (t *muxTable[T]) untilIdle() <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -10,24 +10,21 @@ import (
 
 // Stream is the opening end of a two-way stream; see [Connection.NewStream].
 //
-// One goroutine consumes it, with Results or All; that may happen while others
-// send. A stream that is not consumed to its end must be ended by its context,
-// or it holds resources here and on the remote host. It ends when the handler
-// has returned, when the context ends, when the consumer stops early, or with
-// the connection.
+// One goroutine consumes it, with Results or All; that may happen while others send. A stream that
+// is not consumed to its end must be ended by its context, or it holds resources here and on the
+// remote host. It ends when the handler has returned, when the context ends, when the consumer
+// stops early, or with the connection.
 type Stream struct {
-	// Requests takes the messages for the handler; nil if it takes none.
-	// Closing it tells the handler that the input has ended, and must be done
-	// once there is no more, also where none was sent. A buffer sent to it is
-	// grid's from then on.
+	// Requests takes the messages for the handler; nil if it takes none. Closing it tells the
+	// handler that the input has ended, and must be done once there is no more, also where none was
+	// sent. A buffer sent to it is grid's from then on.
 	//
-	// Until it is closed, a stream that has ended still holds a goroutine, or
-	// for some seconds after nobody holds the Stream any more.
+	// Until it is closed, a stream that has ended still holds a goroutine, or for some seconds
+	// after nobody holds the Stream any more.
 	//
-	// Sending blocks while the handler has not kept up. It never blocks for
-	// ever: once the stream has ended, what is sent is thrown away. Only a
-	// send after the Manager was closed, or through a copy of this channel
-	// whose Stream nobody holds any more, is not looked after.
+	// Sending blocks while the handler has not kept up. It never blocks for ever: once the stream
+	// has ended, what is sent is thrown away. Only a send after the Manager was closed, or through
+	// a copy of this channel whose Stream nobody holds any more, is not looked after.
 	Requests chan<- []byte
 
 	mux *muxClient
@@ -44,56 +41,50 @@ func newStream(m *muxClient) *Stream {
 	return s
 }
 
-// Send sends one message to the handler, waiting while it has not kept up. b
-// stays the caller's, and nil arrives as empty.
+// Send sends one message to the handler, waiting while it has not kept up. b stays the caller's,
+// and nil arrives as empty.
 //
-// It returns nil once the message is queued. If the stream has ended it returns
-// the error with which it did, or [io.EOF] if it ended well; Results tells the
-// rest. A message above the size limit is refused with [ErrMessageTooLarge], and
-// the stream lives on.
+// It returns nil once the message is queued. If the stream has ended it returns the error with
+// which it did, or [io.EOF] if it ended well; Results tells the rest. A message above the size
+// limit is refused with [ErrMessageTooLarge], and the stream lives on.
 //
-// Send may be called concurrently, but not with CloseSend. A stream is sent to
-// either with Send and CloseSend or through Requests.
+// Send may be called concurrently, but not with CloseSend. A stream is sent to either with Send and
+// CloseSend or through Requests.
 func (s *Stream) Send(b []byte) error {
 	s.mux.sendUsed.Store(true)
 	return s.mux.send(b)
 }
 
-// CloseSend ends the input of the handler, for streams that are sent to with
-// Send; it stands for closing Requests, which must not be used any more. Only
-// the first call has an effect.
+// CloseSend ends the input of the handler, for streams that are sent to with Send; it stands for
+// closing Requests, which must not be used any more. Only the first call has an effect.
 func (s *Stream) CloseSend() {
 	s.mux.sendUsed.Store(true)
 	s.mux.closeSend()
 }
 
-// Results calls next with every message from the handler, in order, until the
-// stream ends. The buffer is next's from then on.
+// Results calls next with every message from the handler, in order, until the stream ends. The
+// buffer is next's from then on.
 //
-// It returns nil only if the handler returned nil and all its messages were
-// passed on. Otherwise: the handler's error, or the remote's reason for giving
-// up, as *[RemoteErr]; the cause of the caller's context; an error that wraps
-// [ErrDisconnected] if the connection was lost; [ErrOverloaded] if more waited in the
-// stream, at either end, than may; [ErrIncorrectSequence], [ErrFlowControl] or
-// [ErrProtocol] if the remote broke the protocol, or a message took longer than
+// It returns nil only if the handler returned nil and all its messages were passed on. Otherwise:
+// the handler's error, or the remote's reason for giving up, as *[RemoteErr]; the cause of the
+// caller's context; an error that wraps [ErrDisconnected] if the connection was lost;
+// [ErrOverloaded] if more waited in the stream, at either end, than may; [ErrIncorrectSequence],
+// [ErrFlowControl] or [ErrProtocol] if the remote broke the protocol, or a message took longer than
 // MessageTimeout; or the error of next, which also ends the stream and the context of the handler.
 //
-// While next runs, the handler can be no further ahead than its window: so slow
-// consumers slow down their handler.
+// While next runs, the handler can be no further ahead than its window: so slow consumers slow down
+// their handler.
 func (s *Stream) Results(next func([]byte) error) error { return s.mux.results(next) }
 
-// All is Results as an iterator. A stream that does not end well yields its
-// error last, with a nil message. Breaking off ends the stream and the context
-// of the handler.
+// All is Results as an iterator. A stream that does not end well yields its error last, with a nil
+// message. Breaking off ends the stream and the context of the handler.
 func (s *Stream) All() iter.Seq2[[]byte, error] { return allOf(s.Results) }
 
-// Done is closed when the stream has ended. Messages may still wait to be
-// consumed then.
+// Done is closed when the stream has ended. Messages may still wait to be consumed then.
 func (s *Stream) Done() <-chan struct{} { return s.mux.done }
 
-// Err returns nil until Done is closed. Then it is how the stream ended, as
-// Results says it; a consumer that stops early after that hears of its own reason
-// from Results only.
+// Err returns nil until Done is closed. Then it is how the stream ended, as Results says it; a
+// consumer that stops early after that hears of its own reason from Results only.
 func (s *Stream) Err() error { return s.mux.endError() }
 
 // errBreak ends a stream whose consumer broke off its loop.
@@ -117,9 +108,8 @@ func allOf[T any](results func(func(T) error) error) iter.Seq2[T, error] {
 	}
 }
 
-// forwardRequests sends what comes through reqs, until that is closed or the
-// stream has ended. owner is the handle that the user holds; encode gives away
-// the buffer that it returns.
+// forwardRequests sends what comes through reqs, until that is closed or the stream has ended.
+// owner is the handle that the user holds; encode gives away the buffer that it returns.
 func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req, encode func(Req) ([]byte, error)) {
 	for {
 		select {
@@ -128,8 +118,8 @@ func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req
 				m.closeSend()
 				return
 			}
-			// There is nobody to return an error to but the consumer. The end
-			// of the stream is none: that has a reason of its own.
+			// There is nobody to return an error to but the consumer. The end of the stream is
+			// none: that has a reason of its own.
 			b, err := encode(v)
 			if err == nil {
 				if err = m.send(b); !errors.Is(err, ErrMessageTooLarge) {
@@ -151,14 +141,12 @@ func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req
 	}
 }
 
-// drainLook is how often a stream that has ended is looked at for whether
-// anybody still holds it.
+// drainLook is how often a stream that has ended is looked at for whether anybody still holds it.
 const drainLook = 5 * time.Second
 
-// drainRequests throws away what is sent to a stream that has ended, so that a
-// sender that has not noticed does not block for ever. That nobody holds owner
-// any more is looked for rather than told by a cleanup function, because those
-// can't wake a goroutine in a testing/synctest bubble.
+// drainRequests throws away what is sent to a stream that has ended, so that a sender that has not
+// noticed does not block for ever. That nobody holds owner any more is looked for rather than told
+// by a cleanup function, because those can't wake a goroutine in a testing/synctest bubble.
 func drainRequests[Owner, Req any](owner weak.Pointer[Owner], reqs <-chan Req, closing <-chan struct{}) {
 	look := time.NewTicker(drainLook)
 	defer look.Stop()
@@ -214,8 +202,8 @@ func (c *handlerContext) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// GetCaller returns the host that called the handler whose context ctx is, or
-// is derived from; nil for any other context.
+// GetCaller returns the host that called the handler whose context ctx is, or is derived from; nil
+// for any other context.
 func GetCaller(ctx context.Context) *RemoteClient {
 	if c, ok := ctx.Value(handlerContextKey{}).(*handlerContext); ok {
 		return c.caller
@@ -223,9 +211,8 @@ func GetCaller(ctx context.Context) *RemoteClient {
 	return nil
 }
 
-// GetSubroute returns the subroute under which the handler whose context ctx
-// is, or is derived from, is registered; empty if it has none, or for any other
-// context.
+// GetSubroute returns the subroute under which the handler whose context ctx is, or is derived
+// from, is registered; empty if it has none, or for any other context.
 func GetSubroute(ctx context.Context) string {
 	if c, ok := ctx.Value(handlerContextKey{}).(*handlerContext); ok {
 		return c.subroute

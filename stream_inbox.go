@@ -12,23 +12,20 @@ import (
 )
 
 const (
-	// maxCapacity is the largest capacity that a stream may be registered
-	// with, in messages.
+	// maxCapacity is the largest capacity that a stream may be registered with, in messages.
 	maxCapacity = 1 << 16
-	// messageCost is what a message takes besides its bytes, roughly: its place in
-	// the queue, and what the smallest buffer is too large.
+	// messageCost is what a message takes besides its bytes, roughly: its place in the queue, and
+	// what the smallest buffer is too large.
 	messageCost = 168
-	// firstQueue is the most messages that a stream has room for from the first
-	// one on.
+	// firstQueue is the most messages that a stream has room for from the first one on.
 	firstQueue = 8
 )
 
-// inbox is the receiving end of a stream: the messages that have arrived and
-// wait for their consumer, how the stream ends, and the credits that the sender
-// holds.
+// inbox is the receiving end of a stream: the messages that have arrived and wait for their
+// consumer, how the stream ends, and the credits that the sender holds.
 //
-// One goroutine, the session's reader, pushes; one at a time consumes; any may
-// end it. Nothing in it blocks but the consumer, which waits on signal.
+// One goroutine, the session's reader, pushes; one at a time consumes; any may end it. Nothing in
+// it blocks but the consumer, which waits on signal.
 type inbox struct {
 	// Set once.
 	signal   chan struct{} // holds a token when the consumer should look
@@ -49,8 +46,8 @@ type inbox struct {
 	window credit.Window
 }
 
-// init sets how many messages the sender may send at first. known is false
-// where only the sender knows that, and it may be anything.
+// init sets how many messages the sender may send at first. known is false where only the sender
+// knows that, and it may be anything.
 func (b *inbox) init(capacity int, known, wide bool) {
 	b.signal = make(chan struct{}, 1)
 	credits := capacity
@@ -71,8 +68,8 @@ func (b *inbox) isFull() bool {
 	return b.bytes > 0
 }
 
-// receive takes in a message, or a fragment of one. failure ends the stream: the sender had
-// no credit, or too much waits. err ends the session.
+// receive takes in a message, or a fragment of one. failure ends the stream: the sender had no
+// credit, or too much waits. err ends the session.
 func (b *inbox) receive(p parcel) (failure, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -97,8 +94,7 @@ func (b *inbox) receive(p parcel) (failure, err error) {
 	return b.pushLocked(msg), nil
 }
 
-// roomLocked fails if n bytes more are too many to wait. Where nothing waits they never
-// are.
+// roomLocked fails if n bytes more are too many to wait. Where nothing waits they never are.
 func (b *inbox) roomLocked(n int) error {
 	if b.maxBytes == 0 {
 		return nil
@@ -136,13 +132,13 @@ func (b *inbox) recountLocked() {
 
 // holder is a consumer that passes messages on.
 type holder interface {
-	// holds is how many messages it has that were not taken. It is called with
-	// the inbox's lock held.
+	// holds is how many messages it has that were not taken. It is called with the inbox's lock
+	// held.
 	holds() int
 }
 
-// pushLocked adds a message, for which the sender has a credit, and which is the inbox's
-// from then on.
+// pushLocked adds a message, for which the sender has a credit, and which is the inbox's from then
+// on.
 func (b *inbox) pushLocked(msg arrived) error {
 	// With what is around it, a message of just the limit fits.
 	if exceeded := msg.budget.TakeBeyond(messageCost, messageCost); exceeded > 0 {
@@ -186,8 +182,8 @@ func (b *inbox) checkLocked() error {
 	return nil
 }
 
-// end says that nothing follows: what waits is still delivered, then err. Only
-// the first end counts.
+// end says that nothing follows: what waits is still delivered, then err. Only the first end
+// counts.
 func (b *inbox) end(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -203,8 +199,8 @@ func (b *inbox) abandonLocked() {
 	b.parts = nil
 }
 
-// discharge takes what waits out of the host's budget: nothing follows it, and
-// nobody may come for it.
+// discharge takes what waits out of the host's budget: nothing follows it, and nobody may come for
+// it.
 func (b *inbox) discharge() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -231,10 +227,9 @@ func (b *inbox) drop(err error) {
 	b.signalLocked()
 }
 
-// take returns the next message, which is the caller's, and how many credits
-// are due to the sender for it. With ok false there is none now: the caller
-// waits on signal, unless ended says that there will be none, for the reason
-// err.
+// take returns the next message, which is the caller's, and how many credits are due to the sender
+// for it. With ok false there is none now: the caller waits on signal, unless ended says that there
+// will be none, for the reason err.
 func (b *inbox) take() (msg arrived, grant int, ok, ended bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -252,8 +247,8 @@ func (b *inbox) setHolder(h holder) {
 	b.holder = h
 }
 
-// hold is take for a consumer that has to pass the message on first: it counts
-// as taken, and its credit is due, when that calls release.
+// hold is take for a consumer that has to pass the message on first: it counts as taken, and its
+// credit is due, when that calls release.
 func (b *inbox) hold() (msg arrived, ok, ended bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -269,8 +264,8 @@ func (b *inbox) takenLocked(size int) {
 	b.budget.Put(size + messageCost)
 }
 
-// release says that n messages which were held are taken, and returns how many credits
-// are due for them. keepsUp is what the caller knows of the consumer.
+// release says that n messages which were held are taken, and returns how many credits are due for
+// them. keepsUp is what the caller knows of the consumer.
 func (b *inbox) release(n int, keepsUp bool) (grant int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -12,8 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// inboxModel is what an inbox must do, without buffers, windows and credits in
-// numbers.
+// inboxModel is what an inbox must do, without buffers, windows and credits in numbers.
 type inboxModel struct {
 	t         *testing.T
 	b         *inbox
@@ -34,8 +33,8 @@ type inboxModel struct {
 	idle      bool // the consumer found nothing, and waits
 }
 
-// FuzzInbox drives the receiving end of a stream: nothing lost, repeated or out of
-// order, no sender stuck, and no more credits than the window may have.
+// FuzzInbox drives the receiving end of a stream: nothing lost, repeated or out of order, no sender
+// stuck, and no more credits than the window may have.
 func FuzzInbox(f *testing.F) {
 	f.Add([]byte{0, 0, 0, 0, 1, 1, 1})
 	f.Add([]byte{1, 8, 0, 0, 0, 1, 0, 1, 0, 0, 1, 1, 0, 1, 0, 0, 0, 1, 4})

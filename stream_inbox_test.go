@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Between peers of this implementation a window does not fall below the
-// capacity of the handler, whichever side receives.
+// Between peers of this implementation a window does not fall below the capacity of the handler,
+// whichever side receives.
 func TestInbox_WindowNeverFallsBelowItsCapacity(t *testing.T) {
 	b := new(inbox)
 	b.init(1, false, true)
@@ -113,8 +113,7 @@ type inboxSender struct {
 	size    int
 }
 
-// fill sends until there are no credits left, and returns how many messages
-// that were.
+// fill sends until there are no credits left, and returns how many messages that were.
 func (s *inboxSender) fill() int {
 	n := s.credits
 	for range n {
@@ -159,8 +158,8 @@ func TestInbox_WindowIsBoundedInBytes(t *testing.T) {
 	}
 	require.LessOrEqual(t, s.b.window.Size(), credit.MaxWindowBytes/size)
 
-	// A window that grew for small messages shrinks when they become large,
-	// but never below what the stream was registered with.
+	// A window that grew for small messages shrinks when they become large, but never below what
+	// the stream was registered with.
 	s = &inboxSender{t: t, b: newInbox(4, true, true), credits: 4, size: 10}
 	for range 100 {
 		s.fill()
@@ -215,6 +214,6 @@ func push(b *inbox, payload []byte) error {
 // pushFrom has a message arrive as the reader does.
 func pushFrom(b *inbox, payload []byte, budget *limit.Budget) error {
 	m := &message{Op: opMuxServerMsg, Payload: payload}
-	failure, err := b.receive(parcel{message: m, frame: new(frame), maxSize: maxMaxMessageSize, budget: budget})
+	failure, err := b.receive(parcel{m, &intake{maxSize: maxMaxMessageSize, budget: budget}})
 	return cmp.Or(failure, err)
 }

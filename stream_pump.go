@@ -12,10 +12,9 @@ import (
 	"github.com/gridrpc/grid/internal/workers"
 )
 
-// serveStream runs a handler over channels of any type: the raw and the typed
-// ones are this, with different ways to decode and encode. decode and encode
-// own the buffer that they are given, and give away the one that they return.
-// noInput is a closed channel.
+// serveStream runs a handler over channels of any type: the raw and the typed ones are this, with
+// different ways to decode and encode. decode and encode own the buffer that they are given, and
+// give away the one that they return. noInput is a closed channel.
 func serveStream[In, Out any](m *muxServer, noInput chan In, decode func([]byte) (In, error), encode func(Out) ([]byte, error),
 	handle func(ctx context.Context, payload []byte, in <-chan In, out chan<- Out) *RemoteErr,
 ) {
@@ -54,10 +53,10 @@ func closedChan[In any]() chan In {
 	return c
 }
 
-// inBuffer is how many messages the handler's input channel holds, so that handler
-// and pump need not meet for each. Half of what the client may send is kept for what
-// is not in the channel, since credits are returned when the pump next looks. A
-// version 1 peer gets a credit back for each message that is passed on.
+// inBuffer is how many messages the handler's input channel holds, so that handler and pump need
+// not meet for each. Half of what the client may send is kept for what is not in the channel, since
+// credits are returned when the pump next looks. A version 1 peer gets a credit back for each
+// message that is passed on.
 func (m *muxServer) inBuffer() int {
 	if !m.wide {
 		return 0
@@ -83,10 +82,9 @@ func handlerResult(recovered any, result *RemoteErr, label string, log *slog.Log
 	return NewRemoteErrf("grid: handler %s panicked: %v", label, recovered)
 }
 
-// streamPump stands between a handler's channels and its stream: it hands on what
-// the client has sent, and returns a credit for each message that the handler has
-// taken; it sends what the handler sends, and at last its result. It runs until
-// the handler has returned.
+// streamPump stands between a handler's channels and its stream: it hands on what the client has
+// sent, and returns a credit for each message that the handler has taken; it sends what the handler
+// sends, and at last its result. It runs until the handler has returned.
 type streamPump[In, Out any] struct {
 	workers.Queued
 	m      *muxServer
@@ -103,8 +101,8 @@ type streamPump[In, Out any] struct {
 	last Out // from the handler, if hasLast: it waits for a credit
 
 	hasNext, hasLast bool
-	// sending is closed when a large message of the handler, which is sent beside
-	// the pump, is on its way; nil if there is none.
+	// sending is closed when a large message of the handler, which is sent beside the pump, is on
+	// its way; nil if there is none.
 	sending chan struct{}
 }
 
@@ -114,8 +112,7 @@ func (p *streamPump[In, Out]) Run() {
 	out, finished := p.out, false
 	defer func() {
 		if !finished {
-			// Code of the application's, a constructor or an encoder, has ended
-			// the goroutine.
+			// Code of the application's, a constructor or an encoder, has ended the goroutine.
 			m.abort(errPumpExited, tellReason)
 			p.closeInput()
 			for handling := true; handling; {
@@ -133,15 +130,15 @@ func (p *streamPump[In, Out]) Run() {
 	}()
 	for p.step() {
 	}
-	// The context before the input, for a goroutine that the handler has left behind:
-	// the other way round would be the end of the input.
+	// The context before the input, for a goroutine that the handler has left behind: the other way
+	// round would be the end of the input.
 	m.handlerReturned()
 	p.closeInput()
 	if p.hasLast {
 		p.send(p.last)
 	}
-	// What was sent before the return, and no more: a goroutine that the
-	// handler has left behind must not keep the stream going.
+	// What was sent before the return, and no more: a goroutine that the handler has left behind
+	// must not keep the stream going.
 	for range len(p.out) {
 		p.send(<-p.out)
 	}
@@ -152,8 +149,8 @@ func (p *streamPump[In, Out]) Run() {
 
 var errPumpExited = errors.New("grid: the goroutine of the stream was ended by a constructor or an encoder")
 
-// step moves what can be moved, in either direction, or waits until something can.
-// It reports whether the handler still runs.
+// step moves what can be moved, in either direction, or waits until something can. It reports
+// whether the handler still runs.
 func (p *streamPump[In, Out]) step() bool {
 	m := p.m
 	p.feed()
@@ -211,9 +208,8 @@ func (p *streamPump[In, Out]) feed() {
 	p.account()
 }
 
-// fill gets the next message of the input. It reports whether there is one; where none
-// will be any more, in is closed. Where the stream was aborted, the handler's
-// context has ended before.
+// fill gets the next message of the input. It reports whether there is one; where none will be any
+// more, in is closed. Where the stream was aborted, the handler's context has ended before.
 func (p *streamPump[In, Out]) fill() bool {
 	p.inHand.Store(true) // before it is held, so that it counts all the while
 	msg, ok, ended, _ := p.m.in.hold()
@@ -277,8 +273,7 @@ func (p *streamPump[In, Out]) grant(n int) {
 	}
 }
 
-// closeInput closes in. What an aborted stream's handler has not taken by then it
-// does not get.
+// closeInput closes in. What an aborted stream's handler has not taken by then it does not get.
 func (p *streamPump[In, Out]) closeInput() {
 	if p.in == nil {
 		return
@@ -295,9 +290,8 @@ func (p *streamPump[In, Out]) closeInput() {
 	p.setNext(zero, false)
 }
 
-// drain sends what it can without waiting for the handler or a credit. It reports
-// whether it has sent anything, and returns what gets a token when there may be a
-// credit, if it lacks one.
+// drain sends what it can without waiting for the handler or a credit. It reports whether it has
+// sent anything, and returns what gets a token when there may be a credit, if it lacks one.
 func (p *streamPump[In, Out]) drain() (moved bool, credit <-chan struct{}) {
 	for range maxOutBuffer {
 		if p.sending != nil {
@@ -366,8 +360,8 @@ func (p *streamPump[In, Out]) settle() {
 	}
 }
 
-// sendBeside sends a large message, which takes its time: the input must not wait
-// for that. The next message does.
+// sendBeside sends a large message, which takes its time: the input must not wait for that. The
+// next message does.
 func (p *streamPump[In, Out]) sendBeside(msg message) {
 	sent := make(chan struct{})
 	p.sending = sent

@@ -8,16 +8,14 @@ import (
 	"sync"
 )
 
-// Requester makes single requests: a [*Connection] or a [*Subroute], or a test's
-// stand-in for one.
+// Requester makes single requests: a [*Connection] or a [*Subroute], or a test's stand-in for one.
 type Requester interface {
 	SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error)
 }
 
-// SingleHandler is a single request with typed arguments, for both sides: one
-// Registers it, the other Calls it. Make it with [NewSingleHandler], usually as
-// a package variable; once configured it is safe for concurrent use, and may be
-// registered with several managers.
+// SingleHandler is a single request with typed arguments, for both sides: one Registers it, the
+// other Calls it. Make it with [NewSingleHandler], usually as a package variable; once configured
+// it is safe for concurrent use, and may be registered with several managers.
 type SingleHandler[Req, Resp RoundTripper] struct {
 	id            HandlerID
 	reqs          valuePool[Req]
@@ -27,8 +25,8 @@ type SingleHandler[Req, Resp RoundTripper] struct {
 	ignoreNilConn bool
 }
 
-// NewSingleHandler makes a typed single request. newReq and newResp make the
-// values to decode into; they must not be nil, and may be called concurrently.
+// NewSingleHandler makes a typed single request. newReq and newResp make the values to decode into;
+// they must not be nil, and may be called concurrently.
 func NewSingleHandler[Req, Resp RoundTripper](id HandlerID, newReq func() Req, newResp func() Resp) *SingleHandler[Req, Resp] {
 	h := &SingleHandler[Req, Resp]{id: id}
 	h.reqs.init(newReq)
@@ -36,24 +34,22 @@ func NewSingleHandler[Req, Resp RoundTripper](id HandlerID, newReq func() Req, n
 	return h
 }
 
-// WithSharedResponse says that the values which the handler returns are held by
-// others as well, and so must not be reused. It returns h.
+// WithSharedResponse says that the values which the handler returns are held by others as well, and
+// so must not be reused. It returns h.
 func (h *SingleHandler[Req, Resp]) WithSharedResponse() *SingleHandler[Req, Resp] {
 	h.sharedResp = true
 	return h
 }
 
-// AllowCallRequestPool says whether Call may reuse the requests that it is
-// given, as if by a Recycle of its own; by default they stay the caller's. It
-// returns h.
+// AllowCallRequestPool says whether Call may reuse the requests that it is given, as if by a
+// Recycle of its own; by default they stay the caller's. It returns h.
 func (h *SingleHandler[Req, Resp]) AllowCallRequestPool(b bool) *SingleHandler[Req, Resp] {
 	h.poolRequests = b
 	return h
 }
 
-// IgnoreNilConn makes a Call on a nil connection do nothing and return no error,
-// for loops over hosts that include the local one. By default it returns
-// [ErrDisconnected]. It returns h.
+// IgnoreNilConn makes a Call on a nil connection do nothing and return no error, for loops over
+// hosts that include the local one. By default it returns [ErrDisconnected]. It returns h.
 func (h *SingleHandler[Req, Resp]) IgnoreNilConn() *SingleHandler[Req, Resp] {
 	h.ignoreNilConn = true
 	return h
@@ -65,17 +61,17 @@ func (h *SingleHandler[Req, Resp]) NewRequest() Req { return h.reqs.get() }
 // NewResponse returns a value for a response, new or reused. It is the caller's.
 func (h *SingleHandler[Req, Resp]) NewResponse() Resp { return h.resps.get() }
 
-// PutResponse gives back a response that Call has returned. Nothing of it may be
-// used afterwards. It is optional.
+// PutResponse gives back a response that Call has returned. Nothing of it may be used afterwards.
+// It is optional.
 func (h *SingleHandler[Req, Resp]) PutResponse(r Resp) { h.resps.put(r) }
 
-// Register makes handle answer the request on m, under the subroute whose parts
-// are given; see [Manager.RegisterSingleHandler], also for the errors.
+// Register makes handle answer the request on m, under the subroute whose parts are given; see
+// [Manager.RegisterSingleHandler], also for the errors.
 //
-// The request is handle's until it returns; what it returns is grid's from then
-// on, unless WithSharedResponse says otherwise. It may return the request
-// itself. The zero value of Resp arrives as such. A request that can't be
-// decoded is answered with an error, and handle is not called.
+// The request is handle's until it returns; what it returns is grid's from then on, unless
+// WithSharedResponse says otherwise. It may return the request itself. The zero value of Resp
+// arrives as such. A request that can't be decoded is answered with an error, and handle is not
+// called.
 func (h *SingleHandler[Req, Resp]) Register(m *Manager, handle func(req Req) (Resp, *RemoteErr), subroute ...string) error {
 	if handle == nil {
 		return nilHandlerError(m, h.id)
@@ -86,8 +82,7 @@ func (h *SingleHandler[Req, Resp]) Register(m *Manager, handle func(req Req) (Re
 	}, subroute...)
 }
 
-// RegisterContext is Register for a handler that wants a context; see
-// [SingleHandlerContextFn].
+// RegisterContext is Register for a handler that wants a context; see [SingleHandlerContextFn].
 func (h *SingleHandler[Req, Resp]) RegisterContext(m *Manager, handle func(ctx context.Context, req Req) (Resp, *RemoteErr), subroute ...string) error {
 	if handle == nil {
 		return nilHandlerError(m, h.id)
@@ -129,13 +124,12 @@ func (h *SingleHandler[Req, Resp]) encodeResponse(label string, resp Resp, rerr 
 	return b, nil
 }
 
-// Call makes the request over conn, a [*Connection] or a [*Subroute]. req stays
-// the caller's, unless AllowCallRequestPool says otherwise; the response is the
-// caller's, who may give it to PutResponse.
+// Call makes the request over conn, a [*Connection] or a [*Subroute]. req stays the caller's,
+// unless AllowCallRequestPool says otherwise; the response is the caller's, who may give it to
+// PutResponse.
 //
-// The errors are those of [Connection.SingleRequest], and a local one for a
-// request that can't be encoded or a response that can't be decoded. With an
-// error the response is the zero value.
+// The errors are those of [Connection.SingleRequest], and a local one for a request that can't be
+// encoded or a response that can't be decoded. With an error the response is the zero value.
 func (h *SingleHandler[Req, Resp]) Call(ctx context.Context, conn Requester, req Req) (Resp, error) {
 	var zero Resp
 	if isNil(conn) {
@@ -198,8 +192,8 @@ func isZero[T comparable](v T) bool {
 	return v == zero
 }
 
-// encode marshals v into a buffer of the pool. It is user code, and runs on
-// goroutines of grid: a panic becomes an error.
+// encode marshals v into a buffer of the pool. It is user code, and runs on goroutines of grid: a
+// panic becomes an error.
 func encode[T RoundTripper](v T) (b []byte, err error) {
 	defer recovered(&err, "encoding", v)
 	b, err = v.MarshalMsg(GetByteBufferCap(v.Msgsize()))
@@ -212,8 +206,7 @@ func encode[T RoundTripper](v T) (b []byte, err error) {
 	return b, nil
 }
 
-// decode unmarshals b, all of it, into v. b stays the caller's. A panic becomes an
-// error.
+// decode unmarshals b, all of it, into v. b stays the caller's. A panic becomes an error.
 func decode[T RoundTripper](v T, b []byte) (err error) {
 	defer recovered(&err, "decoding", v)
 	rest, err := v.UnmarshalMsg(b)
@@ -232,8 +225,7 @@ func recovered(err *error, doing string, v any) {
 	}
 }
 
-// valuePool keeps payload values for reuse: those with a Recycle method by that,
-// others by itself.
+// valuePool keeps payload values for reuse: those with a Recycle method by that, others by itself.
 type valuePool[T RoundTripper] struct {
 	pool    sync.Pool
 	newFn   func() T

@@ -24,8 +24,7 @@ type payloadCase[T grid.RoundTripper] struct {
 	plain func(T) any
 }
 
-// run sends all values through a single request and through all three ways of a
-// stream.
+// run sends all values through a single request and through all three ways of a stream.
 func (p payloadCase[T]) run(t *testing.T) {
 	t.Run(p.name, func(t *testing.T) {
 		single := grid.NewSingleHandler(rig.Handler, p.fresh, p.fresh)
@@ -148,9 +147,8 @@ func TestTyped_PayloadsEndToEnd(t *testing.T) {
 	}.run(t)
 }
 
-// fickle is a payload that fails where its text says so, and that knows how
-// often it was recycled. Its decoder is careless: it leaves fields alone that
-// the input does not name.
+// fickle is a payload that fails where its text says so, and that knows how often it was recycled.
+// Its decoder is careless: it leaves fields alone that the input does not name.
 type fickle struct {
 	Text  string
 	Extra string

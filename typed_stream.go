@@ -14,16 +14,15 @@ type Streamer interface {
 	openStream(ctx context.Context, id HandlerID, payload []byte, caps capacities) (*muxClient, error)
 }
 
-// StreamTypeHandler is a stream with typed messages, for both sides: one
-// Registers it, the other Calls it. Make it with [NewStream], usually as a
-// package variable; once configured it is safe for concurrent use, and may be
-// registered with several managers.
+// StreamTypeHandler is a stream with typed messages, for both sides: one Registers it, the other
+// Calls it. Make it with [NewStream], usually as a package variable; once configured it is safe for
+// concurrent use, and may be registered with several managers.
 type StreamTypeHandler[Payload, Req, Resp RoundTripper] struct {
-	// WithPayload says that a payload goes with the opening of the stream. It
-	// is set if NewStream was given a constructor for one.
+	// WithPayload says that a payload goes with the opening of the stream. It is set if NewStream
+	// was given a constructor for one.
 	WithPayload bool
-	// OutCapacity and InCapacity are those of [StreamHandler]. They begin as
-	// 1; InCapacity as 0 if NewStream was given no constructor for requests.
+	// OutCapacity and InCapacity are those of [StreamHandler]. They begin as 1; InCapacity as 0 if
+	// NewStream was given no constructor for requests.
 	OutCapacity, InCapacity int
 
 	id         HandlerID
@@ -35,9 +34,9 @@ type StreamTypeHandler[Payload, Req, Resp RoundTripper] struct {
 	noInput, noPayload atomic.Bool
 }
 
-// NewStream makes a typed stream. The functions make the values to decode into,
-// and may be called concurrently. newPayload and newReq may be nil for streams
-// without a payload, or without messages from the client.
+// NewStream makes a typed stream. The functions make the values to decode into, and may be called
+// concurrently. newPayload and newReq may be nil for streams without a payload, or without messages
+// from the client.
 func NewStream[Payload, Req, Resp RoundTripper](id HandlerID, newPayload func() Payload, newReq func() Req, newResp func() Resp) *StreamTypeHandler[Payload, Req, Resp] {
 	h := &StreamTypeHandler[Payload, Req, Resp]{id: id, WithPayload: newPayload != nil, OutCapacity: 1}
 	if newReq != nil {
@@ -61,37 +60,34 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) WithInCapacity(n int) *StreamTyp
 	return h
 }
 
-// WithSharedResponse says that the values which the handler sends are held by
-// others as well, and so must not be reused. It returns h.
+// WithSharedResponse says that the values which the handler sends are held by others as well, and
+// so must not be reused. It returns h.
 func (h *StreamTypeHandler[Payload, Req, Resp]) WithSharedResponse() *StreamTypeHandler[Payload, Req, Resp] {
 	h.sharedResp = true
 	return h
 }
 
-// NewRequest returns a value to send to the handler, new or reused. It is the
-// caller's.
+// NewRequest returns a value to send to the handler, new or reused. It is the caller's.
 func (h *StreamTypeHandler[Payload, Req, Resp]) NewRequest() Req { return h.reqs.get() }
 
-// NewResponse returns a value to send to the client, new or reused. It is the
-// caller's.
+// NewResponse returns a value to send to the client, new or reused. It is the caller's.
 func (h *StreamTypeHandler[Payload, Req, Resp]) NewResponse() Resp { return h.resps.get() }
 
-// PutRequest gives back a value that the handler has received, or that was given
-// to [TypedStream.Send]. Nothing of it may be used afterwards. It is optional.
+// PutRequest gives back a value that the handler has received, or that was given to
+// [TypedStream.Send]. Nothing of it may be used afterwards. It is optional.
 func (h *StreamTypeHandler[Payload, Req, Resp]) PutRequest(r Req) { h.reqs.put(r) }
 
-// PutResponse gives back a value that the client has received. Nothing of it may
-// be used afterwards. It is optional.
+// PutResponse gives back a value that the client has received. Nothing of it may be used
+// afterwards. It is optional.
 func (h *StreamTypeHandler[Payload, Req, Resp]) PutResponse(r Resp) { h.resps.put(r) }
 
-// Register makes handle serve the stream on m, under the subroute whose parts
-// are given. What [StreamHandlerFn] says of in, out, the context and the result
-// holds here too; the errors are those of [Manager.RegisterStreamingHandler].
+// Register makes handle serve the stream on m, under the subroute whose parts are given. What
+// [StreamHandlerFn] says of in, out, the context and the result holds here too; the errors are
+// those of [Manager.RegisterStreamingHandler].
 //
-// handle owns the payload and what it receives. What it sends is grid's from
-// then on, unless WithSharedResponse says otherwise. A payload or a message that
-// can't be decoded, and one that can't be encoded, ends the stream with an error
-// on both sides.
+// handle owns the payload and what it receives. What it sends is grid's from then on, unless
+// WithSharedResponse says otherwise. A payload or a message that can't be decoded, and one that
+// can't be encoded, ends the stream with an error on both sides.
 func (h *StreamTypeHandler[Payload, Req, Resp]) Register(m *Manager, handle func(ctx context.Context, p Payload, in <-chan Req, out chan<- Resp) *RemoteErr, subroute ...string) error {
 	if handle == nil {
 		return nilHandlerError(m, h.id)
@@ -138,8 +134,8 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) register(m *Manager, in int, wit
 	return m.handlers.add(h.id, route, handler{stream: e})
 }
 
-// RegisterNoInput is Register for a handler that takes no messages. From then on
-// h is as if its InCapacity were 0.
+// RegisterNoInput is Register for a handler that takes no messages. From then on h is as if its
+// InCapacity were 0.
 func (h *StreamTypeHandler[Payload, Req, Resp]) RegisterNoInput(m *Manager, handle func(ctx context.Context, p Payload, out chan<- Resp) *RemoteErr, subroute ...string) error {
 	if handle == nil {
 		return nilHandlerError(m, h.id)
@@ -153,8 +149,8 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) RegisterNoInput(m *Manager, hand
 	return err
 }
 
-// RegisterNoPayload is Register for a handler without a payload. From then on h
-// is as if WithPayload were false.
+// RegisterNoPayload is Register for a handler without a payload. From then on h is as if
+// WithPayload were false.
 func (h *StreamTypeHandler[Payload, Req, Resp]) RegisterNoPayload(m *Manager, handle func(ctx context.Context, in <-chan Req, out chan<- Resp) *RemoteErr, subroute ...string) error {
 	if handle == nil {
 		return nilHandlerError(m, h.id)
@@ -192,8 +188,8 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) encodeResponse(v Resp) ([]byte, 
 	return encodeLast(&h.resps, v)
 }
 
-// encodeLast encodes v and puts it back. It runs on goroutines of grid: a panic of
-// the application's becomes an error.
+// encodeLast encodes v and puts it back. It runs on goroutines of grid: a panic of the
+// application's becomes an error.
 func encodeLast[T RoundTripper](p *valuePool[T], v T) (b []byte, err error) {
 	defer recovered(&err, "putting back", v)
 	b, err = encode(v)
@@ -201,8 +197,8 @@ func encodeLast[T RoundTripper](p *valuePool[T], v T) (b []byte, err error) {
 	return b, err
 }
 
-// decodeNext decodes a message of a stream. It owns b. It runs on goroutines of
-// grid: a panic of the application's becomes an error.
+// decodeNext decodes a message of a stream. It owns b. It runs on goroutines of grid: a panic of
+// the application's becomes an error.
 func decodeNext[T RoundTripper](p *valuePool[T], b []byte) (v T, err error) {
 	defer recovered(&err, "making", v)
 	v = p.get()
@@ -215,10 +211,9 @@ func decodeNext[T RoundTripper](p *valuePool[T], b []byte) (v T, err error) {
 	return v, nil
 }
 
-// Call opens the stream over conn, a [*Connection] or a [*Subroute]. payload
-// stays the caller's, and is not looked at without WithPayload. The rest is as
-// with [Connection.NewStream], and a local error for a payload that can't be
-// encoded.
+// Call opens the stream over conn, a [*Connection] or a [*Subroute]. payload stays the caller's,
+// and is not looked at without WithPayload. The rest is as with [Connection.NewStream], and a local
+// error for a payload that can't be encoded.
 func (h *StreamTypeHandler[Payload, Req, Resp]) Call(ctx context.Context, conn Streamer, payload Payload) (*TypedStream[Req, Resp], error) {
 	if isNil(conn) {
 		return nil, ErrDisconnected
@@ -244,12 +239,11 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) Call(ctx context.Context, conn S
 	return s, nil
 }
 
-// TypedStream is the opening end of a stream with typed messages. What [Stream]
-// says holds here too.
+// TypedStream is the opening end of a stream with typed messages. What [Stream] says holds here
+// too.
 type TypedStream[Req, Resp RoundTripper] struct {
-	// Requests takes the messages for the handler; nil if it takes none. Like
-	// [Stream].Requests it must be closed when there are no more. A value sent
-	// to it is grid's from then on.
+	// Requests takes the messages for the handler; nil if it takes none. Like [Stream].Requests it
+	// must be closed when there are no more. A value sent to it is grid's from then on.
 	Requests chan<- Req
 
 	mux   *muxClient
@@ -258,8 +252,8 @@ type TypedStream[Req, Resp RoundTripper] struct {
 	resps *valuePool[Resp]
 }
 
-// Send is [Stream.Send]. req stays the caller's. One that can't be encoded is
-// refused, and the stream lives on.
+// Send is [Stream.Send]. req stays the caller's. One that can't be encoded is refused, and the
+// stream lives on.
 func (s *TypedStream[Req, Resp]) Send(req Req) error {
 	s.mux.sendUsed.Store(true)
 	b, err := encode(req)
@@ -276,9 +270,8 @@ func (s *TypedStream[Req, Resp]) CloseSend() {
 	s.mux.closeSend()
 }
 
-// Results is [Stream.Results]. The value is next's from then on, who may give it
-// to PutResponse. A message that can't be decoded ends the stream with an error
-// on both sides.
+// Results is [Stream.Results]. The value is next's from then on, who may give it to PutResponse. A
+// message that can't be decoded ends the stream with an error on both sides.
 func (s *TypedStream[Req, Resp]) Results(next func(resp Resp) error) error {
 	return s.mux.results(func(b []byte) error {
 		v, err := decodeNext(s.resps, b)

@@ -154,8 +154,7 @@ func TestTyped_StreamWithoutInputOrPayload(t *testing.T) {
 	})
 }
 
-// The capacities that a client's own handler value has mean nothing between two
-// peers of ours.
+// The capacities that a client's own handler value has mean nothing between two peers of ours.
 func TestTyped_StreamCapacitiesMayDiffer(t *testing.T) {
 	capacities := [][2]int{{0, 1}, {1, 1}, {1, 50}, {50, 1}, {50, 50}}
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -212,8 +211,8 @@ func TestTyped_StreamUndecodablePayload(t *testing.T) {
 
 func errOf[T any](_ T, err error) error { return err }
 
-// One bad message, in either direction, by either side's fault: the stream ends
-// with an error on both, and nobody sees it half filled.
+// One bad message, in either direction, by either side's fault: the stream ends with an error on
+// both, and nobody sees it half filled.
 func TestTyped_StreamUndecodableMessageEndsBothSides(t *testing.T) {
 	bad := []string{marshalError, marshalPanic, unmarshalError, unmarshalPanic}
 	for _, text := range bad {

@@ -217,8 +217,7 @@ func TestTyped_CallRecyclesOnce(t *testing.T) {
 	}
 }
 
-// A value that is pooled by the handler comes back empty, whatever its decoder
-// leaves out.
+// A value that is pooled by the handler comes back empty, whatever its decoder leaves out.
 func TestTyped_CallsNeverSeeOldContents(t *testing.T) {
 	h := grid.NewSingleHandler(rig.Handler, newFickle, newFickle).AllowCallRequestPool(true)
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {

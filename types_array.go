@@ -8,16 +8,15 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-// ArrayOf makes payloads of type [Array] for one T, and reuses those that were
-// recycled. It may be used concurrently and must not be copied.
+// ArrayOf makes payloads of type [Array] for one T, and reuses those that were recycled. It may be
+// used concurrently and must not be copied.
 type ArrayOf[T RoundTripper] struct {
 	newFn func() T
 	pool  sync.Pool
 }
 
-// NewArrayOf returns a maker of arrays of T. newFn makes an element to decode
-// into, for T a pointer one that is not nil; it may be called concurrently.
-// NewArrayOf panics if newFn is nil.
+// NewArrayOf returns a maker of arrays of T. newFn makes an element to decode into, for T a pointer
+// one that is not nil; it may be called concurrently. NewArrayOf panics if newFn is nil.
 func NewArrayOf[T RoundTripper](newFn func() T) *ArrayOf[T] {
 	if newFn == nil {
 		panic("grid: NewArrayOf: newFn is nil")
@@ -25,8 +24,7 @@ func NewArrayOf[T RoundTripper](newFn func() T) *ArrayOf[T] {
 	return &ArrayOf[T]{newFn: newFn}
 }
 
-// New returns an Array without a value. The caller owns it; [Array.Recycle] is
-// optional.
+// New returns an Array without a value. The caller owns it; [Array.Recycle] is optional.
 func (p *ArrayOf[T]) New() *Array[T] {
 	a, _ := p.pool.Get().(*Array[T])
 	if a == nil {
@@ -42,13 +40,13 @@ func (p *ArrayOf[T]) NewWith(val []T) *Array[T] {
 	return a
 }
 
-// Array is a []T as a payload. Array without a value (nil) and an empty one are
-// kept apart on the wire. T must encode to at least one byte, so NoPayload will
-// not do, and an element must be something that T can encode: a nil pointer is
-// fine for the types of this package, and panics with generated code.
+// Array is a []T as a payload. Array without a value (nil) and an empty one are kept apart on the
+// wire. T must encode to at least one byte, so NoPayload will not do, and an element must be
+// something that T can encode: a nil pointer is fine for the types of this package, and panics with
+// generated code.
 //
-// Make it with [ArrayOf]; the zero value encodes, but cannot be decoded into.
-// Reading and encoding may go on concurrently, nothing else may.
+// Make it with [ArrayOf]; the zero value encodes, but cannot be decoded into. Reading and encoding
+// may go on concurrently, nothing else may.
 type Array[T RoundTripper] struct {
 	of  *ArrayOf[T]
 	val []T
@@ -65,16 +63,16 @@ func (a *Array[T]) Append(v ...T) *Array[T] {
 	return a
 }
 
-// Set replaces the value by val, which may be nil. It takes over val and its
-// elements, see [Array.Recycle], each of which must be in it only once. What was
-// in the array before is dropped and not recycled.
+// Set replaces the value by val, which may be nil. It takes over val and its elements, see
+// [Array.Recycle], each of which must be in it only once. What was in the array before is dropped
+// and not recycled.
 func (a *Array[T]) Set(val []T) {
 	// What lies between the length and the capacity stays the caller's.
 	a.val = slices.Clip(val)
 }
 
-// Value returns the slice, nil if there is none. It and the elements stay the
-// array's: neither is valid after Recycle, nor the slice after UnmarshalMsg.
+// Value returns the slice, nil if there is none. It and the elements stay the array's: neither is
+// valid after Recycle, nor the slice after UnmarshalMsg.
 func (a *Array[T]) Value() []T {
 	if a == nil {
 		return nil
@@ -82,8 +80,8 @@ func (a *Array[T]) Value() []T {
 	return a.val
 }
 
-// MarshalMsg appends a to b and returns the result; it keeps neither. The error
-// is that of an element, wrapped.
+// MarshalMsg appends a to b and returns the result; it keeps neither. The error is that of an
+// element, wrapped.
 func (a *Array[T]) MarshalMsg(b []byte) ([]byte, error) {
 	val := a.Value()
 	if val == nil {
@@ -100,9 +98,8 @@ func (a *Array[T]) MarshalMsg(b []byte) ([]byte, error) {
 	return o, nil
 }
 
-// UnmarshalMsg replaces the value by new elements from what b starts with, and
-// returns the rest of b. Elements that were there before are dropped and not
-// recycled. After an error a has no value.
+// UnmarshalMsg replaces the value by new elements from what b starts with, and returns the rest of
+// b. Elements that were there before are dropped and not recycled. After an error a has no value.
 func (a *Array[T]) UnmarshalMsg(b []byte) ([]byte, error) {
 	a.reset()
 	if msgp.IsNil(b) {
@@ -136,8 +133,7 @@ func (a *Array[T]) UnmarshalMsg(b []byte) ([]byte, error) {
 	return o, nil
 }
 
-// Msgsize is the largest number of bytes that a encodes to, provided that
-// the elements know theirs.
+// Msgsize is the largest number of bytes that a encodes to, provided that the elements know theirs.
 func (a *Array[T]) Msgsize() int {
 	val := a.Value()
 	if val == nil {
@@ -150,9 +146,8 @@ func (a *Array[T]) Msgsize() int {
 	return n
 }
 
-// Recycle ends the life of a, of its slice, which is cleared, and of those
-// elements that are a [Recycler]. Other elements stay valid. Recycling nil does
-// nothing.
+// Recycle ends the life of a, of its slice, which is cleared, and of those elements that are a
+// [Recycler]. Other elements stay valid. Recycling nil does nothing.
 func (a *Array[T]) Recycle() {
 	if a == nil {
 		return

@@ -10,8 +10,8 @@ import (
 	"github.com/tinylib/msgp/msgp"
 )
 
-// What the payload types share. None of the read functions allocates on the
-// word of a header, and none returns a string that shares memory with its input.
+// What the payload types share. None of the read functions allocates on the word of a header, and
+// none returns a string that shares memory with its input.
 
 const (
 	leadStr32 = 0xdb
@@ -19,8 +19,8 @@ const (
 	leadExt32 = 0xc9
 )
 
-// checkCount refuses a header that claims more entries than the rest of the
-// input can hold, at least each bytes to an entry.
+// checkCount refuses a header that claims more entries than the rest of the input can hold, at
+// least each bytes to an entry.
 func checkCount(n uint32, each int, rest []byte) error {
 	if uint64(n)*uint64(each) > uint64(len(rest)) {
 		return msgp.ErrShortBytes
@@ -28,9 +28,8 @@ func checkCount(n uint32, each int, rest []byte) error {
 	return nil
 }
 
-// checkLength refuses a string or bin that claims more bytes than there are.
-// msgp does so as well, but where int has 32 bits it takes a claim of 2 GiB for
-// a negative number and panics.
+// checkLength refuses a string or bin that claims more bytes than there are. msgp does so as well,
+// but where int has 32 bits it takes a claim of 2 GiB for a negative number and panics.
 func checkLength(b []byte) error {
 	if len(b) >= 5 && (b[0] == leadStr32 || b[0] == leadBin32) {
 		return checkCount(binary.BigEndian.Uint32(b[1:]), 1, b[5:])
@@ -38,11 +37,10 @@ func checkLength(b []byte) error {
 	return nil
 }
 
-// checkSkipped refuses a string, bin or extension that claims almost 4 GiB, which
-// nobody has sent. Where int has 32 bits, msgp.Skip takes the sum of such a length
-// and its head's for a small one: it returns no error, and with a sum of 0 it does
-// not get on, as often as an array around it claims. Among other bytes the five
-// come by a chance of one in 2^35.
+// checkSkipped refuses a string, bin or extension that claims almost 4 GiB, which nobody has sent.
+// Where int has 32 bits, msgp.Skip takes the sum of such a length and its head's for a small one:
+// it returns no error, and with a sum of 0 it does not get on, as often as an array around it
+// claims. Among other bytes the five come by a chance of one in 2^35.
 func checkSkipped(b []byte) error {
 	if bits.UintSize > 32 {
 		return nil
@@ -70,8 +68,7 @@ func readBin(b []byte) (v, o []byte, err error) {
 	return o[:n], o[n:], nil
 }
 
-// readKey reads a map's key, which may be a string or, as everywhere in msgp, a
-// bin.
+// readKey reads a map's key, which may be a string or, as everywhere in msgp, a bin.
 func readKey(b []byte) (string, []byte, error) {
 	if err := checkLength(b); err != nil {
 		return "", b, err
@@ -87,8 +84,7 @@ func readString(b []byte) (string, []byte, error) {
 	return msgp.ReadStringBytes(b)
 }
 
-// readStrings reads an array of strings. The result is never nil without an
-// error.
+// readStrings reads an array of strings. The result is never nil without an error.
 func readStrings(b []byte) ([]string, []byte, error) {
 	n, o, err := msgp.ReadArrayHeaderBytes(b)
 	if err == nil {
@@ -108,8 +104,8 @@ func readStrings(b []byte) ([]string, []byte, error) {
 	return list, o, nil
 }
 
-// unmarshalMap replaces what m holds by the map that b starts with, and returns
-// the rest of b. After an error m is empty.
+// unmarshalMap replaces what m holds by the map that b starts with, and returns the rest of b.
+// After an error m is empty.
 func unmarshalMap[M ~map[string]V, V any](m *M, b []byte, readValue func([]byte) (V, []byte, error)) ([]byte, error) {
 	if msgp.IsNil(b) {
 		*m = nil

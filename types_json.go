@@ -12,18 +12,17 @@ import (
 // jsonSizeGuess is the number of bytes that [JSON.Msgsize] expects of a value.
 const jsonSizeGuess = 512
 
-// JSONPool makes payloads of type [JSON] for one T, and reuses those that were
-// recycled. It may be used concurrently and must not be copied.
+// JSONPool makes payloads of type [JSON] for one T, and reuses those that were recycled. It may be
+// used concurrently and must not be copied.
 type JSONPool[T any] struct {
 	pool sync.Pool
 }
 
-// NewJSONPool returns a pool of JSON payloads of T. One for each T, in a package
-// level variable, is what most programs need.
+// NewJSONPool returns a pool of JSON payloads of T. One for each T, in a package level variable, is
+// what most programs need.
 func NewJSONPool[T any]() *JSONPool[T] { return new(JSONPool[T]) }
 
-// NewJSON returns a JSON without a value. The caller owns it; [JSON.Recycle] is
-// optional.
+// NewJSON returns a JSON without a value. The caller owns it; [JSON.Recycle] is optional.
 func (p *JSONPool[T]) NewJSON() *JSON[T] {
 	j, _ := p.pool.Get().(*JSON[T])
 	if j == nil {
@@ -32,28 +31,27 @@ func (p *JSONPool[T]) NewJSON() *JSON[T] {
 	return j
 }
 
-// NewJSONWith returns a JSON of v, which may be nil. v stays the caller's, who
-// must not change it before it is encoded.
+// NewJSONWith returns a JSON of v, which may be nil. v stays the caller's, who must not change it
+// before it is encoded.
 func (p *JSONPool[T]) NewJSONWith(v *T) *JSON[T] {
 	j := p.NewJSON()
 	j.value = v
 	return j
 }
 
-// JSON is any type that encoding/json knows as a payload, in the form that a
-// [json.Encoder] gives it. JSON without a value (nil) is kept apart from JSON
-// of a value. It is convenient rather than fast: types with generated msgp code
-// take a fraction of the time and of the space.
+// JSON is any type that encoding/json knows as a payload, in the form that a [json.Encoder] gives
+// it. JSON without a value (nil) is kept apart from JSON of a value. It is convenient rather than
+// fast: types with generated msgp code take a fraction of the time and of the space.
 //
-// Make it with a [JSONPool]; the zero value works and is not recycled. Reading
-// and encoding may go on concurrently, nothing else may.
+// Make it with a [JSONPool]; the zero value works and is not recycled. Reading and encoding may go
+// on concurrently, nothing else may.
 type JSON[T any] struct {
 	pool  *JSONPool[T]
 	value *T
 }
 
-// Value returns the value, nil if there is none. Each decoding makes a new one,
-// so the result stays valid when j is decoded again or recycled.
+// Value returns the value, nil if there is none. Each decoding makes a new one, so the result stays
+// valid when j is decoded again or recycled.
 func (j *JSON[T]) Value() *T {
 	if j == nil {
 		return nil
@@ -61,8 +59,7 @@ func (j *JSON[T]) Value() *T {
 	return j.value
 }
 
-// ValueOrZero returns a copy of the value, or the zero value of T if there is
-// none.
+// ValueOrZero returns a copy of the value, or the zero value of T if there is none.
 func (j *JSON[T]) ValueOrZero() T {
 	if v := j.Value(); v != nil {
 		return *v
@@ -71,12 +68,12 @@ func (j *JSON[T]) ValueOrZero() T {
 	return zero
 }
 
-// Set replaces the value by v, which may be nil. v stays the caller's, who must
-// not change it before it is encoded.
+// Set replaces the value by v, which may be nil. v stays the caller's, who must not change it
+// before it is encoded.
 func (j *JSON[T]) Set(v *T) { j.value = v }
 
-// MarshalMsg appends j to b and returns the result; it keeps neither. The error
-// is that of encoding/json, wrapped.
+// MarshalMsg appends j to b and returns the result; it keeps neither. The error is that of
+// encoding/json, wrapped.
 func (j *JSON[T]) MarshalMsg(b []byte) ([]byte, error) {
 	v := j.Value()
 	if v == nil {
@@ -90,9 +87,9 @@ func (j *JSON[T]) MarshalMsg(b []byte) ([]byte, error) {
 	return msgp.AppendBytes(b, w.b), nil
 }
 
-// UnmarshalMsg replaces the value by a new one from what b starts with, and
-// returns the rest of b. It copies what it keeps. Anything but a single JSON
-// value is an error, after which j has no value.
+// UnmarshalMsg replaces the value by a new one from what b starts with, and returns the rest of b.
+// It copies what it keeps. Anything but a single JSON value is an error, after which j has no
+// value.
 func (j *JSON[T]) UnmarshalMsg(b []byte) ([]byte, error) {
 	j.value = nil
 	if msgp.IsNil(b) {
@@ -110,8 +107,7 @@ func (j *JSON[T]) UnmarshalMsg(b []byte) ([]byte, error) {
 	return o, nil
 }
 
-// Msgsize is a guess, because the true number is known only when j has been
-// encoded.
+// Msgsize is a guess, because the true number is known only when j has been encoded.
 func (j *JSON[T]) Msgsize() int {
 	if j.Value() == nil {
 		return msgp.NilSize

@@ -50,8 +50,8 @@ func (r *report) charts() []chart {
 	return slices.DeleteFunc(all, func(c chart) bool { return c.svg == nil })
 }
 
-// Only grid's color must be told from the others: these have their names at
-// their bars and at the ends of their lines.
+// Only grid's color must be told from the others: these have their names at their bars and at the
+// ends of their lines.
 const (
 	gridColor, barColor, floorColor = "#e4520f", "#7188a0", "#b9c3cd"
 	chartWidth, margin, rowHeight   = 860.0, 24.0, 26.0

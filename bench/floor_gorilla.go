@@ -34,8 +34,8 @@ const (
 // gorillaPair is a server with a client connection for each caller.
 type gorillaPair struct {
 	server *http.Server
-	// served is the accepting goroutine and the handlers, of whose connections
-	// the server knows nothing any more.
+	// served is the accepting goroutine and the handlers, of whose connections the server knows
+	// nothing any more.
 	served  sync.WaitGroup
 	clients []gorillaCaller
 }

@@ -27,14 +27,14 @@ func tcpFloor() peer {
 
 const (
 	tcpBuffer = 64 << 10
-	// tcpCopied is the longest message that is copied to go with others. A
-	// longer one is written from where it is.
+	// tcpCopied is the longest message that is copied to go with others. A longer one is written
+	// from where it is.
 	tcpCopied = 32 << 10
 	tcpHeader = 4
 )
 
-// tcpServe sends every message back. Answers wait for each other as long as
-// there are requests to be had without waiting.
+// tcpServe sends every message back. Answers wait for each other as long as there are requests to
+// be had without waiting.
 func tcpServe(conn net.Conn) {
 	r, w := bufio.NewReaderSize(conn, tcpBuffer), bufio.NewWriterSize(conn, tcpBuffer)
 	var buf []byte
@@ -74,8 +74,7 @@ func tcpRead(r *bufio.Reader, buf []byte) ([]byte, error) {
 	return buf, err
 }
 
-// tcpPair is a server with one client connection, which has a goroutine to write
-// and one to read.
+// tcpPair is a server with one client connection, which has a goroutine to write and one to read.
 type tcpPair struct {
 	server  *plainServer
 	conn    net.Conn
@@ -159,8 +158,8 @@ func (p *tcpPair) write() {
 	}
 }
 
-// take waits until something is pending, and exchanges it for out, which is
-// empty. It reports whether the connection goes on.
+// take waits until something is pending, and exchanges it for out, which is empty. It reports
+// whether the connection goes on.
 func (p *tcpPair) take(out *tcpOut) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -168,8 +167,8 @@ func (p *tcpPair) take(out *tcpOut) bool {
 		p.pending.Wait()
 	}
 	if len(p.waiting) > 1 {
-		// Others are about to call too, as their answers came together. To let
-		// them is what saves the most system calls.
+		// Others are about to call too, as their answers came together. To let them is what saves
+		// the most system calls.
 		p.mu.Unlock()
 		runtime.Gosched()
 		p.mu.Lock()

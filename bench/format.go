@@ -7,8 +7,7 @@ import (
 	"strings"
 )
 
-// digits writes v with n significant digits, or more where it is larger, and
-// without an exponent.
+// digits writes v with n significant digits, or more where it is larger, and without an exponent.
 func digits(v float64, n int) string {
 	_, e, _ := strings.Cut(strconv.FormatFloat(v, 'e', n-1, 64), "e")
 	exponent, _ := strconv.Atoi(e)
@@ -30,8 +29,8 @@ func trimZeros(s string) string {
 	return s
 }
 
-// scaled writes v in the largest of the units that is not more than v; each is
-// step of the one before.
+// scaled writes v in the largest of the units that is not more than v; each is step of the one
+// before.
 func scaled(v, step float64, units ...string) string {
 	i := 0
 	for ; i < len(units)-1; i++ {

@@ -12,8 +12,8 @@ import (
 const (
 	idleMesh  = 32
 	idlePairs = 64
-	// idleStreams is how many streams are opened, idleOthers with peers but the
-	// two that are compared most: some take half a MiB for each.
+	// idleStreams is how many streams are opened, idleOthers with peers but the two that are
+	// compared most: some take half a MiB for each.
 	idleStreams = 10_000
 	idleOthers  = 1_000
 )
@@ -33,8 +33,8 @@ func (r *run) idle() error {
 	return nil
 }
 
-// idleConns measures each end of a connection: grid's in a mesh, whose managers
-// count as well, others in pairs.
+// idleConns measures each end of a connection: grid's in a mesh, whose managers count as well,
+// others in pairs.
 func (r *run) idleConns(p peer) error {
 	before := takeUse()
 	var closers []func() error
@@ -100,8 +100,8 @@ func (r *run) idleStreamsOf(p peer, kind string, streams func(pair) (idler, bool
 	if r.quick || p.name != "grid" && p.name != "grpc" {
 		n = idleOthers
 	}
-	// Some first, so that what the connection itself keeps is not counted, and the
-	// runtime has learned how large the stacks of such goroutines are.
+	// Some first, so that what the connection itself keeps is not counted, and the runtime has
+	// learned how large the stacks of such goroutines are.
 	for range n / 10 {
 		end, err := s.idle(context.Background())
 		if err != nil {

@@ -1,8 +1,8 @@
 // Command bench measures grid side by side with what people would use instead.
 //
-// Every peer runs as its own documentation says, client and server in this
-// process, over TCP on the loopback interface. Peers take turns, round by round,
-// so that what else the machine does meets all of them; medians are reported.
+// Every peer runs as its own documentation says, client and server in this process, over TCP on the
+// loopback interface. Peers take turns, round by round, so that what else the machine does meets
+// all of them; medians are reported.
 //
 //	go run .                                    everything, some minutes; writes ../docs/benchmarks
 //	go run . -quick                             the same, less exact, in under a minute
@@ -131,8 +131,7 @@ func benchmark() (err error) {
 	return r.report.writeFiles(*out)
 }
 
-// choose returns those of all whose names are in a list; all of them for an
-// empty one.
+// choose returns those of all whose names are in a list; all of them for an empty one.
 func choose[T any](what, list string, all []T, name func(T) string) ([]T, error) {
 	if list == "" {
 		return all, nil

@@ -22,9 +22,9 @@ type workload struct {
 	once bool
 }
 
-// contest measures a workload with all peers that can do it, in turns. Each has
-// only itself running when it is measured, since what others keep on the heap would
-// make the garbage collector's work rarer, or their timers take time.
+// contest measures a workload with all peers that can do it, in turns. Each has only itself running
+// when it is measured, since what others keep on the heap would make the garbage collector's work
+// rarer, or their timers take time.
 func (r *run) contest(shape, size string, w workload) error {
 	type contender struct {
 		result
@@ -135,8 +135,8 @@ func measure(ops []func() error, w workload, d time.Duration) (taken, error) {
 	}, err
 }
 
-// load lets all callers call until d is over. It returns how many calls they
-// made, and the time until the last one was done.
+// load lets all callers call until d is over. It returns how many calls they made, and the time
+// until the last one was done.
 func load(ops []func() error, w workload, d time.Duration) (calls int, took time.Duration, err error) {
 	var stop atomic.Bool
 	if w.once {

@@ -6,12 +6,11 @@ import (
 )
 
 const (
-	// meshPairCallers is how many goroutines of each server call each other one:
-	// the load of every link is the same, however many there are.
+	// meshPairCallers is how many goroutines of each server call each other one: the load of every
+	// link is the same, however many there are.
 	meshPairCallers = 4
-	// meshSpreadCallers is how many there are in all in the second measurement,
-	// each calling another pair of servers each time: the more links, the fewer
-	// calls share one write.
+	// meshSpreadCallers is how many there are in all in the second measurement, each calling
+	// another pair of servers each time: the more links, the fewer calls share one write.
 	meshSpreadCallers = 64
 )
 
@@ -37,8 +36,7 @@ func (r *run) mesh() error {
 	return nil
 }
 
-// meshFigures reports the rates, and what they are of that of 4 servers in the same
-// round.
+// meshFigures reports the rates, and what they are of that of 4 servers in the same round.
 func (r *run) meshFigures(name string, rates map[int][]float64, sizes []int) {
 	for _, n := range sizes {
 		r.figure(median(rates[n]), "calls/s", "%s/%d/grid", name, n)
@@ -52,8 +50,7 @@ func (r *run) meshFigures(name string, rates map[int][]float64, sizes []int) {
 	}
 }
 
-// meshRound returns the calls a second, with callers between all pairs and with a
-// fixed number.
+// meshRound returns the calls a second, with callers between all pairs and with a fixed number.
 func (r *run) meshRound(n int) (pairs, spread float64, err error) {
 	m, err := newGridMesh(n, config{})
 	if err != nil {

@@ -13,8 +13,8 @@ const (
 	mixedEvery  = time.Millisecond
 )
 
-// mixed measures how long a small request takes, one every millisecond, while
-// large ones run back to back.
+// mixed measures how long a small request takes, one every millisecond, while large ones run back
+// to back.
 func (r *run) mixed() error {
 	type measured struct{ p50, p99, bulk, calls []float64 }
 	all := make(map[string]*measured)
@@ -51,8 +51,8 @@ func (r *run) mixed() error {
 	return nil
 }
 
-// mixedRound returns the latencies of the small requests in ms, and the rate at
-// which the large ones went.
+// mixedRound returns the latencies of the small requests in ms, and the rate at which the large
+// ones went.
 func mixedRound(p peer, d time.Duration) (ms []float64, rate float64, err error) {
 	pr, err := p.start(config{callers: 2})
 	if err != nil {

@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// openLoop makes calls that arrive at random times, whether others have been
-// answered or not, as those of many independent clients do. A call's time counts
-// from its arrival, whenever the generator came to it.
+// openLoop makes calls that arrive at random times, whether others have been answered or not, as
+// those of many independent clients do. A call's time counts from its arrival, whenever the
+// generator came to it.
 type openLoop struct {
 	// call fails with errRefused where a limit of the server's was reached, and with
 	// context.DeadlineExceeded where there was no answer in time.
@@ -30,8 +30,8 @@ type arrivals struct {
 	d    time.Duration
 }
 
-// run lets calls arrive, and waits until all have ended. The error is the first of
-// those that should not be.
+// run lets calls arrive, and waits until all have ended. The error is the first of those that
+// should not be.
 func (l openLoop) run(parts ...arrivals) (*tally, error) {
 	total := time.Duration(0)
 	for _, p := range parts {

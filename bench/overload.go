@@ -8,19 +8,18 @@ import (
 )
 
 const (
-	// overloadCost is the CPU time that a handler takes: what is overloaded is the
-	// machine, and not the way to it.
+	// overloadCost is the CPU time that a handler takes: what is overloaded is the machine, and not
+	// the way to it.
 	overloadCost = 200 * time.Microsecond
-	// overloadQueue is how many handlers may run for each core. Together they are
-	// through in 64 times the cost, 13 ms: far less than the deadline of a call, so
-	// that what is taken on is answered in time, and more than the time in which the
-	// reader of a busy server comes to its turn, so that the cores do not run dry.
+	// overloadQueue is how many handlers may run for each core. Together they are through in 64
+	// times the cost, 13 ms: far less than the deadline of a call, so that what is taken on is
+	// answered in time, and more than the time in which the reader of a busy server comes to its
+	// turn, so that the cores do not run dry.
 	overloadQueue = 64
-	// overloadBound is how many calls the clients have under way at most: more than
-	// arrive within a deadline at twice the capacity of two cores.
+	// overloadBound is how many calls the clients have under way at most: more than arrive within a
+	// deadline at twice the capacity of two cores.
 	overloadBound = 20_000
-	// overloadLong is the load that lasts, and is followed by a load of half the
-	// capacity.
+	// overloadLong is the load that lasts, and is followed by a load of half the capacity.
 	overloadLong = 2.0
 )
 
@@ -30,8 +29,8 @@ var overloadLoads = []float64{0.5, 1, 2, 4}
 // overloadTimes are how long the parts of the measurement are.
 type overloadTimes struct {
 	deadline time.Duration // of a call
-	// settle is how long a load lasts before it is measured: what came before has
-	// ended, and those that are too late are so by then.
+	// settle is how long a load lasts before it is measured: what came before has ended, and those
+	// that are too late are so by then.
 	settle, measured time.Duration
 	after            time.Duration // the overload
 	long             time.Duration
@@ -123,8 +122,8 @@ func (o *overloaded) with(work func(), f func(call func(context.Context) error) 
 	return f(func(ctx context.Context) error { return c.(worker).work(ctx, payload) })
 }
 
-// closedLoop returns the calls a second of half as many callers as handlers may
-// run: all cores are busy, and nothing is refused.
+// closedLoop returns the calls a second of half as many callers as handlers may run: all cores are
+// busy, and nothing is refused.
 func (o *overloaded) closedLoop(work func(), d time.Duration) (rate float64, err error) {
 	err = o.with(work, func(call func(context.Context) error) error {
 		ops := make([]func() error, overloadLimit()/2)
@@ -190,9 +189,9 @@ func (o *overloaded) endure(work func(), times overloadTimes) error {
 	return nil
 }
 
-// recovery is how long it takes after an overload until half a second is as good as
-// under normal load, of which every slice between two times is: all calls are
-// answered in time, and the p99 is not above.
+// recovery is how long it takes after an overload until half a second is as good as under normal
+// load, of which every slice between two times is: all calls are answered in time, and the p99 is
+// not above.
 func recovery(normal *tally, from, to time.Duration, t *tally, overloadEnd time.Duration) time.Duration {
 	share, p99 := 1.0, 0.0
 	for at := from; at+tallySlice <= to; at += tallySlice {

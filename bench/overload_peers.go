@@ -16,9 +16,8 @@ import (
 	"github.com/gridrpc/grid/bench/internal/echopb"
 )
 
-// overloadPeers are the ways to serve under overload of those peers that take part:
-// with the limit that an operator would set, and what else there is. overloadLooks
-// says what they are.
+// overloadPeers are the ways to serve under overload of those peers that take part: with the limit
+// that an operator would set, and what else there is. overloadLooks says what they are.
 func (r *run) overloadPeers() []peer {
 	all := []peer{
 		{name: "grid", start: func(c config) (pair, error) { return newGridPair(c) }},
@@ -51,8 +50,8 @@ func grpcWork(c config) grpc.ServerOption {
 
 type grpcSlot struct{}
 
-// grpcTap refuses calls beyond a limit. It runs where they arrive; an interceptor
-// alone would only count the handlers that have had a core by then.
+// grpcTap refuses calls beyond a limit. It runs where they arrive; an interceptor alone would only
+// count the handlers that have had a core by then.
 func grpcTap(limit int) grpc.ServerOption {
 	var underway atomic.Int64
 	return grpc.InTapHandle(func(ctx context.Context, _ *tap.Info) (context.Context, error) {

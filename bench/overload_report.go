@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// overloadLooks are how the ways to serve under overload are drawn and explained,
-// in their order. Their names begin with those of peers.
+// overloadLooks are how the ways to serve under overload are drawn and explained, in their order.
+// Their names begin with those of peers.
 var overloadLooks = []struct{ name, color, dash, about string }{
 	{"grid", gridColor, "", "MaxHandlers; a call beyond is refused at once"},
 	{"grid-default", gridColor, ` stroke-dasharray="7 5"`, "MaxHandlers as by default, 16384"},

@@ -47,8 +47,8 @@ func TestOverloadPeers_Work(t *testing.T) {
 	})
 }
 
-// TestOverloadPeers_Refuse has more calls than the limit under way. Those with a
-// limit of the server's refuse at once, the others let the call wait.
+// TestOverloadPeers_Refuse has more calls than the limit under way. Those with a limit of the
+// server's refuse at once, the others let the call wait.
 func TestOverloadPeers_Refuse(t *testing.T) {
 	const limit = 2
 	var hold atomic.Bool

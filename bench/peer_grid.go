@@ -25,9 +25,9 @@ const (
 )
 
 const (
-	// gridCapacity is that of the streams in messages: enough for a short one to
-	// go through without waiting for credits, as it does with the others, whose
-	// default windows are of 64 KiB and more.
+	// gridCapacity is that of the streams in messages: enough for a short one to go through without
+	// waiting for credits, as it does with the others, whose default windows are of 64 KiB and
+	// more.
 	gridCapacity = 16
 	gridToken    = "benchmark"
 )

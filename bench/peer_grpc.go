@@ -244,8 +244,8 @@ func pbRead(recv func() (*echopb.Payload, error), n, size int) error {
 	}
 }
 
-// pbIdle waits for the handler of a two-way stream, with one message there and
-// back. It returns what ends the stream, and waits for that.
+// pbIdle waits for the handler of a two-way stream, with one message there and back. It returns
+// what ends the stream, and waits for that.
 func pbIdle(send func(*echopb.Payload) error, closeSend func() error, recv func() (*echopb.Payload, error)) (func(), error) {
 	if err := send(&echopb.Payload{Data: make([]byte, 16)}); err != nil {
 		return nil, fmt.Errorf("send: %w", err)

@@ -110,8 +110,8 @@ func http1Read(body io.Reader, length int64) ([]byte, error) {
 	return b, err
 }
 
-// http1Answer sends b whole: without a length a longer one would go in chunks.
-// A caller misses an answer that cannot be sent.
+// http1Answer sends b whole: without a length a longer one would go in chunks. A caller misses an
+// answer that cannot be sent.
 func http1Answer(w http.ResponseWriter, contentType string, b []byte) {
 	w.Header().Set("Content-Type", contentType)
 	w.Header().Set("Content-Length", strconv.Itoa(len(b)))

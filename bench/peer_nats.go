@@ -32,8 +32,8 @@ const (
 	natsUpload = "bench.upload"
 	natsTyped  = "bench.typed"
 
-	// natsTimeout is for requests and for the start. Without it a request that
-	// the server drops would never be answered.
+	// natsTimeout is for requests and for the start. Without it a request that the server drops
+	// would never be answered.
 	natsTimeout = time.Minute
 )
 
@@ -80,8 +80,8 @@ func (p *natsPair) start(c config) (err error) {
 		NoLog:      true,
 		NoSigs:     true,
 		MaxPayload: maxMessage,
-		// The server cuts off a client which has more than this ahead of it.
-		// All callers' largest messages may be on their way to the responder.
+		// The server cuts off a client which has more than this ahead of it. All callers' largest
+		// messages may be on their way to the responder.
 		MaxPending: max(server.MAX_PENDING_SIZE, int64(c.callers+1)*maxMessage),
 		TLS:        c.serverTLS != nil,
 		TLSConfig:  c.serverTLS,
@@ -112,8 +112,8 @@ func (p *natsPair) start(c config) (err error) {
 	return nil
 }
 
-// subscribe sets up the responder. An answer that cannot be sent is missed by
-// the caller, no need to handle its error here.
+// subscribe sets up the responder. An answer that cannot be sent is missed by the caller, no need
+// to handle its error here.
 func (p *natsPair) subscribe() error {
 	for subject, handle := range map[string]nats.MsgHandler{
 		natsEcho:   func(m *nats.Msg) { m.Respond(m.Data) },
@@ -138,8 +138,8 @@ func (p *natsPair) subscribe() error {
 	return p.responder.FlushTimeout(natsTimeout) // until the server knows of all
 }
 
-// note keeps errors that belong to no call, such as that messages were dropped.
-// They are returned by close.
+// note keeps errors that belong to no call, such as that messages were dropped. They are returned
+// by close.
 func (p *natsPair) note(_ *nats.Conn, s *nats.Subscription, err error) {
 	if s != nil {
 		err = fmt.Errorf("subscription of %s: %w", s.Subject, err)

@@ -10,8 +10,7 @@ import (
 	"time"
 )
 
-// PlainSample is a sample as gob and JSON encode it. net/rpc wants its type to
-// be exported.
+// PlainSample is a sample as gob and JSON encode it. net/rpc wants its type to be exported.
 type PlainSample struct {
 	ID    uint64
 	Name  string
@@ -24,8 +23,8 @@ func plainSampleOf(v sample) *PlainSample {
 	return &PlainSample{ID: v.ID, Name: v.Name, Size: v.Size, Time: time.Unix(0, v.Unix), Flags: v.Flags}
 }
 
-// plainServer serves the connections of a loopback listener, each in a goroutine
-// of its own, for the peers that sit on a bare TCP or TLS connection.
+// plainServer serves the connections of a loopback listener, each in a goroutine of its own, for
+// the peers that sit on a bare TCP or TLS connection.
 type plainServer struct {
 	listener net.Listener
 	tls      *tls.Config // the clients'
@@ -96,8 +95,8 @@ func (s *plainServer) dial() (net.Conn, error) {
 	return net.Dial("tcp", addr)
 }
 
-// close ends all connections, and waits for their handlers. A connection's own
-// error says no more than that its other end was faster to close.
+// close ends all connections, and waits for their handlers. A connection's own error says no more
+// than that its other end was faster to close.
 func (s *plainServer) close() error {
 	err := s.listener.Close()
 	s.mu.Lock()

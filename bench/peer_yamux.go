@@ -29,9 +29,9 @@ func yamuxPeer() peer {
 	}
 }
 
-// A stream begins with a byte that says what it is for, and all but an idle one
-// with a number of messages. Messages follow, each after its length. A side that
-// closes the stream has sent its last.
+// A stream begins with a byte that says what it is for, and all but an idle one with a number of
+// messages. Messages follow, each after its length. A side that closes the stream has sent its
+// last.
 const (
 	yamuxCalls     byte = iota + 1 // each request begins with its method
 	yamuxResponses                 // as many as the number
@@ -78,8 +78,7 @@ func (e *yamuxEnd) number(n int) {
 	e.w.Write(b[:])
 }
 
-// next receives a message, which is good until the next one. It returns io.EOF
-// after the last.
+// next receives a message, which is good until the next one. It returns io.EOF after the last.
 func (e *yamuxEnd) next() ([]byte, error) {
 	n, err := e.nextNumber()
 	if err != nil {
@@ -104,8 +103,8 @@ func (e *yamuxEnd) nextNumber() (int, error) {
 	return int(binary.BigEndian.Uint32(b[:])), err
 }
 
-// yamuxServe serves the streams of a connection. An error ends the stream, and
-// its client finds that something is missing.
+// yamuxServe serves the streams of a connection. An error ends the stream, and its client finds
+// that something is missing.
 func yamuxServe(conn net.Conn) {
 	session, err := yamux.Server(conn, yamuxConfig())
 	if err != nil {

@@ -25,8 +25,8 @@ var protoPeers = []struct {
 	{ttrpcPeer(), 4<<20 - 1<<10},
 }
 
-// eachProtoPeer runs test with a pair of each peer, in plain text and over TLS,
-// and checks that nothing is left of it.
+// eachProtoPeer runs test with a pair of each peer, in plain text and over TLS, and checks that
+// nothing is left of it.
 func eachProtoPeer(t *testing.T, callers, atLeast int, test func(t *testing.T, p pair)) {
 	serverTLS, clientTLS, err := newTLS()
 	require.NoError(t, err)

@@ -9,8 +9,8 @@ import (
 	"runtime/trace"
 )
 
-// profiles are the files to write while measuring, by what they are of. Each costs
-// time, so a run with one is not to be compared with a run without.
+// profiles are the files to write while measuring, by what they are of. Each costs time, so a run
+// with one is not to be compared with a run without.
 type profiles struct{ cpu, mutex, block, mem, trace *string }
 
 func profileFlags() profiles {

@@ -41,8 +41,7 @@ func (r *report) writeJSON(w io.Writer) error {
 	return e.Encode(r)
 }
 
-// about says what a shape or a group of figures is: its title, and the text
-// below that.
+// about says what a shape or a group of figures is: its title, and the text below that.
 var about = map[string][2]string{
 	"unary":            {"Calls", "A payload of 512 bytes there, and the same back. A column is a number of callers at the same time."},
 	"typed":            {"Typed calls", "A small struct there and back, in each peer's own encoding. A column is a number of callers."},
@@ -61,8 +60,8 @@ var about = map[string][2]string{
 	"hosts":            {"Hosts", "Meshes in one process, in which nothing is called: CPU time to connect and, while idle, per second, and memory; each for one end of a connection. A column is a number of hosts and what was measured."},
 }
 
-// writeMarkdown writes the document. The charts that it shows are those of
-// writeCharts, in the same folder.
+// writeMarkdown writes the document. The charts that it shows are those of writeCharts, in the same
+// folder.
 func (r *report) writeMarkdown(w io.Writer) error {
 	b := new(bytes.Buffer)
 	charts := make(map[string]chart)
@@ -205,8 +204,8 @@ func (r *report) writeAllocs(b *bytes.Buffer) {
 	})
 }
 
-// writeTable writes a table with a row for each peer that has a cell; grid is
-// the first, as it is of the peers.
+// writeTable writes a table with a row for each peer that has a cell; grid is the first, as it is
+// of the peers.
 func (r *report) writeTable(b *bytes.Buffer, columns []string, cell func(peer, column string) string) {
 	rule := []string{"---"}
 	for range columns {
@@ -329,8 +328,7 @@ func (r *report) figure(group, column, peer string) *figure {
 	return nil
 }
 
-// spread is the slowest round by the fastest: the median of all results, and
-// the most.
+// spread is the slowest round by the fastest: the median of all results, and the most.
 func (r *report) spread() (mid, most float64) {
 	var all []float64
 	for _, v := range r.Results {

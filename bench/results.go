@@ -29,24 +29,24 @@ type peerInfo struct {
 	Floor   bool   // a bare transport, no way to call
 }
 
-// result is the time that one operation takes with one peer: total time divided
-// by the operations of all callers together. An operation is a call, a stream
-// of ten messages, or in stream-long a message each way.
+// result is the time that one operation takes with one peer: total time divided by the operations
+// of all callers together. An operation is a call, a stream of ten messages, or in stream-long a
+// message each way.
 type result struct {
 	Shape  string // "unary", "payload", "stream-twoway", ...
 	Size   string // callers at once, or the payload's size: "8", "64KiB"
 	Peer   string
 	Rounds []float64 // ns per operation, a value for each round
 	Median float64   // of Rounds
-	// Ratio is how long grid takes, by the time that this peer takes: the median
-	// of the ratios of the rounds. 1 for grid itself, 0 if grid was not run.
+	// Ratio is how long grid takes, by the time that this peer takes: the median of the ratios of
+	// the rounds. 1 for grid itself, 0 if grid was not run.
 	Ratio float64
 	// Allocs and Bytes are allocated for an operation, on both ends together.
 	Allocs, Bytes float64
 }
 
-// figure is anything else that was measured. The name is a path: what, with what
-// parameter, at which peer, such as "mixed/p99/grid" or "idle/stream-heap/grpc".
+// figure is anything else that was measured. The name is a path: what, with what parameter, at
+// which peer, such as "mixed/p99/grid" or "idle/stream-heap/grpc".
 type figure struct {
 	Name  string
 	Value float64

@@ -95,8 +95,7 @@ func cpuModel() string {
 	return ""
 }
 
-// merge adds to r what the report in a folder has of other shapes than those that r
-// has measured.
+// merge adds to r what the report in a folder has of other shapes than those that r has measured.
 func (r *report) merge(dir string, measured []shape) error {
 	b, err := os.ReadFile(filepath.Join(dir, "results.json"))
 	if err != nil {

@@ -70,8 +70,7 @@ var shapes = []shape{
 	}},
 }
 
-// typedOfUnary compares grid's typed calls with its own untyped ones, where both
-// were measured.
+// typedOfUnary compares grid's typed calls with its own untyped ones, where both were measured.
 func (r *run) typedOfUnary() {
 	for _, v := range r.report.Results {
 		if u := r.report.find("unary", v.Size, "grid"); v.Shape == "typed" && v.Peer == "grid" && u != nil {

@@ -22,8 +22,8 @@ const (
 // tallySlice is how finely a tally tells the time.
 const tallySlice = 100 * time.Millisecond
 
-// tally counts how calls end, by the time at which they do. Its size does not
-// depend on their number, so that it is not what makes the heap grow.
+// tally counts how calls end, by the time at which they do. Its size does not depend on their
+// number, so that it is not what makes the heap grow.
 type tally struct {
 	start   time.Time
 	slices  []slice
@@ -31,8 +31,7 @@ type tally struct {
 	lag     atomic.Int64 // ns by which the generator was behind, at most
 }
 
-// slice is the calls that ended within a tallySlice, and what the process took at
-// its end.
+// slice is the calls that ended within a tallySlice, and what the process took at its end.
 type slice struct {
 	ended     [outcomes]atomic.Uint32
 	latencies [latencyBuckets]atomic.Uint32 // of those that were accepted
@@ -171,8 +170,7 @@ func (s *span) percentile(q float64) float64 {
 	return 0
 }
 
-// A latency is counted in a bucket that is exact to a µs below 64 µs, and to a
-// thirty-second above.
+// A latency is counted in a bucket that is exact to a µs below 64 µs, and to a thirty-second above.
 const (
 	latencyExact   = 64
 	latencySteps   = latencyExact / 2

@@ -1,8 +1,8 @@
-// Package gridmember keeps the hosts of a grid by gossip: who joins is a host on all of
-// them, who leaves or dies is removed.
+// Package gridmember keeps the hosts of a grid by gossip: who joins is a host on all of them, who
+// leaves or dies is removed.
 //
-// It is hashicorp/memberlist, with the base URL of a host as the name of its member. So
-// a new host needs to know no more than one or a few of the others:
+// It is hashicorp/memberlist, with the base URL of a host as the name of its member. So a new host
+// needs to know no more than one or a few of the others:
 //
 //	m, err := grid.NewManager(ctx, grid.ManagerOptions{Local: local, Hosts: []string{local}, ...})
 //	...
@@ -10,16 +10,16 @@
 //	...
 //	defer members.Leave(5 * time.Second)
 //
-// Who can send gossip decides which hosts are dialled: give the configuration a
-// SecretKey where the network can't be trusted. Who may call is decided by the grid, as
-// ever: a host that gossip has brought needs a valid token.
+// Who can send gossip decides which hosts are dialled: give the configuration a SecretKey where the
+// network can't be trusted. Who may call is decided by the grid, as ever: a host that gossip has
+// brought needs a valid token.
 //
-// A host that is cut off from the others is dead for them, and they for it, after
-// memberlist's suspicion timeout, some seconds; its calls end with
-// [grid.ErrDisconnected]. Who was lost is asked again every PushPullInterval of the
-// configuration, some at a time, for an hour, and one of the seeds every ten of these
-// intervals for good. When they find each other they are hosts again. So where addresses
-// may come to belong to another grid, give the configuration a SecretKey or a Label.
+// A host that is cut off from the others is dead for them, and they for it, after memberlist's
+// suspicion timeout, some seconds; its calls end with [grid.ErrDisconnected]. Who was lost is asked
+// again every PushPullInterval of the configuration, some at a time, for an hour, and one of the
+// seeds every ten of these intervals for good. When they find each other they are hosts again. So
+// where addresses may come to belong to another grid, give the configuration a SecretKey or a
+// Label.
 package gridmember
 
 import (
@@ -49,21 +49,20 @@ type Membership struct {
 	refused map[string]bool // names that are no hosts, and were logged; the goroutine's own
 }
 
-// Join begins to gossip, and joins those of seeds that it reaches: addresses of members,
-// with memberlist's port. From then on the hosts of m are the members, and what
-// [grid.Manager.SetHosts] says otherwise lasts for a PushPullInterval at the most. Without seeds the host waits for
-// others to join it.
+// Join begins to gossip, and joins those of seeds that it reaches: addresses of members, with
+// memberlist's port. From then on the hosts of m are the members, and what [grid.Manager.SetHosts]
+// says otherwise lasts for a PushPullInterval at the most. Without seeds the host waits for others
+// to join it.
 //
-// conf is memberlist's configuration, of which a copy is used; the default is its
-// DefaultLANConfig. Name is set, and Events is called as well as seen.
+// conf is memberlist's configuration, of which a copy is used; the default is its DefaultLANConfig.
+// Name is set, and Events is called as well as seen.
 //
-// Where DeadNodeReclaimTime is 0 it is set to a second, so that a host which has died may
-// come back at another address; that still takes memberlist half a minute or so.
+// Where DeadNodeReclaimTime is 0 it is set to a second, so that a host which has died may come back
+// at another address; that still takes memberlist half a minute or so.
 //
-// It is an error if none of the seeds is reached, which the caller may try again, and if
-// memberlist can't listen; then the hosts are as they were. A member whose name is no host is logged once, by
-// [slog.Default], and left out. What memberlist logs itself goes where its configuration
-// says.
+// It is an error if none of the seeds is reached, which the caller may try again, and if memberlist
+// can't listen; then the hosts are as they were. A member whose name is no host is logged once, by
+// [slog.Default], and left out. What memberlist logs itself goes where its configuration says.
 func Join(m *grid.Manager, conf *memberlist.Config, seeds ...string) (*Membership, error) {
 	if conf == nil {
 		conf = memberlist.DefaultLANConfig()
@@ -108,20 +107,19 @@ func (s *Membership) Members() []string {
 // List is memberlist's own view, for whatever else it offers.
 func (s *Membership) List() *memberlist.Memberlist { return s.list }
 
-// Leave tells the others that this host leaves, waits until that has spread, for no
-// longer than timeout, and closes. They remove it at once, rather than after a time of
-// suspicion. Call it before the Shutdown of the manager, or after: hosts that have left
-// can't be called. After Leave or Close it does nothing and returns nil; while another
-// call of either is under way it waits for that.
+// Leave tells the others that this host leaves, waits until that has spread, for no longer than
+// timeout, and closes. They remove it at once, rather than after a time of suspicion. Call it
+// before the Shutdown of the manager, or after: hosts that have left can't be called. After Leave
+// or Close it does nothing and returns nil; while another call of either is under way it waits for
+// that.
 func (s *Membership) Leave(timeout time.Duration) (err error) {
 	s.once.Do(func() { err = errors.Join(s.list.Leave(timeout), s.close()) })
 	return err
 }
 
-// Close ends the gossip without a word: for the others this host has died. The hosts of
-// the manager stay as they are. A member that is being asked at this moment is asked to
-// the end, for no longer than memberlist's TCPTimeout. After Leave or Close it does
-// nothing and returns nil.
+// Close ends the gossip without a word: for the others this host has died. The hosts of the manager
+// stay as they are. A member that is being asked at this moment is asked to the end, for no longer
+// than memberlist's TCPTimeout. After Leave or Close it does nothing and returns nil.
 func (s *Membership) Close() (err error) {
 	s.once.Do(func() { err = s.close() })
 	return err
@@ -146,8 +144,7 @@ func (s *Membership) follow() {
 	}
 }
 
-// apply changes what differs. One by one, so that a name that is no host keeps out no
-// other.
+// apply changes what differs. One by one, so that a name that is no host keeps out no other.
 func (s *Membership) apply() {
 	gone := make(map[string]bool)
 	for _, host := range s.manager.Targets() {

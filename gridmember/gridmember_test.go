@@ -55,8 +55,8 @@ func quick() *memberlist.Config {
 	return c
 }
 
-// runNode is a process of the test: a host that says where it is, answers at /hosts
-// which others it can call, and leaves when its input ends.
+// runNode is a process of the test: a host that says where it is, answers at /hosts which others it
+// can call, and leaves when its input ends.
 func runNode(seeds []string) error {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -137,8 +137,7 @@ func (p *process) canCall() (hosts []string) {
 	return hosts
 }
 
-// requireMesh waits until each of the processes has the others as its hosts, and can
-// call them.
+// requireMesh waits until each of the processes has the others as its hosts, and can call them.
 func requireMesh(t *testing.T, all ...*process) {
 	t.Helper()
 	for _, p := range all {

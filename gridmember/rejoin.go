@@ -9,9 +9,9 @@ import (
 	"github.com/hashicorp/memberlist"
 )
 
-// memberlist forgets the dead, and contacts seeds only once: the two sides of a
-// partition that outlasts its memory would not find each other again. So who is gone is
-// asked now and then, for a while, and so are the seeds, for good.
+// memberlist forgets the dead, and contacts seeds only once: the two sides of a partition that
+// outlasts its memory would not find each other again. So who is gone is asked now and then, for a
+// while, and so are the seeds, for good.
 const (
 	askGoneFor   = time.Hour
 	maxGone      = 1000
@@ -63,8 +63,7 @@ func (g *gone) some() (addresses []string) {
 	return addresses
 }
 
-// rejoin asks who is gone, and seeds, until Close. One that does not answer is
-// memberlist's to log.
+// rejoin asks who is gone, and seeds, until Close. One that does not answer is memberlist's to log.
 func (s *Membership) rejoin(every time.Duration, seeds []string) {
 	tick := time.NewTicker(cmp.Or(every, defaultRound))
 	defer tick.Stop()

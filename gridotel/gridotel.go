@@ -1,5 +1,5 @@
-// Package gridotel gives the requests and streams of package grid OpenTelemetry spans
-// and metrics, and carries the context of a trace from host to host.
+// Package gridotel gives the requests and streams of package grid OpenTelemetry spans and metrics,
+// and carries the context of a trace from host to host.
 //
 //	telemetry, err := gridotel.New()
 //	if err != nil {
@@ -12,15 +12,15 @@
 //		ServeInterceptors: []grid.ServeInterceptor{telemetry},
 //	})
 //
-// The names are those of the semantic conventions for RPC. A span is called by the
-// handler's name in ManagerOptions.HandlerNames, and lasts as long as the request, or
-// the stream from its opening to its end. A handler that takes a context finds its span
-// there, so that the calls that it makes with it become part of the same trace.
+// The names are those of the semantic conventions for RPC. A span is called by the handler's name
+// in ManagerOptions.HandlerNames, and lasts as long as the request, or the stream from its opening
+// to its end. A handler that takes a context finds its span there, so that the calls that it makes
+// with it become part of the same trace.
 //
-// What a propagator wants to send along goes as the call's metadata (protocol section 8,
-// extension 8), of which there is little room: values for which there is none left, as
-// may happen with a large baggage, are left out, not the call. Peers without the
-// extension get nothing, and begin traces of their own.
+// What a propagator wants to send along goes as the call's metadata (protocol section 8, extension
+// 8), of which there is little room: values for which there is none left, as may happen with a
+// large baggage, are left out, not the call. Peers without the extension get nothing, and begin
+// traces of their own.
 package gridotel
 
 import (
@@ -46,8 +46,8 @@ const (
 	Scope = "github.com/gridrpc/grid/gridotel"
 	// system is the rpc.system.name of all spans and metrics.
 	system = "grid"
-	// maxMetadata is what metadata may take with its strings, a little less than
-	// package grid allows, in bytes.
+	// maxMetadata is what metadata may take with its strings, a little less than package grid
+	// allows, in bytes.
 	maxMetadata = 1900
 	// pairCost is what a pair takes besides its strings.
 	pairCost = 10
@@ -78,8 +78,8 @@ func WithTracerProvider(p trace.TracerProvider) Option { return func(o *options)
 // WithMeterProvider sets the provider of meters. The default is the global one.
 func WithMeterProvider(p metric.MeterProvider) Option { return func(o *options) { o.meters = p } }
 
-// WithPropagators sets what carries contexts from host to host. The default is the
-// global one, which carries nothing unless the program has set it.
+// WithPropagators sets what carries contexts from host to host. The default is the global one,
+// which carries nothing unless the program has set it.
 func WithPropagators(p propagation.TextMapPropagator) Option {
 	return func(o *options) { o.propagators = p }
 }
@@ -184,8 +184,8 @@ func address(host string) (name string, port int) {
 // maxText is how much of a text is kept, in bytes.
 const maxText = 1 << 10
 
-// text makes s one that can be exported: exporters drop all spans of a batch in which one
-// has a string that is not UTF-8.
+// text makes s one that can be exported: exporters drop all spans of a batch in which one has a
+// string that is not UTF-8.
 func text(s string) string {
 	if len(s) > maxText {
 		s = s[:maxText-len("...")] + "..."

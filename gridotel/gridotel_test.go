@@ -230,8 +230,7 @@ func TestTrace_LargeBaggageIsLeftOut(t *testing.T) {
 	}
 }
 
-// One string that is not UTF-8 loses all spans that are exported with it, and a text
-// may be long.
+// One string that is not UTF-8 loses all spans that are exported with it, and a text may be long.
 func TestTrace_TextsCanBeExported(t *testing.T) {
 	o := newObserved(t, 2)
 	_, err := o.Conn(0, 1).Subroute("sub\xff").SingleRequest(t.Context(), odd, bytes.Repeat([]byte("x"), 50_000))

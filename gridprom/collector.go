@@ -11,10 +11,9 @@ import (
 	"github.com/gridrpc/grid"
 )
 
-// NewCollector returns a collector of the Stats of m, with a label for the remote host
-// of each connection. Every scrape calls [grid.Manager.Stats] once, so that its numbers
-// are of one moment. What is exposed of a host vanishes when it is removed, and begins
-// at zero if it is added again.
+// NewCollector returns a collector of the Stats of m, with a label for the remote host of each
+// connection. Every scrape calls [grid.Manager.Stats] once, so that its numbers are of one moment.
+// What is exposed of a host vanishes when it is removed, and begins at zero if it is added again.
 //
 // It goes on to work after m was closed.
 func NewCollector(m *grid.Manager) prometheus.Collector { return &collector{stats: m.Stats} }
@@ -58,8 +57,8 @@ func timestamp(name, help string, value func(c *grid.ConnectionStats) time.Time)
 	}}
 }
 
-// roundTrip is a gauge of something that the first ping tells: it isn't there before,
-// since a zero would spoil averages.
+// roundTrip is a gauge of something that the first ping tells: it isn't there before, since a zero
+// would spoil averages.
 func roundTrip(name, help string, value func(c *grid.ConnectionStats) time.Duration) connectionMetric {
 	return connectionMetric{connectionDesc(name, help), prometheus.GaugeValue, func(c *grid.ConnectionStats) (float64, bool) {
 		return value(c).Seconds(), c.RoundTrip != 0
@@ -131,8 +130,8 @@ var states = []grid.State{
 	grid.StateUnconnected, grid.StateConnecting, grid.StateConnected, grid.StateConnectionError, grid.StateShutdown,
 }
 
-// limits are the options whose counters are exposed before they are reached, so that
-// the first time is seen as an increase.
+// limits are the options whose counters are exposed before they are reached, so that the first time
+// is seen as an increase.
 var limits = []string{"MaxHandlers", "MaxStreams", "MaxHostBytes", "MaxStreamBytes", "MaxPings"}
 
 // Describe implements [prometheus.Collector].

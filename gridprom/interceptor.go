@@ -19,35 +19,34 @@ type options struct {
 	buckets []float64
 }
 
-// WithBuckets sets the upper bounds of the buckets of the durations, in seconds and
-// ascending; with none there are only native histograms. The default is
-// [DefaultBuckets].
+// WithBuckets sets the upper bounds of the buckets of the durations, in seconds and ascending; with
+// none there are only native histograms. The default is [DefaultBuckets].
 func WithBuckets(bounds ...float64) Option {
 	return func(o *options) { o.buckets = slices.Clone(bounds) }
 }
 
-// DefaultBuckets returns the upper bounds of the buckets of the durations, in seconds:
-// 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1,
-// 2.5, 5, 10, 30, 60 and 300. Requests in a local network are the first of them, and a
-// minute is the deadline of those that have none of their own.
+// DefaultBuckets returns the upper bounds of the buckets of the durations, in seconds: 0.0001,
+// 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60
+// and 300. Requests in a local network are the first of them, and a minute is the deadline of those
+// that have none of their own.
 func DefaultBuckets() []float64 {
 	return []float64{
 		0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300,
 	}
 }
 
-// Interceptor measures the requests and streams that a host makes, where it is one of
-// the CallInterceptors of [grid.ManagerOptions], and those that it serves, where it is
-// one of the ServeInterceptors. It refuses none of them.
+// Interceptor measures the requests and streams that a host makes, where it is one of the
+// CallInterceptors of [grid.ManagerOptions], and those that it serves, where it is one of the
+// ServeInterceptors. It refuses none of them.
 //
-// It is a [prometheus.Collector] as well, of metrics by side ("call" or "serve"), kind
-// ("request" or "stream") and handler, whose name is that of HandlerNames. All of them
-// are counted when the call has ended, so a stream that is open is not among them. On
-// the serving side those are missing that were refused before, because of a limit or
-// for want of a handler: grid_connection_refused_total has them.
+// It is a [prometheus.Collector] as well, of metrics by side ("call" or "serve"), kind ("request"
+// or "stream") and handler, whose name is that of HandlerNames. All of them are counted when the
+// call has ended, so a stream that is open is not among them. On the serving side those are missing
+// that were refused before, because of a limit or for want of a handler:
+// grid_connection_refused_total has them.
 //
-// How calls have ended is a label, result, with the values of [grid.CallResult.Status],
-// and one more:
+// How calls have ended is a label, result, with the values of [grid.CallResult.Status], and one
+// more:
 //
 //   - ok: without an error.
 //   - remote_error: with a [grid.RemoteErr], of the remote's handler or of the remote
@@ -62,8 +61,8 @@ func DefaultBuckets() []float64 {
 //   - protocol_error: [grid.ErrProtocol], [grid.ErrIncorrectSequence], [grid.ErrFlowControl].
 //   - error: everything else, such as a consumer that has ended its stream early.
 //
-// Durations are native histograms too, at a resolution of 10 %, which are exposed
-// to servers that ask for them.
+// Durations are native histograms too, at a resolution of 10 %, which are exposed to servers that
+// ask for them.
 //
 // Several managers may share one Interceptor; their calls are then counted together.
 type Interceptor struct {
@@ -83,8 +82,7 @@ var (
 	_ prometheus.Collector  = (*Interceptor)(nil)
 )
 
-// NewInterceptor makes an Interceptor. It panics if the bounds of the buckets do not
-// ascend.
+// NewInterceptor makes an Interceptor. It panics if the bounds of the buckets do not ascend.
 func NewInterceptor(opts ...Option) *Interceptor {
 	o := options{buckets: DefaultBuckets()}
 	for _, opt := range opts {

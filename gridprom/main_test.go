@@ -42,8 +42,8 @@ type rig struct {
 	ends    []*ends       // of each node
 }
 
-// newRig makes a grid of n nodes. Their interceptors, collectors and registries are new
-// after a restart.
+// newRig makes a grid of n nodes. Their interceptors, collectors and registries are new after a
+// restart.
 func newRig(t testing.TB, n int, opts ...gridtest.Option) *rig {
 	t.Helper()
 	r := &rig{t: t, blocked: make(chan struct{}, 100), ends: make([]*ends, n)}
@@ -154,8 +154,7 @@ type scraped struct {
 	families map[string]*dto.MetricFamily
 }
 
-// find returns the series of a metric with these labels, given as name and value by
-// turns.
+// find returns the series of a metric with these labels, given as name and value by turns.
 func (s scraped) find(name string, labels ...string) *dto.Metric {
 	want := make(map[string]string)
 	for pair := range slices.Chunk(labels, 2) {
@@ -206,8 +205,8 @@ func (s scraped) remotes() []string {
 	return slices.Sorted(maps.Keys(all))
 }
 
-// ends waits for the ends of calls. It must be the first interceptor, so that it is the
-// last to hear of them.
+// ends waits for the ends of calls. It must be the first interceptor, so that it is the last to
+// hear of them.
 type ends struct{ sync.WaitGroup }
 
 func (e *ends) InterceptCall(ctx context.Context, _ *grid.CallInfo) (context.Context, func(grid.CallResult), error) {

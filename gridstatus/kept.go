@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// kept is a value that is made anew, on a goroutine of its own, when somebody asks and
-// it is older than good. Who asks meanwhile waits for the same one.
+// kept is a value that is made anew, on a goroutine of its own, when somebody asks and it is older
+// than good. Who asks meanwhile waits for the same one.
 type kept[T any] struct {
 	good time.Duration
 
@@ -32,8 +32,8 @@ func (m *made[T]) isDone() bool {
 	}
 }
 
-// get calls newValue with the value of before, which is the zero value at first. The
-// error is the cause of ctx, which ends the waiting and not the making.
+// get calls newValue with the value of before, which is the zero value at first. The error is the
+// cause of ctx, which ends the waiting and not the making.
 func (k *kept[T]) get(ctx context.Context, newValue func(before T) T) (T, error) {
 	m := k.current(newValue)
 	select {

@@ -152,8 +152,8 @@ func writePage(w io.Writer, title string, m *Mesh, node string) error {
 	return pageTemplate.Execute(w, p)
 }
 
-// summaryOf counts the pairs of hosts of which one at least lists the other. One is up
-// if nobody who lists it says otherwise.
+// summaryOf counts the pairs of hosts of which one at least lists the other. One is up if nobody
+// who lists it says otherwise.
 func summaryOf(m *Mesh) (text string, good bool) {
 	type pair struct{ a, b string }
 	pairs := make(map[pair]bool)
@@ -280,8 +280,8 @@ func rateText(r *Rate) (in, out, messages string) {
 	return byteText(r.BytesIn) + "/s", byteText(r.BytesOut) + "/s", countText(r.MessagesIn+r.MessagesOut) + "/s"
 }
 
-// errorsOf are those of all links: first of those that are not up, then the last ones.
-// A host that does not answer has one row, whoever else has lost it.
+// errorsOf are those of all links: first of those that are not up, then the last ones. A host that
+// does not answer has one row, whoever else has lost it.
 func errorsOf(m *Mesh, names map[string]string) (rows []errorRow, more int) {
 	lost := lostBy(m)
 	for _, n := range m.Nodes {
@@ -335,8 +335,7 @@ func lostBy(m *Mesh) map[string]int {
 	return lost
 }
 
-// linkErrors are those of the links of one host, but for links to hosts that are lost
-// anyway.
+// linkErrors are those of the links of one host, but for links to hosts that are lost anyway.
 func linkErrors(v *View, names map[string]string, lost map[string]int) (rows []errorRow) {
 	for i := range v.Links {
 		l := &v.Links[i]

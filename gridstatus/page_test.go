@@ -72,8 +72,8 @@ var (
 	tag       = regexp.MustCompile(`<[^>]*>`)
 )
 
-// table returns what stands in the cells of the one under a heading, row by row, each with
-// its class before it.
+// table returns what stands in the cells of the one under a heading, row by row, each with its
+// class before it.
 func table(page, heading string) (rows [][]string) {
 	_, page, _ = strings.Cut(page, `<h2 id="`+heading+`">`)
 	page, _, _ = strings.Cut(page, "</table>")
@@ -127,8 +127,8 @@ func TestPage_FiguresAreInTheirColumns(t *testing.T) {
 		{"node2", "up:123 µs", "up:123 µs", "none:–"},
 	}, table(page, "matrix"))
 
-	// One link was lost, one was never made, one is not listed, a host says nothing, and the
-	// others are those of another one.
+	// One link was lost, one was never made, one is not listed, a host says nothing, and the others
+	// are those of another one.
 	m.Nodes[0].View.Links[0].State, m.Nodes[0].View.Links[0].LastDisconnect = "connecting", now.Add(-time.Second)
 	m.Nodes[0].View.Links[1].State = "connecting"
 	m.Nodes[1].View.Links = m.Nodes[1].View.Links[:1]

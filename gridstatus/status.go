@@ -19,12 +19,10 @@ import (
 type Options struct {
 	// Title is the heading of the page; "grid" by default.
 	Title string
-	// Every is how often an open page refreshes itself, and for how long what the
-	// other hosts have said is taken to be fresh; 2 s by default, from 100 ms to an
-	// hour.
+	// Every is how often an open page refreshes itself, and for how long what the other hosts have
+	// said is taken to be fresh; 2 s by default, from 100 ms to an hour.
 	Every time.Duration
-	// Timeout is how long to wait for the other hosts' views; 1 s by default, 10 s at
-	// the most.
+	// Timeout is how long to wait for the other hosts' views; 1 s by default, 10 s at the most.
 	Timeout time.Duration
 }
 
@@ -34,8 +32,8 @@ const (
 	maxTimeout         = 10 * time.Second
 )
 
-// Status answers other hosts with the view of this one, and browsers with a page, or
-// with JSON, on what all of them see. It may be used concurrently.
+// Status answers other hosts with the view of this one, and browsers with a page, or with JSON, on
+// what all of them see. It may be used concurrently.
 type Status struct {
 	m      *grid.Manager
 	id     grid.HandlerID
@@ -45,12 +43,12 @@ type Status struct {
 	bodies bodies
 }
 
-// New registers a handler at m that tells other hosts how this one sees the mesh, under
-// id, which must be the same on all hosts and used for nothing else. It needs no
-// closing: it does something only when it is asked.
+// New registers a handler at m that tells other hosts how this one sees the mesh, under id, which
+// must be the same on all hosts and used for nothing else. It needs no closing: it does something
+// only when it is asked.
 //
-// The error is one of [grid.Manager.RegisterSingleHandlerContext], or names the option
-// that is out of its bounds.
+// The error is one of [grid.Manager.RegisterSingleHandlerContext], or names the option that is out
+// of its bounds.
 func New(m *grid.Manager, id grid.HandlerID, o Options) (*Status, error) {
 	if m == nil {
 		return nil, errors.New("gridstatus: the Manager is nil")
@@ -79,10 +77,10 @@ func New(m *grid.Manager, id grid.HandlerID, o Options) (*Status, error) {
 	return s, nil
 }
 
-// ServeHTTP answers GET and HEAD with the page, at whatever path it is mounted. With
-// ?format=json, or where the request accepts application/json and not text/html, the
-// answer is a [Mesh] as JSON. ?node= and the base URL of a host chooses whose links the
-// page lists one by one; it is this host by default.
+// ServeHTTP answers GET and HEAD with the page, at whatever path it is mounted. With ?format=json,
+// or where the request accepts application/json and not text/html, the answer is a [Mesh] as JSON.
+// ?node= and the base URL of a host chooses whose links the page lists one by one; it is this host
+// by default.
 func (s *Status) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
@@ -144,12 +142,12 @@ func accepts(r *http.Request, header, what string) bool {
 	return false
 }
 
-// maxBodies is how many answers from one Mesh are kept: that of most readers, and some
-// that have chosen other hosts.
+// maxBodies is how many answers from one Mesh are kept: that of most readers, and some that have
+// chosen other hosts.
 const maxBodies = 16
 
-// bodies are the answers that were made from a Mesh, for further readers. They are
-// made one at a time: that of a large mesh takes a core for some 50 ms.
+// bodies are the answers that were made from a Mesh, for further readers. They are made one at a
+// time: that of a large mesh takes a core for some 50 ms.
 type bodies struct {
 	mu   sync.Mutex // guards what follows
 	mesh *Mesh

@@ -27,8 +27,7 @@ const (
 	echoID   grid.HandlerID = 1
 )
 
-// mesh is a grid in memory whose nodes have a Status, but for those that answer for
-// themselves.
+// mesh is a grid in memory whose nodes have a Status, but for those that answer for themselves.
 type mesh struct {
 	*gridtest.Grid
 	pages []*Status

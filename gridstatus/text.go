@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// namesOf makes names that are as short as they can be without two being the same:
-// without what the base URLs of all hosts have in common.
+// namesOf makes names that are as short as they can be without two being the same: without what the
+// base URLs of all hosts have in common.
 func namesOf(m *Mesh) map[string]string {
 	urls := make([]*url.URL, len(m.Nodes))
 	for i, n := range m.Nodes {

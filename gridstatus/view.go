@@ -10,9 +10,8 @@ import (
 	"github.com/gridrpc/grid"
 )
 
-// View is how one host sees its connections. As JSON, here and in what it holds, times
-// are those of RFC 3339, durations nanoseconds, and most fields that are zero are left
-// out.
+// View is how one host sees its connections. As JSON, here and in what it holds, times are those of
+// RFC 3339, durations nanoseconds, and most fields that are zero are left out.
 type View struct {
 	// Host is the base URL of the host whose view it is.
 	Host string
@@ -24,13 +23,13 @@ type View struct {
 	Links []Link
 }
 
-// Link is a connection to another host, as one of its two hosts sees it. What is not
-// explained here is in [grid.ConnectionStats].
+// Link is a connection to another host, as one of its two hosts sees it. What is not explained here
+// is in [grid.ConnectionStats].
 type Link struct {
 	// Host is the base URL of the other host.
 	Host string
-	// State is the name of a [grid.State]; of one that is not known here, if the
-	// host whose view it is runs a later version.
+	// State is the name of a [grid.State]; of one that is not known here, if the host whose view it
+	// is runs a later version.
 	State string
 	// Since is when it was connected, or lost; zero for neither so far.
 	Since time.Time `json:",omitzero"`
@@ -108,8 +107,7 @@ func linkOf(c *grid.ConnectionStats) Link {
 	return l
 }
 
-// What another host may say, so that one that lies can't make a page grow without
-// bounds.
+// What another host may say, so that one that lies can't make a page grow without bounds.
 const (
 	maxView   = 4 << 20 // bytes
 	maxLinks  = 5000
@@ -118,8 +116,7 @@ const (
 	maxLimits = 20
 )
 
-// decodeView reads what host has said. Of what it returns nothing is larger than the
-// limits above.
+// decodeView reads what host has said. Of what it returns nothing is larger than the limits above.
 func decodeView(host string, b []byte) (*View, error) {
 	if len(b) > maxView {
 		return nil, fmt.Errorf("its view has %d bytes, the limit is %d", len(b), maxView)
@@ -185,8 +182,7 @@ func clip(text string, n int) string {
 	return text
 }
 
-// rateFrom is measured between an earlier view of the same host, not older than that,
-// and v.
+// rateFrom is measured between an earlier view of the same host, not older than that, and v.
 func (v *View) rateFrom(old *View, oldest time.Duration) {
 	if old.ID != v.ID {
 		return

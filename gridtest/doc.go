@@ -1,8 +1,7 @@
-// Package gridtest makes a connected grid in one process, for tests of what is
-// built on package grid. Its nodes are whole: each has a [grid.Manager] and an
-// HTTP server. Links between them can be cut and partitioned, nodes stopped and
-// started anew. This is a test of a service, that a newStore makes for a manager;
-// example_test.go has the service as well:
+// Package gridtest makes a connected grid in one process, for tests of what is built on package
+// grid. Its nodes are whole: each has a [grid.Manager] and an HTTP server. Links between them can
+// be cut and partitioned, nodes stopped and started anew. This is a test of a service, that a
+// newStore makes for a manager; example_test.go has the service as well:
 //
 //	func TestStore_OutlivesFaults(t *testing.T) {
 //		synctest.Test(t, func(t *testing.T) {
@@ -42,39 +41,37 @@
 //		})
 //	}
 //
-// Nodes go by their index, from 0. [Grid.Host] is the base URL of one, by which
-// the managers know it.
+// Nodes go by their index, from 0. [Grid.Host] is the base URL of one, by which the managers know
+// it.
 //
 // # Memory and sockets
 //
-// The network is in memory, unless [TCP] asks for sockets of the loopback
-// interface, or [WithNetwork] gives one of the test's own, which may have hosts
-// that the test plays itself. Faults are the same in all cases. Two grids know nothing of each
-// other, and may live side by side.
+// The network is in memory, unless [TCP] asks for sockets of the loopback interface, or
+// [WithNetwork] gives one of the test's own, which may have hosts that the test plays itself.
+// Faults are the same in all cases. Two grids know nothing of each other, and may live side by
+// side.
 //
 // # Time
 //
-// In memory a grid works within a bubble of testing/synctest, with the bubble's
-// T: then nothing takes real time, not even the pings that find out about a dead
-// link. By the bubble's clock [New] takes none either, and what waits for a loss to
-// be noticed a few milliseconds. Sockets have no place in a bubble, so [TCP] does
-// not work there.
+// In memory a grid works within a bubble of testing/synctest, with the bubble's T: then nothing
+// takes real time, not even the pings that find out about a dead link. By the bubble's clock [New]
+// takes none either, and what waits for a loss to be noticed a few milliseconds. Sockets have no
+// place in a bubble, so [TCP] does not work there.
 //
-// Timeouts and intervals are those of [grid.ManagerOptions]; [WithOptions]
-// changes them. Outside of a bubble a test of a dead link wants a short
-// PingInterval.
+// Timeouts and intervals are those of [grid.ManagerOptions]; [WithOptions] changes them. Outside of
+// a bubble a test of a dead link wants a short PingInterval.
 //
 // # What is left behind
 //
-// Nothing: [Grid.Close], which [New] hands to t.Cleanup, stops all nodes and
-// waits for what gridtest and the managers have started. It does not wait for
-// handlers, whose contexts have ended by then, nor does it close what a test
-// keeps open itself, such as the body of an answer to [Grid.Client].
+// Nothing: [Grid.Close], which [New] hands to t.Cleanup, stops all nodes and waits for what
+// gridtest and the managers have started. It does not wait for handlers, whose contexts have ended
+// by then, nor does it close what a test keeps open itself, such as the body of an answer to
+// [Grid.Client].
 //
 // # Concurrency and failure
 //
-// All methods may be called concurrently. Where one fails, as for a node that
-// does not exist, or a handler that can't be registered, it ends the test with
-// t.Fatal, which ends no other goroutine than the one that it is called on: so
-// a test that calls them from several should wait for them all.
+// All methods may be called concurrently. Where one fails, as for a node that does not exist, or a
+// handler that can't be registered, it ends the test with t.Fatal, which ends no other goroutine
+// than the one that it is called on: so a test that calls them from several should wait for them
+// all.
 package gridtest

@@ -139,8 +139,8 @@ func TestPartition_SilentOneThatHealsInTimeLosesNothing(t *testing.T) {
 	}, WithOptions(func(_ int, o *grid.ManagerOptions) { o.PingInterval = 10 * time.Second }))
 }
 
-// Whichever of the two has dialled, the other must not be told that it is gone; and
-// WaitConnected must not take the old link for the new one.
+// Whichever of the two has dialled, the other must not be told that it is gone; and WaitConnected
+// must not take the old link for the new one.
 func TestNode_StopsBehindASilentPartition(t *testing.T) {
 	inBoth(t, 3, func(t *testing.T, g *Grid) {
 		for i := range 3 {

@@ -13,9 +13,8 @@ import (
 	"github.com/gridrpc/grid"
 )
 
-// Grid is a cluster of nodes in one process, each of which runs or is stopped.
-// It is made by [New] and ends with the test. All methods may be called
-// concurrently.
+// Grid is a cluster of nodes in one process, each of which runs or is stopped. It is made by [New]
+// and ends with the test. All methods may be called concurrently.
 type Grid struct {
 	// Set once.
 	t       testing.TB
@@ -38,10 +37,9 @@ type pair struct{ a, b int }
 
 func pairOf(a, b int) pair { return pair{min(a, b), max(a, b)} }
 
-// New makes a grid of n nodes, at least 1, and returns when all of them are
-// connected to each other. It must be called on the goroutine of the test, and
-// ends the test if anything fails. The grid is closed by t.Cleanup, after the
-// cleanups that the test has registered later.
+// New makes a grid of n nodes, at least 1, and returns when all of them are connected to each
+// other. It must be called on the goroutine of the test, and ends the test if anything fails. The
+// grid is closed by t.Cleanup, after the cleanups that the test has registered later.
 func New(t testing.TB, n int, opts ...Option) *Grid {
 	t.Helper()
 	if n < 1 {
@@ -96,9 +94,8 @@ func (g *Grid) Host(i int) string {
 // Hosts returns the base URLs of all nodes. The slice is the caller's.
 func (g *Grid) Hosts() []string { return slices.Clone(g.hosts) }
 
-// Manager returns the manager of node i, nil while it is stopped. It is the
-// grid's, and another one after each start. What is registered with it directly is
-// gone then; see [WithHandlers].
+// Manager returns the manager of node i, nil while it is stopped. It is the grid's, and another one
+// after each start. What is registered with it directly is gone then; see [WithHandlers].
 func (g *Grid) Manager(i int) *grid.Manager {
 	g.t.Helper()
 	if l := g.node(i).life.Load(); l != nil {
@@ -107,9 +104,9 @@ func (g *Grid) Manager(i int) *grid.Manager {
 	return nil
 }
 
-// Conn returns the connection of one node to another, which is that of its present
-// manager: nil, like that of a node to itself without LocalCalls, while node from
-// is stopped. Calls on nil return [grid.ErrDisconnected].
+// Conn returns the connection of one node to another, which is that of its present manager: nil,
+// like that of a node to itself without LocalCalls, while node from is stopped. Calls on nil return
+// [grid.ErrDisconnected].
 func (g *Grid) Conn(from, to int) *grid.Connection {
 	g.t.Helper()
 	host := g.Host(to)
@@ -119,18 +116,16 @@ func (g *Grid) Conn(from, to int) *grid.Connection {
 	return nil
 }
 
-// Client returns an HTTP client whose requests come from node i: to [Grid.Host] of
-// a node, for the routes of [WithRoutes]. They go over the links of the node, which
-// need not run, and fail with them. Its timeouts may be set; connections are not
-// kept.
+// Client returns an HTTP client whose requests come from node i: to [Grid.Host] of a node, for the
+// routes of [WithRoutes]. They go over the links of the node, which need not run, and fail with
+// them. Its timeouts may be set; connections are not kept.
 func (g *Grid) Client(i int) *http.Client {
 	g.t.Helper()
 	g.node(i)
 	return &http.Client{Transport: &http.Transport{DialContext: g.untilClosed(g.net.dialer(i)), DisableKeepAlives: true}}
 }
 
-// untilClosed is dial for an HTTP client, which goes on dialling when the request
-// has ended.
+// untilClosed is dial for an HTTP client, which goes on dialling when the request has ended.
 func (g *Grid) untilClosed(dial dialFunc) dialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
 		ctx, cancel := context.WithCancel(ctx)
@@ -140,8 +135,7 @@ func (g *Grid) untilClosed(dial dialFunc) dialFunc {
 	}
 }
 
-// Close stops all nodes at once, for good. It need not be called, and may be more
-// than once.
+// Close stops all nodes at once, for good. It need not be called, and may be more than once.
 func (g *Grid) Close() {
 	g.cancel()
 	for _, n := range g.nodes {

@@ -7,8 +7,7 @@ import (
 	"testing"
 )
 
-// testLog writes to the log of a test until it is closed: afterwards that would be
-// a panic.
+// testLog writes to the log of a test until it is closed: afterwards that would be a panic.
 type testLog struct {
 	t testing.TB
 

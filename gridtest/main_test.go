@@ -22,8 +22,8 @@ const (
 	hold                             // says that it has begun and waits to be released
 )
 
-// inBoth runs f with a grid of n nodes in memory, in a bubble, and over TCP. The
-// nodes have the handlers above but for hold, and short pings.
+// inBoth runs f with a grid of n nodes in memory, in a bubble, and over TCP. The nodes have the
+// handlers above but for hold, and short pings.
 func inBoth(t *testing.T, n int, f func(t *testing.T, g *Grid), opts ...Option) {
 	t.Helper()
 	opts = append([]Option{WithHandlers(register), WithOptions(shortPings)}, opts...)
@@ -45,8 +45,7 @@ func inBoth(t *testing.T, n int, f func(t *testing.T, g *Grid), opts ...Option) 
 	})
 }
 
-// requireNothingLeft closes a grid. Goroutines are looked at by TestMain, and by
-// the bubble.
+// requireNothingLeft closes a grid. Goroutines are looked at by TestMain, and by the bubble.
 func requireNothingLeft(t *testing.T, g *Grid) {
 	t.Helper()
 	g.Close()

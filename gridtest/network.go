@@ -18,8 +18,8 @@ type network interface {
 
 	// cut resets all connections between two nodes, also on a link that is broken.
 	cut(a, b int)
-	// setBroken silences the link between two nodes, or lets it go again: nothing
-	// arrives, nor that the other end was closed, and dials wait.
+	// setBroken silences the link between two nodes, or lets it go again: nothing arrives, nor that
+	// the other end was closed, and dials wait.
 	setBroken(a, b int, broken bool)
 
 	// open is how many connections, or ends of them, nobody has closed.
@@ -28,18 +28,17 @@ type network interface {
 	close()
 }
 
-// Network joins hosts by their addresses, such as "node0:9000". All methods may be
-// called concurrently.
+// Network joins hosts by their addresses, such as "node0:9000". All methods may be called
+// concurrently.
 type Network interface {
 	// Listen makes a host reachable until the listener is closed.
 	Listen(addr string) (net.Listener, error)
-	// Dialer returns the dial function of a host. Dials wait while the link is
-	// partitioned.
+	// Dialer returns the dial function of a host. Dials wait while the link is partitioned.
 	Dialer(from string) func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Cut resets all connections between two hosts, also where they are partitioned.
 	Cut(a, b string)
-	// Partition silences the link between two hosts until Heal: nothing arrives, nor
-	// that the other end was closed.
+	// Partition silences the link between two hosts until Heal: nothing arrives, nor that the other
+	// end was closed.
 	Partition(a, b string)
 	Heal(a, b string)
 	// Conns is how many ends of connections nobody has closed.

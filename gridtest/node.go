@@ -20,9 +20,8 @@ type node struct {
 	index int
 	life  atomic.Pointer[life] // nil while it is stopped; changed by who has the turn
 
-	// turn is held by who starts or stops the node. It is no mutex because that
-	// may last, as Shutdown does, and for a bubble's clock who waits for a mutex is
-	// busy.
+	// turn is held by who starts or stops the node. It is no mutex because that may last, as
+	// Shutdown does, and for a bubble's clock who waits for a mutex is busy.
 	turn chan struct{}
 }
 
@@ -38,8 +37,8 @@ func newNode(g *Grid, index int) *node {
 	return &node{g: g, index: index, turn: make(chan struct{}, 1)}
 }
 
-// Start starts node i, which does nothing if it runs. It does not wait until the
-// node is connected; [Grid.WaitConnected] does.
+// Start starts node i, which does nothing if it runs. It does not wait until the node is connected;
+// [Grid.WaitConnected] does.
 func (g *Grid) Start(i int) {
 	g.t.Helper()
 	ready := make(chan struct{})
@@ -55,11 +54,10 @@ func (g *Grid) start(i int, ready <-chan struct{}) {
 	}
 }
 
-// Stop ends node i like a crash: its sockets are closed at once, calls and streams
-// end with [grid.ErrDisconnected] on all nodes, and nobody can connect to it until
-// [Grid.Start]. It returns when the other nodes have noticed, but for those that
-// are partitioned from it silently. It does nothing if the node is stopped, and
-// ends a [Grid.Shutdown] that waits.
+// Stop ends node i like a crash: its sockets are closed at once, calls and streams end with
+// [grid.ErrDisconnected] on all nodes, and nobody can connect to it until [Grid.Start]. It returns
+// when the other nodes have noticed, but for those that are partitioned from it silently. It does
+// nothing if the node is stopped, and ends a [Grid.Shutdown] that waits.
 func (g *Grid) Stop(i int) {
 	g.t.Helper()
 	n := g.node(i)
@@ -68,17 +66,17 @@ func (g *Grid) Stop(i int) {
 	waitGone(links)
 }
 
-// Restart is [Grid.Stop] followed by [Grid.Start]: the node has a new manager, with
-// the handlers of [WithHandlers].
+// Restart is [Grid.Stop] followed by [Grid.Start]: the node has a new manager, with the handlers of
+// [WithHandlers].
 func (g *Grid) Restart(i int) {
 	g.t.Helper()
 	g.Stop(i)
 	g.Start(i)
 }
 
-// Shutdown ends node i gracefully, as [grid.Manager.Shutdown] does: it takes nothing
-// new, and what is under way may finish until ctx ends. It returns the cause of ctx
-// if that ended first, and nil if the node is stopped. The node runs until then.
+// Shutdown ends node i gracefully, as [grid.Manager.Shutdown] does: it takes nothing new, and what
+// is under way may finish until ctx ends. It returns the cause of ctx if that ended first, and nil
+// if the node is stopped. The node runs until then.
 func (g *Grid) Shutdown(ctx context.Context, i int) error {
 	g.t.Helper()
 	n := g.node(i)

@@ -93,8 +93,7 @@ func TestNode_StoppedOnesAreStartedByTheTest(t *testing.T) {
 	}, Stopped())
 }
 
-// holding registers hold with a node: began is told of each call, which waits for
-// release.
+// holding registers hold with a node: began is told of each call, which waits for release.
 func holding(t *testing.T, g *Grid, node int, release <-chan bool) (began <-chan bool) {
 	t.Helper()
 	begin := make(chan bool)

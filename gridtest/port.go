@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// port is the listening socket of a node. It stays open while the node is stopped,
-// so that nobody else can get it; who connects meanwhile is reset.
+// port is the listening socket of a node. It stays open while the node is stopped, so that nobody
+// else can get it; who connects meanwhile is reset.
 type port struct {
 	*net.TCPListener
 	done chan struct{} // closed when run has returned
@@ -74,8 +74,8 @@ type portListener struct {
 	closed  chan struct{}
 }
 
-// offer hands a connection over, and reports whether it was taken: it is not once the
-// listener is closed.
+// offer hands a connection over, and reports whether it was taken: it is not once the listener is
+// closed.
 func (l *portListener) offer(c *net.TCPConn) (taken bool) {
 	select {
 	case l.arrived <- c:

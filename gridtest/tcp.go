@@ -12,8 +12,8 @@ import (
 	"github.com/gridrpc/grid/internal/faultconn"
 )
 
-// tcp is a network of loopback sockets. Of each socket between two nodes the end
-// that has dialled is wrapped, which is enough to cut and to silence both.
+// tcp is a network of loopback sockets. Of each socket between two nodes the end that has dialled
+// is wrapped, which is enough to cut and to silence both.
 type tcp struct {
 	ports []*port
 	nodes map[string]int // by address
@@ -26,8 +26,7 @@ type tcp struct {
 type tcpLink struct {
 	healed chan struct{} // nil if the link is not broken; closed by the end of that
 	wires  map[*wire]struct{}
-	// kept were closed while the link was broken, of which the other end must not
-	// be told.
+	// kept were closed while the link was broken, of which the other end must not be told.
 	kept []*net.TCPConn
 }
 

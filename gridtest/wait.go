@@ -12,16 +12,16 @@ import (
 const (
 	// connectTime is how long WaitConnected waits.
 	connectTime = time.Minute
-	// noticeTime is how long the loss of a link may take to be noticed: it takes
-	// longer only where a test has a Dialer that is not the grid's.
+	// noticeTime is how long the loss of a link may take to be noticed: it takes longer only where
+	// a test has a Dialer that is not the grid's.
 	noticeTime = 10 * time.Second
 	// step is the pause where there is no signal to wait for.
 	step = time.Millisecond
 )
 
-// WaitConnected waits until all nodes that run are connected to each other, but for
-// those that are partitioned, and those that have removed each other from their
-// hosts. After a minute it fails the test, and says which are not and why.
+// WaitConnected waits until all nodes that run are connected to each other, but for those that are
+// partitioned, and those that have removed each other from their hosts. After a minute it fails the
+// test, and says which are not and why.
 func (g *Grid) WaitConnected() {
 	g.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), connectTime)
@@ -71,8 +71,7 @@ func (g *Grid) missing() (all []missingLink) {
 	return all
 }
 
-// wait waits until the connection may be there, or it is time to look whether it
-// still should be.
+// wait waits until the connection may be there, or it is time to look whether it still should be.
 func (m missingLink) wait(ctx context.Context) {
 	if m.stats.State == grid.StateConnected || m.stats.State == grid.StateShutdown {
 		time.Sleep(step)
@@ -113,8 +112,7 @@ func (g *Grid) links(p pair) (links []link) {
 	return links
 }
 
-// linksTo are the ends of connections to a node, where the other nodes can notice
-// their loss.
+// linksTo are the ends of connections to a node, where the other nodes can notice their loss.
 func (g *Grid) linksTo(i int) (links []link) {
 	for j := range g.nodes {
 		if p := pairOf(i, j); !g.isBroken(p) {
@@ -130,8 +128,7 @@ func (l link) gone() bool {
 	return st.State != grid.StateConnected || st.Reconnects != l.reconnects
 }
 
-// waitGone waits until the loss of all links was noticed, for which there is no
-// signal.
+// waitGone waits until the loss of all links was noticed, for which there is no signal.
 func waitGone(links []link) {
 	limit := time.Now().Add(noticeTime)
 	for _, l := range links {

@@ -18,8 +18,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// asProgram in the environment makes the test binary the program itself, so that
-// the processes of a cluster are built as the test is.
+// asProgram in the environment makes the test binary the program itself, so that the processes of a
+// cluster are built as the test is.
 const asProgram = "GRID_CLUSTER_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
@@ -121,8 +121,7 @@ func TestProcess_ThatServesEndsWellOnSignal(t *testing.T) {
 	require.Contains(t, serving.out.String(), "stop with Ctrl-C")
 }
 
-// A node must not leave its peers waiting for an answer to "done" that was lost
-// with its own end.
+// A node must not leave its peers waiting for an answer to "done" that was lost with its own end.
 func TestProcess_PeerThatIsDoneAndGoneWasTold(t *testing.T) {
 	ctx := testContext(t)
 	hosts := freeHosts(t, 2)

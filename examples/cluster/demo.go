@@ -17,8 +17,8 @@ const cutAfter = 1000
 // demoTime is how long the demonstration may take, with a large -dir.
 const demoTime = 5 * time.Minute
 
-// demo runs three nodes in this process and uses them. With an address for http the
-// first one answers there, until ctx ends.
+// demo runs three nodes in this process and uses them. With an address for http the first one
+// answers there, until ctx ends.
 func demo(ctx context.Context, r *report, dir, http string) error {
 	page, err := listenHTTP(http)
 	if err != nil {
@@ -69,8 +69,8 @@ func demo(ctx context.Context, r *report, dir, http string) error {
 	return err
 }
 
-// useAll waits for nodes that were started at a time, and shows what they do. It
-// returns an error if they do not even connect.
+// useAll waits for nodes that were started at a time, and shows what they do. It returns an error
+// if they do not even connect.
 func useAll(ctx context.Context, r *report, nodes []*node, start time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, demoTime)
 	defer cancel()

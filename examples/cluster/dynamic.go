@@ -10,8 +10,8 @@ import (
 	"github.com/gridrpc/grid"
 )
 
-// maxChanges is how many changes may wait to be reported. Those beyond hold up the
-// hosts that leave.
+// maxChanges is how many changes may wait to be reported. Those beyond hold up the hosts that
+// leave.
 const maxChanges = 1000
 
 // dynamic is a node of a cluster that nodes join and leave.
@@ -53,8 +53,8 @@ func (d *dynamic) staying() []string {
 	return slices.DeleteFunc(hosts, func(h string) bool { return d.leaving[h] })
 }
 
-// runDynamic is run in a cluster that nodes join and leave, until ctx ends or a node
-// to join through refuses.
+// runDynamic is run in a cluster that nodes join and leave, until ctx ends or a node to join
+// through refuses.
 func (m *member) runDynamic(ctx context.Context, r *report, l, page net.Listener, opts grid.ManagerOptions) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -101,8 +101,8 @@ func (m *member) runDynamic(ctx context.Context, r *report, l, page net.Listener
 	return r.end()
 }
 
-// follow reports who comes and goes, and uses each peer when it has come, until ctx
-// ends, or joining was refused.
+// follow reports who comes and goes, and uses each peer when it has come, until ctx ends, or
+// joining was refused.
 func (m *member) follow(ctx context.Context, r *report, n *node, changes <-chan grid.StateChange, refused <-chan error) error {
 	used := make(map[string]bool)
 	for ctx.Err() == nil {

@@ -15,11 +15,10 @@ import (
 )
 
 const (
-	// labNotice is the time after which a dead link must have been noticed, by
-	// what the library promises, and what a busy machine may add to it.
+	// labNotice is the time after which a dead link must have been noticed, by what the library
+	// promises, and what a busy machine may add to it.
 	labNotice = 2*labPing + labPing/4
-	// labHeal is the longest pause between attempts to connect, and time for the
-	// attempt.
+	// labHeal is the longest pause between attempts to connect, and time for the attempt.
 	labHeal = 6 * time.Second
 	// labStart is the time for processes to start, connect and do their work.
 	labStart = 15 * time.Second
@@ -30,8 +29,8 @@ func pings(d time.Duration) string {
 	return fmt.Sprintf("%.2f ping intervals (%v)", d.Seconds()/labPing.Seconds(), d.Round(time.Millisecond))
 }
 
-// Three hosts, in network namespaces of their own, go through what happens to
-// hosts and links, as it is seen from outside their processes.
+// Three hosts, in network namespaces of their own, go through what happens to hosts and links, as
+// it is seen from outside their processes.
 func TestLab_AcrossHosts(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes long: make test-long runs it")
@@ -68,8 +67,8 @@ func TestLab_AcrossHosts(t *testing.T) {
 	}
 }
 
-// requireWorkDone waits until the process of a host has used all others, and is
-// content with what came.
+// requireWorkDone waits until the process of a host has used all others, and is content with what
+// came.
 func (l *lab) requireWorkDone(t *testing.T, h *labHost) {
 	times := until(t, labStart, h.url+" has done its work",
 		func() bool { return strings.Contains(h.out.String(), "serving; stop with Ctrl-C") })
@@ -85,8 +84,8 @@ func isLost(t *testing.T, a, b *labHost) func() bool {
 	return func() bool { return a.linkTo(t, b).State != grid.StateConnected.String() }
 }
 
-// fault has the link between a and b fail, with a call and a stream on it, and
-// checks who notices, and that it heals.
+// fault has the link between a and b fail, with a call and a stream on it, and checks who notices,
+// and that it heals.
 func (l *lab) fault(t *testing.T, a, b, c *labHost, begin, end func()) {
 	others := func() (links []linkStatus) {
 		for _, pair := range [][2]*labHost{{a, c}, {c, a}, {b, c}, {c, b}} {
@@ -137,8 +136,8 @@ func (l *lab) fault(t *testing.T, a, b, c *labHost, begin, end func()) {
 	require.Equal(t, before, others(), "other links have suffered")
 }
 
-// poorLink uses a link that loses and delays packets, and puts them out of
-// order: TCP makes up for that, and the pings are in time nevertheless.
+// poorLink uses a link that loses and delays packets, and puts them out of order: TCP makes up for
+// that, and the pings are in time nevertheless.
 func (l *lab) poorLink(t *testing.T, a, b *labHost) {
 	want, err := count(t.Context(), a.dir) // b's is the same
 	require.NoError(t, err)
@@ -191,8 +190,8 @@ func (l *lab) poorLink(t *testing.T, a, b *labHost) {
 	require.Equal(t, before.Reconnects, after.Reconnects, "the link was lost: %s", after.LastError)
 }
 
-// freeze stops the process of a host for a while: its kernel goes on to take and
-// acknowledge what the others send.
+// freeze stops the process of a host for a while: its kernel goes on to take and acknowledge what
+// the others send.
 func (l *lab) freeze(t *testing.T, a, b, c *labHost) {
 	require.NoError(t, a.process.Process.Signal(syscall.SIGSTOP))
 	noticed := until(t, labNotice, "noticed by both", isLost(t, b, a), isLost(t, c, a))

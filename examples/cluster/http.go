@@ -36,8 +36,8 @@ func (n *node) status() nodeStatus {
 	return out
 }
 
-// routes are what an operator asks of a node, over plain HTTP. They ask for no
-// secret, so they are not for the address that the peers dial.
+// routes are what an operator asks of a node, over plain HTTP. They ask for no secret, so they are
+// not for the address that the peers dial.
 func (n *node) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /{$}", n.page)
@@ -76,8 +76,8 @@ func (n *node) answerHTTP(l net.Listener) (stop func()) {
 	}
 }
 
-// toPeer finds the peer that the path names, and tells by the status whether the
-// peer could not be reached, or has answered with an error.
+// toPeer finds the peer that the path names, and tells by the status whether the peer could not be
+// reached, or has answered with an error.
 func (n *node) toPeer(show func(context.Context, *grid.Connection, http.ResponseWriter, *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		host := "http://" + r.PathValue("host")
@@ -106,8 +106,8 @@ func (n *node) showDisk(ctx context.Context, conn *grid.Connection, w http.Respo
 	return nil
 }
 
-// showTree writes a line for each entry as it comes, and a last one that is the
-// tally, or why there is none. Who reads slowly slows down the walk at the peer.
+// showTree writes a line for each entry as it comes, and a last one that is the tally, or why there
+// is none. Who reads slowly slows down the walk at the peer.
 func (n *node) showTree(ctx context.Context, conn *grid.Connection, w http.ResponseWriter, r *http.Request) error {
 	s, err := walks.Call(ctx, conn, &walkRequest{Forever: r.FormValue("forever") == "true"})
 	if err != nil {

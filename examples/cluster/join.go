@@ -35,8 +35,7 @@ const (
 	maxJoinPause = 5 * time.Second
 )
 
-// joinRequest asks a node to make a host one of its own. The answer is all of its
-// hosts.
+// joinRequest asks a node to make a host one of its own. The answer is all of its hosts.
 type joinRequest struct{ Host string }
 
 var errLeaving = errors.New("this node leaves")
@@ -97,9 +96,9 @@ func checkHost(host string) error {
 	return nil
 }
 
-// join asks nodes, and all others that it hears of from them, to make this one their
-// host, and makes them its own. It goes on until ctx ends: some may not be up. It
-// returns an error if one of the nodes to join through refuses.
+// join asks nodes, and all others that it hears of from them, to make this one their host, and
+// makes them its own. It goes on until ctx ends: some may not be up. It returns an error if one of
+// the nodes to join through refuses.
 func (d *dynamic) join(ctx context.Context, through []string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var asking sync.WaitGroup
@@ -147,8 +146,8 @@ func (d *dynamic) join(ctx context.Context, through []string) error {
 	}
 }
 
-// joinThrough asks a node until it answers, or for so long, and adds it. It returns the
-// hosts that the node knows.
+// joinThrough asks a node until it answers, or for so long, and adds it. It returns the hosts that
+// the node knows.
 func (d *dynamic) joinThrough(ctx context.Context, host string, patience time.Duration) ([]string, error) {
 	if err := checkHost(host); err != nil {
 		return nil, fmt.Errorf("%w: %w", errRefused, err)
@@ -158,8 +157,8 @@ func (d *dynamic) joinThrough(ctx context.Context, host string, patience time.Du
 	if ctx.Err() != nil || errors.Is(err, errRefused) {
 		return nil, err
 	}
-	// Not before it was asked, since it refuses hosts that it does not know. One that
-	// is not up is a host of the cluster nevertheless.
+	// Not before it was asked, since it refuses hosts that it does not know. One that is not up is
+	// a host of the cluster nevertheless.
 	if err := d.add(host); err != nil {
 		return nil, err
 	}

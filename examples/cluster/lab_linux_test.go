@@ -26,13 +26,12 @@ const (
 	labHTTP = "127.0.0.1:8001"
 )
 
-// lab is three hosts, each with a process of the program and a network namespace
-// of its own, and a link between each two of them:
+// lab is three hosts, each with a process of the program and a network namespace of its own, and a
+// link between each two of them:
 //
 //	[ host 0 to1 ]----[ 0to1 wire 1to0 ]----[ to0 host 1 ]
 //
-// So a link can be taken down at one host without the other seeing it, and be
-// impaired alone.
+// So a link can be taken down at one host without the other seeing it, and be impaired alone.
 type lab struct {
 	hosts []*labHost
 	links []*labLink
@@ -55,8 +54,7 @@ type labLink struct {
 	wire    *wire
 }
 
-// newLab builds the lab and starts the processes. It skips the test where that
-// is not possible.
+// newLab builds the lab and starts the processes. It skips the test where that is not possible.
 func newLab(t *testing.T) *lab {
 	if _, err := exec.LookPath("ip"); err != nil {
 		t.Skipf("needs the tools of iproute2: %v", err)
@@ -118,8 +116,8 @@ func newLabLink(t *testing.T, between *netns, a, b *labHost, i, j int) *labLink 
 		require.NoError(t, between.run(fmt.Sprintf(`
 			ip link add %[1]s type veth peer name %[2]s netns %[3]s
 			ip link set %[1]s up`, ends[x], k.devices[x], h.ns.path)))
-		// A host has one address for all its links, each of which leads to one
-		// other. The kernel restores such a route when the link comes up again.
+		// A host has one address for all its links, each of which leads to one other. The kernel
+		// restores such a route when the link comes up again.
 		require.NoError(t, h.ns.run(fmt.Sprintf(`
 			ip addr add %s peer %s dev %s
 			ip link set %[3]s up`, h.ip(), k.between[1-x].ip(), k.devices[x])))
@@ -153,8 +151,7 @@ func (l *lab) set(t *testing.T, a, b *labHost, upOrDown string) {
 	require.NoError(t, a.ns.run("ip link set "+k.devices[end]+" "+upOrDown))
 }
 
-// impair makes the link between two hosts a bad one, or with the zero value good
-// again.
+// impair makes the link between two hosts a bad one, or with the zero value good again.
 func (l *lab) impair(t *testing.T, a, b *labHost, how impairment) {
 	k, _ := l.link(a, b)
 	if !l.netem {

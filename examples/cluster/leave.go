@@ -12,8 +12,8 @@ import (
 // leaveTime is how long a node that leaves waits for the others to hear of it.
 const leaveTime = 2 * time.Second
 
-// leave tells all connected peers that this node leaves, and returns how many have
-// answered. The others go on to take it for one that has failed.
+// leave tells all connected peers that this node leaves, and returns how many have answered. The
+// others go on to take it for one that has failed.
 func (d *dynamic) leave(ctx context.Context) int {
 	d.changing.Lock()
 	d.gone = true
@@ -39,8 +39,8 @@ func (d *dynamic) leave(ctx context.Context) int {
 	return int(told.Load())
 }
 
-// serveLeave is told by a peer, whose name is the payload, that it leaves. It is
-// removed when its link has ended: before, it would not get the answer.
+// serveLeave is told by a peer, whose name is the payload, that it leaves. It is removed when its
+// link has ended: before, it would not get the answer.
 func (d *dynamic) serveLeave(ctx context.Context, payload []byte) ([]byte, *grid.RemoteErr) {
 	host := string(payload)
 	grid.PutByteBuffer(payload)
@@ -60,8 +60,8 @@ func (d *dynamic) serveLeave(ctx context.Context, payload []byte) ([]byte, *grid
 	return nil, nil
 }
 
-// removeLeft removes a host that has said that it leaves, if its link has ended with
-// the change. It reports whether that was so.
+// removeLeft removes a host that has said that it leaves, if its link has ended with the change. It
+// reports whether that was so.
 func (d *dynamic) removeLeft(c grid.StateChange) bool {
 	d.changing.Lock()
 	defer d.changing.Unlock()

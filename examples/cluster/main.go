@@ -1,12 +1,11 @@
-// Command cluster shows what grid is for: servers that ask each other small
-// things and stream each other long ones.
+// Command cluster shows what grid is for: servers that ask each other small things and stream each
+// other long ones.
 //
 //	go run ./examples/cluster
 //
-// starts three of them in one process, uses them, cuts a connection between two,
-// and checks all that comes of it. With -listen, -hosts and -secret it is one
-// server of a cluster of processes, and with -dynamic of one that servers join and
-// leave; see -help.
+// starts three of them in one process, uses them, cuts a connection between two, and checks all
+// that comes of it. With -listen, -hosts and -secret it is one server of a cluster of processes,
+// and with -dynamic of one that servers join and leave; see -help.
 package main
 
 import (
@@ -65,8 +64,8 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// run is the program, until ctx ends. It returns the exit code: 0 only if
-// everything that was checked held, 2 for a wrong command line.
+// run is the program, until ctx ends. It returns the exit code: 0 only if everything that was
+// checked held, 2 for a wrong command line.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	m, err := parse(args, stderr)
 	switch {

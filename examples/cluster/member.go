@@ -28,8 +28,8 @@ type member struct {
 	dynamic bool // hosts is the node itself, and those to join through
 }
 
-// localHost is the one of the hosts that the node itself is: the one with the
-// address that it listens on, or, where that names no host, its port.
+// localHost is the one of the hosts that the node itself is: the one with the address that it
+// listens on, or, where that names no host, its port.
 func (m *member) localHost() (string, error) {
 	if m.local != "" {
 		return m.local, nil
@@ -54,8 +54,7 @@ func (m *member) localHost() (string, error) {
 	return found[0], nil
 }
 
-// run serves until ctx ends, or with once until all peers are done, and uses
-// the others meanwhile.
+// run serves until ctx ends, or with once until all peers are done, and uses the others meanwhile.
 func (m *member) run(ctx context.Context, r *report) error {
 	local, err := m.localHost()
 	if err != nil {
@@ -126,8 +125,7 @@ func (m *member) runFixed(ctx context.Context, r *report, l, page net.Listener, 
 	return err
 }
 
-// use asks a peer for its disk and streams its tree. It reports whether all calls were
-// answered.
+// use asks a peer for its disk and streams its tree. It reports whether all calls were answered.
 func (m *member) use(ctx context.Context, r *report, n *node, host string) bool {
 	r.title("%s", host)
 	conn := n.Connection(host)
@@ -153,8 +151,8 @@ func (m *member) use(ctx context.Context, r *report, n *node, host string) bool 
 	return true
 }
 
-// answered reports whether a call did not fail. In a cluster where nodes come and go it
-// may: whichever of the two ends takes it along.
+// answered reports whether a call did not fail. In a cluster where nodes come and go it may:
+// whichever of the two ends takes it along.
 func (m *member) answered(ctx context.Context, r *report, err error, format string, a ...any) bool {
 	if m.dynamic && (errors.Is(err, grid.ErrDisconnected) || err != nil && ctx.Err() != nil) {
 		r.line("%v", err)

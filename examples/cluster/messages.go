@@ -6,8 +6,8 @@ import (
 
 //go:generate go -C ../../tools tool msgp -unexported -file ../examples/cluster/messages.go -o ../examples/cluster/messages_gen.go -tests=false -io=false
 
-// diskRequest asks for the disk that a directory is on; an empty one stands for
-// the directory that the node serves.
+// diskRequest asks for the disk that a directory is on; an empty one stands for the directory that
+// the node serves.
 type diskRequest struct {
 	Dir string
 }

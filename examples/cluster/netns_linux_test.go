@@ -11,10 +11,9 @@ import (
 	"syscall"
 )
 
-// netns is a network namespace: a thread of this process that is in it, and runs
-// there what it is given. It has no name that could be taken or left behind: it
-// is gone, with its interfaces, when the thread is and so are the processes that
-// the thread has started, however this process ends.
+// netns is a network namespace: a thread of this process that is in it, and runs there what it is
+// given. It has no name that could be taken or left behind: it is gone, with its interfaces, when
+// the thread is and so are the processes that the thread has started, however this process ends.
 type netns struct {
 	path  string // of the namespace, for ip
 	tasks chan func()
@@ -46,8 +45,8 @@ func (n *netns) close() {
 	<-n.ended
 }
 
-// do runs f in the namespace. Only what f does on its own goroutine is there:
-// the sockets that it makes, the processes that it starts.
+// do runs f in the namespace. Only what f does on its own goroutine is there: the sockets that it
+// makes, the processes that it starts.
 func (n *netns) do(f func() error) error {
 	err := make(chan error, 1)
 	n.tasks <- func() { err <- f() }
@@ -81,8 +80,8 @@ func (n *netns) run(commands string) error {
 	return nil
 }
 
-// dial dials from within the namespace, to an address that needs no look-up: a
-// resolver has goroutines of its own.
+// dial dials from within the namespace, to an address that needs no look-up: a resolver has
+// goroutines of its own.
 func (n *netns) dial(ctx context.Context, network, addr string) (c net.Conn, err error) {
 	err = n.do(func() (err error) {
 		c, err = new(net.Dialer).DialContext(ctx, network, addr)

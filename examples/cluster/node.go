@@ -21,8 +21,8 @@ const stopTime = 5 * time.Second
 // leaveGrace is how long a peer that is done may take to come back.
 const leaveGrace = time.Second
 
-// node is one server of the cluster: a manager behind an HTTP server, with a
-// directory that the others may ask about.
+// node is one server of the cluster: a manager behind an HTTP server, with a directory that the
+// others may ask about.
 type node struct {
 	*grid.Manager
 
@@ -41,9 +41,8 @@ type node struct {
 	pending map[string]bool // peers that have not said that they are done
 }
 
-// startNode serves dir at l, which it owns from then on. Of opts it sets what has
-// to do with the secret and with dialling. What extend adds is there before others
-// can ask for it.
+// startNode serves dir at l, which it owns from then on. Of opts it sets what has to do with the
+// secret and with dialling. What extend adds is there before others can ask for it.
 func startNode(ctx context.Context, name string, l net.Listener, secret, dir string, opts grid.ManagerOptions, extend ...func(*node) error) (*node, error) {
 	n := &node{
 		name:     name,
@@ -58,8 +57,7 @@ func startNode(ctx context.Context, name string, l net.Listener, secret, dir str
 	n.token, n.checkToken = grid.SharedSecret([]byte(secret))
 	opts.AuthFn, opts.AuthToken = n.token, n.checkToken
 	opts.Dialer = n.links.dial
-	// The manager is ended by stop, not by ctx: an interrupt must leave time
-	// for what is under way.
+	// The manager is ended by stop, not by ctx: an interrupt must leave time for what is under way.
 	m, err := grid.NewManager(context.WithoutCancel(ctx), opts)
 	if err != nil {
 		l.Close()
@@ -136,8 +134,7 @@ func (n *node) serveWalk(ctx context.Context, req *walkRequest, out chan<- *entr
 	return grid.NewRemoteErr(err)
 }
 
-// serveDone is told by a peer, whose name is the payload, that it needs this
-// node no more.
+// serveDone is told by a peer, whose name is the payload, that it needs this node no more.
 func (n *node) serveDone(payload []byte) ([]byte, *grid.RemoteErr) {
 	host := string(payload)
 	grid.PutByteBuffer(payload)
@@ -169,9 +166,8 @@ func (n *node) hasLeft(ctx context.Context, host string) bool {
 	return n.Connection(host).WaitForConnect(ctx) != nil
 }
 
-// tellDone tells a peer that this node needs it no more. A peer leaves when all
-// have told it so and it has told all; so one that is done and has left was told,
-// though its answer was lost.
+// tellDone tells a peer that this node needs it no more. A peer leaves when all have told it so and
+// it has told all; so one that is done and has left was told, though its answer was lost.
 func (n *node) tellDone(ctx context.Context, host string) error {
 	conn := n.Connection(host)
 	for {
@@ -208,8 +204,7 @@ func (n *node) waitConnected(ctx context.Context) error {
 	return nil
 }
 
-// walkOf streams the tree of a peer. It calls seen after each entry, and returns
-// what has come.
+// walkOf streams the tree of a peer. It calls seen after each entry, and returns what has come.
 func (n *node) walkOf(ctx context.Context, host string, seen func(*tally)) (*tally, error) {
 	t := new(tally)
 	s, err := walks.Call(ctx, n.Connection(host), new(walkRequest))

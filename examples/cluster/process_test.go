@@ -41,8 +41,7 @@ func skipWithoutSignals(t *testing.T) {
 	}
 }
 
-// process is one node in a process of its own. Its output may be read once the
-// process has ended.
+// process is one node in a process of its own. Its output may be read once the process has ended.
 type process struct {
 	*exec.Cmd
 	out, errs bytes.Buffer
@@ -64,8 +63,8 @@ func (p *process) requireGood(t *testing.T) {
 	require.NotContains(t, p.out.String()+p.errs.String(), testSecret)
 }
 
-// until polls until all of the conditions have held once, and returns when that
-// was, for each. It fails the test if it takes longer than within.
+// until polls until all of the conditions have held once, and returns when that was, for each. It
+// fails the test if it takes longer than within.
 func until(t *testing.T, within time.Duration, what string, conds ...func() bool) []time.Duration {
 	t.Helper()
 	start, times := time.Now(), make([]time.Duration, len(conds))

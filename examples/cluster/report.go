@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// report prints what the program does, and remembers whether all of it held. It
-// is used by one goroutine.
+// report prints what the program does, and remembers whether all of it held. It is used by one
+// goroutine.
 type report struct {
 	w        io.Writer
 	terminal bool // a progress line may rewrite itself

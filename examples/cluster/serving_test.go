@@ -13,8 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// within is the time in which processes must have started, connected and worked; the
-// longest pause between attempts to connect, or to join, is 5 s.
+// within is the time in which processes must have started, connected and worked; the longest pause
+// between attempts to connect, or to join, is 5 s.
 const within = 30 * time.Second
 
 // serving is a process that goes on until it is stopped, and answers an operator.

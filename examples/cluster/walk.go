@@ -8,8 +8,7 @@ import (
 	"strings"
 )
 
-// walk calls f with every entry below dir, dir itself left out. Paths are
-// relative to dir.
+// walk calls f with every entry below dir, dir itself left out. Paths are relative to dir.
 func walk(ctx context.Context, dir string, f func(e *entry) error) error {
 	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -49,8 +48,8 @@ func count(ctx context.Context, dir string) (*tally, error) {
 	return t, err
 }
 
-// goSource is the source of the Go installation: a tree of real files that
-// whoever runs this has. It is empty if there is none.
+// goSource is the source of the Go installation: a tree of real files that whoever runs this has.
+// It is empty if there is none.
 func goSource() string {
 	out, err := exec.Command("go", "env", "GOROOT").Output()
 	root := strings.TrimSpace(string(out))

@@ -13,8 +13,7 @@ import (
 	"time"
 )
 
-// impairment is what happens to packets, in each direction. The zero value is a
-// good link.
+// impairment is what happens to packets, in each direction. The zero value is a good link.
 type impairment struct {
 	delay, jitter time.Duration
 	loss          int // percent
@@ -29,8 +28,8 @@ func (i impairment) netem() string {
 	return how
 }
 
-// wire joins two interfaces by carrying packets from each to the other, and
-// impairs them as netem does, for a kernel without that.
+// wire joins two interfaces by carrying packets from each to the other, and impairs them as netem
+// does, for a kernel without that.
 type wire struct {
 	ends     [2]*os.File // packet sockets
 	impaired atomic.Pointer[impairment]
@@ -91,9 +90,9 @@ const (
 	packetIgnoreOutgoing = 23
 )
 
-// openPackets opens a socket for all packets that come in at an interface. It
-// reads and writes them with the header that says what of checksums and
-// segmentation is still to be done: between two virtual interfaces nobody does it.
+// openPackets opens a socket for all packets that come in at an interface. It reads and writes them
+// with the header that says what of checksums and segmentation is still to be done: between two
+// virtual interfaces nobody does it.
 func openPackets(name string) (*os.File, error) {
 	all := binary.NativeEndian.Uint16([]byte{0, syscall.ETH_P_ALL}) // in network order
 	ifi, err := net.InterfaceByName(name)

@@ -1,5 +1,5 @@
-// Command hello is about the smallest program that uses grid: two servers in one
-// process, of which one asks the other.
+// Command hello is about the smallest program that uses grid: two servers in one process, of which
+// one asks the other.
 package main
 
 import (

@@ -17,8 +17,8 @@ type Client struct {
 	calls sync.WaitGroup
 }
 
-// NewClient makes the client of m's host. The hosts that m has now are those that
-// vote. m needs LocalCalls.
+// NewClient makes the client of m's host. The hosts that m has now are those that vote. m needs
+// LocalCalls.
 func NewClient(m *grid.Manager, opts Options) (*Client, error) {
 	if m.Connection(m.HostName()) == nil {
 		return nil, errors.New("lock: the manager has no LocalCalls")
@@ -26,8 +26,8 @@ func NewClient(m *grid.Manager, opts Options) (*Client, error) {
 	return &Client{m: m, hosts: append(m.Targets(), m.HostName()), opts: opts}, nil
 }
 
-// Close waits until what was released is released on all nodes that can be reached.
-// It must not be called before all locks are unlocked.
+// Close waits until what was released is released on all nodes that can be reached. It must not be
+// called before all locks are unlocked.
 func (c *Client) Close() { c.calls.Wait() }
 
 // errNoQuorum is a round in which too few nodes agreed.
@@ -43,13 +43,13 @@ func (e *errNoQuorum) Error() string {
 
 func (e *errNoQuorum) Unwrap() error { return e.last }
 
-// round is one question to all nodes. A channel is closed when its node has answered,
-// or will not any more.
+// round is one question to all nodes. A channel is closed when its node has answered, or will not
+// any more.
 type round []chan struct{}
 
-// ask asks all nodes at once, each after its answer to an earlier round, if there is
-// one. It returns when enough of them have agreed, when no longer enough can, or when
-// ctx ends: the calls themselves go on.
+// ask asks all nodes at once, each after its answer to an earlier round, if there is one. It
+// returns when enough of them have agreed, when no longer enough can, or when ctx ends: the calls
+// themselves go on.
 func (c *Client) ask(ctx context.Context, req *request, a *lockArgs, need int, after round) (round, error) {
 	r := make(round, len(c.hosts))
 	votes := make(chan error, len(c.hosts))

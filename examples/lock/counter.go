@@ -57,8 +57,7 @@ func (c *counter) increment(ctx context.Context) error {
 	return nil
 }
 
-// worker increments the counter times times, from one node. A lock that is lost is
-// taken again.
+// worker increments the counter times times, from one node. A lock that is lost is taken again.
 func (c *counter) worker(ctx context.Context, m *Mutex, times int) error {
 	for range times {
 		for {

@@ -86,8 +86,8 @@ func (c *cluster) refused(lock func(context.Context) (*Held, error), d time.Dura
 	return err
 }
 
-// after requires that lock, of some node, waits until h has ended, and no longer than
-// until it has expired everywhere.
+// after requires that lock, of some node, waits until h has ended, and no longer than until it has
+// expired everywhere.
 func (c *cluster) after(h *Held, lock func(context.Context) (*Held, error)) *Held {
 	c.t.Helper()
 	start := time.Now()

@@ -1,11 +1,11 @@
-// Command lock is a lock that servers share: for one writer or many readers, without a
-// server that all depend on. Each node keeps what it has agreed to, and who wants the
-// lock needs more than half of the nodes.
+// Command lock is a lock that servers share: for one writer or many readers, without a server that
+// all depend on. Each node keeps what it has agreed to, and who wants the lock needs more than half
+// of the nodes.
 //
 //	go run ./examples/lock
 //
-// starts five nodes in one process, has them count with it while some of them crash,
-// and checks all that comes of it.
+// starts five nodes in one process, has them count with it while some of them crash, and checks all
+// that comes of it.
 package main
 
 import (
@@ -112,8 +112,8 @@ func (d *demo) holderCrashes(ctx context.Context) error {
 	return nil
 }
 
-// count has workers on the four that are left increment a number in a file, and dora
-// crash meanwhile.
+// count has workers on the four that are left increment a number in a file, and dora crash
+// meanwhile.
 func (d *demo) count(ctx context.Context) error {
 	running, dora := d.nodes[:4], d.nodes[3]
 	d.title("%d workers on each of %s increment a number in a file", perNode, namesOf(running))

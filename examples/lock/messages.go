@@ -30,8 +30,8 @@ func newRequest(id grid.HandlerID) *request {
 	return grid.NewSingleHandler(id, args.NewJSON, grid.NewNoPayload)
 }
 
-// What a node refuses with. These travel as their text, by which errors.Is knows them
-// on the other side.
+// What a node refuses with. These travel as their text, by which errors.Is knows them on the other
+// side.
 var (
 	errHeld     = errors.New("held by another")
 	errUnknown  = errors.New("no such holder")

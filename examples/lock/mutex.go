@@ -10,15 +10,14 @@ import (
 	"time"
 )
 
-// ErrLost is the cause with which the context of a holder ends that can't be sure any
-// more to have the lock.
+// ErrLost is the cause with which the context of a holder ends that can't be sure any more to have
+// the lock.
 var ErrLost = errors.New("lock: lost")
 
-// Mutex is a lock that all nodes share, by its name: for one writer, or any number of
-// readers. It may be used concurrently, and has no state of its own.
+// Mutex is a lock that all nodes share, by its name: for one writer, or any number of readers. It
+// may be used concurrently, and has no state of its own.
 //
-// Nobody queues: who finds it held tries again, and readers that never cease keep
-// writers out.
+// Nobody queues: who finds it held tries again, and readers that never cease keep writers out.
 type Mutex struct {
 	c    *Client
 	name string
@@ -27,20 +26,19 @@ type Mutex struct {
 // Mutex returns the lock of that name.
 func (c *Client) Mutex(name string) *Mutex { return &Mutex{c: c, name: name} }
 
-// Lock waits until it is the only holder, or until ctx ends. More than half of the
-// nodes must agree. The caller must Unlock what it gets.
+// Lock waits until it is the only holder, or until ctx ends. More than half of the nodes must
+// agree. The caller must Unlock what it gets.
 func (m *Mutex) Lock(ctx context.Context) (*Held, error) {
 	return m.lock(ctx, lockReq, writeQuorum(len(m.c.hosts)))
 }
 
-// RLock is Lock for a reader: other readers may hold the lock too. Half of the nodes
-// must agree.
+// RLock is Lock for a reader: other readers may hold the lock too. Half of the nodes must agree.
 func (m *Mutex) RLock(ctx context.Context) (*Held, error) {
 	return m.lock(ctx, rlockReq, readQuorum(len(m.c.hosts)))
 }
 
-// ForceUnlock takes the lock from all who hold it, on more than half of the nodes at
-// least. They find out within [Options] Expiry; another may hold it before.
+// ForceUnlock takes the lock from all who hold it, on more than half of the nodes at least. They
+// find out within [Options] Expiry; another may hold it before.
 func (m *Mutex) ForceUnlock(ctx context.Context) error {
 	_, err := m.c.ask(ctx, forceUnlockReq, &lockArgs{Name: m.name}, writeQuorum(len(m.c.hosts)), nil)
 	if err != nil {
@@ -75,15 +73,15 @@ func (m *Mutex) lock(ctx context.Context, req *request, need int) (*Held, error)
 	}
 }
 
-// backoff is how long to wait after an attempt: longer after each, up to a point, and
-// never as long as others who have failed at the same time.
+// backoff is how long to wait after an attempt: longer after each, up to a point, and never as long
+// as others who have failed at the same time.
 func backoff(d time.Duration, attempt int) time.Duration {
 	d <<= min(attempt, 4)
 	return d/2 + mathrand.N(d)
 }
 
-// release takes back what an earlier round has asked for. It returns when no one who
-// asks now needs to fail because of it.
+// release takes back what an earlier round has asked for. It returns when no one who asks now needs
+// to fail because of it.
 func (c *Client) release(a *lockArgs, asked round) {
 	// Should it fail, what is left expires.
 	_, _ = c.ask(context.Background(), unlockReq, a, writeQuorum(len(c.hosts)), asked)
@@ -110,13 +108,12 @@ func (c *Client) hold(ctx context.Context, a *lockArgs, need int, asked round, s
 	return h
 }
 
-// Context ends when the lock is unlocked, or when it is lost: then with [ErrLost] as
-// its cause. What is done under the lock should end with it. It has the values of the
-// context given to Lock, but not its end.
+// Context ends when the lock is unlocked, or when it is lost: then with [ErrLost] as its cause.
+// What is done under the lock should end with it. It has the values of the context given to Lock,
+// but not its end.
 func (h *Held) Context() context.Context { return h.ctx }
 
-// Unlock gives the lock back, also where it was lost. Only the first call does
-// anything.
+// Unlock gives the lock back, also where it was lost. Only the first call does anything.
 func (h *Held) Unlock() {
 	h.once.Do(func() {
 		h.cancel(nil)
@@ -125,8 +122,8 @@ func (h *Held) Unlock() {
 	})
 }
 
-// keep refreshes the lock while it is held, and whenever enough nodes have agreed
-// begins the lease anew. So the lock outlives links that are lost for a moment.
+// keep refreshes the lock while it is held, and whenever enough nodes have agreed begins the lease
+// anew. So the lock outlives links that are lost for a moment.
 func (h *Held) keep() {
 	wait := h.c.opts.refresh()
 	for {

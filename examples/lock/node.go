@@ -65,8 +65,8 @@ func (n *node) crash() {
 	<-n.served
 }
 
-// startNodes starts some on loopback sockets. stop ends them all, and may be called
-// where err is not nil too.
+// startNodes starts some on loopback sockets. stop ends them all, and may be called where err is
+// not nil too.
 func startNodes(names []string, secret string, opts Options) (nodes []*node, stop func(), err error) {
 	stop = func() {
 		for _, n := range nodes {

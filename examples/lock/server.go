@@ -10,10 +10,9 @@ import (
 	"github.com/gridrpc/grid"
 )
 
-// Server is the part of one node in all locks: it keeps who holds which, as far as
-// this node was asked. It knows nothing of the other nodes. What it keeps is in memory
-// only; so after a start it agrees to nobody until all that it may have agreed to
-// before has expired.
+// Server is the part of one node in all locks: it keeps who holds which, as far as this node was
+// asked. It knows nothing of the other nodes. What it keeps is in memory only; so after a start it
+// agrees to nobody until all that it may have agreed to before has expired.
 type Server struct {
 	opts    Options   // set once
 	silent  time.Time // it agrees to nobody until then; set once

@@ -95,8 +95,8 @@ func demo(ctx context.Context, w io.Writer) error {
 
 const format = "line %d of %s, for whoever wants it\n"
 
-// write appends lines to the log of a node: those from from to to, one every interval, or
-// all at once.
+// write appends lines to the log of a node: those from from to to, one every interval, or all at
+// once.
 func (n *node) write(from, to int, every time.Duration) error {
 	f, err := os.OpenFile(n.source.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -113,8 +113,8 @@ func (n *node) write(from, to int, every time.Duration) error {
 	return errors.Join(err, w.Flush(), f.Close())
 }
 
-// lineCheck takes the lines that write has written, and finds out if one is missing,
-// comes twice or out of order.
+// lineCheck takes the lines that write has written, and finds out if one is missing, comes twice or
+// out of order.
 type lineCheck struct {
 	name string
 	n    int

@@ -19,10 +19,10 @@ type follower struct {
 	streams int      // begun so far
 }
 
-// run calls line with each line, without its end, until ctx ends, line returns an error
-// or the host says that it has no file. When the link is lost it goes on where it was,
-// once there is a new one. A line is valid until the call returns; while it runs, the
-// handler on the other side is held up, after a few chunks.
+// run calls line with each line, without its end, until ctx ends, line returns an error or the host
+// says that it has no file. When the link is lost it goes on where it was, once there is a new one.
+// A line is valid until the call returns; while it runs, the handler on the other side is held up,
+// after a few chunks.
 func (f *follower) run(ctx context.Context, line func([]byte) error) error {
 	for {
 		if err := f.conn.WaitForConnect(ctx); err != nil {

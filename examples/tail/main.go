@@ -1,11 +1,11 @@
-// Command tail follows the log files of other servers: one long stream for each, which
-// goes on where it was when its link comes back.
+// Command tail follows the log files of other servers: one long stream for each, which goes on
+// where it was when its link comes back.
 //
 //	go run ./examples/tail
 //
-// starts three nodes in one process, of which one follows the files of the others, and
-// checks all that comes of it. With -listen, -hosts and -secret it is one node among
-// processes, which serves a -file or, without one, follows those of all the others.
+// starts three nodes in one process, of which one follows the files of the others, and checks all
+// that comes of it. With -listen, -hosts and -secret it is one node among processes, which serves a
+// -file or, without one, follows those of all the others.
 package main
 
 import (
@@ -38,8 +38,7 @@ func main() {
 	}
 }
 
-// run is the program. Of the demonstration it returns an error unless all that was
-// checked held.
+// run is the program. Of the demonstration it returns an error unless all that was checked held.
 func run(ctx context.Context, args []string, w io.Writer) error {
 	fl := flag.NewFlagSet("tail", flag.ContinueOnError)
 	listen := fl.String("listen", "", "run as one node, and listen at this `address`: http:// and it must be in -hosts")

@@ -40,8 +40,8 @@ var (
 		1, positions.NewJSON, nil, chunks.NewJSON).WithOutCapacity(4)
 )
 
-// source is the log file of a node, which the others follow. Its file may be missing,
-// be truncated or replaced at any time.
+// source is the log file of a node, which the others follow. Its file may be missing, be truncated
+// or replaced at any time.
 type source struct {
 	path string        // empty if the node has none
 	poll time.Duration // how often to look for more
@@ -136,8 +136,7 @@ func (r *reader) open() error {
 	return nil
 }
 
-// replaced reports whether another file has the name now. One that is only gone may be
-// about to be.
+// replaced reports whether another file has the name now. One that is only gone may be about to be.
 func (r *reader) replaced() bool {
 	now, err := os.Stat(r.path)
 	if err != nil {
@@ -176,8 +175,8 @@ func (r *reader) intact() bool {
 	return (err == nil || errors.Is(err, io.EOF)) && bytes.Equal(head, r.head)
 }
 
-// next is what has been appended: as many whole lines as fit, or all if nothing will
-// come after it. It is nil if there is nothing.
+// next is what has been appended: as many whole lines as fit, or all if nothing will come after it.
+// It is nil if there is nothing.
 func (r *reader) next(last bool) (*chunk, error) {
 	if r.f == nil {
 		return nil, nil

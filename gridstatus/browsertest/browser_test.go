@@ -52,8 +52,7 @@ func newMeshWith(t *testing.T, n int, o gridstatus.Options, opts ...gridtest.Opt
 	return gridtest.New(t, n, opts...)
 }
 
-// tab is a page in a real browser. It remembers what went wrong in it, and what it
-// loaded.
+// tab is a page in a real browser. It remembers what went wrong in it, and what it loaded.
 type tab struct {
 	t   *testing.T
 	ctx context.Context
@@ -63,8 +62,8 @@ type tab struct {
 	requests []string
 }
 
-// browser is the program that GRID_BROWSER names, or one that is here. Without any the
-// test is skipped.
+// browser is the program that GRID_BROWSER names, or one that is here. Without any the test is
+// skipped.
 func browser(t *testing.T) string {
 	if name := os.Getenv("GRID_BROWSER"); name != "" {
 		return name

@@ -288,8 +288,8 @@ func TestBrowser_LoadsThePageOfANewVersionAnew(t *testing.T) {
 	set(good)
 }
 
-// A host that comes or goes does not take the focus to another one, and what is said of a
-// cell is what it says now.
+// A host that comes or goes does not take the focus to another one, and what is said of a cell is
+// what it says now.
 func TestBrowser_KeepsTheFocusWhileHostsComeAndGo(t *testing.T) {
 	g := newMesh(t, 4)
 	b := open(t, g.Host(0)+"/grid", 1200, 900)
@@ -402,8 +402,8 @@ func TestBrowser_PageWithAHundredHosts(t *testing.T) {
 	b := open(t, g.Host(0)+"/grid", 1920, 1080)
 	require.Eventually(t, func() bool { return b.text("#summary") == "All is well: 4950 links of 100 hosts up" }, 5*time.Minute, every)
 	require.Equal(t, n*n, eval[int](b, `document.querySelectorAll(".matrix td").length`))
-	// The matrix can be seen without scrolling to the side, and what the pointer is on in
-	// words wherever it is.
+	// The matrix can be seen without scrolling to the side, and what the pointer is on in words
+	// wherever it is.
 	require.True(t, eval[bool](b, `(s => s.scrollWidth <= s.clientWidth)(document.querySelector(".scroll"))`))
 	require.True(t, eval[bool](b, `(() => {
 		const cell = document.querySelector(".matrix tbody").rows[90].cells[50];
@@ -424,7 +424,8 @@ func TestBrowser_PageWithAHundredHosts(t *testing.T) {
 	b.requireQuiet(g.Host(0))
 }
 
-// TestPicture_IsThatOfTheReadme makes that of the README: GRID_SHOTS=$PWD/../../docs go test -run Picture .
+// TestPicture_IsThatOfTheReadme makes that of the README: GRID_SHOTS=$PWD/../../docs go test -run
+// Picture .
 func TestPicture_IsThatOfTheReadme(t *testing.T) {
 	if os.Getenv("GRID_SHOTS") == "" {
 		t.Skip("GRID_SHOTS, where to put it, is not set")

@@ -14,9 +14,8 @@ const (
 	Max = 5 * time.Second
 )
 
-// Backoff is the pause between attempts: it doubles from Min to Max, with jitter, so that
-// many who begin together do not go on so. The zero value is ready. It is for one
-// goroutine.
+// Backoff is the pause between attempts: it doubles from Min to Max, with jitter, so that many who
+// begin together do not go on so. The zero value is ready. It is for one goroutine.
 type Backoff struct{ last time.Duration }
 
 // Reset makes the next pause a first one.

@@ -1,13 +1,11 @@
 // Package bytepool is a pool of byte buffers in size classes.
 //
-// Up to 256 KiB buffers come in powers of two, above that in steps of a quarter of
-// one, up to [MaxCap]. Larger ones are allocated on demand and never kept. What is
-// not used any more the garbage collector takes away, so that one huge message
-// does not stay on the heap.
+// Up to 256 KiB buffers come in powers of two, above that in steps of a quarter of one, up to
+// [MaxCap]. Larger ones are allocated on demand and never kept. What is not used any more the
+// garbage collector takes away, so that one huge message does not stay on the heap.
 //
-// Built with the race detector the pool is a strict one: it poisons what is put
-// back, panics on a double put and on a write after a put, and counts what is out
-// (see race.go).
+// Built with the race detector the pool is a strict one: it poisons what is put back, panics on a
+// double put and on a write after a put, and counts what is out (see race.go).
 package bytepool
 
 import "math/bits"
@@ -17,8 +15,8 @@ const (
 	smallBits = 18 // above this, a class for each quarter
 	maxBits   = 25
 
-	// MinCap is the capacity of the smallest class in bytes. Smaller buffers
-	// that are put back are dropped.
+	// MinCap is the capacity of the smallest class in bytes. Smaller buffers that are put back are
+	// dropped.
 	MinCap = 1 << minBits
 	// MaxCap is the capacity of the largest class in bytes.
 	MaxCap = 1 << maxBits
@@ -27,9 +25,8 @@ const (
 	classes      = smallClasses + 4*(maxBits-smallBits)
 )
 
-// Get returns a buffer of length 0 and a capacity of at least n bytes. The
-// contents of its spare capacity are undefined. The caller owns it until it
-// calls [Put], which it may leave out.
+// Get returns a buffer of length 0 and a capacity of at least n bytes. The contents of its spare
+// capacity are undefined. The caller owns it until it calls [Put], which it may leave out.
 func Get(n int) []byte {
 	if n > MaxCap {
 		return make([]byte, 0, n)
@@ -37,9 +34,9 @@ func Get(n int) []byte {
 	return get(classFor(n))
 }
 
-// Put gives b back, whatever its length. The caller must not touch b, or any
-// slice of the same array, afterwards. b need not stem from [Get]; one that is
-// too small or too large for the pool is dropped.
+// Put gives b back, whatever its length. The caller must not touch b, or any slice of the same
+// array, afterwards. b need not stem from [Get]; one that is too small or too large for the pool is
+// dropped.
 func Put(b []byte) {
 	c := cap(b)
 	if c < MinCap || c >= 2*MaxCap {
@@ -53,8 +50,8 @@ func Put(b []byte) {
 	put(class, b)
 }
 
-// Grow returns a buffer with the contents of b and room for at least n more
-// bytes, putting b back if it had to be replaced.
+// Grow returns a buffer with the contents of b and room for at least n more bytes, putting b back
+// if it had to be replaced.
 func Grow(b []byte, n int) []byte {
 	if cap(b)-len(b) >= n {
 		return b

@@ -7,8 +7,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// FuzzBuffers takes buffers, writes to all of them, grows them and puts them back:
-// none is smaller than what was asked for, and no two share an array.
+// FuzzBuffers takes buffers, writes to all of them, grows them and puts them back: none is smaller
+// than what was asked for, and no two share an array.
 func FuzzBuffers(f *testing.F) {
 	f.Add([]byte{0, 1, 0, 2, 0, 1, 2, 1, 2, 0, 0, 3})
 	f.Add([]byte{0, 20, 1, 200, 10, 0, 20, 2, 0, 0, 21, 3, 9, 3, 8})

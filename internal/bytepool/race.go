@@ -8,31 +8,30 @@ import (
 	"unsafe"
 )
 
-// Strict reports whether the pool checks its users. It does under the race
-// detector only.
+// Strict reports whether the pool checks its users. It does under the race detector only.
 const Strict = true
 
 const (
-	// poison fills what is put back, in blocks. As a constant it lies where the
-	// race detector does not look, so that only buffers cost its time.
+	// poison fills what is put back, in blocks. As a constant it lies where the race detector does
+	// not look, so that only buffers cost its time.
 	poison    = poison256 + poison256 + poison256 + poison256 + poison256 + poison256 + poison256 + poison256
 	poison256 = poison32 + poison32 + poison32 + poison32 + poison32 + poison32 + poison32 + poison32
 	poison32  = "\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb"
 
-	// keep bounds the free buffers of a class. Older ones leave the pool for the
-	// garbage collector, those above 256 KiB at once.
+	// keep bounds the free buffers of a class. Older ones leave the pool for the garbage collector,
+	// those above 256 KiB at once.
 	keep = 64
 
 	shardBits = 8
 )
 
-// gone begins a buffer that has left the pool, so that another put of it is seen
-// without keeping it. Nobody else knows it, nor sends it.
+// gone begins a buffer that has left the pool, so that another put of it is seen without keeping
+// it. Nobody else knows it, nor sends it.
 var gone = rand.Text()
 
-// Whatever two goroutines synchronize on hides their races from the detector. So
-// there is no lock or counter for all: what is free is in channels, which order only
-// those who use the same place in them, and the rest is in many shards.
+// Whatever two goroutines synchronize on hides their races from the detector. So there is no lock
+// or counter for all: what is free is in channels, which order only those who use the same place in
+// them, and the rest is in many shards.
 var (
 	free   [smallClasses]chan []byte // oldest first, so that a late write is caught
 	shards [1 << shardBits]struct {
@@ -156,8 +155,8 @@ func shardOf(p *byte) uint32 {
 func panicTwice()   { panic("bytepool: buffer put back twice") }
 func panicWritten() { panic("bytepool: buffer written to after it was put back") }
 
-// Out is the number of buffers that were taken and not put back. It is counted
-// only where [Strict] is true. Buffers above [MaxCap] are not counted.
+// Out is the number of buffers that were taken and not put back. It is counted only where [Strict]
+// is true. Buffers above [MaxCap] are not counted.
 func Out() int {
 	out := 0
 	for i := range shards {

@@ -21,8 +21,8 @@ const (
 	written = "bytepool: buffer written to after it was put back"
 )
 
-// Of the smallest class, of two between, of the largest that is kept, and of two
-// that leave the pool at once.
+// Of the smallest class, of two between, of the largest that is kept, and of two that leave the
+// pool at once.
 var someSizes = []int{MinCap, 700, 4096, 1 << smallBits, 300 << 10, 1 << 20}
 
 func TestPool_StrictOneCatchesMisuse(t *testing.T) {
@@ -86,8 +86,8 @@ func TestPool_CatchesASecondPut(t *testing.T) {
 	}
 }
 
-// While others take and put back buffers of other classes, eight put back one
-// and the same at a time: seven of them must panic.
+// While others take and put back buffers of other classes, eight put back one and the same at a
+// time: seven of them must panic.
 func TestPool_CatchesASecondPutAmongOthers(t *testing.T) {
 	before := Out()
 	var others, eight sync.WaitGroup
@@ -122,8 +122,8 @@ func TestPool_CatchesASecondPutAmongOthers(t *testing.T) {
 	require.Equal(t, before, Out())
 }
 
-// The write is in the first, a middle and the last byte of a buffer. It is seen
-// when the buffer comes out again, and when it leaves since others were put back.
+// The write is in the first, a middle and the last byte of a buffer. It is seen when the buffer
+// comes out again, and when it leaves since others were put back.
 func TestPool_CatchesALateWrite(t *testing.T) {
 	for _, n := range []int{MinCap, 512, 2 * len(poison), 1 << smallBits} {
 		for _, at := range []int{0, n/2 + 1, n - 1} {

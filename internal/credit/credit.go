@@ -1,6 +1,5 @@
-// Package credit counts how many messages a stream's sender may still send: as the
-// sender knows it, in [Credits], and as the receiver does, in [Window]. It knows nothing
-// of frames.
+// Package credit counts how many messages a stream's sender may still send: as the sender knows it,
+// in [Credits], and as the receiver does, in [Window]. It knows nothing of frames.
 package credit
 
 import (
@@ -9,12 +8,11 @@ import (
 	"sync"
 )
 
-// ErrOverflow is returned when more credits are added than the sender may ever
-// hold.
+// ErrOverflow is returned when more credits are added than the sender may ever hold.
 var ErrOverflow = errors.New("credit: more credits than the limit")
 
-// Credits is a counter to reserve from, safe for concurrent use. The zero value
-// holds none and may hold none; see [Credits.Reset].
+// Credits is a counter to reserve from, safe for concurrent use. The zero value holds none and may
+// hold none; see [Credits.Reset].
 type Credits struct {
 	mu     sync.Mutex
 	avail  int
@@ -31,9 +29,9 @@ func (c *Credits) Reset(avail, limit int) {
 	c.mu.Unlock()
 }
 
-// Reserve takes one credit. It waits for one until ctx ends, whose cause it
-// then returns, or until [Credits.Close], whose error it then returns. After
-// Close it returns that error even if credits are left.
+// Reserve takes one credit. It waits for one until ctx ends, whose cause it then returns, or until
+// [Credits.Close], whose error it then returns. After Close it returns that error even if credits
+// are left.
 func (c *Credits) Reserve(ctx context.Context) error {
 	for {
 		c.mu.Lock()
@@ -42,8 +40,8 @@ func (c *Credits) Reserve(ctx context.Context) error {
 			if err == nil {
 				c.avail--
 			}
-			// A token wakes one waiter, so whoever got it passes it on
-			// while there is a reason for another one to look.
+			// A token wakes one waiter, so whoever got it passes it on while there is a reason for
+			// another one to look.
 			c.wakeLocked()
 			c.mu.Unlock()
 			return err
@@ -66,9 +64,8 @@ func (c *Credits) Reserve(ctx context.Context) error {
 	}
 }
 
-// Ready returns nil if Reserve would not wait, else a channel that gets a token
-// when that may have changed. Only one goroutine at a time may wait for the token,
-// or be in Reserve.
+// Ready returns nil if Reserve would not wait, else a channel that gets a token when that may have
+// changed. Only one goroutine at a time may wait for the token, or be in Reserve.
 func (c *Credits) Ready() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -81,8 +78,8 @@ func (c *Credits) Ready() <-chan struct{} {
 	return c.signal
 }
 
-// Add returns n credits. Where that makes more than the limit it adds none and
-// returns [ErrOverflow].
+// Add returns n credits. Where that makes more than the limit it adds none and returns
+// [ErrOverflow].
 func (c *Credits) Add(n int) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -94,8 +91,8 @@ func (c *Credits) Add(n int) error {
 	return nil
 }
 
-// Close makes every present and later Reserve return err, which must not be
-// nil. Only the first call has an effect.
+// Close makes every present and later Reserve return err, which must not be nil. Only the first
+// call has an effect.
 func (c *Credits) Close(err error) {
 	c.mu.Lock()
 	if c.err == nil {

@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// FuzzCredits reserves from several goroutines at a time, adds, cancels and closes:
-// no credit is lost or given twice, and nobody waits while there is one.
+// FuzzCredits reserves from several goroutines at a time, adds, cancels and closes: no credit is
+// lost or given twice, and nobody waits while there is one.
 func FuzzCredits(f *testing.F) {
 	for _, steps := range []string{
 		"", "\x02\x03\x00\x00\x00\x01\x02", "\x00\x05\x00\x00\x00\x01\x01\x01\x01\x02\x01", "\x01\x01\x01\x01\x00\x00\x03",

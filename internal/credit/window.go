@@ -3,17 +3,17 @@ package credit
 const (
 	// MaxWindow is how many messages a window grows up to.
 	MaxWindow = 512
-	// MaxWindowBytes is how many bytes a window grows up to, by the largest message
-	// that the stream has seen.
+	// MaxWindowBytes is how many bytes a window grows up to, by the largest message that the stream
+	// has seen.
 	MaxWindowBytes = 1 << 20
 )
 
-// Window is the receiver's account of one direction of a stream: how many messages the
-// sender may still send, and when it gets credits for more. It is made up of the credits
-// that the sender holds, the messages that wait, and the credits that are owed to it.
+// Window is the receiver's account of one direction of a stream: how many messages the sender may
+// still send, and when it gets credits for more. It is made up of the credits that the sender
+// holds, the messages that wait, and the credits that are owed to it.
 //
-// A wide window returns credits many at a time, and grows for a consumer that keeps up; any
-// other returns one for each message taken. It is not safe for concurrent use.
+// A wide window returns credits many at a time, and grows for a consumer that keeps up; any other
+// returns one for each message taken. It is not safe for concurrent use.
 type Window struct {
 	wide    bool
 	credits int // held by the sender
@@ -24,8 +24,8 @@ type Window struct {
 	largest int // size of the largest message so far, in bytes
 }
 
-// Init sets the size of the window, in messages, and the credits that the sender may hold
-// at first: they are more where only the sender knows its window.
+// Init sets the size of the window, in messages, and the credits that the sender may hold at first:
+// they are more where only the sender knows its window.
 func (w *Window) Init(size, credits int, wide bool) {
 	*w = Window{wide: wide, size: size, credits: credits}
 }
@@ -36,17 +36,16 @@ func (w *Window) Size() int { return w.size }
 // Spent reports whether the sender has no credit left.
 func (w *Window) Spent() bool { return w.credits == 0 }
 
-// Arrived takes in a message of so many bytes, for which the sender had a credit: see
-// Spent. waiting is how many wait now, this one included.
+// Arrived takes in a message of so many bytes, for which the sender had a credit: see Spent.
+// waiting is how many wait now, this one included.
 func (w *Window) Arrived(bytes, waiting int) {
 	w.credits--
 	w.size = max(w.size, waiting) // where only the sender knew it
 	w.largest = max(w.largest, bytes)
 }
 
-// Taken takes in that a message was consumed, and returns how many credits the sender gets
-// now. keepsUp says that the consumer has left nothing; mayGrow that the window may grow
-// then.
+// Taken takes in that a message was consumed, and returns how many credits the sender gets now.
+// keepsUp says that the consumer has left nothing; mayGrow that the window may grow then.
 func (w *Window) Taken(keepsUp, mayGrow bool) (grant int) {
 	if !w.wide {
 		w.credits++
@@ -60,8 +59,8 @@ func (w *Window) Taken(keepsUp, mayGrow bool) (grant int) {
 	} else {
 		w.owed++
 	}
-	// A consumer that has emptied the queue after a whole window keeps up, and the sender
-	// may be waiting for it: more may be under way.
+	// A consumer that has emptied the queue after a whole window keeps up, and the sender may be
+	// waiting for it: more may be under way.
 	if keepsUp && w.run >= w.size {
 		if wider := min(2*w.size, MaxWindow); mayGrow && wider > w.size && wider <= most {
 			w.owed += wider - w.size

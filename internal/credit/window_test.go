@@ -61,8 +61,8 @@ func TestWindow_StaysForAConsumerThatDoesNotKeepUp(t *testing.T) {
 	require.Equal(t, 4, w.Size())
 }
 
-// A window is bounded in bytes by the largest message; what it had beyond that it gives up
-// again, down to what it began with.
+// A window is bounded in bytes by the largest message; what it had beyond that it gives up again,
+// down to what it began with.
 func TestWindow_ShrinksAgainForLargerMessages(t *testing.T) {
 	w := newWindow(4, true)
 	for range 10 {
@@ -89,8 +89,8 @@ func TestWindow_LearnsASizeThatOnlyTheSenderKnew(t *testing.T) {
 	require.Equal(t, 100, w.Size())
 }
 
-// FuzzWindow: whatever comes and is taken, no credit is lost or made, the sender is never
-// stuck with nothing on its way, and the window stays within its bounds.
+// FuzzWindow: whatever comes and is taken, no credit is lost or made, the sender is never stuck
+// with nothing on its way, and the window stays within its bounds.
 func FuzzWindow(f *testing.F) {
 	f.Add(uint8(1), true, []byte{0, 1, 0, 1, 0, 3, 0, 2})
 	f.Add(uint8(16), true, []byte{0, 0, 0, 0, 200, 201, 1, 3, 5, 7, 0, 9, 17, 33, 65, 129})
@@ -123,8 +123,8 @@ func FuzzWindow(f *testing.F) {
 			}
 			require.LessOrEqual(t, w.Size(), max(first, MaxWindow))
 			require.GreaterOrEqual(t, w.Size(), first)
-			// What the sender holds, and what waits, is the window but for what is owed, which
-			// is less than half of it.
+			// What the sender holds, and what waits, is the window but for what is owed, which is
+			// less than half of it.
 			open := first + granted - taken
 			require.LessOrEqual(t, open, w.Size())
 			require.Greater(t, 2*open+1, w.Size()-1)

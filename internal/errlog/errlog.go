@@ -1,5 +1,4 @@
-// Package errlog rations errors that come again and again, so that they can't fill a
-// log.
+// Package errlog rations errors that come again and again, so that they can't fill a log.
 package errlog
 
 import (
@@ -12,8 +11,8 @@ import (
 // Interval is how often an error is logged that goes on.
 const Interval = time.Hour
 
-// Log rations the errors of one kind: the first is logged, and then one in an Interval.
-// The zero value is ready. All methods may be called concurrently.
+// Log rations the errors of one kind: the first is logged, and then one in an Interval. The zero
+// value is ready. All methods may be called concurrently.
 type Log struct {
 	mu         sync.Mutex
 	last       time.Time // when one was logged
@@ -58,8 +57,8 @@ func (l *Log) Due(now time.Time) (suppressed int, ok bool) {
 	return n, true
 }
 
-// Recovered reports whether it is news that all is well: an error was logged since it
-// last was, or it never was before.
+// Recovered reports whether it is news that all is well: an error was logged since it last was, or
+// it never was before.
 func (l *Log) Recovered() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

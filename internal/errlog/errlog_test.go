@@ -68,8 +68,7 @@ func TestLog_ResetMakesTheNextErrorAFirstOne(t *testing.T) {
 	require.Zero(t, n)
 }
 
-// However errors come: none is lost count of, and two that are logged are an Interval
-// apart.
+// However errors come: none is lost count of, and two that are logged are an Interval apart.
 func TestLog_CountsWhatItSuppresses(t *testing.T) {
 	for seed := range uint64(50) {
 		t.Logf("seed %d", seed)

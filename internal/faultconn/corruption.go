@@ -2,17 +2,15 @@ package faultconn
 
 import "math/rand/v2"
 
-// Corruption flips bits on their way. Which ones depends on nothing but its
-// fields, which connection of the network it is, and what place a byte has in
-// that.
+// Corruption flips bits on their way. Which ones depends on nothing but its fields, which
+// connection of the network it is, and what place a byte has in that.
 type Corruption struct {
-	// OneIn is in how many bytes, about, one bit is flipped. 0 leaves all as
-	// they are.
+	// OneIn is in how many bytes, about, one bit is flipped. 0 leaves all as they are.
 	OneIn int
 	// Seed draws the bits.
 	Seed uint64
-	// Skip is how many bytes at the start of a connection, in each direction,
-	// are left alone: say a handshake that is not meant to survive this.
+	// Skip is how many bytes at the start of a connection, in each direction, are left alone: say a
+	// handshake that is not meant to survive this.
 	Skip int
 }
 

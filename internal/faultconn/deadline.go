@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// deadline is a moment that wakes the waiters of a condition variable when it
-// has passed. The variable's lock guards it.
+// deadline is a moment that wakes the waiters of a condition variable when it has passed. The
+// variable's lock guards it.
 type deadline struct {
 	passed bool
 	timer  *time.Timer

@@ -14,8 +14,8 @@ type faults struct {
 	corrupt Corruption
 }
 
-// flow is one direction of a pipe: what an end has been sent and has not read.
-// The pipe's lock guards it.
+// flow is one direction of a pipe: what an end has been sent and has not read. The pipe's lock
+// guards it.
 type flow struct {
 	faults
 	flips   flipper
@@ -48,8 +48,8 @@ func (f *flow) send(b []byte) {
 	}
 }
 
-// arrival is when something arrives that is sent now, never before what was
-// sent earlier; zero if at once.
+// arrival is when something arrives that is sent now, never before what was sent earlier; zero if
+// at once.
 func (f *flow) arrival() time.Time {
 	if f.delay == 0 && len(f.parcels) == 0 {
 		return time.Time{}
@@ -61,8 +61,8 @@ func (f *flow) arrival() time.Time {
 	return at
 }
 
-// readable is how many bytes may be read now. If there are none, c is woken when
-// that changes by time alone.
+// readable is how many bytes may be read now. If there are none, c is woken when that changes by
+// time alone.
 func (f *flow) readable(c *sync.Cond) int {
 	if f.silent {
 		return 0

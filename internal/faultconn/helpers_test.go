@@ -19,8 +19,7 @@ const (
 	hostB = "b.example:9000"
 )
 
-// dialPair connects host from to host to and returns both ends, which are
-// closed with the test.
+// dialPair connects host from to host to and returns both ends, which are closed with the test.
 func dialPair(t *testing.T, n *Network, from, to string) (near, far net.Conn) {
 	t.Helper()
 	l, err := n.Listen(to)
@@ -84,8 +83,8 @@ func writeString(t *testing.T, c net.Conn, s string) {
 	require.Equal(t, len(s), n)
 }
 
-// requireWritesWhole writes from two goroutines at once and fails the test if
-// their bytes are mixed.
+// requireWritesWhole writes from two goroutines at once and fails the test if their bytes are
+// mixed.
 func requireWritesWhole(t *testing.T, from, to net.Conn) {
 	t.Helper()
 	const size = 50

@@ -1,30 +1,27 @@
-// Package faultconn is a network for tests that fails on command: in memory
-// with [Network], or around real sockets with [Wrap].
+// Package faultconn is a network for tests that fails on command: in memory with [Network], or
+// around real sockets with [Wrap].
 //
 // # Time
 //
-// Waiting is done on condition variables and with package time alone, and
-// nothing is shared between networks, so each may live in a testing/synctest
-// bubble of its own: a goroutine that waits for the network counts as durably
-// blocked, and deadlines go by the bubble's clock.
+// Waiting is done on condition variables and with package time alone, and nothing is shared between
+// networks, so each may live in a testing/synctest bubble of its own: a goroutine that waits for
+// the network counts as durably blocked, and deadlines go by the bubble's clock.
 //
 // # Faults
 //
-// A connection can be cut, or become half-open; it can be silent, or slow, or
-// late, or corrupt, in one direction or both; and its buffer can be tiny. What is
-// random is drawn from a seed.
+// A connection can be cut, or become half-open; it can be silent, or slow, or late, or corrupt, in
+// one direction or both; and its buffer can be tiny. What is random is drawn from a seed.
 //
 // # Hosts and links
 //
-// A host of a [Network] is the name that others dial it by, such as
-// "10.0.0.1:9000". It gets its own name as the near end of a link by dialling
-// with [Network.Dialer]. Faults are set for the link between two hosts, whoever
-// of them dialled, and hold for its connections of the present and the future.
+// A host of a [Network] is the name that others dial it by, such as "10.0.0.1:9000". It gets its
+// own name as the near end of a link by dialling with [Network.Dialer]. Faults are set for the link
+// between two hosts, whoever of them dialled, and hold for its connections of the present and the
+// future.
 //
 // # Concurrency
 //
-// All methods of all types may be called from several goroutines at once, but
-// for [Conn.Read].
+// All methods of all types may be called from several goroutines at once, but for [Conn.Read].
 package faultconn
 
 import (
@@ -36,15 +33,15 @@ import (
 	"syscall"
 )
 
-// DefaultBuffer is how many bytes an in-memory connection takes in each
-// direction before a write has to wait for the reader.
+// DefaultBuffer is how many bytes an in-memory connection takes in each direction before a write
+// has to wait for the reader.
 const DefaultBuffer = 256 << 10
 
 // anonymous is the host that dials with Network.DialContext.
 const anonymous = "client"
 
-// A Network joins the hosts of one test in memory. The links between them work
-// until a fault is set.
+// A Network joins the hosts of one test in memory. The links between them work until a fault is
+// set.
 type Network struct {
 	// mu comes before the lock of any pipe.
 	mu          sync.Mutex
@@ -69,8 +66,8 @@ func NewNetwork() *Network {
 	}
 }
 
-// SetBuffer sets how many bytes each direction of a connection takes before a
-// write waits, for connections dialled from now on. It must be at least 1.
+// SetBuffer sets how many bytes each direction of a connection takes before a write waits, for
+// connections dialled from now on. It must be at least 1.
 func (n *Network) SetBuffer(bytes int) {
 	checkBuffer(bytes)
 	n.mu.Lock()
@@ -93,9 +90,9 @@ func checkBuffer(bytes int) {
 	}
 }
 
-// Listen makes host addr reachable. Connections wait to be accepted without
-// limit; those that still wait when the listener is closed are reset. The
-// error is EADDRINUSE while another listener has the address.
+// Listen makes host addr reachable. Connections wait to be accepted without limit; those that still
+// wait when the listener is closed are reset. The error is EADDRINUSE while another listener has
+// the address.
 func (n *Network) Listen(addr string) (net.Listener, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -110,15 +107,15 @@ func (n *Network) Listen(addr string) (net.Listener, error) {
 	return l, nil
 }
 
-// DialContext dials addr as the host "client". It is meant for code that plays
-// no host of its own; see [Network.Dialer].
+// DialContext dials addr as the host "client". It is meant for code that plays no host of its own;
+// see [Network.Dialer].
 func (n *Network) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
 	return n.Dialer(anonymous)(ctx, network, addr)
 }
 
-// Dialer returns the dial function of host from. A dial is refused with
-// ECONNREFUSED where nobody listens, and waits while the link is partitioned,
-// until it is healed or the context ends. The network argument is ignored.
+// Dialer returns the dial function of host from. A dial is refused with ECONNREFUSED where nobody
+// listens, and waits while the link is partitioned, until it is healed or the context ends. The
+// network argument is ignored.
 func (n *Network) Dialer(from string) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	return func(ctx context.Context, _, addr string) (net.Conn, error) {
 		c, err := n.dial(ctx, direction{from, addr})
@@ -145,8 +142,8 @@ func (n *Network) dial(ctx context.Context, d direction) (net.Conn, error) {
 	}
 }
 
-// connect makes a connection and queues its far end at the listener. Where the
-// link is partitioned it returns the channel that tells the end of that.
+// connect makes a connection and queues its far end at the listener. Where the link is partitioned
+// it returns the channel that tells the end of that.
 func (n *Network) connect(d direction) (_ net.Conn, healed <-chan struct{}, _ error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -175,8 +172,8 @@ func (n *Network) connect(d direction) (_ net.Conn, healed <-chan struct{}, _ er
 	return &p.dialler, nil, nil
 }
 
-// nearAddrLocked names the dialling end of a new connection: the host's own name,
-// with a port of the ephemeral range.
+// nearAddrLocked names the dialling end of a new connection: the host's own name, with a port of
+// the ephemeral range.
 func (n *Network) nearAddrLocked(host string) hostAddr {
 	name, _, err := net.SplitHostPort(host)
 	if err != nil {
@@ -187,9 +184,8 @@ func (n *Network) nearAddrLocked(host string) hostAddr {
 	return hostAddr(net.JoinHostPort(name, strconv.Itoa(port)))
 }
 
-// Conns is the number of connection ends that nobody has closed, those that
-// wait to be accepted included: 2 for a connection in use, and still 2 after
-// it has been cut.
+// Conns is the number of connection ends that nobody has closed, those that wait to be accepted
+// included: 2 for a connection in use, and still 2 after it has been cut.
 func (n *Network) Conns() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()

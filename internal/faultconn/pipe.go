@@ -17,8 +17,7 @@ type hostAddr string
 func (hostAddr) Network() string  { return networkName }
 func (a hostAddr) String() string { return string(a) }
 
-// pipe is one connection: two ends, each with a buffer of what the other has
-// sent it.
+// pipe is one connection: two ends, each with a buffer of what the other has sent it.
 type pipe struct {
 	dialler, acceptor end
 	link              direction // from the dialler to the acceptor
@@ -132,8 +131,8 @@ func (e *end) Read(b []byte) (int, error) {
 	}
 }
 
-// Write returns when the peer's buffer has taken all of b. Like that of a
-// socket it never mixes the bytes of two calls.
+// Write returns when the peer's buffer has taken all of b. Like that of a socket it never mixes the
+// bytes of two calls.
 func (e *end) Write(b []byte) (n int, _ error) {
 	e.p.mu.Lock()
 	defer e.p.mu.Unlock()
@@ -183,8 +182,8 @@ func (e *end) failureLocked(call string, d *deadline) error {
 // peerGoneLocked reports whether the peer's close has arrived.
 func (e *end) peerGoneLocked() bool { return e.hangup.passed && !e.in.silent && !e.orphaned }
 
-// Close ends the connection: the peer reads what it was sent, then io.EOF, and
-// its writes fail with EPIPE.
+// Close ends the connection: the peer reads what it was sent, then io.EOF, and its writes fail with
+// EPIPE.
 func (e *end) Close() error {
 	last, err := e.shut()
 	if last {
@@ -216,8 +215,8 @@ func (e *end) shut() (last bool, _ error) {
 	return e.peer.closed, nil
 }
 
-// SetLinger follows [net.TCPConn.SetLinger]: with 0, Close resets the
-// connection. Other values mean the default.
+// SetLinger follows [net.TCPConn.SetLinger]: with 0, Close resets the connection. Other values mean
+// the default.
 func (e *end) SetLinger(seconds int) error {
 	return e.set(func() { e.noLinger = seconds == 0 })
 }

@@ -123,8 +123,8 @@ func TestPipe_WriteWaitsForTheReaderPastTheBuffer(t *testing.T) {
 	})
 }
 
-// Both buffers full and both sides writing must leave the bubble idle: neither
-// may wake the other over and over.
+// Both buffers full and both sides writing must leave the bubble idle: neither may wake the other
+// over and over.
 func TestPipe_TwoWritersThatNobodyReadsWaitQuietly(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -166,8 +166,7 @@ func TestPipe_DeadlinesEndReadsAndWritesInTime(t *testing.T) {
 		require.Equal(t, 4, wrote)
 		require.Equal(t, 5*time.Second, time.Since(begin))
 
-		// It stays passed, also when there would be something to read, until
-		// it is taken back.
+		// It stays passed, also when there would be something to read, until it is taken back.
 		writeString(t, far, "x")
 		_, err = near.Read(make([]byte, 1))
 		requireTimeout(t, err)

@@ -33,9 +33,9 @@ type Conn struct {
 	writeDeadline deadline
 }
 
-// Wrap puts faults on the way between c and its user, who must use the result
-// alone from then on. One end is enough to cut or stall both directions; it makes
-// slow what it writes, and late or corrupt what it reads.
+// Wrap puts faults on the way between c and its user, who must use the result alone from then on.
+// One end is enough to cut or stall both directions; it makes slow what it writes, and late or
+// corrupt what it reads.
 func Wrap(c net.Conn) *Conn {
 	w := &Conn{Conn: c}
 	w.changed.L = &w.mu
@@ -176,9 +176,8 @@ func (c *Conn) spend(n, rate int) {
 	c.free = time.Now().Add(time.Duration(n) * time.Second / time.Duration(rate))
 }
 
-// failedWrite is the outcome of a write of b that the wrapped connection has
-// failed with err after n bytes: a reset where Cut was the cause. Where HalfOpen
-// was, b is lost, and the writer not told.
+// failedWrite is the outcome of a write of b that the wrapped connection has failed with err after
+// n bytes: a reset where Cut was the cause. Where HalfOpen was, b is lost, and the writer not told.
 func (c *Conn) failedWrite(b []byte, n int, err error) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -223,8 +222,7 @@ func (c *Conn) passLocked(call string, d *deadline, ready func() bool) error {
 	}
 }
 
-// Close closes the wrapped connection; the peer is told even while c is
-// stalled.
+// Close closes the wrapped connection; the peer is told even while c is stalled.
 func (c *Conn) Close() error {
 	if c.markClosed() {
 		return nil
@@ -232,8 +230,8 @@ func (c *Conn) Close() error {
 	return c.Conn.Close()
 }
 
-// markClosed reports whether a fault has closed the wrapped connection before and
-// this is the user's first close.
+// markClosed reports whether a fault has closed the wrapped connection before and this is the
+// user's first close.
 func (c *Conn) markClosed() (done bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -1,20 +1,20 @@
-// Package lateq is a queue for those who wait with a deadline. They are served in
-// order, but one that is late when it is first in line goes behind all others, and of
-// those behind the newest is next: where more arrives than can be served, some is
-// served in time then, rather than all too late.
+// Package lateq is a queue for those who wait with a deadline. They are served in order, but one
+// that is late when it is first in line goes behind all others, and of those behind the newest is
+// next: where more arrives than can be served, some is served in time then, rather than all too
+// late.
 package lateq
 
 import "github.com/gridrpc/grid/internal/monotime"
 
 // Item is something that waits.
 type Item interface {
-	// Late reports whether so much time has passed that it would probably be over too
-	// late, but is not yet.
+	// Late reports whether so much time has passed that it would probably be over too late, but is
+	// not yet.
 	Late(now monotime.Time) bool
 }
 
-// Queue is a queue of items, each with a link that its owner keeps for it. The zero
-// value is empty. It is not safe for concurrent use.
+// Queue is a queue of items, each with a link that its owner keeps for it. The zero value is empty.
+// It is not safe for concurrent use.
 type Queue[T Item] struct {
 	line   list[T]
 	behind list[T] // those that were late when they were first in line
@@ -41,8 +41,8 @@ func (q *Queue[T]) Push(l *Link[T], item T) {
 	q.line.insertAfter(q.line.last, l)
 }
 
-// Insert puts an item in line in front of all those that it is to be before, which
-// must be the last ones. l must be in no queue.
+// Insert puts an item in line in front of all those that it is to be before, which must be the last
+// ones. l must be in no queue.
 func (q *Queue[T]) Insert(l *Link[T], item T, before func(other T) bool) {
 	l.item = item
 	at := q.line.last
@@ -55,8 +55,8 @@ func (q *Queue[T]) Insert(l *Link[T], item T, before func(other T) bool) {
 	q.line.insertAfter(at, l)
 }
 
-// Next returns the link of the item that is next, nil if none waits, and leaves it in
-// the queue. Of those behind, one whose time is over is out of the way first.
+// Next returns the link of the item that is next, nil if none waits, and leaves it in the queue. Of
+// those behind, one whose time is over is out of the way first.
 func (q *Queue[T]) Next(now monotime.Time) *Link[T] {
 	if b := q.behind.first; b != nil && !b.item.Late(now) {
 		return b

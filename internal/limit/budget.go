@@ -2,8 +2,8 @@ package limit
 
 import "sync/atomic"
 
-// Budget bounds a number of bytes. A nil Budget has no bound. All methods may be
-// called concurrently.
+// Budget bounds a number of bytes. A nil Budget has no bound. All methods may be called
+// concurrently.
 type Budget struct {
 	limit int64 // set once
 	used  atomic.Int64
@@ -18,8 +18,8 @@ func (b *Budget) Limit() int64 { return b.limit }
 // Used is how many bytes are taken.
 func (b *Budget) Used() int64 { return b.used.Load() }
 
-// Take adds n bytes. Where they are too many it adds nothing, and returns what
-// there would have been, else 0. What comes alone is never too much.
+// Take adds n bytes. Where they are too many it adds nothing, and returns what there would have
+// been, else 0. What comes alone is never too much.
 func (b *Budget) Take(n int) (exceeded int64) { return b.TakeBeyond(n, 0) }
 
 // TakeBeyond is Take with a limit that is higher by slack.
@@ -44,8 +44,7 @@ func (b *Budget) Put(n int) {
 // Scarce reports whether so much is taken that nobody should ask for more.
 func (b *Budget) Scarce() bool { return b != nil && b.used.Load() > b.limit/2 }
 
-// Charge is a number of bytes that were taken of a budget, and are to be given
-// back once.
+// Charge is a number of bytes that were taken of a budget, and are to be given back once.
 type Charge struct {
 	Budget *Budget
 	Bytes  int

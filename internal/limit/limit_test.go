@@ -51,8 +51,8 @@ func TestSlots_SayWhenTheyAreIdle(t *testing.T) {
 	require.Nil(t, s.UntilIdle())
 }
 
-// However many take and release at a time, there are never more than the limit, and
-// nobody who waits for the end is forgotten.
+// However many take and release at a time, there are never more than the limit, and nobody who
+// waits for the end is forgotten.
 func TestSlots_HoldUnderContention(t *testing.T) {
 	const limit = 3
 	var parent, s Slots
@@ -174,8 +174,8 @@ func TestBudget_HoldsUnderContention(t *testing.T) {
 	require.Zero(t, b.Used())
 }
 
-// In any second that begins with an event, no more than the limit are allowed; and
-// whoever keeps to it is never refused.
+// In any second that begins with an event, no more than the limit are allowed; and whoever keeps to
+// it is never refused.
 func TestRate_BoundsWhatHappensInASecond(t *testing.T) {
 	require.NoError(t, quick.Check(func(limit uint8, gaps []uint16) bool {
 		most := 1 + int(limit%10)

@@ -1,6 +1,5 @@
-// Package limit counts what may be there at a time, or happen in one, and says
-// when it is too much: slots for what runs, a budget for bytes, a rate for
-// events. It knows nothing of what is counted.
+// Package limit counts what may be there at a time, or happen in one, and says when it is too much:
+// slots for what runs, a budget for bytes, a rate for events. It knows nothing of what is counted.
 package limit
 
 import (
@@ -22,8 +21,8 @@ type Slots struct {
 	idle   Idle
 }
 
-// Init sets what the slots are for, the option that limits them, and how many
-// there are. Each takes one of parent as well, if that is not nil.
+// Init sets what the slots are for, the option that limits them, and how many there are. Each takes
+// one of parent as well, if that is not nil.
 func (s *Slots) Init(kind, option string, limit int, parent *Slots) {
 	s.kind, s.option, s.limit, s.parent = kind, option, limit, parent
 }
@@ -40,8 +39,8 @@ func (s *Slots) Limit() int { return s.limit }
 // InUse is how many slots are taken.
 func (s *Slots) InUse() int { return int(s.n.Load()) }
 
-// Acquire takes a slot. It returns nil, or the slots of which all are taken, s or
-// a parent; then it has taken none.
+// Acquire takes a slot. It returns nil, or the slots of which all are taken, s or a parent; then it
+// has taken none.
 func (s *Slots) Acquire() (full *Slots) {
 	if s.parent != nil {
 		if full := s.parent.Acquire(); full != nil {
@@ -67,8 +66,8 @@ func (s *Slots) Release() {
 	}
 }
 
-// UntilIdle returns nil if no slot is taken, else a channel that is closed when that
-// may have changed.
+// UntilIdle returns nil if no slot is taken, else a channel that is closed when that may have
+// changed.
 func (s *Slots) UntilIdle() <-chan struct{} {
 	s.wanted.Store(true)
 	s.mu.Lock()
@@ -79,8 +78,8 @@ func (s *Slots) UntilIdle() <-chan struct{} {
 	return s.idle.Wait()
 }
 
-// Idle is a channel that is closed when something has become idle, made when
-// somebody wants to know. Its owner's lock guards it.
+// Idle is a channel that is closed when something has become idle, made when somebody wants to
+// know. Its owner's lock guards it.
 type Idle struct{ c chan struct{} }
 
 // Wait returns the channel that the next Notify closes.

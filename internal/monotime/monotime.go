@@ -1,5 +1,5 @@
-// Package monotime is time for intervals: it never jumps, whatever is done to
-// the wall clock, and it fits into an atomic integer.
+// Package monotime is time for intervals: it never jumps, whatever is done to the wall clock, and
+// it fits into an atomic integer.
 package monotime
 
 import (
@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Time is a point in time, in nanoseconds since one that the process has
-// chosen. It means nothing to anybody else.
+// Time is a point in time, in nanoseconds since one that the process has chosen. It means nothing
+// to anybody else.
 type Time int64
 
 var origin = time.Now()
@@ -20,8 +20,8 @@ const Never = Time(math.MaxInt64)
 // Now returns the present time.
 func Now() Time { return Of(time.Now()) }
 
-// Of converts a time of [time.Now], or one that was made from it by Add. A time
-// without a monotonic reading is converted by the wall clock.
+// Of converts a time of [time.Now], or one that was made from it by Add. A time without a monotonic
+// reading is converted by the wall clock.
 func Of(t time.Time) Time { return Time(t.Sub(origin)) }
 
 // Add returns t+d.

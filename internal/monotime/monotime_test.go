@@ -19,8 +19,8 @@ func TestTime_AgreesWithTheTimesItIsMadeOf(t *testing.T) {
 	}, nil))
 }
 
-// The wall clock of a time may say what it likes: Round(0) strips the monotonic
-// reading, and only then does it count.
+// The wall clock of a time may say what it likes: Round(0) strips the monotonic reading, and only
+// then does it count.
 func TestTime_IsThatOfTheMonotonicClock(t *testing.T) {
 	before := Now()
 	time.Sleep(time.Millisecond)

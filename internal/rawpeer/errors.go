@@ -43,8 +43,8 @@ func ConnectErrorText(t testing.TB, payload []byte) string {
 	return text
 }
 
-// PongPayload is that of a stream's pong now, of an end that knows no such stream, or
-// has the error text of its end.
+// PongPayload is that of a stream's pong now, of an end that knows no such stream, or has the error
+// text of its end.
 func PongPayload(notFound bool, text ...string) []byte {
 	b := msgp.AppendMapHeader(nil, 3)
 	b = msgp.AppendBool(msgp.AppendString(b, "nf"), notFound)

@@ -1,6 +1,6 @@
-// Package rawpeer is a peer for tests that speaks the protocol of grid by itself: in
-// frames that the test makes, right or wrong, and in both roles. It shares nothing with
-// package grid, so a fault in one of the two does not hide.
+// Package rawpeer is a peer for tests that speaks the protocol of grid by itself: in frames that
+// the test makes, right or wrong, and in both roles. It shares nothing with package grid, so a
+// fault in one of the two does not hide.
 package rawpeer
 
 import (
@@ -79,8 +79,8 @@ type Msg struct {
 	Metadata        []byte // the bin that follows if FlagMetadata is set; nil where nothing follows
 }
 
-// Encode takes the flags as they are: it adds what they announce and no flag
-// of its own. The length of Subroute is not checked.
+// Encode takes the flags as they are: it adds what they announce and no flag of its own. The length
+// of Subroute is not checked.
 func (m Msg) Encode() []byte {
 	b := msgp.AppendArrayHeader(nil, 7)
 	b = msgp.AppendUint64(b, m.MuxID)
@@ -172,8 +172,7 @@ func (r *Reader) Array() (m Msg) {
 	return m
 }
 
-// fields reads a map. field reads the value of a key that it knows, or returns
-// false.
+// fields reads a map. field reads the value of a key that it knows, or returns false.
 func (r *Reader) fields(field func(key string) bool) {
 	for range Read(r, msgp.ReadMapHeaderBytes) {
 		key := Read(r, msgp.ReadStringBytes)

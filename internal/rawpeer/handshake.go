@@ -134,8 +134,8 @@ func DialOrder(local, remote string) bool {
 	return mine < theirs || mine == theirs && local < remote
 }
 
-// HostPair makes up the names of two hosts, for a network in memory, of which
-// the raw one dials, or does not.
+// HostPair makes up the names of two hosts, for a network in memory, of which the raw one dials, or
+// does not.
 func HostPair(t testing.TB, rawDials bool) (local, raw string) {
 	t.Helper()
 	local = "http://local:9000"

@@ -22,8 +22,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Timeout is how long a scripted peer waits for anything before the test
-// fails; its bubble's time where it runs in one.
+// Timeout is how long a scripted peer waits for anything before the test fails; its bubble's time
+// where it runs in one.
 const Timeout = 10 * time.Second
 
 // Config is how a scripted peer behaves. The zero value is a version 1 peer.
@@ -49,10 +49,9 @@ func (c Config) Instance() []byte {
 	return id[:]
 }
 
-// Peer is one end of a websocket that says what a test tells it to. It
-// reads in the background, so that pings are answered while the test is busy.
-// Its methods without an error result fail the test and belong on the test's
-// goroutine; those starting with try may be called from any.
+// Peer is one end of a websocket that says what a test tells it to. It reads in the background, so
+// that pings are answered while the test is busy. Its methods without an error result fail the test
+// and belong on the test's goroutine; those starting with try may be called from any.
 type Peer struct {
 	t       testing.TB
 	Config  Config
@@ -73,8 +72,7 @@ type Peer struct {
 	err error // why no more will come
 }
 
-// NewPeer is for a websocket that the test has dialled itself. Nothing is read before
-// StartReading.
+// NewPeer is for a websocket that the test has dialled itself. Nothing is read before StartReading.
 func NewPeer(t testing.TB, ws *websocket.Conn, c Config) *Peer {
 	return &Peer{
 		t: t, Config: c, WS: ws, Timeout: cmp.Or(c.Timeout, Timeout),
@@ -82,8 +80,7 @@ func NewPeer(t testing.TB, ws *websocket.Conn, c Config) *Peer {
 	}
 }
 
-// Dial connects to the grid at a base URL as a peer that the other side
-// accepts.
+// Dial connects to the grid at a base URL as a peer that the other side accepts.
 func Dial(t testing.TB, url, token, host string, caps uint64) *Peer {
 	t.Helper()
 	return DialConfig(t, url, Config{Host: host, Token: token, Caps: caps})
@@ -143,8 +140,8 @@ func (p *Peer) StartReading() {
 	})
 }
 
-// ReadAll hands every websocket message to f, in the background, until the link or f
-// fails. It is for a peer that was made with Unread, in place of StartReading.
+// ReadAll hands every websocket message to f, in the background, until the link or f fails. It is
+// for a peer that was made with Unread, in place of StartReading.
 func (p *Peer) ReadAll(f func(b []byte) error) {
 	p.reading.Go(func() {
 		for {
@@ -230,8 +227,8 @@ func (p *Peer) SendMerged(msgs ...Msg) {
 	require.NoError(p.t, p.TrySendBytes(EncodeMerged(msgs...)), "sending merged %v", msgs)
 }
 
-// TryRecv returns the next message. The error is os.ErrDeadlineExceeded when
-// none comes in time, else why none will come.
+// TryRecv returns the next message. The error is os.ErrDeadlineExceeded when none comes in time,
+// else why none will come.
 func (p *Peer) TryRecv() (Msg, error) {
 	late := time.NewTimer(p.Timeout)
 	defer late.Stop()
@@ -278,8 +275,8 @@ func (p *Peer) Expect(op uint8) Msg {
 	return m
 }
 
-// Pending returns what has arrived and was not asked for: nothing, if a test
-// expects silence and has waited for it.
+// Pending returns what has arrived and was not asked for: nothing, if a test expects silence and
+// has waited for it.
 func (p *Peer) Pending() []Msg {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -28,9 +28,9 @@ type Server struct {
 	all     []*Peer
 }
 
-// Serve serves on l, nil for a TCP port of its own, until the test ends.
-// Every peer that comes is answered as c says, whether the test has asked for
-// it or not; accept hands them out. The token is not checked.
+// Serve serves on l, nil for a TCP port of its own, until the test ends. Every peer that comes is
+// answered as c says, whether the test has asked for it or not; accept hands them out. The token is
+// not checked.
 func Serve(t testing.TB, l net.Listener, c Config) *Server {
 	t.Helper()
 	if l == nil {
@@ -57,8 +57,8 @@ func Serve(t testing.TB, l net.Listener, c Config) *Server {
 	return s
 }
 
-// Accept returns the next peer that has finished its handshake, refused ones
-// included, or with Bare the next that was upgraded.
+// Accept returns the next peer that has finished its handshake, refused ones included, or with Bare
+// the next that was upgraded.
 func (s *Server) Accept() *Peer {
 	s.T.Helper()
 	select {

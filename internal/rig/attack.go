@@ -19,8 +19,9 @@ import (
 	"github.com/gridrpc/grid/internal/rawpeer"
 )
 
-// The tests with an Attacked are about a peer that lies and floods. Each holds four things: what it makes the node keep has a bound, the node goes on, an
-// honest host is served meanwhile, and the log has the reason, once, and no secret.
+// The tests with an Attacked are about a peer that lies and floods. Each holds four things: what it
+// makes the node keep has a bound, the node goes on, an honest host is served meanwhile, and the
+// log has the reason, once, and no secret.
 
 // AttackToken must be in no line of a log.
 const AttackToken = "s3cr3t-of-the-cluster"
@@ -44,8 +45,8 @@ type Attacked struct {
 	Before int64               // the heap before the attack
 }
 
-// InAttack runs f in a bubble twice, as InWire does: the attacker dials the node, or is
-// dialled. It is not connected before next. edit may be nil.
+// InAttack runs f in a bubble twice, as InWire does: the attacker dials the node, or is dialled. It
+// is not connected before next. edit may be nil.
 func InAttack(t *testing.T, c rawpeer.Config, edit func(o *grid.ManagerOptions), f func(a *Attacked)) {
 	t.Helper()
 	for name, rawDials := range map[string]bool{"we accept": true, "we dial": false} {
@@ -134,8 +135,8 @@ func HonestCall(c *grid.Connection, i int) error {
 	return Consume(st)
 }
 
-// During requires that the honest host is served while the attack runs, and that no
-// call takes long.
+// During requires that the honest host is served while the attack runs, and that no call takes
+// long.
 func (a *Attacked) During(attack func()) {
 	a.Helper()
 	stop, done := make(chan struct{}), make(chan struct{})
@@ -211,8 +212,8 @@ func (a *Attacked) CheckLog() {
 	require.LessOrEqual(a, infos, 6, "%q", a.Book.About("level=INFO"))
 }
 
-// RequireGrown requires that the heap has grown by less since before the attack. The
-// race detector's pool keeps more.
+// RequireGrown requires that the heap has grown by less since before the attack. The race
+// detector's pool keeps more.
 func (a *Attacked) RequireGrown(most int64) {
 	a.Helper()
 	if bytepool.Strict {

@@ -15,8 +15,8 @@ import (
 
 // What an attacker is made of, and the handlers that it calls.
 
-// Swallower reads all that a peer is sent, answers pings of the link, and keeps none
-// of it: only how many there were.
+// Swallower reads all that a peer is sent, answers pings of the link, and keeps none of it: only
+// how many there were.
 type Swallower struct {
 	ops        [256]atomic.Int64
 	Overloaded atomic.Int64 // refusals for that reason

@@ -14,12 +14,11 @@ import (
 
 // What the tests of calls and streams share.
 
-// Handler is the ID under which a test registers the handler that it is
-// about.
+// Handler is the ID under which a test registers the handler that it is about.
 const Handler grid.HandlerID = 100
 
-// InBubble runs f in a bubble, which may not take for ever. A test that waits for
-// what never comes would do so otherwise, because of the pings.
+// InBubble runs f in a bubble, which may not take for ever. A test that waits for what never comes
+// would do so otherwise, because of the pings.
 func InBubble(t *testing.T, f func(t *testing.T)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
@@ -29,8 +28,8 @@ func InBubble(t *testing.T, f func(t *testing.T)) {
 	})
 }
 
-// InPair runs f in a bubble with a grid of two nodes and the connection from
-// the first to the second. edit may change their options; it may be nil.
+// InPair runs f in a bubble with a grid of two nodes and the connection from the first to the
+// second. edit may change their options; it may be nil.
 func InPair(t *testing.T, edit func(i int, o *grid.ManagerOptions), f func(t *testing.T, g *Grid, c *grid.Connection)) {
 	t.Helper()
 	InBubble(t, func(t *testing.T) {

@@ -1,9 +1,9 @@
-// Package rig is what the tests of this repository stand on: grids, of a node or several,
-// with the handlers that most tests call, scripted peers in the place of a host, a log
-// to read, and measures of what is in use.
+// Package rig is what the tests of this repository stand on: grids, of a node or several, with the
+// handlers that most tests call, scripted peers in the place of a host, a log to read, and measures
+// of what is in use.
 //
-// A grid is made by [New], or from a [Setup], on what package gridtest makes. The other
-// host of a lone grid ([NewLone]) is played by the test, through package rawpeer.
+// A grid is made by [New], or from a [Setup], on what package gridtest makes. The other host of a
+// lone grid ([NewLone]) is played by the test, through package rawpeer.
 package rig
 
 import (
@@ -35,8 +35,7 @@ type Grid struct {
 	T     testing.TB
 	Net   *faultconn.Network // nil over TCP
 	nodes []*Node            // of the last start
-	// Guests tells that others use the network too, and may have sockets left at the
-	// end.
+	// Guests tells that others use the network too, and may have sockets left at the end.
 	Guests bool
 }
 
@@ -52,8 +51,8 @@ type Setup struct {
 	Stopped bool // the test starts the nodes, and waits until they are connected
 }
 
-// New starts n nodes over a network in memory, for use in a bubble. edit may change the
-// options of each; it may be nil.
+// New starts n nodes over a network in memory, for use in a bubble. edit may change the options of
+// each; it may be nil.
 func New(t testing.TB, n int, edit func(i int, o *grid.ManagerOptions)) *Grid {
 	t.Helper()
 	return Setup{Hosts: Names("http", n), Edit: edit}.Start(t)
@@ -159,8 +158,8 @@ func HostAddr(host string) string {
 	return addr
 }
 
-// Cut cuts the link between two nodes, which then reconnect. Unlike that of gridtest
-// it waits for nothing.
+// Cut cuts the link between two nodes, which then reconnect. Unlike that of gridtest it waits for
+// nothing.
 func (g *Grid) Cut(i, j int) { g.Net.Cut(g.Addr(i), g.Addr(j)) }
 
 // WaitState waits until a connection has one of the states, in a bubble.
@@ -180,8 +179,8 @@ func WaitState(t testing.TB, c *grid.Connection, states ...grid.State) {
 	}
 }
 
-// Loopback is a [gridtest.Network] of real sockets, without any faults. What would wrap
-// them would be measured too.
+// Loopback is a [gridtest.Network] of real sockets, without any faults. What would wrap them would
+// be measured too.
 type Loopback struct {
 	Hosts []string // base URLs
 	// Wrap, if set, wraps what a node listens to.

@@ -6,8 +6,8 @@ import (
 	"github.com/gridrpc/grid/internal/rawpeer"
 )
 
-// What the documents say of grid's limits that are no options. The tests of the root
-// package see to it that these are the same as there.
+// What the documents say of grid's limits that are no options. The tests of the root package see to
+// it that these are the same as there.
 const (
 	MinBackoff      = 50 * time.Millisecond // between two attempts to connect
 	MaxBackoff      = 5 * time.Second

@@ -34,15 +34,14 @@ func (g *Grid) DialLone(raw string, c rawpeer.Config) *rawpeer.Peer {
 	return rawpeer.DialConfig(g.T, LoneHost, c)
 }
 
-// ListenLone lets the node of a lone grid, made on n afterwards, dial a
-// scripted peer.
+// ListenLone lets the node of a lone grid, made on n afterwards, dial a scripted peer.
 func ListenLone(t testing.TB, n *faultconn.Network, c rawpeer.Config) *rawpeer.Server {
 	t.Helper()
 	return rawpeer.Serve(t, ListenMemory(t, n, PeerHost(t, false)), c)
 }
 
-// ListenMemory listens in the place of a host until the test ends, and sees to it that no
-// socket is left then.
+// ListenMemory listens in the place of a host until the test ends, and sees to it that no socket is
+// left then.
 func ListenMemory(t testing.TB, n *faultconn.Network, host string) net.Listener {
 	t.Helper()
 	l, err := n.Listen(HostAddr(host))
@@ -56,9 +55,9 @@ func ListenMemory(t testing.TB, n *faultconn.Network, host string) net.Listener 
 	return l
 }
 
-// NewLone starts one node in memory, and returns the name of a second host,
-// which the test plays itself. edit may be nil. Where rawDials is false the
-// node keeps dialling; see ListenLone. prepare is that of Setup.
+// NewLone starts one node in memory, and returns the name of a second host, which the test plays
+// itself. edit may be nil. Where rawDials is false the node keeps dialling; see ListenLone. prepare
+// is that of Setup.
 func NewLone(t testing.TB, n *faultconn.Network, rawDials bool, edit func(o *grid.ManagerOptions), prepare ...func(n *Node)) (g *Grid, raw string) {
 	t.Helper()
 	raw = PeerHost(t, rawDials)

@@ -25,6 +25,6 @@ func RequireSame(t testing.TB, want, got []byte, what ...any) {
 
 const SlowRate = 1 << 20 // bytes per second of a slow link
 
-// Promptly is how long something small may take beside something large, on a slow
-// link: what is being written must be, and what waits before it.
+// Promptly is how long something small may take beside something large, on a slow link: what is
+// being written must be, and what waits before it.
 const Promptly = PendingLimit * time.Second / SlowRate

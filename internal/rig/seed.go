@@ -11,8 +11,7 @@ var seedFlag = flag.Uint64("seed", 0, "what randomised tests draw from; 0 draws 
 
 var drawn = sync.OnceValue(func() uint64 { return 1 + rand.Uint64N(1<<32) })
 
-// Seed is what a randomised test draws from. It is in the log of the test, and -seed
-// gives it back.
+// Seed is what a randomised test draws from. It is in the log of the test, and -seed gives it back.
 func Seed(t testing.TB) uint64 {
 	t.Helper()
 	seed := *seedFlag
@@ -27,8 +26,8 @@ func Seed(t testing.TB) uint64 {
 	return seed
 }
 
-// Rand draws from [Seed], for several goroutines at once; what each of them gets is then
-// not in the seed alone.
+// Rand draws from [Seed], for several goroutines at once; what each of them gets is then not in the
+// seed alone.
 func Rand(t testing.TB) *rand.Rand {
 	t.Helper()
 	return rand.New(&lockedSource{s: rand.NewPCG(Seed(t), 0)})

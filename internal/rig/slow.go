@@ -9,8 +9,8 @@ import (
 	"github.com/gridrpc/grid/internal/faultconn"
 )
 
-// NewSlow starts two nodes; what the first returned sends to the other goes
-// at rate bytes per second.
+// NewSlow starts two nodes; what the first returned sends to the other goes at rate bytes per
+// second.
 func NewSlow(t testing.TB, rate int, edit func(o *grid.ManagerOptions)) (g *Grid, from, to int) {
 	t.Helper()
 	g = New(t, 2, func(_ int, o *grid.ManagerOptions) {

@@ -18,8 +18,8 @@ import (
 	"github.com/gridrpc/grid"
 )
 
-// Certificate makes a certificate for 127.0.0.1, a and b that vouches for
-// itself, and the pool that trusts it.
+// Certificate makes a certificate for 127.0.0.1, a and b that vouches for itself, and the pool that
+// trusts it.
 func Certificate(t testing.TB) (tls.Certificate, *x509.CertPool) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -98,9 +98,9 @@ func (a *Authority) Issue(name string, uses ...x509.ExtKeyUsage) tls.Certificate
 	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}
 }
 
-// NewTLS starts n nodes with https names on loopback sockets. server is the
-// TLS configuration of the HTTP servers; edit must see to that of the diallers. It does
-// not wait until they are connected.
+// NewTLS starts n nodes with https names on loopback sockets. server is the TLS configuration of
+// the HTTP servers; edit must see to that of the diallers. It does not wait until they are
+// connected.
 func NewTLS(t testing.TB, n int, server *tls.Config, edit func(i int, o *grid.ManagerOptions)) *Grid {
 	t.Helper()
 	g := Setup{
@@ -113,8 +113,8 @@ func NewTLS(t testing.TB, n int, server *tls.Config, edit func(i int, o *grid.Ma
 	return g
 }
 
-// NewBound starts nodes called node0, node1 and so on, in a bubble, that know each
-// other by certificates which certs makes. It does not wait until they are connected.
+// NewBound starts nodes called node0, node1 and so on, in a bubble, that know each other by
+// certificates which certs makes. It does not wait until they are connected.
 func NewBound(t *testing.T, n int, a *Authority, certs func(i int) (server, client tls.Certificate), edit func(i int, o *grid.ManagerOptions)) *Grid {
 	t.Helper()
 	config := make(map[string]*tls.Config) // by host

@@ -19,8 +19,8 @@ func (g *Grid) Upgrade(header http.Header, compress bool) (*websocket.Conn, *htt
 	return d.DialContext(context.Background(), strings.Replace(LoneHost, "http", "ws", 1)+grid.RoutePath, header)
 }
 
-// RequireRefused makes sure that an upgrade is answered with an error, and that
-// the answer is complete.
+// RequireRefused makes sure that an upgrade is answered with an error, and that the answer is
+// complete.
 func (g *Grid) RequireRefused(header http.Header, status int) string {
 	g.T.Helper()
 	_, resp, err := g.Upgrade(header, false)

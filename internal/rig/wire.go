@@ -28,8 +28,8 @@ type Wire struct {
 	Next func() *rawpeer.Peer // connects once more
 }
 
-// InWire runs f in a bubble twice: with the node as acceptor and as dialler. c is
-// the peer, of which the zero value is one of version 1; edit may be nil.
+// InWire runs f in a bubble twice: with the node as acceptor and as dialler. c is the peer, of
+// which the zero value is one of version 1; edit may be nil.
 func InWire(t *testing.T, c rawpeer.Config, edit func(o *grid.ManagerOptions), f func(r *Wire)) {
 	t.Helper()
 	for name, rawDials := range map[string]bool{"we accept": true, "we dial": false} {
@@ -87,8 +87,7 @@ func (r *Wire) Alive() {
 	r.Expect(rawpeer.Msg{MuxID: 1 << 60, Op: rawpeer.OpResponse, Flags: CRCEOF, Payload: []byte("alive")})
 }
 
-// Lost requires that the node ends the session without another message, and
-// says why.
+// Lost requires that the node ends the session without another message, and says why.
 func (r *Wire) Lost(why ...string) {
 	r.Helper()
 	r.Peer.ExpectClosed()

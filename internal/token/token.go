@@ -1,5 +1,5 @@
-// Package token makes and checks tokens by which those who know a secret key show that
-// they do, without sending it.
+// Package token makes and checks tokens by which those who know a secret key show that they do,
+// without sending it.
 package token
 
 import (
@@ -17,12 +17,10 @@ import (
 const (
 	// MinKey is how many bytes a key must have.
 	MinKey = 16
-	// Life is how long a token is good, and how far ahead of the checker's clock it may
-	// be dated.
+	// Life is how long a token is good, and how far ahead of the checker's clock it may be dated.
 	Life = 5 * time.Minute
-	// MaxUsed bounds the memory for the tokens that were used: with two for each
-	// attempt to connect, and some 4.4 s between these, that is 450 hosts which are
-	// refused again and again.
+	// MaxUsed bounds the memory for the tokens that were used: with two for each attempt to
+	// connect, and some 4.4 s between these, that is 450 hosts which are refused again and again.
 	MaxUsed = 1 << 17
 
 	nonceSize = 16
@@ -41,8 +39,8 @@ var (
 	ErrTooMany = fmt.Errorf("more than %d tokens within %v", MaxUsed, 2*Life)
 )
 
-// Secret makes and checks tokens: base64 of the time in seconds, a nonce, and the
-// HMAC-SHA-256 of both. All methods may be called concurrently.
+// Secret makes and checks tokens: base64 of the time in seconds, a nonce, and the HMAC-SHA-256 of
+// both. All methods may be called concurrently.
 type Secret struct {
 	// Set once.
 	keys     [][]byte
@@ -56,8 +54,8 @@ type Secret struct {
 	forgotten int64
 }
 
-// New returns a Secret that signs with the first key and accepts any of them, which are
-// copied. With one that is too short, or none, it makes no token and accepts none.
+// New returns a Secret that signs with the first key and accepts any of them, which are copied.
+// With one that is too short, or none, it makes no token and accepts none.
 func New(keys ...[]byte) *Secret {
 	s := &Secret{}
 	if len(keys) == 0 {

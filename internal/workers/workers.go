@@ -11,19 +11,18 @@ import (
 
 // Pool is the goroutines, which are started as tasks come.
 //
-// Whenever a task waits, a worker is looking for it that runs none: a worker that
-// takes a task and leaves others behind first sees to it that there is one. So no
-// task, however long it runs, holds up a task behind it; yet short ones that arrive
-// together are worked off by a few goroutines, without a wake-up each.
+// Whenever a task waits, a worker is looking for it that runs none: a worker that takes a task and
+// leaves others behind first sees to it that there is one. So no task, however long it runs, holds
+// up a task behind it; yet short ones that arrive together are worked off by a few goroutines,
+// without a wake-up each.
 //
-// Tasks begin in the order of package lateq. How many there may be is for the caller
-// to bound. All methods may be called concurrently.
+// Tasks begin in the order of package lateq. How many there may be is for the caller to bound. All
+// methods may be called concurrently.
 type Pool struct {
 	clock *monotime.Stamp
 
-	// looking counts the workers that are about to look at the queue. It is
-	// added to on behalf of a worker before that is started or woken, and by a
-	// worker itself when it has run a task.
+	// looking counts the workers that are about to look at the queue. It is added to on behalf of a
+	// worker before that is started or woken, and by a worker itself when it has run a task.
 	looking atomic.Int32
 
 	mu     sync.Mutex // guards what follows
@@ -39,15 +38,15 @@ type Pool struct {
 type Task interface {
 	// Run must not panic. It may end its goroutine.
 	Run()
-	// Late reports whether so much time has passed that the task would probably be
-	// over too late, but is not yet.
+	// Late reports whether so much time has passed that the task would probably be over too late,
+	// but is not yet.
 	Late(now monotime.Time) bool
 
 	place() *lateq.Link[Task]
 }
 
-// Queued is embedded in tasks, for their place in the queue. A task is never late
-// unless it has a method of its own that says so.
+// Queued is embedded in tasks, for their place in the queue. A task is never late unless it has a
+// method of its own that says so.
 type Queued struct{ link lateq.Link[Task] }
 
 // Late implements [Task]: it reports whether the task is late, which it is not.

@@ -80,9 +80,8 @@ type lateTask struct {
 func (t *lateTask) Run()                        { t.f() }
 func (t *lateTask) Late(now monotime.Time) bool { return t.from < now && now < t.to }
 
-// A task that has waited for so long that it would be over too late goes behind all
-// others; of several such, the newest is first. What is of no use any more is out of the
-// way at once.
+// A task that has waited for so long that it would be over too late goes behind all others; of
+// several such, the newest is first. What is of no use any more is out of the way at once.
 func TestWorkers_PassOverWhatIsLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		clock := new(monotime.Stamp)
@@ -143,8 +142,8 @@ func TestWorkers_RunWhatIsSubmittedWhileClosing(t *testing.T) {
 	require.EqualValues(t, 1000, n.Load())
 }
 
-// Tasks that wait for others, at random, which may be behind them: all of them end, and
-// with the pool all workers do.
+// Tasks that wait for others, at random, which may be behind them: all of them end, and with the
+// pool all workers do.
 func TestWorkers_EndWhateverWaitsForWhat(t *testing.T) {
 	for seed := range uint64(20) {
 		synctest.Test(t, func(t *testing.T) {

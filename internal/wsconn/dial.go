@@ -31,13 +31,12 @@ type DialOptions struct {
 	Counters
 }
 
-// Dial upgrades a new connection to url (ws or wss). ctx must have a deadline
-// and bounds the whole; once Dial has returned it has no more effect.
+// Dial upgrades a new connection to url (ws or wss). ctx must have a deadline and bounds the whole;
+// once Dial has returned it has no more effect.
 func Dial(ctx context.Context, url string, o DialOptions) (*Conn, error) {
 	var l *link
 	release := func() bool { return true }
-	// The handshake reads without a context, so the end of ctx closes the
-	// socket under it.
+	// The handshake reads without a context, so the end of ctx closes the socket under it.
 	guard := func(c net.Conn) net.Conn {
 		l = &link{Conn: c, counters: o.Counters, left: maxAnswer, tooCostly: errAnswerTooLarge}
 		release = context.AfterFunc(ctx, func() { c.Close() })

@@ -11,8 +11,7 @@ import (
 // pipeTimeout bounds the handshake of a pipe, which takes no time.
 const pipeTimeout = 10 * time.Second
 
-// Pipe makes a websocket within the process, and returns its ends. limit is as in
-// [DialOptions].
+// Pipe makes a websocket within the process, and returns its ends. limit is as in [DialOptions].
 func Pipe(limit int64) (client, server *Conn, err error) {
 	near, far := net.Pipe()
 	ctx, cancel := context.WithTimeout(context.Background(), pipeTimeout)

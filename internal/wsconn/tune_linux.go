@@ -8,9 +8,9 @@ import (
 
 const (
 	tcpNotsentLowat = 25 // TCP_NOTSENT_LOWAT, which package syscall lacks
-	// unsentLimit is how much the kernel may hold, in bytes, that the peer has
-	// not let it send. Whatever is written next waits behind it, so a queue
-	// belongs in front of the socket, where small messages get past large ones.
+	// unsentLimit is how much the kernel may hold, in bytes, that the peer has not let it send.
+	// Whatever is written next waits behind it, so a queue belongs in front of the socket, where
+	// small messages get past large ones.
 	unsentLimit = 64 << 10
 )
 

@@ -15,11 +15,10 @@ var noDeadline time.Time
 // IsUpgrade reports whether r asks for a websocket.
 func IsUpgrade(r *http.Request) bool { return websocket.IsWebSocketUpgrade(r) }
 
-// Upgrade turns r into a websocket whose messages are bounded by limit bytes.
-// If it fails it has answered the request: with 403 where r carries the origin
-// of another site, else with a 4xx or 5xx that says why. Deadlines that the
-// HTTP server set are gone afterwards; the handshake must be written by
-// deadline.
+// Upgrade turns r into a websocket whose messages are bounded by limit bytes. If it fails it has
+// answered the request: with 403 where r carries the origin of another site, else with a 4xx or 5xx
+// that says why. Deadlines that the HTTP server set are gone afterwards; the handshake must be
+// written by deadline.
 func Upgrade(w http.ResponseWriter, r *http.Request, limit int64, deadline time.Time, counters Counters) (*Conn, error) {
 	h := hijacker{ResponseWriter: w, counters: counters, deadline: deadline}
 	u := websocket.Upgrader{

@@ -1,9 +1,9 @@
-// Package wsconn is grid's websocket: dial, upgrade, read a message under a
-// limit, write a message. It is the only importer of gorilla/websocket.
+// Package wsconn is grid's websocket: dial, upgrade, read a message under a limit, write a message.
+// It is the only importer of gorilla/websocket.
 //
-// A [Conn] has one reader and one writer, which may be different goroutines;
-// Close and the counters may be called from anywhere at any time. It sets no
-// deadlines after the handshake: who owns it watches the counters.
+// A [Conn] has one reader and one writer, which may be different goroutines; Close and the counters
+// may be called from anywhere at any time. It sets no deadlines after the handshake: who owns it
+// watches the counters.
 package wsconn
 
 import (
@@ -34,13 +34,12 @@ const (
 // writeBuffers is shared, so that only connections that are writing hold one.
 var writeBuffers sync.Pool
 
-// ErrEmptyFrames is returned by [Conn.ReadMessage] for a message that comes in far
-// more bytes than it holds: in frames that are empty, or nearly so, or among
-// endless control frames.
+// ErrEmptyFrames is returned by [Conn.ReadMessage] for a message that comes in far more bytes than
+// it holds: in frames that are empty, or nearly so, or among endless control frames.
 var ErrEmptyFrames = errors.New("websocket message in empty frames")
 
-// maxOverhead is how many bytes may be read inside a message beyond those that it
-// holds, and as many again for each that it does.
+// maxOverhead is how many bytes may be read inside a message beyond those that it holds, and as
+// many again for each that it does.
 const (
 	maxOverhead     = 64 << 10
 	overheadPerByte = 16
@@ -54,8 +53,8 @@ type Conn struct {
 	ws   *websocket.Conn
 	link *link
 
-	// pong holds the payload of a websocket ping that waits for its answer;
-	// a newer ping replaces it.
+	// pong holds the payload of a websocket ping that waits for its answer; a newer ping replaces
+	// it.
 	pong   atomic.Pointer[string]
 	onPing func() bool
 
@@ -69,8 +68,8 @@ func newConn(ws *websocket.Conn, l *link, limit int64) *Conn {
 	c := &Conn{ws: ws, link: l, onPing: func() bool { return true }}
 	c.SetLimit(limit)
 	tune(l.Conn)
-	// The library's own handlers write from the reader, and so would wait
-	// for a writer that is stuck.
+	// The library's own handlers write from the reader, and so would wait for a writer that is
+	// stuck.
 	ws.SetPingHandler(func(payload string) error {
 		c.pong.Store(&payload)
 		if !c.onPing() {
@@ -83,14 +82,13 @@ func newConn(ws *websocket.Conn, l *link, limit int64) *Conn {
 	return c
 }
 
-// OnPing sets a function that the reader calls, and that must not block, when
-// a websocket ping has come. If it returns true the ping waits to be answered by
-// [Conn.WritePong]. It is set by the reader, between two reads.
+// OnPing sets a function that the reader calls, and that must not block, when a websocket ping has
+// come. If it returns true the ping waits to be answered by [Conn.WritePong]. It is set by the
+// reader, between two reads.
 func (c *Conn) OnPing(f func() bool) { c.onPing = f }
 
-// ReadMessage reads the next binary message into a buffer from bytepool, which
-// the caller owns. It blocks without holding a buffer. After an error the
-// connection is of no further use.
+// ReadMessage reads the next binary message into a buffer from bytepool, which the caller owns. It
+// blocks without holding a buffer. After an error the connection is of no further use.
 func (c *Conn) ReadMessage() ([]byte, error) {
 	typ, r, err := c.ws.NextReader()
 	if err != nil {
@@ -133,8 +131,7 @@ func readError(err error) error {
 	return err
 }
 
-// SetLimit sets the size above which a message is not read. Only the reader may
-// call it.
+// SetLimit sets the size above which a message is not read. Only the reader may call it.
 func (c *Conn) SetLimit(bytes int64) { c.ws.SetReadLimit(bytes) }
 
 // WriteMessage writes b as one binary message. b stays the caller's.
@@ -161,26 +158,24 @@ func (c *Conn) SetDeadline(t time.Time) error { return c.link.SetDeadline(t) }
 // Close closes the socket at once; a blocked reader and writer return.
 func (c *Conn) Close() error { return c.link.Close() }
 
-// CloseWrite ends what the peer reads, once it has read all that was written, and
-// goes on reading. It reports whether the connection can.
+// CloseWrite ends what the peer reads, once it has read all that was written, and goes on reading.
+// It reports whether the connection can.
 func (c *Conn) CloseWrite() bool {
 	w, ok := c.link.Conn.(interface{ CloseWrite() error })
 	return ok && w.CloseWrite() == nil
 }
 
-// Reading reports the bytes read so far, and whether the reader is inside a
-// message.
+// Reading reports the bytes read so far, and whether the reader is inside a message.
 func (c *Conn) Reading() (n int64, inMessage bool) { return c.link.read.Load(), c.inMessage.Load() }
 
-// Writing reports the bytes written so far, and whether the writer is inside a
-// write.
+// Writing reports the bytes written so far, and whether the writer is inside a write.
 func (c *Conn) Writing() (n int64, inWrite bool) { return c.link.written.Load(), c.inWrite.Load() }
 
 // RemoteAddr is the address of the other end of the socket.
 func (c *Conn) RemoteAddr() net.Addr { return c.link.RemoteAddr() }
 
-// Counters are told the bytes that went over a socket. They are called by the
-// reader and the writer, and must not block.
+// Counters are told the bytes that went over a socket. They are called by the reader and the
+// writer, and must not block.
 type Counters struct {
 	Read, Written func(n int64)
 }
@@ -192,9 +187,8 @@ type link struct {
 	read, written atomic.Int64
 	hasDeadline   bool // for writes; the writer's own
 
-	// The reader's own: how many more bytes may be read for the present message, or
-	// the answer to an upgrade request, and the error if there are more; nil for no
-	// limit.
+	// The reader's own: how many more bytes may be read for the present message, or the answer to
+	// an upgrade request, and the error if there are more; nil for no limit.
 	left      int64
 	tooCostly error
 }
@@ -205,8 +199,8 @@ func (l *link) leaveMessage() { l.tooCostly = nil }
 // allow says that n bytes of the message have come.
 func (l *link) allow(n int) { l.left += (1 + overheadPerByte) * int64(n) }
 
-// SetWriteDeadline spares the call that the websocket makes before every write,
-// to clear a deadline that is not set.
+// SetWriteDeadline spares the call that the websocket makes before every write, to clear a deadline
+// that is not set.
 func (l *link) SetWriteDeadline(t time.Time) error {
 	if t.IsZero() && !l.hasDeadline {
 		return nil
@@ -220,8 +214,7 @@ func (l *link) SetDeadline(t time.Time) error {
 	return l.Conn.SetDeadline(t)
 }
 
-// Close closes the socket under TLS as well, whose own way of closing writes to
-// it and may wait.
+// Close closes the socket under TLS as well, whose own way of closing writes to it and may wait.
 func (l *link) Close() error {
 	if t, ok := l.Conn.(*tls.Conn); ok {
 		return t.NetConn().Close()
@@ -244,8 +237,7 @@ func (l *link) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Write writes p in pieces, so that the counter shows progress inside a large
-// message.
+// Write writes p in pieces, so that the counter shows progress inside a large message.
 func (l *link) Write(p []byte) (int, error) {
 	done := 0
 	for {
@@ -266,8 +258,8 @@ func (l *link) Write(p []byte) (int, error) {
 	}
 }
 
-// Redact takes a secret out of a text that somebody else has made, and that may
-// repeat it. What is shorter than 8 bytes is no secret, and often a word.
+// Redact takes a secret out of a text that somebody else has made, and that may repeat it. What is
+// shorter than 8 bytes is no secret, and often a word.
 func Redact(text, secret string) string {
 	if len(secret) < 8 {
 		return text

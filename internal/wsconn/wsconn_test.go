@@ -111,8 +111,8 @@ func TestConn_FrameHeaderThatClaimsEverythingIsRefused(t *testing.T) {
 	}
 }
 
-// A message without end, in frames that hold nothing or hardly anything, or among
-// control frames, is not read for ever.
+// A message without end, in frames that hold nothing or hardly anything, or among control frames,
+// is not read for ever.
 func TestConn_MessageInEmptyFramesIsRefused(t *testing.T) {
 	t.Parallel()
 	const masked = "\x80mask"
@@ -151,8 +151,7 @@ func TestConn_TextMessageIsRefused(t *testing.T) {
 	require.ErrorContains(t, <-got, "not binary")
 }
 
-// The reader answers a websocket ping without waiting for the writer, whatever
-// that does.
+// The reader answers a websocket ping without waiting for the writer, whatever that does.
 func TestConn_PingIsLeftToTheWriter(t *testing.T) {
 	t.Parallel()
 	poked := make(chan struct{}, 10)
@@ -219,8 +218,8 @@ func TestUpgrade_TakesNoCompression(t *testing.T) {
 	require.Empty(t, resp.Header.Get("Sec-Websocket-Extensions"))
 }
 
-// A server that accepts and says nothing holds a dial no longer than its
-// context, however that ends.
+// A server that accepts and says nothing holds a dial no longer than its context, however that
+// ends.
 func TestDial_EndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

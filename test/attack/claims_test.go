@@ -48,8 +48,8 @@ func claims() map[string][]byte {
 	}
 }
 
-// inEveryPlace puts a claim where each value of a map is, where a value that nobody
-// knows is, where a key is, and where the map is.
+// inEveryPlace puts a claim where each value of a map is, where a value that nobody knows is, where
+// a key is, and where the map is.
 func inEveryPlace(keys []string, claim []byte) (all [][]byte) {
 	for _, key := range append(keys, "New") {
 		all = append(all, append(msgp.AppendString(msgp.AppendMapHeader(nil, 1), key), claim...))
@@ -107,8 +107,8 @@ func TestMsg_ThatClaimsEverything(t *testing.T) {
 	}
 }
 
-// In what the messages of a session carry in their payloads. Some of that is an error
-// of the link, some of a stream, some of nobody.
+// In what the messages of a session carry in their payloads. Some of that is an error of the link,
+// some of a stream, some of nobody.
 func TestMsg_PayloadThatClaimsEverything(t *testing.T) {
 	rig.Long(t)
 	const mux = 77
@@ -153,8 +153,8 @@ func TestMsg_PayloadThatClaimsEverything(t *testing.T) {
 	}
 }
 
-// A number of credits takes five bytes. One that is longer is no number, and not worth
-// repeating: not in an error, nor in the cause of a context.
+// A number of credits takes five bytes. One that is longer is no number, and not worth repeating:
+// not in an error, nor in the cause of a context.
 func TestCredits_OfManyBytesAreNotRepeated(t *testing.T) {
 	const size = 120_000 // more than that of what grid itself sends ends the link
 	t.Run("to a stream that is served", func(t *testing.T) {

@@ -157,8 +157,8 @@ func withSlowChecks(t *testing.T, f func(a *rig.Attacked, c *slowChecks)) {
 	})
 }
 
-// A check of the token that takes its time is not to be made to run without end. Who
-// is in it can't be turned away, so others are.
+// A check of the token that takes its time is not to be made to run without end. Who is in it can't
+// be turned away, so others are.
 func TestHandshake_SlowTokenChecksDoNotPileUp(t *testing.T) {
 	t.Run("of the upgrade", func(t *testing.T) {
 		withSlowChecks(t, func(a *rig.Attacked, c *slowChecks) {
@@ -195,8 +195,7 @@ func TestHandshake_SlowTokenChecksDoNotPileUp(t *testing.T) {
 	})
 }
 
-// drip writes bytes one by one until the other side has closed, and returns how long
-// that took.
+// drip writes bytes one by one until the other side has closed, and returns how long that took.
 func drip(p *rawpeer.Peer, b []byte, pause time.Duration) time.Duration {
 	began := time.Now()
 	for _, octet := range b {
@@ -325,8 +324,7 @@ func TestUpgrade_EveryKindOfForeignOriginIsRefused(t *testing.T) {
 	})
 }
 
-// A server that is dialled and answers the upgrade without end: what is read of it is
-// bounded.
+// A server that is dialled and answers the upgrade without end: what is read of it is bounded.
 func TestUpgrade_AnswerWithoutEndIsBounded(t *testing.T) {
 	const answer = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
 	for name, c := range map[string]struct{ head, more string }{
@@ -367,8 +365,8 @@ func TestUpgrade_AnswerWithoutEndIsBounded(t *testing.T) {
 	}
 }
 
-// A server that is dialled knows our token, and says it back wherever it can: it is not
-// for the log.
+// A server that is dialled knows our token, and says it back wherever it can: it is not for the
+// log.
 func TestSecret_TokenThatIsSaidBackIsNotLogged(t *testing.T) {
 	t.Run("in a refusal of the upgrade", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {

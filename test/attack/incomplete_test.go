@@ -13,8 +13,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// What comes in parts must come to an end: the node does not wait for the rest longer
-// than MessageTimeout, nor keep more of it than MaxHostBytes.
+// What comes in parts must come to an end: the node does not wait for the rest longer than
+// MessageTimeout, nor keep more of it than MaxHostBytes.
 
 // Endless frames that are empty, or nearly so, are not a message that grows.
 func TestWebsocket_MessageInEmptyFramesDoesNotGoOn(t *testing.T) {
@@ -156,8 +156,8 @@ func partialAnswers(a *rig.Attacked, p *rawpeer.Peer, ctx context.Context, n, si
 	return answers
 }
 
-// Answers that never complete hold what MaxHostBytes allows. What they held is given
-// back when their callers have gone.
+// Answers that never complete hold what MaxHostBytes allows. What they held is given back when
+// their callers have gone.
 func TestFragments_OfAnswersThatNeverComplete(t *testing.T) {
 	rig.Long(t)
 	const n, size = 200, 64_000

@@ -58,8 +58,8 @@ func TestLimits_LargeRequestsToHandlersThatBlock(t *testing.T) {
 	}
 }
 
-// The reason of a cancel is kept with the context of a handler that does not end. It is
-// the peer's text, so it must not be long.
+// The reason of a cancel is kept with the context of a handler that does not end. It is the peer's
+// text, so it must not be long.
 func TestStream_CancelWithALongReasonIsClipped(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, rig.KeptLimits, func(a *rig.Attacked) {
 		b := a.Block(1)
@@ -134,8 +134,8 @@ func TestLimits_MessagesInTheChannelsOfHandlersCount(t *testing.T) {
 	})
 }
 
-// A handler that has taken all its input, and waits for more, leaves nothing that
-// counts: else idle streams would use up what their host may have.
+// A handler that has taken all its input, and waits for more, leaves nothing that counts: else idle
+// streams would use up what their host may have.
 func TestLimits_InputThatAHandlerHasTakenDoesNotCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.New(t, 2, nil)

@@ -1,5 +1,5 @@
-// Package attack holds what a peer that floods can make a node keep: memory, goroutines, sockets, and
-// lines of a log. These are measured, so no test of it runs beside another.
+// Package attack holds what a peer that floods can make a node keep: memory, goroutines, sockets,
+// and lines of a log. These are measured, so no test of it runs beside another.
 package attack
 
 import (

@@ -13,8 +13,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// Rapid reset: what a peer opens and cancels at once costs it nothing, and the node a
-// handler that does not look at its context.
+// Rapid reset: what a peer opens and cancels at once costs it nothing, and the node a handler that
+// does not look at its context.
 
 func TestStream_RapidResetIsRefusedBeyondMaxStreams(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, rig.LimitHandlers, func(a *rig.Attacked) {

@@ -86,8 +86,8 @@ func TestHandshake_SecondOneEndsTheLink(t *testing.T) {
 	}
 }
 
-// What comes behind a message that ends the link is not acted on, in the same websocket
-// message or the next.
+// What comes behind a message that ends the link is not acted on, in the same websocket message or
+// the next.
 func TestMsg_BehindTheEndIsNotActedOn(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, nil, func(a *rig.Attacked) {
 		var ran atomic.Int64
@@ -162,8 +162,8 @@ func TestShutdown_DisconnectThatIsNoDrainIsTheEnd(t *testing.T) {
 	}
 }
 
-// A peer that says again and again that it shuts down, goes on with calls, and never
-// closes: it is served, nothing is asked of it, and it is told of once.
+// A peer that says again and again that it shuts down, goes on with calls, and never closes: it is
+// served, nothing is asked of it, and it is told of once.
 func TestShutdown_DrainThatDoesNotEndIsServedAndToldOnce(t *testing.T) {
 	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, func(o *grid.ManagerOptions) { o.MaxHandlers, o.MaxStreams = 40, 10 }, func(a *rig.Attacked) {
 		b := a.Block(1)
@@ -208,8 +208,8 @@ func TestShutdown_DrainThatDoesNotEndIsServedAndToldOnce(t *testing.T) {
 	})
 }
 
-// Calls that are sent together with the Connect, before the answer to it has come, are
-// those of somebody who is let in; or of somebody who is not.
+// Calls that are sent together with the Connect, before the answer to it has come, are those of
+// somebody who is let in; or of somebody who is not.
 func TestHandshake_CallsBeforeItsAnswer(t *testing.T) {
 	for token, served := range map[string]bool{rig.AttackToken: true, "guess": false} {
 		t.Run(fmt.Sprint("served ", served), func(t *testing.T) {

@@ -14,8 +14,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// failing is what a failure is staged in: a node, the peer that it talks to, and
-// the context of its caller.
+// failing is what a failure is staged in: a node, the peer that it talks to, and the context of its
+// caller.
 type failing struct {
 	*rig.Grid
 	conn    *grid.Connection

@@ -42,8 +42,7 @@ func echoStream(ctx context.Context, payload []byte, in <-chan []byte, out chan<
 	return grid.NewRemoteErr(context.Cause(ctx))
 }
 
-// echoesAll registers echoes as Handler and Handler+1, at every node, also
-// under the subroute a/b.
+// echoesAll registers echoes as Handler and Handler+1, at every node, also under the subroute a/b.
 func echoesAll(g *rig.Grid) {
 	g.T.Helper()
 	for _, n := range g.Nodes() {
@@ -244,8 +243,8 @@ func TestFragments_OfManyCallsAndStreamsDoNotMix(t *testing.T) {
 	}
 }
 
-// Many senders of one stream, of messages large and small: each arrives whole, and
-// those of one sender in order.
+// Many senders of one stream, of messages large and small: each arrives whole, and those of one
+// sender in order.
 func TestFragments_OfConcurrentSendsDoNotMix(t *testing.T) {
 	const senders, each = 8, 12
 	for _, capacity := range []int{1, 64} {

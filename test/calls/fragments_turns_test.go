@@ -14,8 +14,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// However many callers send small payloads without a pause, a large one gets through
-// within its minute.
+// However many callers send small payloads without a pause, a large one gets through within its
+// minute.
 func TestFragments_AreNotStarvedBySmallCalls(t *testing.T) {
 	t.Parallel()
 	rig.Long(t)

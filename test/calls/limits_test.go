@@ -16,8 +16,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// However long an error's text is, and however small the messages that are
-// allowed, it arrives as an error and nothing else is lost.
+// However long an error's text is, and however small the messages that are allowed, it arrives as
+// an error and nothing else is lost.
 func TestError_TextIsClippedAndNoOtherCallIsLost(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("é", rig.MaxErrorText)
@@ -53,8 +53,7 @@ func TestError_TextIsClippedAndNoOtherCallIsLost(t *testing.T) {
 	})
 }
 
-// A check of the application's that panics ends the handshake, and neither the
-// socket nor Close.
+// A check of the application's that panics ends the handshake, and neither the socket nor Close.
 func TestHandshake_TokenCheckThatPanicsEndsNothingElse(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -154,8 +153,8 @@ func TestPing_StreamThatWaitsToBeOpenedGetsNone(t *testing.T) {
 	})
 }
 
-// The default deadline holds for the wait for room as well, and a call that has
-// passed it is not made later.
+// The default deadline holds for the wait for room as well, and a call that has passed it is not
+// made later.
 func TestDeadline_DefaultHoldsWhileThereIsNoRoom(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -230,8 +230,8 @@ func TestRequest_ReturnsAtOnceWithTheCauseOfItsContext(t *testing.T) {
 	})
 }
 
-// A caller that waits for room in the queue, because the peer reads nothing, is
-// as free to go as one that waits for its answer.
+// A caller that waits for room in the queue, because the peer reads nothing, is as free to go as
+// one that waits for its answer.
 func TestRequest_ReturnsAtOnceAlsoWhileThePeerReadsNothing(t *testing.T) {
 	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -252,8 +252,8 @@ func TestRequest_ReturnsAtOnceAlsoWhileThePeerReadsNothing(t *testing.T) {
 	})
 }
 
-// Answers that arrive as their callers go away: none reaches another caller,
-// and no buffer is used twice (the pool checks, with the race detector).
+// Answers that arrive as their callers go away: none reaches another caller, and no buffer is used
+// twice (the pool checks, with the race detector).
 func TestRequest_AnswersThatComeAsTheCallerLeavesAreNeverMixedUp(t *testing.T) {
 	g := rig.NewTCP(t, 2, nil)
 	c := g.Conn(0, 1)

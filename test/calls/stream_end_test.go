@@ -156,8 +156,8 @@ func TestStream_SlowConsumerHearsTheTruth(t *testing.T) {
 	}
 }
 
-// The stream has ended well, but its consumer is stopped before it has seen all
-// of it: that is no clean end.
+// The stream has ended well, but its consumer is stopped before it has seen all of it: that is no
+// clean end.
 func TestStream_ConsumerCancelledAfterACleanEndHearsOfIt(t *testing.T) {
 	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -188,8 +188,7 @@ func TestStream_ConsumerCancelledAfterACleanEndHearsOfIt(t *testing.T) {
 	})
 }
 
-// The deadline travels in whole milliseconds, so the server's is the first to
-// pass.
+// The deadline travels in whole milliseconds, so the server's is the first to pass.
 func TestStream_DeadlineThatPassesOnTheServerFirst(t *testing.T) {
 	t.Parallel()
 	handlers := map[string]grid.StreamHandlerFn{
@@ -292,8 +291,7 @@ func TestStream_NilAndEmptyMessagesThenData(t *testing.T) {
 	})
 }
 
-// A handler acts on what it was told if, and only if, its input has ended with
-// its context alive.
+// A handler acts on what it was told if, and only if, its input has ended with its context alive.
 func TestStream_HandlerDoesNotCommitWhenTheLinkIsCut(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {

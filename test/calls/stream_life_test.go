@@ -17,8 +17,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// waitingHandler registers a handler that reads and sends nothing, and reports
-// how its context ended.
+// waitingHandler registers a handler that reads and sends nothing, and reports how its context
+// ended.
 func waitingHandler(g *rig.Grid) (causes <-chan error) {
 	c := make(chan error, 1)
 	g.Stream(1, 1, func(ctx context.Context, _ []byte, _ <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
@@ -288,8 +288,8 @@ func openTyped(t testing.TB, ctx context.Context, c *grid.Connection) *grid.Type
 	return s
 }
 
-// A sender may be late by hours. When nobody holds the stream any more, its
-// goroutine goes, though the channel was never closed.
+// A sender may be late by hours. When nobody holds the stream any more, its goroutine goes, though
+// the channel was never closed.
 func TestStream_RequestsAreDrainedForAsLongAsItIsHeld(t *testing.T) {
 	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {

@@ -19,8 +19,7 @@ import (
 
 // Streams to and from peers that keep to version 1, or to nothing at all.
 
-// withPeer runs f in a bubble with one node and a scripted peer that is
-// connected to it.
+// withPeer runs f in a bubble with one node and a scripted peer that is connected to it.
 func withPeer(t *testing.T, c rawpeer.Config, f func(t *testing.T, g *rig.Grid, conn *grid.Connection, peer *rawpeer.Peer)) {
 	t.Helper()
 	rig.InBubble(t, func(t *testing.T) {
@@ -30,8 +29,8 @@ func withPeer(t *testing.T, c rawpeer.Config, f func(t *testing.T, g *rig.Grid, 
 	})
 }
 
-// openToPeer opens a stream to Handler at the peer, which takes it on. The
-// credits are for a wide peer; one of version 1 names none.
+// openToPeer opens a stream to Handler at the peer, which takes it on. The credits are for a wide
+// peer; one of version 1 names none.
 func openToPeer(t *testing.T, ctx context.Context, c *grid.Connection, peer *rawpeer.Peer, credits int) (s *grid.Stream, id uint64) {
 	t.Helper()
 	opened := make(chan error)
@@ -67,8 +66,7 @@ func registerLocally(g *rig.Grid, outCapacity, inCapacity int) {
 	}))
 }
 
-// A version 1 server follows its last message with the end, and that with a
-// disconnect.
+// A version 1 server follows its last message with the end, and that with a disconnect.
 func TestStream_BurstOfCapacityThenEOFSlowConsumerOfAVersion1Server(t *testing.T) {
 	t.Parallel()
 	withPeer(t, rawpeer.Config{}, func(t *testing.T, g *rig.Grid, c *grid.Connection, peer *rawpeer.Peer) {

@@ -24,8 +24,7 @@ func numbered(n int) (all []string) {
 	return all
 }
 
-// The three shapes, with capacities that have nothing to do with the number of
-// messages.
+// The three shapes, with capacities that have nothing to do with the number of messages.
 func TestStream_ShapesAndCapacities(t *testing.T) {
 	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -289,8 +288,8 @@ func TestStream_All(t *testing.T) {
 		require.Equal(t, numbered(10), got)
 		require.NoError(t, <-ended)
 
-		// Breaking off ends the stream and the handler's context. It is not
-		// mistaken for the end of the stream by whoever looks again.
+		// Breaking off ends the stream and the handler's context. It is not mistaken for the end of
+		// the stream by whoever looks again.
 		s := rig.OpenStream(t, t.Context(), c, 200)
 		got, err = loop(s, 4)
 		require.NoError(t, err)
@@ -356,8 +355,7 @@ func TestStream_RegistrationChecksItsArguments(t *testing.T) {
 			require.ErrorContains(t, m.RegisterStreamingHandler(rig.Handler, h), "must be")
 		}
 
-		// The largest capacities work; the windows that are wider than any other
-		// still grow.
+		// The largest capacities work; the windows that are wider than any other still grow.
 		require.NoError(t, m.RegisterStreamingHandler(rig.Handler, grid.StreamHandler{Handle: echo, OutCapacity: rig.MaxCapacity, InCapacity: rig.MaxCapacity}))
 		s := rig.OpenStream(t, t.Context(), c)
 		go func() {

@@ -15,8 +15,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// farConn is a connection over which everything takes a while, in both
-// directions. It has no limit of its own to what is under way.
+// farConn is a connection over which everything takes a while, in both directions. It has no limit
+// of its own to what is under way.
 type farConn struct {
 	net.Conn // writes and closes it
 	delay    time.Duration
@@ -114,8 +114,8 @@ func TestWindow_DefaultIsNotStopAndWait(t *testing.T) {
 	const (
 		roundTrip = 10 * time.Millisecond
 		messages  = 10_000
-		// Doubling to a window of 512, then 10,000/512 windows; twice that, and
-		// what opening and ending take.
+		// Doubling to a window of 512, then 10,000/512 windows; twice that, and what opening and
+		// ending take.
 		most = 2*(10+messages/rig.MaxWindow)*roundTrip + 4*roundTrip
 	)
 	inFarPair(t, roundTrip, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -192,8 +192,8 @@ func TestWindow_StalledConsumerHoldsNoMore(t *testing.T) {
 				n := 0
 				look := func() {
 					synctest.Wait()
-					// Beyond the window one is in the sender's hand, and some wait
-					// in the handler's channel.
+					// Beyond the window one is in the sender's hand, and some wait in the handler's
+					// channel.
 					require.LessOrEqual(t, sent-n, test.most+1+min(test.capacity, rig.MaxOutBuffer))
 					require.GreaterOrEqual(t, sent-n, test.most/2, "the window has grown")
 					cancel()
@@ -256,8 +256,7 @@ func TestWindow_StalledHandlerIsSentNoMore(t *testing.T) {
 	}
 }
 
-// Towards a version 1 peer a window never grows: it would take that for a
-// breach.
+// Towards a version 1 peer a window never grows: it would take that for a breach.
 func TestWindow_StaysAsItIsForAVersion1Server(t *testing.T) {
 	t.Parallel()
 	withPeer(t, rawpeer.Config{}, func(t *testing.T, g *rig.Grid, c *grid.Connection, peer *rawpeer.Peer) {

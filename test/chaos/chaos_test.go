@@ -45,8 +45,8 @@ func TestChaos_EveryCallHasItsEnd(t *testing.T) {
 // A round ends with a heal, after which everything must work.
 const maxRound = 10 * time.Second
 
-// pace is what the machine makes of it: the race detector, and a pool that looks at
-// every byte, are slow.
+// pace is what the machine makes of it: the race detector, and a pool that looks at every byte, are
+// slow.
 type pace struct {
 	clients  int           // for each ordered pair of hosts
 	pause    time.Duration // between faults, on average
@@ -60,8 +60,8 @@ func thePace() pace {
 	return pace{clients: 5, pause: faultPause, healTime: 2 * time.Second}
 }
 
-// run makes chaos for some time and fails the test where the model was violated.
-// watch, if not nil, runs meanwhile, until its context ends.
+// run makes chaos for some time and fails the test where the model was violated. watch, if not nil,
+// runs meanwhile, until its context ends.
 func run(t *testing.T, duration time.Duration, watch func(ctx context.Context)) {
 	seed := rig.Seed(t)
 	m := &model{ledger: newLedger()}
@@ -93,8 +93,7 @@ func newFabric(seed uint64) (fabric, error) {
 	return newMemory(func() int { return 1 << (10 + 2*rng.IntN(5)) }), nil
 }
 
-// chaos calls and makes faults for some time, and waits until all calls have
-// ended.
+// chaos calls and makes faults for some time, and waits until all calls have ended.
 func chaos(c *cluster, seed uint64, duration time.Duration, faults *trace, watch func(ctx context.Context)) {
 	p := thePace()
 	c.requireWorks(p.healTime) // at first
@@ -164,9 +163,9 @@ func (c *cluster) requireIdle() {
 	}
 }
 
-// requireBuffersBack checks that the pool gets back all buffers of calls that end
-// well. Those of others it may lose to the garbage collector: what a handler that
-// panics was given, and what is sent to a stream that has ended.
+// requireBuffersBack checks that the pool gets back all buffers of calls that end well. Those of
+// others it may lose to the garbage collector: what a handler that panics was given, and what is
+// sent to a stream that has ended.
 func (c *cluster) requireBuffersBack(seed uint64) {
 	for try := range uint64(5) {
 		before, bad := bytepool.Out(), c.model.tally.notGood()

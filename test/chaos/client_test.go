@@ -24,8 +24,8 @@ func (c *client) run(ctx context.Context) {
 		began := time.Now()
 		err := c.callAnything()
 		if errors.Is(err, grid.ErrDisconnected) && time.Since(began) < time.Millisecond {
-			// There is no link, or no more of this manager: many calls that can't
-			// be made are worth no more than a few.
+			// There is no link, or no more of this manager: many calls that can't be made are worth
+			// no more than a few.
 			wait, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 			_ = c.cluster.conn(c.from, c.to).WaitForConnect(wait)
 			cancel()
@@ -69,8 +69,8 @@ func (c *client) choose(call *call) {
 	}
 }
 
-// size is that of a payload: few are so large that they go in fragments. The pool
-// that looks at every byte, one buffer at a time, has fewer of them.
+// size is that of a payload: few are so large that they go in fragments. The pool that looks at
+// every byte, one buffer at a time, has fewer of them.
 func (c *client) size() int {
 	large, medium, most := 12, 100, 300<<10
 	if bytepool.Strict {

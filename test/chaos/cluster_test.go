@@ -96,8 +96,7 @@ func (c *cluster) stop() {
 	c.grid.Close()
 }
 
-// conn is the connection from one node to another, of the manager that runs now,
-// or ran last.
+// conn is the connection from one node to another, of the manager that runs now, or ran last.
 func (c *cluster) conn(from, to int) *grid.Connection {
 	return c.nodes[from].life.Load().Connection(c.names[to])
 }

@@ -1,6 +1,6 @@
-// Package chaos holds nothing but a test: five managers in a full mesh, called all the
-// time in every way, while their links fail, and they restart or remove each other, and
-// a model of what must hold.
+// Package chaos holds nothing but a test: five managers in a full mesh, called all the time in
+// every way, while their links fail, and they restart or remove each other, and a model of what
+// must hold.
 //
 //	go test -v ./test/chaos -duration 60s             # in memory
 //	go test -v ./test/chaos -duration 60s -tcp        # over loopback sockets
@@ -11,21 +11,20 @@
 //
 //	chaos: seed S, N calls, M streams, K cuts, R restarts, violations V
 //
-// N are single requests; K are the cuts that found a link. The seed draws the
-// faults and the calls; what meets what is up to the scheduler of the day, so a
-// seed that has failed once may have to be tried more than once.
+// N are single requests; K are the cuts that found a link. The seed draws the faults and the calls;
+// what meets what is up to the scheduler of the day, so a seed that has failed once may have to be
+// tried more than once.
 //
 // # Who owns what
 //
-// A cluster owns its nodes and the fabric that joins them: a faultconn.Network, or
-// loopback sockets whose ends are wrapped. A node is a name, under which one
-// manager with its HTTP server lives after the other. The clients, some for each
-// ordered pair of hosts, make one call after the other, and end with a context; the
-// last call they finish. A round of faults is drawn in advance, injected by one
-// goroutine with one more for each fault that lasts, and ends with a heal; then all
-// pairs must work within two seconds. The model is told by clients and handlers
-// what they see. It owns the ledger of calls, which forgets those that ended long
-// ago, so that a soak of hours holds no more than a minute.
+// A cluster owns its nodes and the fabric that joins them: a faultconn.Network, or loopback sockets
+// whose ends are wrapped. A node is a name, under which one manager with its HTTP server lives
+// after the other. The clients, some for each ordered pair of hosts, make one call after the other,
+// and end with a context; the last call they finish. A round of faults is drawn in advance,
+// injected by one goroutine with one more for each fault that lasts, and ends with a heal; then all
+// pairs must work within two seconds. The model is told by clients and handlers what they see. It
+// owns the ledger of calls, which forgets those that ended long ago, so that a soak of hours holds
+// no more than a minute.
 //
 // # What must hold
 //
@@ -49,15 +48,14 @@
 //
 // # Calls that are lost
 //
-// A call that fails with its link may have run, and may be about to: what was
-// delivered before the end is still worked off. So its failure says nothing about
-// a run that follows. But a request that was only queued must die with its link.
+// A call that fails with its link may have run, and may be about to: what was delivered before the
+// end is still worked off. So its failure says nothing about a run that follows. But a request that
+// was only queued must die with its link.
 //
-// The fault called a loss makes that visible. It holds back all that one host sends
-// to another, and after a while cuts every connection of the two before it lets
-// anything go: so nothing that was sent meanwhile, over whichever connection, has
-// arrived. A call that began within a loss and failed within it must never run.
-// Nor must one that failed later, if its manager has made no connection from before
-// the call until after its failure: what it sent went over one of those that were
-// cut. Of all other calls nothing is said.
+// The fault called a loss makes that visible. It holds back all that one host sends to another, and
+// after a while cuts every connection of the two before it lets anything go: so nothing that was
+// sent meanwhile, over whichever connection, has arrived. A call that began within a loss and
+// failed within it must never run. Nor must one that failed later, if its manager has made no
+// connection from before the call until after its failure: what it sent went over one of those that
+// were cut. Of all other calls nothing is said.
 package chaos

@@ -8,8 +8,8 @@ import (
 	"github.com/gridrpc/grid/internal/faultconn"
 )
 
-// fabric joins the hosts, and breaks their links. Stalls, rates, delays and
-// corruptions are of one direction.
+// fabric joins the hosts, and breaks their links. Stalls, rates, delays and corruptions are of one
+// direction.
 type fabric interface {
 	name(host int) string // its base URL
 	listen(host int) (net.Listener, error)
@@ -32,8 +32,8 @@ type fabric interface {
 // memory is a fabric in memory.
 type memory struct{ net *faultconn.Network }
 
-// newMemory gives the links buffers of different sizes, also tiny ones, so that
-// there is something in the queues of the managers.
+// newMemory gives the links buffers of different sizes, also tiny ones, so that there is something
+// in the queues of the managers.
 func newMemory(sizes func() int) memory {
 	m := memory{net: faultconn.NewNetwork()}
 	for a := range hosts {

@@ -93,13 +93,12 @@ func (c *cluster) suffer(f fault) {
 	}
 }
 
-// handshakeBytes is more than the handshake of a connection takes, in either
-// direction. It has no checksum: a bit of it that is flipped can be a different
-// capability.
+// handshakeBytes is more than the handshake of a connection takes, in either direction. It has no
+// checksum: a bit of it that is flipped can be a different capability.
 const handshakeBytes = 2 << 10
 
-// burst makes requests that are more than a link takes which nobody reads, so that
-// some of them are queued.
+// burst makes requests that are more than a link takes which nobody reads, so that some of them are
+// queued.
 func (c *cluster) burst(from, to int) *sync.WaitGroup {
 	all := new(sync.WaitGroup)
 	for i := range 16 {
@@ -112,8 +111,8 @@ func (c *cluster) burst(from, to int) *sync.WaitGroup {
 	return all
 }
 
-// deafen makes all connections of a host half-open, one end or the other. Its
-// peers, or it, have nothing but silence to notice it by.
+// deafen makes all connections of a host half-open, one end or the other. Its peers, or it, have
+// nothing but silence to notice it by.
 func (c *cluster) deafen(host int) {
 	for peer := range hosts {
 		switch {

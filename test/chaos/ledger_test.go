@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// ledger knows what became of every call, a few bits each. Calls that have ended
-// long ago it forgets, so that it does not grow.
+// ledger knows what became of every call, a few bits each. Calls that have ended long ago it
+// forgets, so that it does not grow.
 type ledger struct {
 	last atomic.Uint64 // the number of the last call
 
@@ -19,8 +19,7 @@ type ledger struct {
 
 const (
 	pageCalls = 1 << 14
-	// pageLife is how many ticks of a second a page is kept after the last of its
-	// calls has ended.
+	// pageLife is how many ticks of a second a page is kept after the last of its calls has ended.
 	pageLife = 30
 )
 
@@ -67,8 +66,8 @@ func (l *ledger) page(id uint64, begins bool) *page {
 	return p
 }
 
-// run notes that the handler of a call runs, and returns what is known of the
-// call; ok is false if nothing is.
+// run notes that the handler of a call runs, and returns what is known of the call; ok is false if
+// nothing is.
 func (l *ledger) run(id uint64) (state uint32, ok bool) {
 	p := l.page(id, false)
 	if p == nil {
@@ -89,8 +88,8 @@ func (l *ledger) mark(id uint64, bits uint32) uint32 {
 // end notes that a call has ended. It is called once, last.
 func (l *ledger) end(id uint64) { l.page(id, false).ended.Add(1) }
 
-// tick forgets what is old. It counts calls of itself rather than the time, so
-// that a machine that was asleep does not forget what is about to run.
+// tick forgets what is old. It counts calls of itself rather than the time, so that a machine that
+// was asleep does not forget what is about to run.
 func (l *ledger) tick() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

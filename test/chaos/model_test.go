@@ -44,8 +44,8 @@ func (m *model) violations() (n int, told []string) {
 
 // linkHistory is what has happened to what one host sends to another.
 type linkHistory struct {
-	// losses is odd while nothing arrives, and nothing of what is sent then ever
-	// will: before it becomes even every connection of the link is cut.
+	// losses is odd while nothing arrives, and nothing of what is sent then ever will: before it
+	// becomes even every connection of the link is cut.
 	losses atomic.Uint64
 	// corrupted is when bits were last flipped, in Unix nanoseconds.
 	corrupted atomic.Int64
@@ -56,12 +56,12 @@ type nodeHistory struct {
 	drained atomic.Int64 // when it last was shutting down gracefully, in Unix nanoseconds
 }
 
-// linger is how long a fault may be felt after its end: by when a dead link or
-// stream has long been noticed.
+// linger is how long a fault may be felt after its end: by when a dead link or stream has long been
+// noticed.
 const linger = 10 * time.Second
 
-// felt reports whether something that last was at the time of last may have had an
-// effect on a call that began when c did.
+// felt reports whether something that last was at the time of last may have had an effect on a call
+// that began when c did.
 func (c *call) felt(last int64) bool {
 	return last != 0 && c.began.Add(-linger).UnixNano() < last
 }
@@ -73,9 +73,9 @@ func (m *model) corrupt(c *call) bool {
 
 // ran notes that the handler of a call runs on a host.
 //
-// A call that was lost must not: it failed, and everything that its caller's link
-// carried between its beginning and its failure was thrown away with the
-// connection. If it runs all the same, then it was sent once more.
+// A call that was lost must not: it failed, and everything that its caller's link carried between
+// its beginning and its failure was thrown away with the connection. If it runs all the same, then
+// it was sent once more.
 func (m *model) ran(n note, host int) {
 	state, ok := m.run(n.call)
 	switch {
@@ -126,8 +126,8 @@ func (m *model) beginCall(c *call) {
 	if h.losses.Load()%2 == 0 {
 		return
 	}
-	// In this order: the session was made before the loss ended, so that its
-	// connection was cut at its end.
+	// In this order: the session was made before the loss ended, so that its connection was cut at
+	// its end.
 	c.session = c.conn.Stats().LastConnect
 	c.loss = h.losses.Load()
 	c.losing = c.loss%2 == 1

@@ -12,8 +12,8 @@ import (
 	"github.com/gridrpc/grid"
 )
 
-// note is what every payload says: which call and which message of it this is,
-// and with the first one, what the handler is to do.
+// note is what every payload says: which call and which message of it this is, and with the first
+// one, what the handler is to do.
 type note struct {
 	call     uint64
 	index    uint32 // of the message in its direction

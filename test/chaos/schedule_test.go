@@ -73,21 +73,21 @@ func (f fault) String() string {
 const (
 	// faultPause is the mean time between two faults.
 	faultPause = 12 * time.Millisecond
-	// rest is how long a link is left without another outage after one, at least:
-	// the longer a host can't be reached, the longer its peers pause before they
-	// dial it again. It is also what an end may take.
+	// rest is how long a link is left without another outage after one, at least: the longer a host
+	// can't be reached, the longer its peers pause before they dial it again. It is also what an
+	// end may take.
 	rest = 100 * time.Millisecond
 	// recovery is the last part of a round, without outages.
 	recovery = time.Second
-	// maxGrace is how long a graceful end may take: until all is done, then until
-	// the peers have hung up, for which a manager gives them a second.
+	// maxGrace is how long a graceful end may take: until all is done, then until the peers have
+	// hung up, for which a manager gives them a second.
 	grace    = 200 * time.Millisecond
 	maxGrace = grace + time.Second
 )
 
-// drawFaults makes the schedule of one round, which is a matter of rng alone,
-// pause apart on average. At any time there is one lasting fault for each link,
-// one split, and one host that is down.
+// drawFaults makes the schedule of one round, which is a matter of rng alone, pause apart on
+// average. At any time there is one lasting fault for each link, one split, and one host that is
+// down.
 func drawFaults(rng *rand.Rand, round, pause time.Duration) (all []fault) {
 	total := 0
 	for _, w := range weights {
@@ -180,8 +180,7 @@ func TestSchedule_IsDrawnFromTheSeed(t *testing.T) {
 	}
 }
 
-// What a loss throws away must not get through because another fault of the same
-// link has ended.
+// What a loss throws away must not get through because another fault of the same link has ended.
 func TestSchedule_LastingFaultsOfALinkDoNotOverlap(t *testing.T) {
 	for seed := range uint64(20) {
 		until := make(map[[2]int]time.Duration)

@@ -26,8 +26,7 @@ var (
 			WithInCapacity(4).WithOutCapacity(4)
 )
 
-// server is the handlers of one node. They do as the payload says, and check all
-// that they see.
+// server is the handlers of one node. They do as the payload says, and check all that they see.
 type server struct {
 	model *model
 	names []string

@@ -26,8 +26,8 @@ type sample struct {
 	goroutines float64
 }
 
-// TestSoak_HeapAndGoroutinesDoNotGrow is TestChaos_EveryCallHasItsEnd for as long as is asked for, with a look at the heap and
-// the goroutines. It runs only where -run names it.
+// TestSoak_HeapAndGoroutinesDoNotGrow is TestChaos_EveryCallHasItsEnd for as long as is asked for,
+// with a look at the heap and the goroutines. It runs only where -run names it.
 func TestSoak_HeapAndGoroutinesDoNotGrow(t *testing.T) {
 	if !strings.Contains(flag.Lookup("test.run").Value.String(), "Soak") {
 		t.Skip("run it with -run Soak -duration 20m -timeout 30m")
@@ -62,8 +62,8 @@ func takeSample(at time.Duration) sample {
 	return sample{at, float64(mem.HeapAlloc) / (1 << 20), float64(runtime.NumGoroutine())}
 }
 
-// requireFlat checks that the median of the last quarter is not above that of the
-// second one by more than a tenth and some slack. In the first one caches fill.
+// requireFlat checks that the median of the last quarter is not above that of the second one by
+// more than a tenth and some slack. In the first one caches fill.
 func requireFlat(t *testing.T, what string, samples []sample, slack float64, value func(sample) float64) {
 	t.Helper()
 	quarter := len(samples) / 4

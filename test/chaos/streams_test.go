@@ -165,8 +165,8 @@ func consume[T any](m *model, c *call, id grid.HandlerID, st opened[T], reqs cha
 	return err
 }
 
-// isFailure reports whether err is that of the call's handler, with which it ends
-// after it has sent all.
+// isFailure reports whether err is that of the call's handler, with which it ends after it has sent
+// all.
 func isFailure(c *call, err error) bool {
 	var remote *grid.RemoteErr
 	return errors.As(err, &remote) && strings.HasSuffix(remote.Error(), failure(c.call))

@@ -11,10 +11,9 @@ import (
 	"github.com/gridrpc/grid/internal/faultconn"
 )
 
-// tcp is a fabric of loopback sockets. Each host has an address of its own, which
-// on Linux is there without further ado, and by which a socket's other end is
-// known. So both ends are wrapped, and the faults of a direction are those of the
-// end that it leads to.
+// tcp is a fabric of loopback sockets. Each host has an address of its own, which on Linux is there
+// without further ado, and by which a socket's other end is known. So both ends are wrapped, and
+// the faults of a direction are those of the end that it leads to.
 type tcp struct {
 	ports [hosts]int
 
@@ -172,8 +171,7 @@ func (t *tcp) change(a, b int, f func(l *tcpLink)) {
 	}
 }
 
-// each calls f for the ends of a link's sockets that are on host, or for all if
-// that is below 0.
+// each calls f for the ends of a link's sockets that are on host, or for all if that is below 0.
 func (t *tcp) each(a, b, host int, f func(w *wire)) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -24,8 +24,7 @@ type dialTimes struct {
 	times []time.Time
 }
 
-// watch puts itself before the dialer of o; err, if not nil, is what every dial
-// fails with.
+// watch puts itself before the dialer of o; err, if not nil, is what every dial fails with.
 func (d *dialTimes) watch(o *grid.ManagerOptions, err error) {
 	plain := o.Dialer
 	o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -50,8 +49,8 @@ func (d *dialTimes) gaps() (gaps []time.Duration) {
 	return gaps
 }
 
-// requireBackoff checks pauses against 50 ms, doubled each time up to 5 s, plus
-// up to half of it as jitter.
+// requireBackoff checks pauses against 50 ms, doubled each time up to 5 s, plus up to half of it as
+// jitter.
 func requireBackoff(t *testing.T, gaps []time.Duration) {
 	t.Helper()
 	want := rig.MinBackoff
@@ -81,8 +80,8 @@ func TestBackoff_GrowsFrom50MillisecondsTo5Seconds(t *testing.T) {
 	require.Greater(t, len(jittered), 15, "no jitter: all of a cluster would come at once")
 }
 
-// A peer that takes the connection and drops it at once is no better than one
-// that refuses it; nor are two that throw each other out.
+// A peer that takes the connection and drops it at once is no better than one that refuses it; nor
+// are two that throw each other out.
 func TestBackoff_IsNotResetByASessionThatDidNotLive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -191,8 +190,8 @@ func TestLog_LinkThatFlapsIsToldOnce(t *testing.T) {
 	})
 }
 
-// Lesson 19: the dialler's log says once what the other does
-// not like, and no socket is left, however often it tries.
+// Lesson 19: the dialler's log says once what the other does not like, and no socket is left,
+// however often it tries.
 func TestLog_RefusedDiallerTellsTheReasonOnce(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {

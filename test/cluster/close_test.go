@@ -18,9 +18,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// That Close leaves no goroutine and no timer shows where these tests end: a
-// bubble does not while there are any, and TestMain looks outside of them. That
-// it leaves no socket is looked at by Grid.
+// That Close leaves no goroutine and no timer shows where these tests end: a bubble does not while
+// there are any, and TestMain looks outside of them. That it leaves no socket is looked at by Grid.
 
 // requireShutdown checks a connection after the Close of its manager.
 func requireShutdown(t *testing.T, c *grid.Connection) {

@@ -16,11 +16,11 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// More than a link can carry: what is sent is in time, the rest is given up, nothing
-// piles up, and it is over when the load is.
+// More than a link can carry: what is sent is in time, the rest is given up, nothing piles up, and
+// it is over when the load is.
 
-// loadedLink is a link of rate bytes per second, and calls over it that arrive whether
-// others have been answered or not.
+// loadedLink is a link of rate bytes per second, and calls over it that arrive whether others have
+// been answered or not.
 type loadedLink struct {
 	*rig.Grid
 	client, server int
@@ -29,8 +29,7 @@ type loadedLink struct {
 	ok, late       atomic.Int64
 }
 
-// inLoadedLink runs f with a link whose slow direction is that of the answers, or of the
-// requests.
+// inLoadedLink runs f with a link whose slow direction is that of the answers, or of the requests.
 func inLoadedLink(t *testing.T, rate int, answers bool, f func(t *testing.T, l *loadedLink)) {
 	t.Helper()
 	rig.InBubble(t, func(t *testing.T) {
@@ -170,8 +169,8 @@ func TestDeadline_LargeAnswerStopsAtIt(t *testing.T) {
 	})
 }
 
-// The deadline that goes with a call is what is left when it is sent, however large it
-// is, and of an opening as well.
+// The deadline that goes with a call is what is left when it is sent, however large it is, and of
+// an opening as well.
 func TestDeadline_OfWhatHasWaited(t *testing.T) {
 	t.Parallel()
 	unread := rig.FragmentConfig

@@ -14,8 +14,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// Lesson 18, the kinds that get as far as the handshake: the
-// end of the session reaches everything that waits.
+// Lesson 18, the kinds that get as far as the handshake: the end of the session reaches everything
+// that waits.
 func TestLiveness_MutePeerIsNoticedWithinTwoPingIntervals(t *testing.T) {
 	t.Parallel()
 	for name, mute := range map[string]rawpeer.Config{
@@ -159,8 +159,8 @@ func TestLiveness_PeerThatNeverAnswersTheHandshakeIsGivenUp(t *testing.T) {
 	})
 }
 
-// A peer that sends data and pings of its own is mute all the same if it
-// answers no ping (section 7).
+// A peer that sends data and pings of its own is mute all the same if it answers no ping (section
+// 7).
 func TestLiveness_PeerThatTalksButAnswersNoPingIsNoticed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

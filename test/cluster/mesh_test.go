@@ -118,8 +118,7 @@ func TestReconnect_WithinASecondOfACut(t *testing.T) {
 	require.Less(t, times[len(times)-1], time.Second)
 }
 
-// The same with many cuts, by the clock of a bubble, where no scheduler can
-// spoil the figure.
+// The same with many cuts, by the clock of a bubble, where no scheduler can spoil the figure.
 func TestReconnect_AfterManyCuts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

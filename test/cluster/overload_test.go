@@ -18,8 +18,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// Honest traffic that makes the other side answer a lot at once is no flood: the
-// link, and what else is on it, lives.
+// Honest traffic that makes the other side answer a lot at once is no flood: the link, and what
+// else is on it, lives.
 
 // flow sends as long as it may.
 func flow(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
@@ -228,8 +228,8 @@ type badRecycler struct{ grid.Bytes }
 
 func (r *badRecycler) Recycle() { panic("boom in Recycle") }
 
-// The application's code runs on goroutines of grid as well: a panic there must
-// not end the process.
+// The application's code runs on goroutines of grid as well: a panic there must not end the
+// process.
 func TestTyped_PanicsOfConstructorsAndRecyclersEndTheStreamOnly(t *testing.T) {
 	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -263,8 +263,7 @@ func TestTyped_PanicsOfConstructorsAndRecyclersEndTheStreamOnly(t *testing.T) {
 	})
 }
 
-// Calls that the remote has let in are answered, however many are made while it
-// shuts down.
+// Calls that the remote has let in are answered, however many are made while it shuts down.
 func TestShutdown_UnderLoadAnswersWhatItLetIn(t *testing.T) {
 	for range 20 {
 		g := rig.NewTCP(t, 2, nil)

@@ -18,8 +18,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// reconnectTime is the most that an attempt to dial again may take from the
-// loss of a session that had lived.
+// reconnectTime is the most that an attempt to dial again may take from the loss of a session that
+// had lived.
 const reconnectTime = rig.MinBackoff * 3 / 2
 
 // Lesson 13.
@@ -76,8 +76,8 @@ func TestReconnect_AfterACutWithTheQueueFull(t *testing.T) {
 	})
 }
 
-// Lesson 13, the same with answers that nobody reads: a peer that floods, and
-// does not read, must not keep the next connection from working.
+// Lesson 13, the same with answers that nobody reads: a peer that floods, and does not read, must
+// not keep the next connection from working.
 func TestReconnect_AfterAFloodOfWhatMustBeAnswered(t *testing.T) {
 	t.Parallel()
 	rig.Long(t)
@@ -195,8 +195,7 @@ func TestReconnect_BothSidesRestartDropAndDialAtOnce(t *testing.T) {
 	})
 }
 
-// Lesson 16: a minute of the bubble's time would pass if a call were forgotten
-// between two tables.
+// Lesson 16: a minute of the bubble's time would pass if a call were forgotten between two tables.
 func TestReconnect_CallStartedWhileTheLinkDropsFailsAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -13,8 +13,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// shutdownGrid is two nodes; a request to Unused on node 1 waits for
-// release.
+// shutdownGrid is two nodes; a request to Unused on node 1 waits for release.
 func shutdownGrid(t *testing.T) (g *rig.Grid, release chan struct{}) {
 	g = rig.New(t, 2, nil)
 	release = make(chan struct{})

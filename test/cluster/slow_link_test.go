@@ -16,8 +16,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// Lesson 25: a message takes longer than the write timeout and two ping
-// intervals, on the way there as a request, on the way back as a response.
+// Lesson 25: a message takes longer than the write timeout and two ping intervals, on the way there
+// as a request, on the way back as a response.
 func TestSlowLink_MessageBiggerThanTheWriteTimeoutsWorthGetsThrough(t *testing.T) {
 	t.Parallel()
 	const rate = 16 << 10
@@ -102,8 +102,7 @@ func TestSlowLink_WriteWithoutProgressEndsIt(t *testing.T) {
 	}
 }
 
-// A peer that reads now and then is kept, and one that stops in the middle of a
-// message is not.
+// A peer that reads now and then is kept, and one that stops in the middle of a message is not.
 func TestSlowLink_PeerThatReadsNowAndThenIsKept(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -129,8 +128,7 @@ func TestSlowLink_PeerThatReadsNowAndThenIsKept(t *testing.T) {
 	})
 }
 
-// Pings overtake the data that waits, and a saturated link is not
-// taken for a dead one.
+// Pings overtake the data that waits, and a saturated link is not taken for a dead one.
 func TestSlowLink_PingsAreNotStarvedByData(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -17,8 +17,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// Every change that a connection makes is seen by one who polls it, in an order
-// that the table allows.
+// Every change that a connection makes is seen by one who polls it, in an order that the table
+// allows.
 func TestState_ConnectionGoesThroughAll(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -163,8 +163,8 @@ func TestStats_AsJSON(t *testing.T) {
 	})
 }
 
-// What has gone over a link that is left, because its peer is shutting down, counts on
-// when another one like it takes its place.
+// What has gone over a link that is left, because its peer is shutting down, counts on when another
+// one like it takes its place.
 func TestStats_OfTrafficNeverFall(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

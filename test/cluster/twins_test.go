@@ -17,8 +17,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// twinGrid is a grid of two, and a second process that goes by the name of one
-// of them, the one that dials. The first may wrap its connections.
+// twinGrid is a grid of two, and a second process that goes by the name of one of them, the one
+// that dials. The first may wrap its connections.
 type twinGrid struct {
 	*rig.Grid
 	acceptor, dialler int
@@ -49,8 +49,8 @@ func newTwinGrid(t *testing.T, dial func(net.Conn) net.Conn) *twinGrid {
 	return tw
 }
 
-// startTwin starts the second process. It is reached by nobody, and dials from
-// an address of its own.
+// startTwin starts the second process. It is reached by nobody, and dials from an address of its
+// own.
 func (tw *twinGrid) startTwin(log *slog.Logger) *grid.Manager {
 	tw.T.Helper()
 	o := rig.Options(tw.Host(tw.dialler), tw.Hosts())
@@ -64,8 +64,8 @@ func (tw *twinGrid) startTwin(log *slog.Logger) *grid.Manager {
 	return m
 }
 
-// Lesson 26: the second is refused clearly for as long as the first is alive,
-// and nobody evicts anybody.
+// Lesson 26: the second is refused clearly for as long as the first is alive, and nobody evicts
+// anybody.
 func TestTwins_SecondProcessUnderOneNameIsRefused(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -201,8 +201,8 @@ type lingering struct{ net.Conn }
 
 func (l lingering) Close() error { return l.Conn.SetDeadline(time.Unix(1, 0)) }
 
-// The same process that comes again has lost its connection: there is nothing
-// to wait for, and nothing to tell.
+// The same process that comes again has lost its connection: there is nothing to wait for, and
+// nothing to tell.
 func TestTwins_SameProcessThatReconnectsReplacesAtOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -121,8 +121,7 @@ func TestUpgrade_ClosedManagerAnswers503(t *testing.T) {
 	})
 }
 
-// unwrapped is a middleware's ResponseWriter as http.ResponseController likes
-// it.
+// unwrapped is a middleware's ResponseWriter as http.ResponseController likes it.
 type unwrapped struct{ http.ResponseWriter }
 
 func (w unwrapped) Unwrap() http.ResponseWriter { return w.ResponseWriter }

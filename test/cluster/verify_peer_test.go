@@ -48,8 +48,7 @@ func dialOrderIn(hosts []string, i, j int) (dialler, acceptor int) {
 	return j, i
 }
 
-// A host with a valid token, and a valid certificate of its own, can't pass for
-// another one.
+// A host with a valid token, and a valid certificate of its own, can't pass for another one.
 func TestTLS_HostThatClaimsAnotherNameIsRefused(t *testing.T) {
 	t.Parallel()
 	a := rig.NewAuthority(t)

@@ -15,8 +15,8 @@ import (
 
 // What the protocol says of messages that no honest peer sends, word for word.
 
-// said is what the node says to one of them: an op, the mux if it is not 7, and how
-// the text begins if there is one.
+// said is what the node says to one of them: an op, the mux if it is not 7, and how the text begins
+// if there is one.
 type said struct {
 	op   uint8
 	text string
@@ -139,8 +139,8 @@ func TestSession_OddMessagesAreAnsweredAsTheProtocolSays(t *testing.T) {
 	}
 }
 
-// Whatever is under way, in whatever state, when the liar breaks the link: all of it
-// is told, nothing of it is left, and the operator reads why, once.
+// Whatever is under way, in whatever state, when the liar breaks the link: all of it is told,
+// nothing of it is left, and the operator reads why, once.
 func TestLog_PeerThatBreaksTheLinkIsToldOnce(t *testing.T) {
 	bad := rawpeer.Msg{MuxID: 9, Op: rawpeer.OpResponse, Flags: rawpeer.FlagCRC}.Encode()
 	bad[len(bad)-1]++

@@ -111,10 +111,9 @@ func TestShutdown_FromAHandlerEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// Two hosts that shut down at once let each other's calls finish. Over TCP, because in
-// memory a connection can't be closed in one direction.
-// beside starts another process in the name of a node whose first one still runs, but has
-// let go of its address.
+// Two hosts that shut down at once let each other's calls finish. Over TCP, because in memory a
+// connection can't be closed in one direction. beside starts another process in the name of a node
+// whose first one still runs, but has let go of its address.
 func beside(t *testing.T, g *rig.Grid, i int) *grid.Manager {
 	t.Helper()
 	o := rig.Options(g.Host(i), g.Hosts())
@@ -130,9 +129,9 @@ func beside(t *testing.T, g *rig.Grid, i int) *grid.Manager {
 	return m
 }
 
-// A host that is started again while its old process still drains: where it dials, it
-// is let in at once, and where it is dialled, when the old one has gone. What was under
-// way finishes on the old link either way, and what is new finds the new one.
+// A host that is started again while its old process still drains: where it dials, it is let in at
+// once, and where it is dialled, when the old one has gone. What was under way finishes on the old
+// link either way, and what is new finds the new one.
 func TestShutdown_RestartedHostConnectsWhileItsOldProcessDrains(t *testing.T) {
 	hosts := []string{"http://node0:9000", "http://node1:9000"}
 	for old := range hosts {

@@ -14,9 +14,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// Two hosts that write as much as they can to each other, over sockets that take
-// next to nothing: if either waited for the other to read before it reads itself,
-// both would for ever.
+// Two hosts that write as much as they can to each other, over sockets that take next to nothing:
+// if either waited for the other to read before it reads itself, both would for ever.
 
 // flood has everybody call everybody, both ways at once.
 func flood(g *rig.Grid, calls, size int) {
@@ -94,8 +93,8 @@ func TestFlood_BothWaysThroughTinyBuffers(t *testing.T) {
 	}
 }
 
-// tightListener accepts sockets with little room: with less than a segment of the
-// loopback it is the kernel's timers that carry the data.
+// tightListener accepts sockets with little room: with less than a segment of the loopback it is
+// the kernel's timers that carry the data.
 type tightListener struct{ net.Listener }
 
 func (l tightListener) Accept() (net.Conn, error) {

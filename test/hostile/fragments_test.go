@@ -104,8 +104,7 @@ func TestFragments_OfAnAnswerBeyondMaxHostBytesEndItsCall(t *testing.T) {
 	})
 }
 
-// An answer that trickles in is given up like any other message, though its call has
-// time left.
+// An answer that trickles in is given up like any other message, though its call has time left.
 func TestFragments_OfAnAnswerThatNeverEndsAreGivenUp(t *testing.T) {
 	const timeout = 2 * time.Minute
 	inLiar(t, func(o *grid.ManagerOptions) { o.MessageTimeout = timeout }, func(r *liarRig) {
@@ -126,8 +125,8 @@ func TestFragments_OfAnAnswerThatNeverEndsAreGivenUp(t *testing.T) {
 	})
 }
 
-// A peer that says that it leaves, and stays: what is new goes nowhere, what it asks
-// for is answered, and of its links one such is kept at most.
+// A peer that says that it leaves, and stays: what is new goes nowhere, what it asks for is
+// answered, and of its links one such is kept at most.
 func TestShutdown_PeerThatLeavesAgainAndAgainAndStays(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
 		config := rawpeer.Config{Caps: rawpeer.CapWideCredits | rawpeer.CapFragments | rawpeer.CapDrain}

@@ -14,8 +14,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// A client that opens streams and returns no credit has them filled to their window,
-// and no further.
+// A client that opens streams and returns no credit has them filled to their window, and no
+// further.
 func TestLimits_StreamsWhoseClientReadsNoneAreFilledToTheirWindow(t *testing.T) {
 	const limit, capacity = 500, 3
 	inLiar(t, func(o *grid.ManagerOptions) { o.MaxStreams = limit }, func(r *liarRig) {
@@ -43,8 +43,8 @@ func TestLimits_StreamsWhoseClientReadsNoneAreFilledToTheirWindow(t *testing.T) 
 	})
 }
 
-// A server may fill a stream that nobody reads as far as its window goes: that which
-// is known of a version 1 server's handler, or the most that there is.
+// A server may fill a stream that nobody reads as far as its window goes: that which is known of a
+// version 1 server's handler, or the most that there is.
 func TestLimits_StreamThatNobodyReadsIsFilledToItsWindow(t *testing.T) {
 	inLiar(t, nil, func(r *liarRig) {
 		window := liarCapacity
@@ -95,8 +95,8 @@ func limited(stream, host int) func(int, *grid.ManagerOptions) {
 	}
 }
 
-// Both kinds of messages, whole and in fragments, in both directions: a stream in
-// which more waits than may ends on both sides, and holds no more until then.
+// Both kinds of messages, whole and in fragments, in both directions: a stream in which more waits
+// than may ends on both sides, and holds no more until then.
 func TestLimits_StreamWithTooManyBytesWaitingEndsOnBothSides(t *testing.T) {
 	for name, c := range map[string]struct {
 		size, stream, host int

@@ -15,8 +15,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// Twice as many calls as may run, for some seconds: what was let in finishes in its
-// time, what was not is told at once, and nothing adds up.
+// Twice as many calls as may run, for some seconds: what was let in finishes in its time, what was
+// not is told at once, and nothing adds up.
 func TestOverload_TwiceTheLoadThatMayRun(t *testing.T) {
 	rig.Long(t)
 	const (

@@ -1,5 +1,5 @@
-// Package hostile tests calls and streams with a peer that has been let in and then does what it must
-// not. Buffers that are out are counted, so no test of it runs beside another.
+// Package hostile tests calls and streams with a peer that has been let in and then does what it
+// must not. Buffers that are out are counted, so no test of it runs beside another.
 package hostile
 
 import (

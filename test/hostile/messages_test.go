@@ -10,8 +10,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// liarShare is how many runs it takes, more or less, to send all messages. With
-// GRID_LIAR_ALL set, one does.
+// liarShare is how many runs it takes, more or less, to send all messages. With GRID_LIAR_ALL set,
+// one does.
 var liarShare = int64(10)
 
 func init() {
@@ -23,8 +23,8 @@ func init() {
 	}
 }
 
-// liarMessages are all that can be said of a mux, in every way. Seq is how far it is
-// from the number that is due.
+// liarMessages are all that can be said of a mux, in every way. Seq is how far it is from the
+// number that is due.
 func liarMessages() (all []rawpeer.Msg) {
 	plain := []string{"", "x", "\xc1\xff\xff"}
 	pong := func(notFound byte) string { return "\x83\xa2nf" + string(notFound) + "\xa1e\xc0\xa1t\xc0" }

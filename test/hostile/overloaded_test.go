@@ -17,8 +17,8 @@ import (
 
 // Who is told that a limit was reached, and who must not take something else for it.
 
-// held registers, at the second node, a request and a stream that wait for release:
-// Handler and the one after it. The stream takes no input from its channel.
+// held registers, at the second node, a request and a stream that wait for release: Handler and the
+// one after it. The stream takes no input from its channel.
 func held(g *rig.Grid) (release chan struct{}) {
 	g.T.Helper()
 	release = make(chan struct{})
@@ -36,8 +36,8 @@ func held(g *rig.Grid) (release chan struct{}) {
 	return release
 }
 
-// Each limit, reached by a request or a stream that holds what there is, refuses the
-// next one, and says which it was.
+// Each limit, reached by a request or a stream that holds what there is, refuses the next one, and
+// says which it was.
 func TestOverload_RefusalsNameTheirLimit(t *testing.T) {
 	const size = 100 << 10 // goes in fragments
 	request := func(t *testing.T, c *grid.Connection, payload []byte) <-chan error {
@@ -102,8 +102,8 @@ func TestOverload_RefusalsNameTheirLimit(t *testing.T) {
 	}
 }
 
-// An answer for which there is no room is dropped, and its caller told, who still
-// learns that the handler has run.
+// An answer for which there is no room is dropped, and its caller told, who still learns that the
+// handler has run.
 func TestOverload_AnswerThatIsDroppedIsOne(t *testing.T) {
 	const size, calls = 50 << 10, 20
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) {

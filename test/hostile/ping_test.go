@@ -112,8 +112,8 @@ func TestPing_PeerThatStreamsButAnswersNoneIsNoticed(t *testing.T) {
 	})
 }
 
-// The reverse: one that answers the link's pings, but is silent on a stream, loses
-// that alone; and data of a stream stands for the pongs of it.
+// The reverse: one that answers the link's pings, but is silent on a stream, loses that alone; and
+// data of a stream stands for the pongs of it.
 func TestPing_PeerThatIsSilentOnAStreamLosesIt(t *testing.T) {
 	inLiar(t, nil, func(r *liarRig) {
 		var open func(r *liarRig) *liarAsked

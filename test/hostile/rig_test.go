@@ -18,9 +18,9 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// The tests of this room are about a peer that has been let in and
-// then does what it must not. Whatever it does, it may spoil its own calls and its
-// own link, and nothing else: nobody else's calls, no memory, no slots.
+// The tests of this room are about a peer that has been let in and then does what it must not.
+// Whatever it does, it may spoil its own calls and its own link, and nothing else: nobody else's
+// calls, no memory, no slots.
 
 const honestHost = "http://node1:9000"
 
@@ -56,8 +56,8 @@ const (
 
 const liarCapacity = 2 // of these streams, in each direction
 
-// inLiar runs f in a bubble four times: with either version, with the node as
-// acceptor and as dialler.
+// inLiar runs f in a bubble four times: with either version, with the node as acceptor and as
+// dialler.
 func inLiar(t *testing.T, edit func(o *grid.ManagerOptions), f func(r *liarRig)) {
 	t.Helper()
 	eachLiar(t, func(t *testing.T, dials bool, c rawpeer.Config) {
@@ -180,8 +180,8 @@ func (r *liarRig) clear() (said []rawpeer.Msg) {
 	return r.peer.Take()
 }
 
-// works requires that calls of others are answered, and those of the liar, if its
-// link lives, when it is honest for once.
+// works requires that calls of others are answered, and those of the liar, if its link lives, when
+// it is honest for once.
 func (r *liarRig) works() {
 	r.Helper()
 	b, err := r.honest.SingleRequest(r.Context(), rig.Echo, []byte("honest"))
@@ -283,8 +283,8 @@ func outcomeOfText(text string) liarOutcome {
 	return liarOutcome("unknown reason: " + text)
 }
 
-// sampled returns whether case i of a product is one of this run's, of so many that it
-// takes to have had them all, more or less: of a product that is too large for one.
+// sampled returns whether case i of a product is one of this run's, of so many that it takes to
+// have had them all, more or less: of a product that is too large for one.
 func sampled(t testing.TB) func(i int, of int64) bool {
 	seed := rig.Seed(t)
 	return func(i int, of int64) bool {

@@ -16,8 +16,8 @@ import (
 
 // A consumer that is slow slows down its own stream, and nothing else on the link.
 
-// neighbours is what two streams and a caller get out of a link in some time, by the
-// bubble's clock.
+// neighbours is what two streams and a caller get out of a link in some time, by the bubble's
+// clock.
 type neighbours struct {
 	messages int64
 	calls    int64

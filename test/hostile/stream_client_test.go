@@ -175,8 +175,7 @@ func liarClientStates() []liarClientState {
 	}
 }
 
-// want is what must come of it when the liar says m: by the protocol, section by
-// section.
+// want is what must come of it when the liar says m: by the protocol, section by section.
 func (a *liarAsked) want(m rawpeer.Msg, extended bool) liarOutcome {
 	if breaksTheLink(m, extended) {
 		return linkIsLost

@@ -24,9 +24,8 @@ func shortStreams() int {
 	}
 }
 
-// A stream that ends normally never ends with an error, least of all with
-// "context canceled", though everything around it is cancelled as soon as it has
-// ended.
+// A stream that ends normally never ends with an error, least of all with "context canceled",
+// though everything around it is cancelled as soon as it has ended.
 func TestStream_ShortOnesEndWell(t *testing.T) {
 	const messages = 3
 	echo := func(_ context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *grid.RemoteErr {

@@ -14,9 +14,9 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// Lesson 30: what has been taken from the pool comes back, once everybody has
-// given back what is his. Under the race detector the pool itself looks for
-// buffers that are put back twice or used afterwards.
+// Lesson 30: what has been taken from the pool comes back, once everybody has given back what is
+// his. Under the race detector the pool itself looks for buffers that are put back twice or used
+// afterwards.
 func TestResources_BuffersComeBackToThePool(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		before := bytepool.Out()

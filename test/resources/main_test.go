@@ -1,5 +1,5 @@
-// Package resources measures what calls and idle links cost: heap, goroutines and buffers. So no test of it
-// runs beside another.
+// Package resources measures what calls and idle links cost: heap, goroutines and buffers. So no
+// test of it runs beside another.
 package resources
 
 import (

@@ -180,8 +180,8 @@ func TestShutdown_OfBothSidesAtOnce(t *testing.T) {
 	})
 }
 
-// Under TLS the end of what is sent is a message of its own, for which the socket of a
-// peer that does not read may have no room.
+// Under TLS the end of what is sent is a message of its own, for which the socket of a peer that
+// does not read may have no room.
 func TestShutdown_OverTLSDoesNotWaitForAPeerThatReadsNothing(t *testing.T) {
 	t.Parallel()
 	a := rig.NewAuthority(t)

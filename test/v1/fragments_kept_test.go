@@ -11,8 +11,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// A peer whose response is too large loses the link. Its caller did send something,
-// so it is not told ErrMessageTooLarge.
+// A peer whose response is too large loses the link. Its caller did send something, so it is not
+// told ErrMessageTooLarge.
 func TestFragments_OfATooLargeResponseAreNoTooLargeRequest(t *testing.T) {
 	t.Parallel()
 	inWire(t, rig.FragmentConfig, func(o *grid.ManagerOptions) { o.MaxMessageSize = 5 }, func(r *wire) {
@@ -50,8 +50,8 @@ func TestFragments_ThatAreTinyTakeLittleMemory(t *testing.T) {
 	})
 }
 
-// A fragment does not keep a frame that is much larger: here with as much beside it
-// as an honest sender puts into a batch, and with what a hostile one may.
+// A fragment does not keep a frame that is much larger: here with as much beside it as an honest
+// sender puts into a batch, and with what a hostile one may.
 func TestFragments_DoNotKeepWhatTheyCameWith(t *testing.T) {
 	rig.Long(t)
 	for name, c := range map[string]struct{ piece, beside int }{"honest": {rig.FragmentSize, rig.PendingLimit - rig.WholeSize}, "hostile": {rig.RetainSize, 10 << 20}} {

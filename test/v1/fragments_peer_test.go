@@ -16,8 +16,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// The end of the input amid a message is none of the message: the handler must not
-// see what there was of it as the whole.
+// The end of the input amid a message is none of the message: the handler must not see what there
+// was of it as the whole.
 func TestFragments_ThatEndAmidAMessageEndTheirStream(t *testing.T) {
 	t.Parallel()
 	inWire(t, rig.FragmentConfig, nil, func(r *wire) {
@@ -296,8 +296,7 @@ func TestFragments_OfAnOpeningOutOfSequenceAreRefused(t *testing.T) {
 	}
 }
 
-// A stream that ends otherwise amid the fragments of a message: that is not
-// delivered.
+// A stream that ends otherwise amid the fragments of a message: that is not delivered.
 func TestFragments_OfAServerMessageThatEndsOtherwise(t *testing.T) {
 	t.Parallel()
 	inFragments(t, nil, func(r *wire) {
@@ -456,8 +455,7 @@ func TestFragments_InAnyOrderLeaveNothing(t *testing.T) {
 					default:
 						m.Payload = nil
 					}
-					// A stream that is opened whole amid its own opening is
-					// for a test of its own.
+					// A stream that is opened whole amid its own opening is for a test of its own.
 					handler := map[uint8]grid.HandlerID{rawpeer.OpRequest: rig.Echo, rawpeer.OpConnectMux: rig.TwoWay}[m.Op]
 					if m.Op == rawpeer.OpConnectMux {
 						m.MuxID += 10

@@ -41,8 +41,8 @@ func inKinds(t *testing.T, f func(t *testing.T, op uint8, call func(ctx context.
 	}
 }
 
-// expectPart requires that the node says the beginning of a payload next, and what
-// follows that it returns.
+// expectPart requires that the node says the beginning of a payload next, and what follows that it
+// returns.
 func (r *wire) expectPart(want rawpeer.Msg) (next rawpeer.Msg, ok bool) {
 	r.Helper()
 	n := 0
@@ -276,16 +276,15 @@ func TestFragments_OfAnOpeningThatIsRefused(t *testing.T) {
 	})
 }
 
-// slowPair is two nodes with a slow link from the first returned to the second, where
-// neverRun are the handlers.
+// slowPair is two nodes with a slow link from the first returned to the second, where neverRun are
+// the handlers.
 func slowPair(t *testing.T, edit func(o *grid.ManagerOptions)) (g *rig.Grid, from, to int) {
 	g, from, to = rig.NewSlow(t, rig.SlowRate, edit)
 	neverRun(t, g.Manager(to))
 	return g, from, to
 }
 
-// requireIdle requires that nothing is under way between two nodes, and that they
-// work.
+// requireIdle requires that nothing is under way between two nodes, and that they work.
 func requireIdle(g *rig.Grid) {
 	g.T.Helper()
 	synctest.Wait()
@@ -380,8 +379,7 @@ func TestFragments_OfOpeningsWhoseContextsEndAtAnyTime(t *testing.T) {
 	require.Zero(t, g.Conn(0, 1).Stats().Reconnects)
 }
 
-// A refusal is told as soon as the first fragment has arrived, and the rest is not
-// sent.
+// A refusal is told as soon as the first fragment has arrived, and the rest is not sent.
 func TestFragments_OfACallThatIsRefusedAreNotAllSent(t *testing.T) {
 	t.Parallel()
 	for name, why := range map[string]string{"no handler": "handler with ID", "no slot": "the limit of MaxHandlers", "shutdown": "shutting down"} {
@@ -470,8 +468,8 @@ func TestFragments_OfAnAnswerThatNobodyWaitsFor(t *testing.T) {
 	}
 }
 
-// A message of a stream that is cancelled half way is not delivered, on either side,
-// and those who send it are let go.
+// A message of a stream that is cancelled half way is not delivered, on either side, and those who
+// send it are let go.
 func TestFragments_OfAStreamMessageThatIsCancelledHalfWay(t *testing.T) {
 	t.Parallel()
 	for name, cut := range map[string]bool{"cancel": false, "lost link": true} {

@@ -17,8 +17,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// inFragments runs f as InWire does, with a peer that has the extension, and with one
-// that has no other.
+// inFragments runs f as InWire does, with a peer that has the extension, and with one that has no
+// other.
 func inFragments(t *testing.T, edit func(o *grid.ManagerOptions), f func(r *wire)) {
 	t.Helper()
 	for name, caps := range map[string]uint64{"wide": rawpeer.CapWideCredits | rawpeer.CapFragments, "alone": rawpeer.CapFragments} {
@@ -29,8 +29,7 @@ func inFragments(t *testing.T, edit func(o *grid.ManagerOptions), f func(r *wire
 // isNumbered reports whether each fragment of m takes a number.
 func isNumbered(op uint8) bool { return op != rawpeer.OpRequest && op != rawpeer.OpResponse }
 
-// inPieces is m in fragments: so large, and the rest. Where m has a number it is that
-// of the first.
+// inPieces is m in fragments: so large, and the rest. Where m has a number it is that of the first.
 func inPieces(m rawpeer.Msg, sizes ...int) (msgs []rawpeer.Msg) {
 	rest := m.Payload
 	for i := range len(sizes) + 1 {
@@ -52,8 +51,8 @@ func inPieces(m rawpeer.Msg, sizes ...int) (msgs []rawpeer.Msg) {
 	return msgs
 }
 
-// expectFragments requires that the node says this next, in fragments if it must be.
-// It returns the number that follows.
+// expectFragments requires that the node says this next, in fragments if it must be. It returns the
+// number that follows.
 func (r *wire) expectFragments(want rawpeer.Msg) (seq uint32) {
 	r.Helper()
 	for i, n := 0, 0; ; i++ {
@@ -264,8 +263,8 @@ func TestFragments_StreamThatTheNodeServesOnTheWire(t *testing.T) {
 	})
 }
 
-// The last fragment of a peer's may be empty, but for a stream's message with the end
-// of its input in it: that is an end amid the message.
+// The last fragment of a peer's may be empty, but for a stream's message with the end of its input
+// in it: that is an end amid the message.
 func TestFragments_WhoseLastIsEmpty(t *testing.T) {
 	t.Parallel()
 	inWire(t, rig.FragmentConfig, nil, func(r *wire) {
@@ -314,8 +313,7 @@ func TestFragments_WhoseLastIsEmpty(t *testing.T) {
 	})
 }
 
-// Hosts with secure names leave the checksums out of fragments, and check those that
-// come with one.
+// Hosts with secure names leave the checksums out of fragments, and check those that come with one.
 func TestFragments_HaveNoChecksumsBetweenSecureHosts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -432,8 +430,8 @@ func TestFragments_AreNothingToAPeerWithoutThem(t *testing.T) {
 	}
 }
 
-// Fragments of many muxes come one between the other, also of two that have the same
-// number, one of each side, and small messages between them.
+// Fragments of many muxes come one between the other, also of two that have the same number, one of
+// each side, and small messages between them.
 func TestFragments_OfManyMuxesInterleave(t *testing.T) {
 	t.Parallel()
 	inFragments(t, nil, func(r *wire) {

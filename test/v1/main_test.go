@@ -1,5 +1,5 @@
-// Package v1 holds a node against the protocol as its peers see it, message by message:
-// those of version 1, and those that speak its extensions.
+// Package v1 holds a node against the protocol as its peers see it, message by message: those of
+// version 1, and those that speak its extensions.
 package v1
 
 import (

@@ -13,11 +13,11 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// What the client of a stream that the node serves must not do, and the pings
-// and deadlines of such a stream.
+// What the client of a stream that the node serves must not do, and the pings and deadlines of such
+// a stream.
 
-// dropped requires that the node has ended the stream, and with it the handler,
-// because of a broken rule.
+// dropped requires that the node has ended the stream, and with it the handler, because of a broken
+// rule.
 func (s *served) dropped(why error) {
 	s.r.Helper()
 	s.r.expectDropped(rawpeer.OpDisconnectClientMux, s.id, why)
@@ -83,8 +83,8 @@ func TestV1ServedStream_WithoutInputTakesNone(t *testing.T) {
 	})
 }
 
-// A stream whose first message has another number than 0 does not come about;
-// those that are open do not suffer.
+// A stream whose first message has another number than 0 does not come about; those that are open
+// do not suffer.
 func TestV1ServedStream_ThatDoesNotBeginAtNumber0IsRefused(t *testing.T) {
 	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
@@ -173,8 +173,7 @@ func TestV1ServedStream_EndsAtItsDeadline(t *testing.T) {
 		s := r.asked(started, 1, rawpeer.Msg{DeadlineMS: 1500})
 		require.Equal(r, 1500*time.Millisecond, rig.Elapsed(func() { s.dropped(context.DeadlineExceeded) }))
 
-		// Also where the handler has returned, and its last message waits for a
-		// credit.
+		// Also where the handler has returned, and its last message waits for a credit.
 		s = r.asked(started, 2, rawpeer.Msg{DeadlineMS: 1500})
 		for range 2 {
 			s.out <- []byte("x")

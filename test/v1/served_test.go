@@ -17,8 +17,7 @@ import (
 
 // Streams that the scripted peer opens, and the node serves.
 
-// served is such a stream: what its handler got, and what the peer needs to
-// speak.
+// served is such a stream: what its handler got, and what the peer needs to speak.
 type served struct {
 	r   *wire
 	id  uint64

@@ -135,8 +135,7 @@ func TestV1Session_UnknownOpIsDroppedAndLoggedOnce(t *testing.T) {
 	})
 }
 
-// What a peer must not send ends the session: calls on it are told, and so is
-// the operator.
+// What a peer must not send ends the session: calls on it are told, and so is the operator.
 func TestV1Session_EndsWithAReason(t *testing.T) {
 	t.Parallel()
 	bad := rawpeer.Msg{MuxID: 9, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rig.CRCEOF}.Encode()

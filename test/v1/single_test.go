@@ -76,8 +76,8 @@ func TestV1Request_UnderASubroute(t *testing.T) {
 		r.Peer.Send(ask)
 		r.Expect(rawpeer.Msg{MuxID: 1, Op: rawpeer.OpResponse, Flags: rig.CRCEOF, Payload: []byte("q")})
 
-		// Neither the plain handler nor that of another subroute stands in, and
-		// the answer announces no subroute, which it does not carry.
+		// Neither the plain handler nor that of another subroute stands in, and the answer
+		// announces no subroute, which it does not carry.
 		for _, route := range []string{"a", "a/b/c", ""} {
 			ask.Subroute = rawpeer.SubrouteID(50, route)
 			r.Peer.Send(ask)
@@ -252,8 +252,8 @@ func TestV1Request_HandlerWhoseDeadlineHasPassedSendsNothing(t *testing.T) {
 	})
 }
 
-// Messages of streams that name a single request end it, where it is ours, and
-// are refused like those of unknown streams.
+// Messages of streams that name a single request end it, where it is ours, and are refused like
+// those of unknown streams.
 func TestV1Request_StreamMessagesToItEndIt(t *testing.T) {
 	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {

@@ -153,8 +153,7 @@ func TestV1Stream_IsDroppedByItsServer(t *testing.T) {
 			require.Equal(r, err, s.s.Send(nil))
 			r.Alive()
 		}
-		// What the server found out about the caller's deadline is the
-		// caller's deadline.
+		// What the server found out about the caller's deadline is the caller's deadline.
 		ctx, cancel := context.WithTimeout(r.Context(), time.Hour)
 		defer cancel()
 		s := r.open(ctx)

@@ -13,8 +13,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// What the server of a stream that the node has opened must not do, and the
-// pings of such a stream.
+// What the server of a stream that the node has opened must not do, and the pings of such a stream.
 
 // Each case ends its stream, with an error on both sides, and nothing else.
 func TestV1Stream_WhoseServerBreaksARuleFails(t *testing.T) {
@@ -120,8 +119,8 @@ func TestV1Stream_MessagesOfUnknownOnesStopTheirHandler(t *testing.T) {
 	})
 }
 
-// expectPing requires that the next message is a ping of the stream, and comes
-// an interval after the time given.
+// expectPing requires that the next message is a ping of the stream, and comes an interval after
+// the time given.
 func (c *v1Stream) expectPing(seq uint32, since time.Time) {
 	c.r.Helper()
 	c.expect(seq, rawpeer.OpPing, rawpeer.FlagCRC)
@@ -136,8 +135,8 @@ func TestV1Stream_IsPinged(t *testing.T) {
 		c := r.open(r.Context())
 		c.consume()
 		start := time.Now()
-		// The pings share the numbers of the stream's other messages; the pongs
-		// repeat them and have none of their own.
+		// The pings share the numbers of the stream's other messages; the pongs repeat them and
+		// have none of their own.
 		for i := range uint32(3) {
 			c.expectPing(2*i+1, start)
 			start = time.Now()

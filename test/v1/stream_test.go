@@ -16,8 +16,7 @@ import (
 
 // Streams that the node opens, and the scripted peer serves.
 
-// v1Stream is such a stream: the handle of the node's user, and what the peer
-// needs to speak.
+// v1Stream is such a stream: the handle of the node's user, and what the peer needs to speak.
 type v1Stream struct {
 	r   *wire
 	s   *grid.Stream
@@ -190,8 +189,7 @@ func TestV1Stream_IsRefused(t *testing.T) {
 		require.Nil(r, c.s)
 		r.Quiet()
 
-		// The caller does not wait for ever, and an ack that comes too late is
-		// for nobody.
+		// The caller does not wait for ever, and an ack that comes too late is for nobody.
 		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
 		defer cancel()
 		c, _, opened = r.opening(ctx)
@@ -203,8 +201,7 @@ func TestV1Stream_IsRefused(t *testing.T) {
 	})
 }
 
-// The window never moves: a credit goes back for each message taken, and none
-// for those that wait.
+// The window never moves: a credit goes back for each message taken, and none for those that wait.
 func TestV1Stream_ReturnsACreditForEachMessageTaken(t *testing.T) {
 	t.Parallel()
 	for _, capacity := range []int{1, 3} {

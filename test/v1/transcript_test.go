@@ -48,8 +48,8 @@ func loadTranscript(t *testing.T) []transcriptStep {
 	return steps
 }
 
-// raw is the message as it stands on the wire. The transcript has one subroute,
-// which it does not name.
+// raw is the message as it stands on the wire. The transcript has one subroute, which it does not
+// name.
 func (m transcriptMsg) raw(t *testing.T) rawpeer.Msg {
 	t.Helper()
 	r := rawpeer.Msg{MuxID: m.MuxID, Seq: m.Seq, DeadlineMS: m.DeadlineMS, Handler: m.Handler}
@@ -75,8 +75,7 @@ func (m transcriptMsg) raw(t *testing.T) rawpeer.Msg {
 	return r
 }
 
-// replay plays one of the two peers against a node that has the role of the
-// other.
+// replay plays one of the two peers against a node that has the role of the other.
 type replay struct {
 	t    *testing.T
 	role string // of the node
@@ -85,9 +84,9 @@ type replay struct {
 	peer *rawpeer.Peer
 }
 
-// step says what the transcript's other peer said, each message once what the
-// node had said before has come, and requires of the node what its counterpart
-// said. How messages of the two directions of a stream mix is left open.
+// step says what the transcript's other peer said, each message once what the node had said before
+// has come, and requires of the node what its counterpart said. How messages of the two directions
+// of a stream mix is left open.
 func (r *replay) step(s transcriptStep) {
 	var want, got []rawpeer.Msg
 	for _, m := range s.Messages {
@@ -192,8 +191,8 @@ func (r *replay) register() {
 	})
 }
 
-// calls are what the transcript's peers did, by the beginning of the step; each
-// by the one who speaks first.
+// calls are what the transcript's peers did, by the beginning of the step; each by the one who
+// speaks first.
 var transcriptCalls = map[string]func(ctx context.Context, c *grid.Connection) error{
 	"single request, dialler asks":  askForEcho,
 	"single request, acceptor asks": askForEcho,
@@ -246,8 +245,8 @@ func askForEcho(ctx context.Context, c *grid.Connection) error {
 	return errors.Join(err, expectText(string(b), "re:q"))
 }
 
-// readAll returns all results, one after the other. It sends each of input when
-// the one before has been answered.
+// readAll returns all results, one after the other. It sends each of input when the one before has
+// been answered.
 func readAll(ctx context.Context, c *grid.Connection, id grid.HandlerID, payload string, input []string) (got string, err error) {
 	s, err := c.NewStream(ctx, id, []byte(payload))
 	if err != nil {

@@ -13,8 +13,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// The first extension of the protocol, towards a scripted peer that names its
-// bit and no other.
+// The first extension of the protocol, towards a scripted peer that names its bit and no other.
 
 var wideConfig = rawpeer.Config{Caps: rawpeer.CapWideCredits}
 
@@ -31,8 +30,8 @@ func returned(t *testing.T, m rawpeer.Msg) int {
 	return n
 }
 
-// askedWide opens a stream to handler 50, as the peer, and requires the credits
-// that it starts with.
+// askedWide opens a stream to handler 50, as the peer, and requires the credits that it starts
+// with.
 func (r *wire) askedWide(started <-chan *served, id uint64, m rawpeer.Msg, start int) *served {
 	r.Helper()
 	m.MuxID, m.Handler, m.Op = id, 50, rawpeer.OpConnectMux

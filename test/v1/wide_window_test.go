@@ -14,8 +14,8 @@ import (
 
 // How the window of a stream grows, as a scripted sender sees it.
 
-// wideSender is the peer, in the role of a stream's sender that uses up its
-// credits whenever it has some.
+// wideSender is the peer, in the role of a stream's sender that uses up its credits whenever it has
+// some.
 type wideSender struct {
 	r    *wire
 	size int
@@ -26,8 +26,7 @@ type wideSender struct {
 	most           int                              // credits and messages under way at any time
 }
 
-// fill sends until there are no credits left, also of those that are returned
-// meanwhile.
+// fill sends until there are no credits left, also of those that are returned meanwhile.
 func (w *wideSender) fill() {
 	w.r.Helper()
 	payload := string(make([]byte, w.size))
@@ -66,11 +65,10 @@ func (w *wideSender) take(n int) {
 	}
 }
 
-// withWideSenders runs f with the peer as the client of a stream that the node
-// serves, and as the server of one that it opens; capacity is the handler's in
-// that direction. extra is what may be under way beyond the window: the message
-// that a client's consumer has in hand, and one more because a client learns
-// the server's capacity from what comes.
+// withWideSenders runs f with the peer as the client of a stream that the node serves, and as the
+// server of one that it opens; capacity is the handler's in that direction. extra is what may be
+// under way beyond the window: the message that a client's consumer has in hand, and one more
+// because a client learns the server's capacity from what comes.
 func withWideSenders(t *testing.T, capacity int, f func(w *wideSender, extra int, overrun func())) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
