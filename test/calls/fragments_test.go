@@ -101,7 +101,6 @@ func requireStreamOf(t testing.TB, st *grid.Stream, n int, payload []byte) {
 }
 
 func TestFragments_PayloadsOfAllSizesArrive(t *testing.T) {
-	t.Parallel()
 	limit := rig.Scaled(2<<20) + 77
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = limit }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		echoesAll(g)
@@ -123,7 +122,6 @@ func TestFragments_PayloadsOfAllSizesArrive(t *testing.T) {
 
 // Between two secure hosts fragments have no checksums.
 func TestFragments_PayloadsOfAllSizesArriveOverTLS(t *testing.T) {
-	t.Parallel()
 	rig.Long(t)
 	cert, pool := rig.Certificate(t)
 	server := &tls.Config{Certificates: []tls.Certificate{cert}}
@@ -146,7 +144,6 @@ func TestFragments_PayloadOfTheLargestSizeArrives(t *testing.T) {
 }
 
 func TestFragments_TypedPayloadsArrive(t *testing.T) {
-	t.Parallel()
 	single := grid.NewSingleHandler(rig.Handler, grid.NewBytes, grid.NewBytes)
 	stream := grid.NewStream(rig.Handler+1, grid.NewBytes, grid.NewBytes, grid.NewBytes)
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
@@ -291,7 +288,6 @@ func TestFragments_OfConcurrentSendsDoNotMix(t *testing.T) {
 }
 
 func TestFragments_LetSmallCallsPass(t *testing.T) {
-	t.Parallel()
 	size := rig.Scaled(16 << 20)
 	large := time.Duration(size) * time.Second / rig.SlowRate
 	for _, calls := range []int{1, 4} {

@@ -291,7 +291,6 @@ func openTyped(t testing.TB, ctx context.Context, c *grid.Connection) *grid.Type
 // A sender may be late by hours. When nobody holds the stream any more, its goroutine goes, though
 // the channel was never closed.
 func TestStream_RequestsAreDrainedForAsLongAsItIsHeld(t *testing.T) {
-	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		causes := waitingHandler(g)
 		open := func() *grid.Stream {

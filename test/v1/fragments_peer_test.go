@@ -432,7 +432,6 @@ func TestFragments_BeyondTheSizeLimitEndTheSession(t *testing.T) {
 
 // Whatever a peer sends, in whatever order, nothing is stuck and no slot is lost.
 func TestFragments_InAnyOrderLeaveNothing(t *testing.T) {
-	t.Parallel()
 	for seed := range uint64(rig.Scaled(50)) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			inWire(t, rig.FragmentConfig, func(o *grid.ManagerOptions) { o.MaxMessageSize, o.MaxHandlers = 40, 8 }, func(r *wire) {
