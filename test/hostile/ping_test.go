@@ -2,6 +2,7 @@ package hostile
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -32,6 +33,9 @@ func TestPing_SaturatedLinkIsNotTakenForDead(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 70*time.Second)
 		defer cancel()
+		// A deadline travels in whole milliseconds, so that of the other side may be
+		// a little before ours.
+		inTime := func(err error) bool { return ctx.Err() == nil && !errors.Is(err, context.DeadlineExceeded) }
 		var users sync.WaitGroup
 		for i := range 2 {
 			c := g.Conn(i, 1-i)
@@ -39,7 +43,7 @@ func TestPing_SaturatedLinkIsNotTakenForDead(t *testing.T) {
 			require.NoError(t, err)
 			idle.CloseSend()
 			users.Go(func() {
-				if err := rig.Consume(idle); ctx.Err() == nil {
+				if err := rig.Consume(idle); inTime(err) {
 					t.Error("the idle stream has ended: ", err)
 				}
 			})
@@ -47,7 +51,7 @@ func TestPing_SaturatedLinkIsNotTakenForDead(t *testing.T) {
 				users.Go(func() {
 					for ctx.Err() == nil {
 						b, err := c.SingleRequest(ctx, rig.Echo, make([]byte, size))
-						if err != nil && ctx.Err() == nil {
+						if err != nil && inTime(err) {
 							t.Error(err)
 							return
 						}
@@ -60,7 +64,7 @@ func TestPing_SaturatedLinkIsNotTakenForDead(t *testing.T) {
 				if err == nil {
 					err = rig.Consume(s)
 				}
-				if ctx.Err() == nil {
+				if inTime(err) {
 					t.Error(err)
 				}
 			})
