@@ -142,53 +142,61 @@ func (t *callTable) answer(id uint64, a answer) bool {
 }
 
 // receive takes in an answer, or a fragment of one. known reports whether its call still waits.
-// failure is that of a limit, by which the call has ended; err ends the session.
-func (t *callTable) receive(p parcel) (known bool, failure, err error) {
+// That a limit was reached is logged by host, before the caller hears of it; err ends the
+// session.
+func (t *callTable) receive(p parcel, host limitLogger) (known bool, err error) {
 	if p.Flags&flagMore != 0 {
-		return t.extend(p)
+		return t.extend(p, host)
 	}
 	c := t.remove(p.MuxID)
 	if c == nil {
-		return false, nil, nil
+		return false, nil
 	}
 	// An error stands for all that came before it.
 	if err := p.payloadErr(); err != nil {
 		c.answer(answer{err: err})
-		return true, nil, nil
+		return true, nil
 	}
 	if c.parts == nil {
 		// Its caller has waited for it, so it does not wait here.
 		c.answer(answer{payload: arrived{buf: p.own()}})
-		return true, nil, nil
+		return true, nil
 	}
 	payload, _, err := p.addTo(&c.parts)
 	switch {
 	case errors.Is(err, ErrOverloaded):
+		host.overload(err)
 		c.answer(answer{err: answerDropped(err)})
-		return true, err, nil
+		return true, nil
 	case err != nil:
 		c.answer(answer{err: disconnected(err)}) // as all others will hear
-		return true, nil, err
+		return true, err
 	}
 	c.answer(answer{payload: payload})
-	return true, nil, nil
+	return true, nil
 }
 
 // extend takes in a fragment that is not the last.
-func (t *callTable) extend(p parcel) (known bool, failure, err error) {
+func (t *callTable) extend(p parcel, host limitLogger) (known bool, err error) {
+	known, err = t.keep(p)
+	if errors.Is(err, ErrOverloaded) {
+		host.overload(err)
+		t.answer(p.MuxID, answer{err: answerDropped(err)})
+		return true, nil
+	}
+	return known, err
+}
+
+// keep adds a fragment to those of its call, if that still waits.
+func (t *callTable) keep(p parcel) (known bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	c := t.m[p.MuxID]
 	if c == nil {
-		return false, nil, nil
+		return false, nil
 	}
 	_, _, err = p.addTo(&c.parts)
-	if errors.Is(err, ErrOverloaded) {
-		delete(t.m, c.id)
-		c.answer(answer{err: answerDropped(err)})
-		return true, err, nil
-	}
-	return true, nil, err
+	return true, err
 }
 
 // answerDropped is err, of a limit, for a call whose handler has run.

@@ -187,14 +187,11 @@ func (r *reader) parcel(m *message) parcel {
 
 func (r *reader) onResponse(m *message) error {
 	s := r.s
-	known, failure, err := s.calls.receive(r.parcel(m))
+	known, err := s.calls.receive(r.parcel(m), s)
 	if !known && m.Flags&flagMore == 0 {
 		if c, ok := s.streams.get(m.MuxID); ok {
 			c.fail(protocolErrorf("%v to a stream", m.Op))
 		}
-	}
-	if failure != nil {
-		s.overload(failure)
 	}
 	return err
 }

@@ -15,7 +15,7 @@ type room struct {
 	limit    int
 	taken    int   // by the messages in the batch
 	promised int   // to the turns that were granted, and have not ended
-	sent     int64 // bytes that were ever promised
+	sent     int64 // bytes of all turns that were granted so far
 	line     lateq.Queue[*turn]
 }
 

@@ -24,7 +24,7 @@ const (
 // inbox is the receiving end of a stream: the messages that have arrived and wait for their
 // consumer, how the stream ends, and the credits that the sender holds.
 //
-// One goroutine, the session's reader, pushes; one at a time consumes; any may end it. Nothing in
+// One goroutine, the session's reader, receives; one at a time consumes; any may end it. Nothing in
 // it blocks but the consumer, which waits on signal.
 type inbox struct {
 	// Set once.
