@@ -43,6 +43,20 @@ func TestLog_PanickedHasTheStack(t *testing.T) {
 	require.Contains(t, b.String(), "TestLog_PanickedHasTheStack")
 }
 
+func TestLog_PanickedCountsWhatItSuppresses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, b := newBuffer()
+		var l Log
+		for range 3 {
+			l.Panicked(log, "it panicked", "boom")
+		}
+		time.Sleep(Interval)
+		l.Panicked(log, "it panicked", "boom")
+		require.Equal(t, 2, strings.Count(b.String(), "it panicked"))
+		require.Contains(t, b.String(), "suppressed=2")
+	})
+}
+
 func TestLog_TellsOfARecoveryOnce(t *testing.T) {
 	var l Log
 	now := time.Now()
