@@ -27,11 +27,18 @@ func (b *Budget) TakeBeyond(n, slack int) (exceeded int64) {
 	if b == nil || n == 0 {
 		return 0
 	}
-	if used := b.used.Add(int64(n)); used-int64(slack) > b.limit && used > int64(n) {
-		b.Put(n)
-		return used
+	for {
+		used := b.used.Load()
+		total := used + int64(n)
+		if total-int64(slack) > b.limit && used > 0 {
+			return total
+		}
+		// Not by an Add that is taken back: of two who come at once, both might be too many for
+		// a moment, and neither get what there is.
+		if b.used.CompareAndSwap(used, total) {
+			return 0
+		}
 	}
-	return 0
 }
 
 // Put takes n bytes away, which were added.

@@ -4,6 +4,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/quick"
 	"time"
@@ -150,6 +151,30 @@ func FuzzBudget(f *testing.F) {
 			require.Equal(t, sum > limit/2, b.Scarce())
 		}
 	})
+}
+
+// Where there is room for one of two who come at once, one of them gets it.
+func TestBudget_GivesWhatThereIsToOneOfTwo(t *testing.T) {
+	var b Budget
+	b.Init(1000)
+	require.Zero(t, b.Take(1))
+	for range 20_000 {
+		var got atomic.Int32
+		var both sync.WaitGroup
+		start := make(chan struct{})
+		for range 2 {
+			both.Go(func() {
+				<-start
+				if b.Take(600) == 0 {
+					got.Add(1)
+				}
+			})
+		}
+		close(start)
+		both.Wait()
+		require.EqualValues(t, 1, got.Load())
+		b.Put(600)
+	}
 }
 
 func TestBudget_HoldsUnderContention(t *testing.T) {
