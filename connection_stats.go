@@ -116,7 +116,7 @@ func (c *connectionCounters) limitReached(option string) {
 
 func (s *session) traffic() Traffic {
 	t := Traffic{
-		MessagesIn: s.reader.messages.Load(), MessagesOut: s.sender.messages.Load(),
+		MessagesIn: s.reader.messages.Load(), MessagesOut: s.sent.Load(),
 		BatchesIn: s.reader.frames.Load(), BatchesOut: s.written.Load(),
 	}
 	t.BytesIn, _ = s.ws.Reading()

@@ -21,8 +21,8 @@ type sender struct {
 	hungUp  atomic.Bool   // no more is written; see Manager.hangUp
 	stopped chan struct{} // closed when run has returned
 
-	written  atomic.Int64 // websocket messages that were written
-	messages atomic.Int64 // messages in them
+	written atomic.Int64 // websocket messages that were written
+	sent    atomic.Int64 // messages in them
 }
 
 func (o *sender) init(s *session) {
@@ -50,7 +50,7 @@ func (o *sender) run() {
 			if err == nil && b.count > 0 && !o.hungUp.Load() {
 				err = o.s.ws.WriteMessage(b.frame())
 				o.written.Add(1)
-				o.messages.Add(int64(b.count))
+				o.sent.Add(int64(b.count))
 			}
 			b.release()
 		}

@@ -1,0 +1,134 @@
+package grid
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// The sessions of a connection, one after the other.
+
+var (
+	errClosed   = errors.New("the manager is closed")
+	errReplaced = errors.New("replaced by a new connection from the same host")
+)
+
+// probeTime is how long the present connection of a host has to show that it is alive, before that
+// of another process under the same name takes its place.
+const probeTime = time.Second
+
+// adopt makes s the session. It replaces the present one, unless that belongs to another process
+// which is alive: two of them under one name would otherwise evict each other for ever.
+func (c *Connection) adopt(s *session) error {
+	var cleared *session // was probed, and is not alive
+	for {
+		c.mu.Lock()
+		old := c.session.Load()
+		if old != nil && old != cleared && old.peerID != s.peerID {
+			c.mu.Unlock()
+			if old.watch.probe(min(probeTime, c.opts.HandshakeTimeout/2)) {
+				return rejectf("two processes use one host name: another is connected as %s, from %v, and alive", c.remote, old.ws.RemoteAddr())
+			}
+			cleared = old
+			continue
+		}
+		// Under the lock, so that whoever announces a shutdown sees the session, or this the
+		// shutdown.
+		if c.draining.Load() {
+			c.mu.Unlock()
+			return rejectf("%v", errShuttingDown)
+		}
+		// The session is there before the state says so to those who wait.
+		c.session.Store(s)
+		if !c.state.set(StateConnected, nil) {
+			c.session.Store(old)
+			c.mu.Unlock()
+			return rejectf("%v", context.Cause(c.ctx))
+		}
+		c.stats.connected(s.began)
+		if old != nil {
+			c.stats.lost(old)
+		}
+		c.mu.Unlock()
+		if old != nil {
+			old.close(errReplaced)
+		}
+		return nil
+	}
+}
+
+// lost takes s away, unless it was replaced already.
+func (c *Connection) lost(s *session) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.session.CompareAndSwap(s, nil) {
+		c.stats.lost(s)
+		c.state.set(StateConnectionError, s.err)
+	} else if c.left == s {
+		c.stats.lost(s)
+		c.left = nil
+	}
+}
+
+// leave takes s, whose peer is shutting down, away from new calls, while what is under way on it
+// goes on. There is one such session at most.
+func (c *Connection) leave(s *session) {
+	c.mu.Lock()
+	if !c.session.CompareAndSwap(s, nil) {
+		c.mu.Unlock()
+		return
+	}
+	s.leaving.Store(true)
+	before := c.left
+	c.left = s
+	if before != nil {
+		c.stats.lost(before)
+	}
+	c.state.set(StateConnectionError, errPeerShuttingDown)
+	c.mu.Unlock()
+	if before != nil {
+		before.close(errReplaced)
+	}
+	if _, ok := c.departures.Due(time.Now()); ok {
+		c.log.Info("grid: the remote host is shutting down")
+		c.errors.ExpectRecovery()
+	}
+}
+
+// sessions are all that are alive.
+func (c *Connection) sessions() []*session {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sessionsLocked()
+}
+
+func (c *Connection) sessionsLocked() (all []*session) {
+	for _, s := range []*session{c.session.Load(), c.left} {
+		if s != nil {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// serve runs a session until it ends, and reports whether it had lived: such a peer is worth
+// dialling again without delay.
+func (c *Connection) serve(s *session) (lived bool) {
+	if c.errors.Recovered() {
+		c.log.Info("grid: connected", "addr", s.ws.RemoteAddr())
+	}
+	err := s.run()
+	life := time.Since(s.began)
+	if life > stableLife {
+		c.errors.Reset()
+	}
+	if s.leaving.Load() || s.hungUp.Load() {
+		c.stats.fault(err) // one of the two is shutting down, which is no fault
+	} else {
+		c.fault("grid: connection lost", err)
+	}
+	return s.reader.frames.Load() > 0 || life >= time.Second
+}
+
+// stableLife is how long a connection must have lived for its loss to be news.
+const stableLife = time.Minute
