@@ -122,7 +122,7 @@ func (c *Connection) serve(s *session) (lived bool) {
 	if life > stableLife {
 		c.errors.Reset()
 	}
-	if s.leaving.Load() || s.hungUp.Load() {
+	if s.leaving.Load() || s.sender.hungUp.Load() {
 		c.stats.fault(err) // one of the two is shutting down, which is no fault
 	} else {
 		c.fault("grid: connection lost", err)

@@ -116,8 +116,8 @@ func (c *connectionCounters) limitReached(option string) {
 
 func (s *session) traffic() Traffic {
 	t := Traffic{
-		MessagesIn: s.reader.messages.Load(), MessagesOut: s.sent.Load(),
-		BatchesIn: s.reader.frames.Load(), BatchesOut: s.written.Load(),
+		MessagesIn: s.reader.messages.Load(), MessagesOut: s.sender.sent.Load(),
+		BatchesIn: s.reader.frames.Load(), BatchesOut: s.sender.written.Load(),
 	}
 	t.BytesIn, _ = s.ws.Reading()
 	t.BytesOut, _ = s.ws.Writing()
@@ -177,7 +177,7 @@ func (s *session) addStats(st *ConnectionStats) {
 			st.SlowConsumers++
 		}
 	}
-	bytes, senders := s.out.size()
+	bytes, senders := s.sender.out.size()
 	st.QueuedBytes += bytes
 	st.QueuedSenders += senders
 }

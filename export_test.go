@@ -60,14 +60,14 @@ func (s *session) Openings() int { return s.opener.openings.size() }
 
 // SmallTaken is how much of the queue payloads have that are not in fragments.
 func (s *session) SmallTaken() int {
-	s.out.mu.Lock()
-	defer s.out.mu.Unlock()
-	return s.out.small.taken
+	s.sender.out.mu.Lock()
+	defer s.sender.out.mu.Unlock()
+	return s.sender.out.small.taken
 }
 
 // QueueBounds says which part of the queue is beyond its limit.
 func (s *session) QueueBounds() error {
-	q := &s.out
+	q := &s.sender.out
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	const oneMore = 64 << 10
@@ -95,9 +95,8 @@ func (s *session) RunLate(id HandlerID, payload []byte) {
 	if s.conn.handlerSlots.Acquire() != nil {
 		panic("no slot")
 	}
-	s.opener.start(&m, s.conn.handlers.lookup(id, nil), arrived{buf: append(GetByteBuffer(), payload...)}, time.Now().Add(-time.Second))
-	s.workers.Submit(s.reader.tasks...)
-	s.reader.tasks = nil
+	p := parcel{&m, &intake{now: time.Now()}}
+	s.workers.Submit(s.opener.requestTask(p, s.conn.handlers.lookup(id, nil), arrived{buf: append(GetByteBuffer(), payload...)}, p.now.Add(-time.Second)))
 }
 
 // PostOutOfSequence sends a message of a stream with a number that is not its turn.

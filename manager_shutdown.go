@@ -56,7 +56,7 @@ func (m *Manager) hangUp(ctx context.Context) {
 	var all sync.WaitGroup
 	for _, c := range m.connections() {
 		for _, s := range c.sessions() {
-			s.hungUp.Store(true) // refusals of what still arrives must not fail
+			s.sender.hungUp.Store(true) // refusals of what still arrives must not fail
 			all.Go(func() {
 				if s.ws.CloseWrite() {
 					<-s.done

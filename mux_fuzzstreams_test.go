@@ -78,7 +78,7 @@ func newStreamsRun(t *testing.T, p *program) *streamsRun {
 	for i := range r.hosts {
 		r.hosts[i] = newFuzzHost(t, i, caps, func(o *ManagerOptions) { o.MaxMessageSize = fuzzMaxMessage })
 		if kind&4 != 0 {
-			r.hosts[i].conn.crc, r.hosts[i].sess.out.crc = 0, 0
+			r.hosts[i].conn.crc, r.hosts[i].sess.sender.out.crc = 0, 0
 		}
 	}
 	r.rules = newWireRules(t, r)

@@ -20,8 +20,8 @@ type serverHost interface {
 	limitLogger
 	// serverEnded takes the stream out of the session's table.
 	serverEnded(m *muxServer)
-	// start runs t on a goroutine that is reused, with its stack.
-	start(t workers.Task)
+	// submit runs t on a goroutine that is reused, with its stack.
+	submit(t workers.Task)
 	logger() *slog.Logger
 	// beginServe tells interceptors of the stream; see Connection.
 	beginServe(ctx context.Context, o *observed, info *CallInfo, metadata []byte) (context.Context, error)

@@ -31,7 +31,7 @@ type session struct {
 
 	reader  reader
 	opener  opener
-	sender  // its methods are the session's: what is under way sends
+	sender  sender
 	watch   watch
 	workers workers.Pool // for handlers, and what goes with those of streams
 
@@ -94,7 +94,7 @@ func (s *session) close(reason error) {
 		close(s.done)
 		s.cancel(s.err)
 		s.conn.lost(s) // no new calls
-		s.out.close(s.err)
+		s.sender.out.close(s.err)
 		s.ws.Close()
 		s.watch.stop()
 		s.calls.close(s.err)
@@ -131,13 +131,13 @@ func (s *session) untilIdle() <-chan struct{} {
 	if busy := s.streams.untilIdle(); busy != nil {
 		return busy
 	}
-	return s.out.untilIdle()
+	return s.sender.out.untilIdle()
 }
 
 // announceShutdown tells the peer, if it knows what that means.
 func (s *session) announceShutdown() {
 	if s.caps&capDrain != 0 && !s.announced.Swap(true) {
-		s.post(message{Op: opDisconnect}, nil)
+		s.sender.post(message{Op: opDisconnect}, nil)
 	}
 }
 
@@ -150,33 +150,21 @@ func (s *session) pastDeadline(deadline time.Time) bool {
 	return !time.Now().Before(deadline)
 }
 
-// openStream opens a stream and waits until the peer has taken it on.
-func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte, seen *observed, c capacities) (*muxClient, error) {
-	if err := context.Cause(ctx); err != nil {
-		return nil, err
-	}
-	m := newMuxClient(ctx, s, s.conn.nextMuxID(), id, c, s.wide(), time.Now())
-	m.maxMessage = s.opts.MaxMessageSize
-	m.in.maxBytes = s.opts.MaxStreamBytes
-	m.closing = s.conn.managerEnds
-	m.seen = seen
-	if s.caps&capMetadata == 0 {
-		metadata = nil
-	}
-	if !s.streams.add(m.id, m) {
-		return nil, s.endError()
-	}
-	if err := m.connect(payload, metadata, sub, c.known && c.in == 0); err != nil {
-		return nil, err
-	}
-	return m, nil
+// The session as the ends of its streams see it: clientHost and serverHost.
+
+func (s *session) post(m message, seq *sequence) { s.sender.post(m, seq) }
+
+func (s *session) send(done <-chan struct{}, m message, seq *sequence) error {
+	return s.sender.send(done, m, seq)
 }
 
-// The session as the ends of its streams see it: clientHost and serverHost.
+func (s *session) sendOpening(done <-chan struct{}, m message, seq *sequence, deadline time.Time) error {
+	return s.sender.sendInTime(done, &m, seq, deadline)
+}
 
 func (s *session) clientEnded(m *muxClient) { s.streams.remove(m.id) }
 func (s *session) serverEnded(m *muxServer) { s.served.remove(m.id) }
-func (s *session) start(t workers.Task)     { s.workers.Submit(t) }
+func (s *session) submit(t workers.Task)    { s.workers.Submit(t) }
 func (s *session) logger() *slog.Logger     { return s.conn.log }
 func (s *session) overload(err error)       { s.conn.overload(err) }
 

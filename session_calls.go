@@ -10,7 +10,8 @@ import (
 	"github.com/gridrpc/grid/internal/limit"
 )
 
-// Single requests that are made here. Those that are served here are in session_requests.go.
+// Single requests and streams that are made here. Those that are served here come in by
+// session_opener.go.
 
 // single makes a single request and waits for its answer.
 func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte) ([]byte, error) {
@@ -32,7 +33,7 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 		m.setMetadata(metadata)
 	}
 	m.setSubroute(sub)
-	if err := s.sendRequest(ctx, c, &m); err != nil {
+	if err := s.sender.sendRequest(ctx, c, &m); err != nil {
 		return s.calls.abandon(c, err)
 	}
 	if ctx.Done() == nil {
@@ -44,6 +45,28 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 	case <-ctx.Done():
 		return s.calls.abandon(c, context.Cause(ctx))
 	}
+}
+
+// openStream opens a stream and waits until the peer has taken it on.
+func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte, seen *observed, c capacities) (*muxClient, error) {
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	m := newMuxClient(ctx, s, s.conn.nextMuxID(), id, c, s.wide(), time.Now())
+	m.maxMessage = s.opts.MaxMessageSize
+	m.in.maxBytes = s.opts.MaxStreamBytes
+	m.closing = s.conn.managerEnds
+	m.seen = seen
+	if s.caps&capMetadata == 0 {
+		metadata = nil
+	}
+	if !s.streams.add(m.id, m) {
+		return nil, s.endError()
+	}
+	if err := m.connect(payload, metadata, sub, c.known && c.in == 0); err != nil {
+		return nil, err
+	}
+	return m, nil
 }
 
 // callTable is the single requests of a session that wait for their answer.

@@ -129,7 +129,7 @@ func (w *watch) probe(within time.Duration) bool {
 	before, _ := s.ws.Reading()
 	answered := make(chan struct{})
 	if w.addProbe(answered) {
-		s.sendPing(time.Now())
+		s.sender.sendPing(time.Now())
 	}
 	defer w.removeProbe(answered)
 	timeout := time.NewTimer(within)
@@ -151,7 +151,7 @@ var errNoPong = errors.New("no pong for two ping intervals")
 // session must end. Deadlines are met a period early rather than late.
 func (w *watch) look(now time.Time) (ping bool, progress time.Time, err error) {
 	s := w.s
-	reading, sending := transfer{message: s.reader.frames.Load()}, transfer{message: s.written.Load()}
+	reading, sending := transfer{message: s.reader.frames.Load()}, transfer{message: s.sender.written.Load()}
 	reading.bytes, reading.underway = s.ws.Reading()
 	sending.bytes, sending.underway = s.ws.Writing()
 	w.mu.Lock()
@@ -204,7 +204,7 @@ func (w *watch) tick() {
 		return
 	}
 	if ping {
-		s.sendPing(now)
+		s.sender.sendPing(now)
 	}
 	s.clock.Store(monotime.Of(now))
 	s.calls.expire(uint64(now.Sub(s.began)/w.period), now, s.opts.MessageTimeout)

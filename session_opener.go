@@ -9,6 +9,7 @@ import (
 
 	"github.com/gridrpc/grid/internal/limit"
 	"github.com/gridrpc/grid/internal/monotime"
+	"github.com/gridrpc/grid/internal/workers"
 )
 
 // opener is the part of a session that takes on what the peer asks for, requests and streams alike,
@@ -17,90 +18,97 @@ import (
 type opener struct {
 	s *session // set once
 
-	openings muxTable[*opening] // what arrives in fragments, and is not complete
+	requests, streams admission
+	openings          muxTable[*opening] // what arrives in fragments, and is not complete
 	// hasOpenings is false if there are certainly none.
 	hasOpenings bool
 	ackBuf      creditBuffer
 }
 
+// admission is what differs between a request and a stream that the peer asks for, once it is known
+// that it may come in: what it takes a slot of, and what makes the task that runs its handler.
+type admission struct {
+	slots *limit.Slots
+	task  func(p parcel, h handler, payload arrived, deadline time.Time) workers.Task
+}
+
 func (o *opener) init(s *session) {
 	o.s = s
+	o.requests = admission{&s.conn.handlerSlots, o.requestTask}
+	o.streams = admission{&s.conn.streamSlots, o.streamTask}
 	o.openings.init()
 }
 
 // close gives up what is not complete.
 func (o *opener) close() {
-	for _, at := range o.openings.close() {
-		o.giveUp(at.id)
+	for _, pending := range o.openings.close() {
+		o.giveUp(pending.id)
 	}
 }
 
-// open takes on the Request or ConnectMux p, or refuses it. An error ends the session.
-func (o *opener) open(p parcel) error {
+// open takes on the Request or ConnectMux p, or refuses it. It returns the task that runs the
+// handler; nil where it has refused, or where more is to come. An error ends the session.
+func (o *opener) open(p parcel) (workers.Task, error) {
 	if p.Handler == 0 && o.s.caps&capFragments != 0 {
 		return o.resume(p) // only a first fragment names a handler
 	}
 	if err := o.checkUnopened(p.message); err != nil {
-		return err
+		return nil, err
 	}
-	slots := &o.s.conn.handlerSlots
+	as := &o.requests
 	if p.Op == opConnectMux {
-		slots = &o.s.conn.streamSlots
+		as = &o.streams
 		if old, ok := o.s.served.get(p.MuxID); ok {
 			old.fail(protocolErrorf("mux %d opened twice", p.MuxID))
-			return nil
+			return nil, nil
 		}
 		if p.Seq != 0 {
 			o.refuseSequence(p.message, 0)
-			return nil
+			return nil, nil
 		}
 	}
 	h := o.s.conn.handlers.lookup(p.Handler, p.Sub)
 	if !h.serves(p.Op) {
 		o.refuse(p.message, o.s.opts.noHandlerText(p.message, h))
-		return nil
+		return nil, nil
 	}
-	if err := o.admit(p.message, slots); err != nil {
+	if err := o.admit(p.message, as.slots); err != nil {
 		o.refuse(p.message, err.Error())
-		return nil
+		return nil, nil
 	}
 	if p.Flags&flagMore != 0 {
-		return o.begin(p, h, slots)
+		return nil, o.collect(p, h, as)
 	}
 	payload, err := p.whole()
 	if err != nil {
-		slots.Release()
-		return o.refuseOverload(p.message, err)
+		as.slots.Release()
+		return nil, o.refuseOverload(p.message, err)
 	}
-	o.start(p.message, h, payload, p.deadline(p.now))
-	return nil
+	return as.task(p, h, payload, p.deadline(p.now)), nil
 }
 
-// start runs the handler of what is complete, and has a slot.
-func (o *opener) start(m *message, h handler, payload arrived, deadline time.Time) {
+// streamTask makes the serving end of a stream that is complete, and has a slot. It returns nil if
+// the session has ended.
+func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.Time) workers.Task {
 	s := o.s
-	if h.single != nil {
-		s.reader.tasks = append(s.reader.tasks, newSingleTask(s, m, h.single, payload, deadline))
-		return
-	}
-	c := newMuxServer(s, m, h.stream, payload, deadline, s.wide(), &s.conn.caller, s.opts.MaxMessageSize, s.reader.now)
+	c := newMuxServer(s, p.message, h.stream, payload, deadline, s.wide(), &s.conn.caller, s.opts.MaxMessageSize, p.now)
 	c.slot = &s.conn.streamSlots
 	c.in.maxBytes = s.opts.MaxStreamBytes
 	if c.seen = s.conn.observe(payload.size()); c.seen != nil {
-		c.metadata = bytes.Clone(m.Metadata)
+		c.metadata = bytes.Clone(p.Metadata)
 	}
 	if !s.served.add(c.id, c) {
 		c.cancel(ErrDisconnected)
 		payload.drop()
 		c.slot.Release()
-		return // the session has ended
+		return nil
 	}
 	ack := message{MuxID: c.id, Op: opAckMux}
 	if c.wide {
 		ack.Payload = appendCredits(o.ackBuf[:0], c.inCredits())
 	}
-	s.post(ack, &c.sendSeq)
-	s.reader.tasks = append(s.reader.tasks, c)
+	s.sender.post(ack, &c.sendSeq)
+	return c
 }
 
 // admit takes a slot for a handler, or says why there is none.
@@ -126,7 +134,7 @@ func (o *opener) refuse(m *message, text string) {
 	o.s.conn.stats.refused.Add(1)
 	e := muxConnectError{Error: clipText(text)}
 	payload, _ := e.MarshalMsg(make([]byte, 0, e.Msgsize()))
-	o.s.post(message{
+	o.s.sender.post(message{
 		MuxID: m.MuxID, DeadlineMS: m.DeadlineMS, Handler: m.Handler,
 		Op: opMuxConnectError, Flags: m.Flags & flagEOF, Payload: payload,
 	}, nil)
@@ -171,7 +179,7 @@ type opening struct {
 	deadline time.Time // zero for none
 	began    time.Time
 	metadata []byte
-	slots    *limit.Slots
+	as       *admission
 	seq      uint32         // of the last fragment; the reader's own
 	heard    monotime.Stamp // when a fragment last came
 
@@ -181,21 +189,22 @@ type opening struct {
 }
 
 // add takes in a fragment, unless the opening was given up.
-func (o *opening) add(p parcel) (payload arrived, whole bool, err error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.gone {
+func (g *opening) add(p parcel) (payload arrived, whole bool, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.gone {
 		return arrived{}, false, nil
 	}
-	return p.addTo(&o.parts)
+	return p.addTo(&g.parts)
 }
 
-func (o *opening) drop() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.gone = true
-	o.parts.abandon()
-	o.parts = nil
+// drop gives up what has arrived, and what will.
+func (g *opening) drop() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.gone = true
+	g.parts.abandon()
+	g.parts = nil
 }
 
 // checkUnopened checks that m, a first fragment or a whole, does not come amid another opening of
@@ -211,66 +220,65 @@ func (o *opener) checkUnopened(m *message) error {
 	return nil
 }
 
-// begin takes up the first fragment of an opening, for which a slot was taken.
-func (o *opener) begin(p parcel, h handler, slots *limit.Slots) error {
+// collect takes up the first fragment of an opening, for which a slot was taken.
+func (o *opener) collect(p parcel, h handler, as *admission) error {
 	o.hasOpenings = true
-	at := &opening{
+	pending := &opening{
 		id: p.MuxID, op: p.Op, handler: p.Handler, found: h, deadline: p.deadline(p.now),
-		began: p.now, slots: slots, seq: p.Seq,
+		began: p.now, as: as, seq: p.Seq,
 	}
 	if len(o.s.opts.ServeInterceptors) > 0 {
-		at.metadata = bytes.Clone(p.Metadata)
+		pending.metadata = bytes.Clone(p.Metadata)
 	}
-	at.heard.Store(monotime.Of(p.now))
-	_, _, err := at.add(p)
-	if err != nil || !o.openings.add(at.id, at) {
-		at.drop()
-		slots.Release()
+	pending.heard.Store(monotime.Of(p.now))
+	_, _, err := pending.add(p)
+	if err != nil || !o.openings.add(pending.id, pending) {
+		pending.drop()
+		as.slots.Release()
 	}
 	return o.refuseOverload(p.message, err)
 }
 
 // resume takes up a further fragment. Those of an opening that was refused, or given up, are
 // dropped.
-func (o *opener) resume(p parcel) error {
-	at, ok := o.openings.get(p.MuxID)
+func (o *opener) resume(p parcel) (workers.Task, error) {
+	pending, ok := o.openings.get(p.MuxID)
 	if !ok {
-		return nil
+		return nil, nil
 	}
-	if at.op != p.Op {
-		return protocolErrorf("%v for mux %d amid a %v", p.Op, p.MuxID, at.op)
+	if pending.op != p.Op {
+		return nil, protocolErrorf("%v for mux %d amid a %v", p.Op, p.MuxID, pending.op)
 	}
 	if p.Op == opConnectMux {
-		if at.seq++; at.seq != p.Seq {
-			o.giveUp(at.id)
-			o.refuseSequence(p.message, at.seq)
-			return nil
+		if pending.seq++; pending.seq != p.Seq {
+			o.giveUp(pending.id)
+			o.refuseSequence(p.message, pending.seq)
+			return nil, nil
 		}
 	}
-	at.heard.Store(monotime.Of(p.now))
-	payload, whole, err := at.add(p)
+	pending.heard.Store(monotime.Of(p.now))
+	payload, whole, err := pending.add(p)
 	if err != nil {
-		o.giveUp(at.id)
-		return o.refuseOverload(p.message, err)
+		o.giveUp(pending.id)
+		return nil, o.refuseOverload(p.message, err)
 	}
 	if !whole {
-		return nil
+		return nil, nil
 	}
-	if _, ok := o.openings.remove(at.id); !ok {
+	if _, ok := o.openings.remove(pending.id); !ok {
 		payload.drop() // given up just now, and its slot with it
-		return nil
+		return nil, nil
 	}
-	p.Handler, p.Metadata = at.handler, at.metadata
-	o.start(p.message, at.found, payload, at.deadline)
-	return nil
+	p.Handler, p.Metadata = pending.handler, pending.metadata
+	return pending.as.task(p, pending.found, payload, pending.deadline), nil
 }
 
 // giveUp drops an opening that will not be completed. It reports whether there was one.
 func (o *opener) giveUp(id uint64) bool {
-	at, ok := o.openings.remove(id)
+	pending, ok := o.openings.remove(id)
 	if ok {
-		at.drop()
-		at.slots.Release()
+		pending.drop()
+		pending.as.slots.Release()
 	}
 	return ok
 }
@@ -280,16 +288,16 @@ func (o *opener) giveUp(id uint64) bool {
 // message last moved.
 func (o *opener) tick(now, progress time.Time) {
 	opts := o.s.opts
-	for _, at := range o.openings.all(nil) {
-		silent := monotime.Of(now).Sub(max(at.heard.Load(), monotime.Of(progress))) > 4*opts.StreamPingInterval
-		late := now.Sub(at.began) > opts.MessageTimeout
+	for _, pending := range o.openings.all(nil) {
+		silent := monotime.Of(now).Sub(max(pending.heard.Load(), monotime.Of(progress))) > 4*opts.StreamPingInterval
+		late := now.Sub(pending.began) > opts.MessageTimeout
 		switch {
-		case !at.deadline.IsZero() && now.After(at.deadline):
-			o.giveUp(at.id) // the client knows
-		case late && o.giveUp(at.id):
-			o.refuse(&message{MuxID: at.id, Op: at.op}, lateMessageError(opts.MessageTimeout).Error())
-		case silent && o.giveUp(at.id):
-			o.refuse(&message{MuxID: at.id, Op: at.op}, "grid: gave up waiting for the rest of the payload")
+		case !pending.deadline.IsZero() && now.After(pending.deadline):
+			o.giveUp(pending.id) // the client knows
+		case late && o.giveUp(pending.id):
+			o.refuse(&message{MuxID: pending.id, Op: pending.op}, lateMessageError(opts.MessageTimeout).Error())
+		case silent && o.giveUp(pending.id):
+			o.refuse(&message{MuxID: pending.id, Op: pending.op}, "grid: gave up waiting for the rest of the payload")
 		}
 	}
 }

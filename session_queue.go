@@ -107,7 +107,7 @@ func (q *outQueue) trySend(m *message, seq *sequence) (full bool, err error) {
 	return false, q.sendLocked(&q.small, m, seq)
 }
 
-// await waits until t is granted, which must be ended by sendInTurn or by giveUp then, or done is
+// await waits until t is granted, which must be ended by sendInTurn or by endTurn then, or done is
 // closed, or the queue is.
 func (q *outQueue) await(r *room, t *turn, done <-chan struct{}) error {
 	q.mu.Lock()
@@ -121,7 +121,7 @@ func (q *outQueue) await(r *room, t *turn, done <-chan struct{}) error {
 	case <-t.granted:
 		return nil
 	case <-done:
-		q.giveUp(t)
+		q.endTurn(t)
 		return errSendCancelled
 	}
 }
@@ -153,8 +153,8 @@ func (q *outQueue) sendInTurn(t *turn, m *message, seq *sequence) error {
 	return err
 }
 
-// giveUp ends a turn for which nothing is sent.
-func (q *outQueue) giveUp(t *turn) {
+// endTurn ends a turn for which nothing is sent.
+func (q *outQueue) endTurn(t *turn) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	t.room.leave(t)

@@ -252,7 +252,7 @@ func TestOutQueue_PassesOnWhatIsNotUsed(t *testing.T) {
 			synctest.Wait()
 		}
 		require.Empty(t, results)
-		q.giveUp(&first)
+		q.endTurn(&first)
 		synctest.Wait()
 		require.Len(t, results, 2)
 		require.Equal(t, errSendCancelled, <-results)
@@ -272,7 +272,7 @@ func TestOutQueue_PassesOnWhatIsNotUsed(t *testing.T) {
 func largeSender(s *session) func(id uint64, fragments int) {
 	return func(id uint64, fragments int) {
 		m := message{MuxID: id, Op: opRequest, Payload: make([]byte, fragments*fragmentSize)}
-		started, err := s.sendFragments(nil, &m, nil, time.Time{}, nil)
+		started, err := s.sender.sendFragments(nil, &m, nil, time.Time{}, nil)
 		if !started || err != nil {
 			panic(err)
 		}
@@ -284,7 +284,7 @@ func largeSender(s *session) func(id uint64, fragments int) {
 func TestOutQueue_SendsTheShortestPayloadFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := new(session)
-		q := &s.out
+		q := &s.sender.out
 		q.init(flagCRC, pendingLimit)
 		send := largeSender(s)
 		var ended []uint64
@@ -314,7 +314,7 @@ func TestOutQueue_SendsTheShortestPayloadFirst(t *testing.T) {
 func TestOutQueue_DoesNotStarveALongPayload(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := new(session)
-		q := &s.out
+		q := &s.sender.out
 		q.init(flagCRC, pendingLimit)
 		send := largeSender(s)
 		const long = 30
@@ -444,14 +444,15 @@ func TestResources_SendingAllocatesNoMessage(t *testing.T) {
 		t.Skip("the strict pool allocates")
 	}
 	s := &session{caps: ourCaps}
-	s.out.init(flagCRC, pendingLimit)
+	s.sender.s = s
+	s.sender.out.init(flagCRC, pendingLimit)
 	var seq sequence
 	payload := make([]byte, 10)
 	allocs := testing.AllocsPerRun(100, func() {
 		if err := s.send(nil, message{Op: opMuxServerMsg, Payload: payload}, &seq); err != nil {
 			t.Error(err)
 		}
-		s.out.batch.release()
+		s.sender.out.batch.release()
 	})
 	require.Less(t, allocs, 1.0)
 }

@@ -36,7 +36,7 @@ func (r *reader) init(s *session) {
 		if !r.pings.Allow(s.clock.Load()) {
 			return false
 		}
-		s.out.poke()
+		s.sender.out.poke()
 		return true
 	})
 }
@@ -128,7 +128,11 @@ func (r *reader) dispatch(m *message) error {
 	}
 	switch m.Op {
 	case opRequest, opConnectMux:
-		return r.s.opener.open(r.parcel(m))
+		task, err := r.s.opener.open(r.parcel(m))
+		if task != nil {
+			r.tasks = append(r.tasks, task)
+		}
+		return err
 	case opResponse:
 		return r.onResponse(m)
 	case opMuxConnectError:
@@ -232,7 +236,7 @@ func (r *reader) toClient(m *message, f func(*muxClient, *message)) bool {
 func (r *reader) onMuxClientMsg(m *message) (err error) {
 	known := r.toServer(m, func(c *muxServer, m *message) { err = c.onMessage(r.parcel(m)) })
 	if !known && m.Flags&flagEOF == 0 && r.lostServed.due(m.MuxID) {
-		r.s.post(message{MuxID: m.MuxID, Op: opDisconnectClientMux}, nil)
+		r.s.sender.post(message{MuxID: m.MuxID, Op: opDisconnectClientMux}, nil)
 	}
 	return err
 }
@@ -251,7 +255,7 @@ func (r *reader) onClientMsg(m *message, f func(*muxClient, *message)) {
 		calls.answer(m.MuxID, answer{err: protocolErrorf("%v to a single request", m.Op)})
 	}
 	if m.Flags&flagEOF == 0 && r.lostStreams.due(m.MuxID) {
-		r.s.post(message{MuxID: m.MuxID, Op: opDisconnectServerMux}, nil)
+		r.s.sender.post(message{MuxID: m.MuxID, Op: opDisconnectServerMux}, nil)
 	}
 }
 
@@ -288,7 +292,7 @@ func (r *reader) onPing(m *message) error {
 	}
 	if m.MuxID != 0 {
 		if !r.toServer(m, func(c *muxServer, m *message) { c.onPing(m, r.now) }) {
-			s.post(pongFor(m, pongMsg{NotFound: true, T: r.now}), nil)
+			s.sender.post(pongFor(m, pongMsg{NotFound: true, T: r.now}), nil)
 		}
 		return nil
 	}
@@ -301,7 +305,7 @@ func (r *reader) onPing(m *message) error {
 		pong.T = ping.T
 	}
 	answer := pongFor(m, pong)
-	return s.out.postUrgent(&answer)
+	return s.sender.out.postUrgent(&answer)
 }
 
 func (r *reader) onPong(m *message) error {

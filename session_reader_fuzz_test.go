@@ -139,7 +139,7 @@ func (h *fuzzHost) dispatched(stream *muxClient, err error) (d dispatched) {
 	if err != nil {
 		d.err = err.Error()
 	}
-	urgent, normal := s.out.swap()
+	urgent, normal := s.sender.out.swap()
 	for _, b := range []batch{urgent, normal} {
 		if b.count > 0 {
 			msgs, whole := messagesOf(uint32(s.caps), b.frame())

@@ -31,13 +31,14 @@ type singleTask struct {
 // singleTasks holds no channels or timers, so it may be shared by all.
 var singleTasks = sync.Pool{New: func() any { return new(singleTask) }}
 
-// newSingleTask makes the task of a request that is complete, and has a slot.
-func newSingleTask(s *session, m *message, entry *singleEntry, payload arrived, deadline time.Time) *singleTask {
+// requestTask makes the task of a request that is complete, and has a slot.
+func (o *opener) requestTask(p parcel, h handler, payload arrived, deadline time.Time) workers.Task {
+	s := o.s
 	t := singleTasks.Get().(*singleTask)
-	t.s, t.id, t.handler, t.entry, t.payload = s, m.MuxID, m.Handler, entry, payload
-	t.deadline, t.lateFrom = deadline, lateAfter(s.reader.now, deadline)
+	t.s, t.id, t.handler, t.entry, t.payload = s, p.MuxID, p.Handler, h.single, payload
+	t.deadline, t.lateFrom = deadline, lateAfter(p.now, deadline)
 	if t.seen = s.conn.observe(payload.size()); t.seen != nil {
-		t.metadata = bytes.Clone(m.Metadata)
+		t.metadata = bytes.Clone(p.Metadata)
 	}
 	return t
 }
@@ -80,7 +81,7 @@ func (t *singleTask) Run() {
 		if expired || s.pastDeadline(t.deadline) {
 			PutByteBuffer(buf)
 		} else {
-			err = s.sendResponse(&m, buf, t.deadline)
+			err = s.sender.sendResponse(&m, buf, t.deadline)
 		}
 		if outcome = cmp.Or(outcome, err); outcome == nil {
 			t.seen.sent(size)

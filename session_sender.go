@@ -25,77 +25,72 @@ type sender struct {
 	sent    atomic.Int64 // messages in them
 }
 
-func (o *sender) init(s *session) {
-	o.s = s
-	o.stopped = make(chan struct{})
-	o.out.init(s.conn.crc, s.opts.MaxQueuedBytes)
+func (snd *sender) init(s *session) {
+	snd.s = s
+	snd.stopped = make(chan struct{})
+	snd.out.init(s.conn.crc, s.opts.MaxQueuedBytes)
 }
 
 // run writes what is queued, until the queue is closed.
-func (o *sender) run() {
-	defer close(o.stopped)
+func (snd *sender) run() {
+	defer close(snd.stopped)
 	for {
-		full, err := o.out.wait()
+		full, err := snd.out.wait()
 		if err != nil {
 			return
 		}
 		if !full {
 			runtime.Gosched() // others that are about to send join the batch
 		}
-		urgent, normal := o.out.swap()
-		if !o.hungUp.Load() {
-			err = o.s.ws.WritePong()
+		urgent, normal := snd.out.swap()
+		if !snd.hungUp.Load() {
+			err = snd.s.ws.WritePong()
 		}
 		for _, b := range [...]batch{urgent, normal} {
-			if err == nil && b.count > 0 && !o.hungUp.Load() {
-				err = o.s.ws.WriteMessage(b.frame())
-				o.written.Add(1)
-				o.sent.Add(int64(b.count))
+			if err == nil && b.count > 0 && !snd.hungUp.Load() {
+				err = snd.s.ws.WriteMessage(b.frame())
+				snd.written.Add(1)
+				snd.sent.Add(int64(b.count))
 			}
 			b.release()
 		}
 		// Closing the socket now would take back what the peer has not read yet.
-		if err != nil && !o.hungUp.Load() {
-			o.s.close(fmt.Errorf("write: %w", err))
+		if err != nil && !snd.hungUp.Load() {
+			snd.s.close(fmt.Errorf("write: %w", err))
 			return
 		}
 	}
 }
 
-// post implements frameSender.
-func (o *sender) post(m message, seq *sequence) {
-	if err := o.out.post(&m, seq); err != nil {
-		o.s.closeAsync(err)
+// post queues a message without a wait; see frameSender.
+func (snd *sender) post(m message, seq *sequence) {
+	if err := snd.out.post(&m, seq); err != nil {
+		snd.s.closeAsync(err)
 	}
 }
 
 // sendPing pings the link.
-func (o *sender) sendPing(now time.Time) {
+func (snd *sender) sendPing(now time.Time) {
 	p := pingMsg{T: now}
 	payload, _ := p.MarshalMsg(make([]byte, 0, p.Msgsize()))
-	m := message{Op: opPing, DeadlineMS: uint32(o.s.opts.PingInterval.Milliseconds()), Payload: payload}
-	if err := o.out.postUrgent(&m); err != nil {
-		o.s.closeAsync(err)
+	m := message{Op: opPing, DeadlineMS: uint32(snd.s.opts.PingInterval.Milliseconds()), Payload: payload}
+	if err := snd.out.postUrgent(&m); err != nil {
+		snd.s.closeAsync(err)
 	}
 }
 
-// send implements frameSender.
-func (o *sender) send(done <-chan struct{}, m message, seq *sequence) error {
-	if o.isLarge(&m) {
-		_, err := o.sendFragments(done, &m, seq, time.Time{}, nil)
+// send queues a message of a stream, waiting for room; see frameSender.
+func (snd *sender) send(done <-chan struct{}, m message, seq *sequence) error {
+	if snd.isLarge(&m) {
+		_, err := snd.sendFragments(done, &m, seq, time.Time{}, nil)
 		return err
 	}
-	return o.out.send(done, &m, seq)
-}
-
-// sendOpening implements clientHost.
-func (o *sender) sendOpening(done <-chan struct{}, m message, seq *sequence, deadline time.Time) error {
-	return o.sendInTime(done, &m, seq, deadline)
+	return snd.out.send(done, &m, seq)
 }
 
 // sendRequest queues a request, waiting for room until its deadline, which may be the default one.
-func (o *sender) sendRequest(ctx context.Context, c *call, m *message) error {
-	if full, err := o.trySend(m); !full {
+func (snd *sender) sendRequest(ctx context.Context, c *call, m *message) error {
+	if full, err := snd.trySend(m); !full {
 		return err
 	}
 	if c.expires != 0 {
@@ -106,15 +101,15 @@ func (o *sender) sendRequest(ctx context.Context, c *call, m *message) error {
 	deadline, _ := ctx.Deadline()
 	var started bool
 	var err error
-	if o.isLarge(m) {
+	if snd.isLarge(m) {
 		// Not further than to an early answer, a refusal.
-		started, err = o.sendFragments(ctx.Done(), m, nil, deadline, func() bool { return len(c.answered) == 0 })
+		started, err = snd.sendFragments(ctx.Done(), m, nil, deadline, func() bool { return len(c.answered) == 0 })
 	} else {
-		err = o.sendInTime(ctx.Done(), m, nil, deadline)
+		err = snd.sendInTime(ctx.Done(), m, nil, deadline)
 	}
 	if err == errSendCancelled {
 		if started {
-			o.post(message{MuxID: c.id, Op: opDisconnectServerMux}, nil)
+			snd.post(message{MuxID: c.id, Op: opDisconnectServerMux}, nil)
 		}
 		err = cmp.Or(context.Cause(ctx), context.DeadlineExceeded)
 	}
@@ -126,15 +121,15 @@ func (o *sender) sendRequest(ctx context.Context, c *call, m *message) error {
 // buffer of the answer, is given back. After the deadline nobody waits for it, and it is not sent.
 //
 // It returns why the answer has not been sent, or not all of it; nil once it is queued.
-func (o *sender) sendResponse(m *message, buf []byte, deadline time.Time) (dropped error) {
+func (snd *sender) sendResponse(m *message, buf []byte, deadline time.Time) (dropped error) {
 	defer func() { PutByteBuffer(buf) }()
-	if full, err := o.trySend(m); !full {
+	if full, err := snd.trySend(m); !full {
 		return err
 	}
-	charge := limit.Charge{Budget: &o.s.conn.hostBytes, Bytes: len(m.Payload)}
+	charge := limit.Charge{Budget: &snd.s.conn.hostBytes, Bytes: len(m.Payload)}
 	if exceeded := charge.Budget.Take(charge.Bytes); exceeded > 0 {
 		err := hostBytesError(charge.Budget, exceeded)
-		o.s.overload(err)
+		snd.s.overload(err)
 		charge.Bytes = 0
 		dropped = answerDropped(err)
 		e := muxConnectError{Error: dropped.Error()}
@@ -143,7 +138,7 @@ func (o *sender) sendResponse(m *message, buf []byte, deadline time.Time) (dropp
 		PutByteBuffer(buf)
 		buf = nil // before the wait, which may be long
 	}
-	err := o.sendAnswer(*m, deadline)
+	err := snd.sendAnswer(*m, deadline)
 	charge.Release()
 	if err == nil {
 		m.slot = nil
@@ -155,47 +150,47 @@ func (o *sender) sendResponse(m *message, buf []byte, deadline time.Time) (dropp
 
 // sendAnswer is send for what is of no use after a deadline, if there is one: it is not sent then,
 // or no more of it.
-func (o *sender) sendAnswer(m message, deadline time.Time) error {
+func (snd *sender) sendAnswer(m message, deadline time.Time) error {
 	if deadline.IsZero() {
-		return o.send(nil, m, nil)
+		return snd.send(nil, m, nil)
 	}
 	ctx, cancel := context.WithDeadline(context.Background(), deadline)
 	defer cancel()
-	return o.sendInTime(ctx.Done(), &m, nil, deadline)
+	return snd.sendInTime(ctx.Done(), &m, nil, deadline)
 }
 
 // trySend queues m, which is not of a stream, if that takes neither fragments nor a wait. full says
 // that it does.
-func (o *sender) trySend(m *message) (full bool, err error) {
-	if o.isLarge(m) {
+func (snd *sender) trySend(m *message) (full bool, err error) {
+	if snd.isLarge(m) {
 		return true, nil
 	}
-	return o.out.trySend(m, nil)
+	return snd.out.trySend(m, nil)
 }
 
 // sendInTime is send for what has a deadline, or may have one.
-func (o *sender) sendInTime(done <-chan struct{}, m *message, seq *sequence, deadline time.Time) error {
-	if o.isLarge(m) {
-		_, err := o.sendFragments(done, m, seq, deadline, nil)
+func (snd *sender) sendInTime(done <-chan struct{}, m *message, seq *sequence, deadline time.Time) error {
+	if snd.isLarge(m) {
+		_, err := snd.sendFragments(done, m, seq, deadline, nil)
 		return err
 	}
-	if full, err := o.out.trySend(m, seq); !full {
+	if full, err := snd.out.trySend(m, seq); !full {
 		return err
 	}
 	t := turn{size: m.Msgsize(), late: lateAfter(time.Now(), deadline)}
-	if err := o.out.await(&o.out.small, &t, done); err != nil {
+	if err := snd.out.await(&snd.out.small, &t, done); err != nil {
 		return err
 	}
 	if err := m.setDeadline(deadline); err != nil {
-		o.out.giveUp(&t)
+		snd.out.endTurn(&t)
 		return errSendCancelled
 	}
-	return o.out.sendInTurn(&t, m, seq)
+	return snd.out.sendInTurn(&t, m, seq)
 }
 
 // isLarge reports whether m is sent in fragments.
-func (o *sender) isLarge(m *message) bool {
-	return len(m.Payload) > wholeSize && o.s.caps&capFragments != 0
+func (snd *sender) isLarge(m *message) bool {
+	return len(m.Payload) > wholeSize && snd.s.caps&capFragments != 0
 }
 
 // sendFragments sends m in fragments, each when there is room for it. deadline is that of a
@@ -207,8 +202,8 @@ func (o *sender) isLarge(m *message) bool {
 // long. Those that come later count all that was sent before them as well: so no more overtakes a
 // payload, whatever comes, than twice its size, for it has at least every other fragment when as
 // much as its size has.
-func (o *sender) sendFragments(done <-chan struct{}, m *message, seq *sequence, deadline time.Time, wanted func() bool) (started bool, err error) {
-	before := o.out.largeSent()
+func (snd *sender) sendFragments(done <-chan struct{}, m *message, seq *sequence, deadline time.Time, wanted func() bool) (started bool, err error) {
+	before := snd.out.largeSent()
 	rest, flags, slot := m.Payload, m.Flags, m.slot
 	m.Flags = flags&(flagSubroute|flagMetadata) | flagMore
 	m.slot = nil // taken up by the last one
@@ -223,14 +218,14 @@ func (o *sender) sendFragments(done <-chan struct{}, m *message, seq *sequence, 
 		if !started {
 			t.late = lateAfter(time.Now(), deadline)
 		}
-		if err := o.out.await(&o.out.large, &t, done); err != nil {
+		if err := snd.out.await(&snd.out.large, &t, done); err != nil {
 			return started, err
 		}
 		if !started && m.setDeadline(deadline) != nil {
-			o.out.giveUp(&t)
+			snd.out.endTurn(&t)
 			return false, errSendCancelled
 		}
-		err := o.out.sendInTurn(&t, m, seq)
+		err := snd.out.sendInTurn(&t, m, seq)
 		switch {
 		case err != nil:
 			return started, err

@@ -125,7 +125,7 @@ func (b *inbox) recountLocked() {
 	for i := range max(len(b.held)-b.holder.holds(), 0) {
 		if b.held[i] >= 0 {
 			b.takenLocked(int(b.held[i]))
-			b.held[i] = -1 // release will find it counted
+			b.held[i] = -1 // handedOn will find it counted
 		}
 	}
 }
@@ -248,7 +248,7 @@ func (b *inbox) setHolder(h holder) {
 }
 
 // hold is take for a consumer that has to pass the message on first: it counts as taken, and its
-// credit is due, when that calls release.
+// credit is due, when that calls handedOn.
 func (b *inbox) hold() (msg arrived, ok, ended bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -264,9 +264,9 @@ func (b *inbox) takenLocked(size int) {
 	b.budget.Put(size + messageCost)
 }
 
-// release says that n messages which were held are taken, and returns how many credits are due for
+// handedOn says that n messages which were held are taken, and returns how many credits are due for
 // them. keepsUp is what the caller knows of the consumer.
-func (b *inbox) release(n int, keepsUp bool) (grant int) {
+func (b *inbox) handedOn(n int, keepsUp bool) (grant int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for range n {
@@ -302,7 +302,8 @@ func (b *inbox) grantLocked(keepsUp bool) int {
 	if b.ended {
 		return 0
 	}
-	return b.window.Taken(keepsUp && b.head == len(b.queue), !b.budget.Scarce())
+	keepsUp = keepsUp && b.head == len(b.queue)
+	return b.window.Taken(keepsUp, keepsUp && !b.budget.Scarce())
 }
 
 // poke gives the consumer a token.

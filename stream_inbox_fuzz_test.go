@@ -166,7 +166,7 @@ func (m *inboxModel) hold() {
 }
 
 func (m *inboxModel) pass(p *program) {
-	m.granted += m.b.release(m.held, p.byte()&1 == 0)
+	m.granted += m.b.handedOn(m.held, p.byte()&1 == 0)
 	m.bytes -= m.heldBytes
 	m.held, m.heldBytes = 0, 0
 }

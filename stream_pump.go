@@ -25,7 +25,7 @@ func serveStream[In, Out any](m *muxServer, noInput chan In, decode func([]byte)
 		p.in, p.given = in, in
 		m.in.setHolder(p)
 	}
-	m.host.start(p)
+	m.host.submit(p)
 
 	defer close(m.returned)
 	defer func() {
@@ -256,7 +256,7 @@ func (p *streamPump[In, Out]) account() {
 	if p.waiting <= held {
 		return
 	}
-	grant := m.in.release(p.waiting-held, held == 0 || held < cap(p.in))
+	grant := m.in.handedOn(p.waiting-held, held == 0 || held < cap(p.in))
 	p.waiting = held
 	if m.wide {
 		p.grant(grant)
@@ -365,7 +365,7 @@ func (p *streamPump[In, Out]) settle() {
 func (p *streamPump[In, Out]) sendBeside(msg message) {
 	sent := make(chan struct{})
 	p.sending = sent
-	p.m.host.start(workers.Func(func() {
+	p.m.host.submit(workers.Func(func() {
 		defer close(sent)
 		p.m.send(msg)
 		bytepool.Put(msg.Payload)
