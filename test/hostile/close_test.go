@@ -14,6 +14,7 @@ import (
 	"github.com/gridrpc/grid"
 	"github.com/gridrpc/grid/internal/rawpeer"
 	"github.com/gridrpc/grid/internal/rig"
+	"github.com/gridrpc/grid/internal/seed"
 )
 
 // Close and Shutdown, while the peer and everybody else makes it hard.
@@ -203,7 +204,7 @@ func TestShutdown_RestartedHostConnectsWhileItsOldProcessDrains(t *testing.T) {
 
 // Everything at once: calls, streams, cuts, Close and Shutdown on both sides.
 func TestShutdown_DuringEverything(t *testing.T) {
-	random := rig.Rand(t)
+	random := seed.Rand(t)
 	upTo := func(d time.Duration) time.Duration { return time.Duration(random.Int64N(int64(d))) }
 	for range rig.Scaled(10) {
 		rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, _ *grid.Connection) {

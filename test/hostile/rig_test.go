@@ -16,6 +16,7 @@ import (
 	"github.com/gridrpc/grid/internal/faultconn"
 	"github.com/gridrpc/grid/internal/rawpeer"
 	"github.com/gridrpc/grid/internal/rig"
+	"github.com/gridrpc/grid/internal/seed"
 )
 
 // The tests of this room are about a peer that has been let in and then does what it must not.
@@ -286,9 +287,9 @@ func outcomeOfText(text string) liarOutcome {
 // sampled returns whether case i of a product is one of this run's, of so many that it takes to
 // have had them all, more or less: of a product that is too large for one.
 func sampled(t testing.TB) func(i int, of int64) bool {
-	seed := rig.Seed(t)
+	drawn := seed.Of(t)
 	return func(i int, of int64) bool {
-		x := (uint64(i) + seed) * 0x9e3779b97f4a7c15
+		x := (uint64(i) + drawn) * 0x9e3779b97f4a7c15
 		return int64(x>>33)%of == 0
 	}
 }
