@@ -56,8 +56,8 @@ func InAttack(t *testing.T, c rawpeer.Config, edit func(o *grid.ManagerOptions),
 	}
 }
 
-// AtTheDoor runs f in a bubble, where the attacker is one that dials.
-func AtTheDoor(t *testing.T, c rawpeer.Config, edit func(o *grid.ManagerOptions), f func(a *Attacked)) {
+// InAttackByDialler runs f in a bubble, where the attacker is one that dials.
+func InAttackByDialler(t *testing.T, c rawpeer.Config, edit func(o *grid.ManagerOptions), f func(a *Attacked)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) { RunAttack(t, true, c, edit, f) })
 }

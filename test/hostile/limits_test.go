@@ -18,7 +18,7 @@ import (
 // further.
 func TestLimits_StreamsWhoseClientReadsNoneAreFilledToTheirWindow(t *testing.T) {
 	const limit, capacity = 500, 3
-	inLiar(t, func(o *grid.ManagerOptions) { o.MaxStreams = limit }, func(r *liarRig) {
+	inHostile(t, func(o *grid.ManagerOptions) { o.MaxStreams = limit }, func(r *hostileRig) {
 		require.NoError(r, r.g.Manager(0).RegisterStreamingHandler(rig.Handler, grid.StreamHandler{Handle: rig.Pour(10), OutCapacity: capacity}))
 		for id := range uint64(3 * limit) {
 			r.peer.Send(rawpeer.Msg{MuxID: id + 1, Op: rawpeer.OpConnectMux, Handler: uint8(rig.Handler)})
@@ -46,14 +46,14 @@ func TestLimits_StreamsWhoseClientReadsNoneAreFilledToTheirWindow(t *testing.T) 
 // A server may fill a stream that nobody reads as far as its window goes: that which is known of a
 // version 1 server's handler, or the most that there is.
 func TestLimits_StreamThatNobodyReadsIsFilledToItsWindow(t *testing.T) {
-	inLiar(t, nil, func(r *liarRig) {
-		window := liarCapacity
+	inHostile(t, nil, func(r *hostileRig) {
+		window := streamCapacity
 		if r.extended() {
 			window = rig.MaxCapacity
 		}
 		opened := make(chan *grid.Stream, 1)
 		failed := rig.InBackground(func() error {
-			s, err := r.conn.NewStream(r.Context(), liarHold, nil)
+			s, err := r.conn.NewStream(r.Context(), holdStream, nil)
 			opened <- s
 			return err
 		})
@@ -197,7 +197,7 @@ func TestLimits_MessageThatWaitsAloneIsTaken(t *testing.T) {
 func TestFragments_ThatAddUpEndTheirStream(t *testing.T) {
 	const limit = 10_000
 	small := func(o *grid.ManagerOptions) { o.MaxMessageSize, o.MaxStreamBytes = limit, limit }
-	inLiar(t, small, func(r *liarRig) {
+	inHostile(t, small, func(r *hostileRig) {
 		if !r.extended() {
 			return
 		}
