@@ -29,7 +29,7 @@ func withUnread(t *testing.T, f func(r *hostileRig)) {
 			r.peer.Send(rawpeer.Msg{MuxID: id, Op: rawpeer.OpRequest, Handler: uint8(rig.Echo), Flags: rawpeer.FlagEOF, Payload: make([]byte, 60<<10)})
 		}
 		synctest.Wait()
-		require.Positive(r, r.conn.Stats().Handlers, "answers wait for room")
+		require.Positive(r, r.Conn.Stats().Handlers, "answers wait for room")
 		f(r)
 		r.peer.StartReading()
 		_, _ = r.peer.Drain()
@@ -40,7 +40,7 @@ func withUnread(t *testing.T, f func(r *hostileRig)) {
 // Nothing waits for such a peer for long, however often it is closed.
 func TestClose_OfAPeerThatReadsNothing(t *testing.T) {
 	withUnread(t, func(r *hostileRig) {
-		m := r.g.Manager(0)
+		m := r.Node
 		require.Zero(r, rig.Elapsed(func() {
 			var closers sync.WaitGroup
 			for range 4 {
@@ -55,7 +55,7 @@ func TestClose_OfAPeerThatReadsNothing(t *testing.T) {
 
 func TestShutdown_OfAPeerThatReadsNothing(t *testing.T) {
 	withUnread(t, func(r *hostileRig) {
-		m := r.g.Manager(0)
+		m := r.Node
 		took := rig.Elapsed(func() {
 			var closers sync.WaitGroup
 			for range 4 {
@@ -76,17 +76,17 @@ func TestShutdown_OfAPeerThatReadsNothing(t *testing.T) {
 			ctx, cancel := context.WithTimeoutCause(r.Context(), time.Second, rig.ErrCause)
 			defer cancel()
 			require.Equal(r, time.Second, rig.Elapsed(func() {
-				require.ErrorIs(r, r.g.Manager(0).Shutdown(ctx), rig.ErrCause)
+				require.ErrorIs(r, r.Node.Shutdown(ctx), rig.ErrCause)
 			}))
 			r.idle()
 		})
 	})
 	t.Run("closed meanwhile", func(t *testing.T) {
 		withUnread(t, func(r *hostileRig) {
-			ended := rig.InBackground(func() error { return r.g.Manager(0).Shutdown(context.Background()) })
+			ended := rig.InBackground(func() error { return r.Node.Shutdown(context.Background()) })
 			synctest.Wait()
 			require.Empty(r, ended)
-			require.Zero(r, rig.Elapsed(func() { _ = r.g.Manager(0).Close(); require.NoError(r, <-ended) }))
+			require.Zero(r, rig.Elapsed(func() { _ = r.Node.Close(); require.NoError(r, <-ended) }))
 			r.idle()
 		})
 	})
@@ -286,7 +286,7 @@ func TestShutdown_PeerThatLeavesAgainAndAgainAndStays(t *testing.T) {
 		var before *rawpeer.Peer
 		for range 3 {
 			call := make(chan error, 1)
-			go func() { _, err := r.conn.SingleRequest(t.Context(), rig.Echo, nil); call <- err }()
+			go func() { _, err := r.Conn.SingleRequest(t.Context(), rig.Echo, nil); call <- err }()
 			asked := r.peer.Expect(rawpeer.OpRequest)
 			r.peer.Send(leave)
 			r.peer.Send(leave)
@@ -294,8 +294,8 @@ func TestShutdown_PeerThatLeavesAgainAndAgainAndStays(t *testing.T) {
 			if before != nil {
 				before.ExpectClosed()
 			}
-			require.Equal(t, grid.StateConnectionError, r.conn.State())
-			_, err := r.conn.SingleRequest(t.Context(), rig.Echo, nil)
+			require.Equal(t, grid.StateConnectionError, r.Conn.State())
+			_, err := r.Conn.SingleRequest(t.Context(), rig.Echo, nil)
 			require.ErrorIs(t, err, grid.ErrDisconnected)
 			r.peer.Send(rawpeer.Msg{MuxID: 1, Op: rawpeer.OpRequest, Handler: uint8(rig.Echo), Flags: rawpeer.FlagEOF, Payload: []byte("x")})
 			require.Equal(t, "x", string(r.peer.Expect(rawpeer.OpResponse).Payload))

@@ -19,7 +19,7 @@ import (
 func (r *hostileRig) answeredInPart(ctx context.Context) (id uint64, done <-chan error) {
 	r.Helper()
 	done = rig.InBackground(func() error {
-		b, err := r.conn.SingleRequest(ctx, rig.Echo, nil)
+		b, err := r.Conn.SingleRequest(ctx, rig.Echo, nil)
 		grid.PutByteBuffer(b)
 		return err
 	})
@@ -28,7 +28,7 @@ func (r *hostileRig) answeredInPart(ctx context.Context) (id uint64, done <-chan
 		r.peer.Send(rawpeer.Fragment(rawpeer.OpResponse, id, 0, 0))
 	}
 	synctest.Wait()
-	require.EqualValues(r, 9, r.conn.Stats().KeptBytes)
+	require.EqualValues(r, 9, r.Conn.Stats().KeptBytes)
 	return id, done
 }
 
@@ -71,7 +71,7 @@ func TestFragments_PartOfAnAnswerIsNotKept(t *testing.T) {
 				c.end(r, id, cancel)
 				require.Equal(r, c.want, outcomeOf(<-done))
 				synctest.Wait()
-				require.Zero(r, r.conn.Stats().KeptBytes)
+				require.Zero(r, r.Conn.Stats().KeptBytes)
 				if !r.isUp() {
 					r.connect()
 				}
@@ -89,7 +89,7 @@ func TestFragments_OfAnAnswerBeyondMaxHostBytesEndItsCall(t *testing.T) {
 		ctx, cancel := context.WithCancel(r.Context())
 		defer cancel()
 		_, first := r.answeredInPart(ctx)
-		second := rig.InBackground(func() error { _, err := r.conn.SingleRequest(ctx, rig.Echo, nil); return err })
+		second := rig.InBackground(func() error { _, err := r.Conn.SingleRequest(ctx, rig.Echo, nil); return err })
 		id := r.peer.Expect(rawpeer.OpRequest).MuxID
 		for range 4 {
 			r.peer.Send(rawpeer.Fragment(rawpeer.OpResponse, id, 0, 0))

@@ -199,9 +199,9 @@ func TestLog_PeerThatBreaksTheLinkIsToldOnce(t *testing.T) {
 				}
 				_ = r.peer.TrySendBytes(c.frame)
 				require.False(r, r.isUp())
-				require.Len(r, r.log.About("connection lost"), 1, "%q", r.log.Lines)
-				require.Len(r, r.log.About("connection lost", c.why), 1, "%q", r.log.Lines)
-				require.Contains(r, r.conn.Stats().LastError, c.why)
+				require.Len(r, r.Book.About("connection lost"), 1, "%q", r.Book.Lines)
+				require.Len(r, r.Book.About("connection lost", c.why), 1, "%q", r.Book.Lines)
+				require.Contains(r, r.Conn.Stats().LastError, c.why)
 				for _, a := range ours {
 					if err := a.end(r); !a.over {
 						require.ErrorIs(r, err, grid.ErrDisconnected)

@@ -41,7 +41,7 @@ func clientStates() []clientState {
 		ctx, cancel := context.WithCancel(r.Context())
 		a := &askedMux{cancel: cancel}
 		a.done = rig.InBackground(func() error {
-			b, err := r.conn.SingleRequest(ctx, rig.Echo, []byte("please"))
+			b, err := r.Conn.SingleRequest(ctx, rig.Echo, []byte("please"))
 			grid.PutByteBuffer(b)
 			return err
 		})
@@ -52,7 +52,7 @@ func clientStates() []clientState {
 		ctx, cancel := context.WithCancel(r.Context())
 		a := &askedMux{cancel: cancel, stream: true}
 		a.done = rig.InBackground(func() error {
-			s, err := r.conn.NewStream(ctx, holdStream, nil)
+			s, err := r.Conn.NewStream(ctx, holdStream, nil)
 			if err != nil {
 				return err
 			}
@@ -133,7 +133,7 @@ func clientStates() []clientState {
 			ctx, cancel := context.WithCancel(r.Context())
 			a := &askedMux{cancel: cancel, stream: true}
 			a.done = rig.InBackground(func() error {
-				s, err := r.conn.NewStream(ctx, holdStream, nil)
+				s, err := r.Conn.NewStream(ctx, holdStream, nil)
 				if err != nil {
 					return err
 				}
@@ -321,9 +321,9 @@ func TestSession_OddMessagesToOurCallsHarmNoOthers(t *testing.T) {
 					require.NoError(r, r.peer.TrySend(m))
 					want := a.want(m, r.extended())
 					what := fmt.Sprintf("%v, next is %d", m, a.seq)
-					require.Equal(r, want != linkIsLost, r.isUp(), "%s: want %s, log %q", what, want, r.log.Lines)
+					require.Equal(r, want != linkIsLost, r.isUp(), "%s: want %s, log %q", what, want, r.Book.Lines)
 					if want == linkIsLost {
-						require.NotEmpty(r, r.conn.Stats().LastError, what)
+						require.NotEmpty(r, r.Conn.Stats().LastError, what)
 					}
 					r.works()
 					got := stillThere

@@ -189,7 +189,7 @@ func (s *servedMux) check(r *hostileRig, want outcome, said []rawpeer.Msg, what 
 		require.Equal(r, want, got, "%s, answered by%s", what, rawpeer.Dump(said))
 	}
 	if s.served {
-		isThere := r.conn.Stats().StreamsServed > 0
+		isThere := r.Conn.Stats().StreamsServed > 0
 		require.Equal(r, want == stillThere, isThere, what)
 	}
 	if s.holds && want != stillThere {
@@ -223,9 +223,9 @@ func TestSession_OddMessagesToOurHandlersHarmNoOthers(t *testing.T) {
 					require.NoError(r, r.peer.TrySend(m))
 					want := s.want(m, r.extended())
 					what := fmt.Sprintf("%v, next is %d", m, s.seq)
-					require.Equal(r, want != linkIsLost, r.isUp(), "%s: want %s, log %q", what, want, r.log.Lines)
+					require.Equal(r, want != linkIsLost, r.isUp(), "%s: want %s, log %q", what, want, r.Book.Lines)
 					if want == linkIsLost {
-						require.NotEmpty(r, r.conn.Stats().LastError, what)
+						require.NotEmpty(r, r.Conn.Stats().LastError, what)
 					}
 					said := r.clear()
 					require.LessOrEqual(r, len(said), 4+streamCapacity, "%s, answered by%s", what, rawpeer.Dump(said))

@@ -192,7 +192,7 @@ func TestOverload_PeerThatSaysSoSpeaksForItself(t *testing.T) {
 		} {
 			done := make(chan error, 1)
 			go func() {
-				_, err := r.conn.SingleRequest(r.Context(), rig.Echo, nil)
+				_, err := r.Conn.SingleRequest(r.Context(), rig.Echo, nil)
 				done <- err
 			}()
 			r.peer.Send(rawpeer.Msg{MuxID: r.peer.Expect(rawpeer.OpRequest).MuxID, Op: c.op, Flags: c.flags, Payload: []byte(c.payload)})

@@ -111,7 +111,7 @@ func TestPing_PeerThatStreamsButAnswersNoneIsNoticed(t *testing.T) {
 		err := a.end(r)
 		require.ErrorIs(t, err, grid.ErrDisconnected)
 		require.ErrorContains(t, err, "no pong for two ping intervals")
-		require.Len(t, r.log.About("connection lost", "no pong"), 1)
+		require.Len(t, r.Book.About("connection lost", "no pong"), 1)
 		r.over()
 	})
 }

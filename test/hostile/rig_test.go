@@ -13,7 +13,6 @@ import (
 
 	"github.com/gridrpc/grid"
 	"github.com/gridrpc/grid/internal/bytepool"
-	"github.com/gridrpc/grid/internal/faultconn"
 	"github.com/gridrpc/grid/internal/rawpeer"
 	"github.com/gridrpc/grid/internal/rig"
 	"github.com/gridrpc/grid/internal/seed"
@@ -23,25 +22,17 @@ import (
 // Whatever it does, it may spoil its own calls and its own link, and nothing else: nobody else's
 // calls, no memory, no slots.
 
-const honestHost = "http://node1:9000"
-
 // Both versions of what a peer may speak.
 var peerKinds = map[string]rawpeer.Config{
 	"version 1": {},
 	"extended":  {Caps: rawpeer.CapWideCredits | rawpeer.CapFragments},
 }
 
-// hostileRig is a node, the peer that lies to it, and a host that is honest.
+// hostileRig is one that is attacked, and the peer that breaks the rules, once it is let in.
 type hostileRig struct {
-	*testing.T
-	g      *rig.Grid // the node, and the honest host
-	raw    string    // the peer's name
-	conn   *grid.Connection
-	honest *grid.Connection // from the honest host to the node
-	peer   *rawpeer.Peer
-	log    *rig.LogBook
-	next   func() *rawpeer.Peer // connects the peer once more
-	before int                  // buffers that were out
+	*rig.Attacked
+	peer    *rawpeer.Peer
+	buffers int // that were out before
 
 	causes  chan error // why the context of a served stream has ended
 	release atomic.Pointer[chan struct{}]
@@ -82,34 +73,11 @@ func eachPeer(t *testing.T, f func(t *testing.T, dials bool, c rawpeer.Config)) 
 
 func newHostileRig(t *testing.T, dials bool, c rawpeer.Config, edit func(o *grid.ManagerOptions)) *hostileRig {
 	t.Helper()
-	r := &hostileRig{T: t, raw: rig.PeerHost(t, dials), causes: make(chan error, 100), before: bytepool.Out()}
-	logger, log := rig.NewLogBook()
-	r.log = log
-	n := faultconn.NewNetwork()
-	var s *rawpeer.Server
-	if !dials {
-		s = rawpeer.Serve(t, rig.ListenMemory(t, n, r.raw), c)
-	}
-	hosts := []string{rig.LoneHost, honestHost}
-	r.g = rig.Setup{Net: n, Hosts: hosts, Guests: true, Edit: func(i int, o *grid.ManagerOptions) {
-		if i == 1 {
-			return
-		}
-		o.Hosts = append([]string{r.raw}, hosts...)
-		o.Logger = logger
-		if edit != nil {
-			edit(o)
-		}
-	}}.Start(t)
-	r.conn, r.honest = r.g.Manager(0).Connection(r.raw), r.g.Conn(1, 0)
+	r := &hostileRig{buffers: bytepool.Out(), causes: make(chan error, 100)}
+	r.Attacked = rig.NewAttacked(t, dials, c, edit)
+	r.Grid.Guests = true // the peer's sockets may be there still when the grid has ended
 	r.letGo()
 	r.register()
-	r.next = func() *rawpeer.Peer {
-		if !dials {
-			return s.Accept()
-		}
-		return r.g.DialLone(r.raw, c)
-	}
 	r.connect()
 	return r
 }
@@ -117,8 +85,8 @@ func newHostileRig(t *testing.T, dials bool, c rawpeer.Config, edit func(o *grid
 // connect makes the link, once more where it was lost.
 func (r *hostileRig) connect() {
 	r.Helper()
-	r.peer = r.next()
-	require.NoError(r, r.conn.WaitForConnect(r.Context()))
+	r.peer = r.Next()
+	require.NoError(r, r.Conn.WaitForConnect(r.Context()))
 }
 
 func (r *hostileRig) extended() bool { return r.peer.Config.Caps != 0 }
@@ -132,7 +100,7 @@ func (r *hostileRig) letGo() {
 }
 
 func (r *hostileRig) register() {
-	m := r.g.Manager(0)
+	m := r.Node.Manager
 	require.NoError(r, m.RegisterSingleHandler(slowRequest, func(b []byte) ([]byte, *grid.RemoteErr) {
 		<-*r.release.Load()
 		return b, nil
@@ -185,10 +153,7 @@ func (r *hostileRig) clear() (said []rawpeer.Msg) {
 // it is honest for once.
 func (r *hostileRig) works() {
 	r.Helper()
-	b, err := r.honest.SingleRequest(r.Context(), rig.Echo, []byte("honest"))
-	require.NoError(r, err)
-	require.Equal(r, "honest", string(b))
-	grid.PutByteBuffer(b)
+	require.NoError(r, rig.HonestCall(r.Grid.Conn(1, 0), 1))
 	if !r.isUp() {
 		return
 	}
@@ -198,7 +163,7 @@ func (r *hostileRig) works() {
 	require.Equal(r, rawpeer.Msg{MuxID: id, Op: rawpeer.OpResponse, Flags: rig.CRCEOF, Payload: []byte("alive")}, r.peer.Recv())
 	done := make(chan rig.Outcome, 1)
 	go func() {
-		b, err := r.conn.SingleRequest(r.Context(), rig.Echo, []byte("and"))
+		b, err := r.Conn.SingleRequest(r.Context(), rig.Echo, []byte("and"))
 		done <- rig.Outcome{Payload: b, Err: err}
 	}()
 	asked := r.peer.Expect(rawpeer.OpRequest)
@@ -229,7 +194,7 @@ func (r *hostileRig) quit(id uint64) {
 func (r *hostileRig) idle() {
 	r.Helper()
 	synctest.Wait()
-	st := r.conn.Stats()
+	st := r.Conn.Stats()
 	left := fmt.Sprintf("%d kept, %d handlers, %d served, %d streams, %d calls",
 		st.KeptBytes, st.Handlers, st.StreamsServed, st.Streams, st.Calls)
 	require.Equal(r, "0 kept, 0 handlers, 0 served, 0 streams, 0 calls", left)
@@ -239,12 +204,13 @@ func (r *hostileRig) idle() {
 func (r *hostileRig) over() {
 	r.Helper()
 	r.idle()
-	require.Empty(r, r.log.About("panic"))
+	r.CheckLog()
+	require.Empty(r, r.Book.About("panic"))
 	r.peer.Close()
-	r.g.StopAll()
+	r.Grid.StopAll()
 	synctest.Wait()
 	if bytepool.Strict {
-		require.Zero(r, bytepool.Out()-r.before, "buffers are out")
+		require.Zero(r, bytepool.Out()-r.buffers, "buffers are out")
 	}
 }
 
