@@ -41,11 +41,49 @@ func TestDocs_AttacksNameTestsThatExist(t *testing.T) {
 	}
 }
 
-// testNames are the tests of all rooms.
-func testNames(t *testing.T) map[string]bool {
+// What CONTRIBUTING.md says to open is there, and of what it says to run each package has a test,
+// and each part of a pattern matches one.
+func TestDocs_ContributingNamesFilesAndTestsThatExist(t *testing.T) {
+	doc, err := os.ReadFile("CONTRIBUTING.md")
+	require.NoError(t, err)
+	quoted := regexp.MustCompile("`([^`]+)`")
+	rows := regexp.MustCompile("(?m)^\\| ([^|]+) \\| (`.*`.*) \\| `(go test [^`]*)` \\|$").FindAllStringSubmatch(string(doc), -1)
+	require.Greater(t, len(rows), 15)
+	for _, row := range rows {
+		for _, name := range quoted.FindAllStringSubmatch(row[2], -1) {
+			found, err := filepath.Glob(name[1])
+			require.NoError(t, err)
+			require.NotEmpty(t, found, "to change %s, open %s", row[1], name[1])
+		}
+		for command := range strings.SplitSeq(strings.ReplaceAll(row[3], `\|`, "|"), " && ") {
+			packages, pattern, _ := strings.Cut(strings.TrimPrefix(command, "go test "), " -run ")
+			parts := strings.Split(strings.Trim(pattern, "'"), "|")
+			matched := make(map[string]bool)
+			for p := range strings.FieldsSeq(packages) {
+				tests := testNames(t, strings.Replace(strings.TrimPrefix(p, "./")+"/", ".../", "*/", 1))
+				some := false
+				for test := range tests {
+					for _, part := range parts {
+						if strings.Contains(test, part) {
+							some, matched[part] = true, true
+						}
+					}
+				}
+				require.True(t, some, "%s: no test of %s", command, p)
+			}
+			require.Len(t, matched, len(parts), "%s: a part of the pattern matches nothing", command)
+		}
+	}
+}
+
+// testNames are the tests of some rooms, or of all.
+func testNames(t *testing.T, rooms ...string) map[string]bool {
 	t.Helper()
+	if rooms == nil {
+		rooms = []string{"", "internal/*/", "test/*/", "gridtest/"}
+	}
 	var files []string
-	for _, room := range []string{"", "internal/*/", "test/*/", "gridtest/"} {
+	for _, room := range rooms {
 		found, err := filepath.Glob(room + "*_test.go")
 		require.NoError(t, err)
 		require.NotEmpty(t, found, room)
