@@ -14,6 +14,7 @@ import (
 
 	"github.com/gridrpc/grid"
 	"github.com/gridrpc/grid/internal/rig"
+	"github.com/gridrpc/grid/internal/seed"
 )
 
 const (
@@ -85,7 +86,7 @@ func benchParallel(b *testing.B, g *rig.Grid, moved int64, op func(c *grid.Conne
 			b.SetBytes(moved)
 			b.SetParallelism(p)
 			var latency, drawing atomic.Int64
-			seed := rig.Seed(b)
+			seed := seed.Of(b)
 			b.RunParallel(func(pb *testing.PB) {
 				rng := rand.New(rand.NewPCG(seed, uint64(drawing.Add(1))))
 				var sum time.Duration

@@ -53,28 +53,24 @@ func TestV1Session_ChecksumsAreLeftOutOverTLSOnly(t *testing.T) {
 	})
 }
 
-// acceptor is a node that is dialled, and how a scripted peer dials it.
-type acceptor struct {
-	*testing.T
-	node *rig.Node
-	raw  string // the peer's name
-	log  *rig.LogBook
-	dial func() *rawpeer.Peer // leaves the handshake to the test
-}
+// acceptor is a node that is dialled by a scripted peer.
+type acceptor struct{ *rig.Wire }
 
 // newAcceptor starts a node. The peer is the one that should dial, or is not.
 func newAcceptor(t *testing.T, rawDials bool) *acceptor {
 	t.Helper()
-	logger, log := rig.NewLogBook()
-	g, raw := rig.NewLone(t, faultconn.NewNetwork(), rawDials, func(o *grid.ManagerOptions) { o.Logger = logger })
-	return &acceptor{T: t, node: g.Node(0), raw: raw, log: log, dial: func() *rawpeer.Peer {
-		return g.DialLone(raw, rawpeer.Config{Bare: true})
-	}}
+	return &acceptor{rig.NewWire(t, rawDials, rawpeer.Config{Bare: true}, nil)}
+}
+
+// dial leaves the handshake to the test.
+func (a *acceptor) dial() *rawpeer.Peer {
+	a.Helper()
+	return a.Grid.DialLone(a.Raw, rawpeer.Config{Bare: true})
 }
 
 // hello is a Connect that is accepted.
 func (a *acceptor) hello() rawpeer.Connect {
-	return rawpeer.Connect{ID: []byte("0123456789abcdef"), Host: a.raw, Time: time.Now(), Token: rig.Token}
+	return rawpeer.Connect{ID: []byte("0123456789abcdef"), Host: a.Raw, Time: time.Now(), Token: rig.Token}
 }
 
 func connectMsg(payload []byte) rawpeer.Msg {
@@ -87,7 +83,7 @@ func (a *acceptor) accepted(first rawpeer.Msg) *rawpeer.Peer {
 	a.Helper()
 	p := a.dial()
 	p.Send(first)
-	want := rawpeer.ConnectResponse{ID: a.node.ID[:], Accepted: true, Caps: uint64(rig.AllCaps)}
+	want := rawpeer.ConnectResponse{ID: a.Node.ID[:], Accepted: true, Caps: uint64(rig.AllCaps)}
 	require.Equal(a, rawpeer.Msg{Op: rawpeer.OpConnectResponse, Payload: want.Encode()}, p.Recv(), "no checksum, no flag")
 	p.Send(rawpeer.Msg{MuxID: 1, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rig.CRCEOF})
 	p.Expect(rawpeer.OpResponse)
@@ -104,10 +100,10 @@ func (a *acceptor) refused(first []byte) string {
 	got, err := rawpeer.DecodeConnectResponse(m.Payload)
 	require.NoError(a, err)
 	require.NotEmpty(a, got.Reason)
-	want := rawpeer.ConnectResponse{ID: a.node.ID[:], Reason: got.Reason}
+	want := rawpeer.ConnectResponse{ID: a.Node.ID[:], Reason: got.Reason}
 	require.Equal(a, rawpeer.Msg{Op: rawpeer.OpConnectResponse, Payload: want.Encode()}, m, "names no extensions")
 	p.ExpectClosed()
-	require.NotEqual(a, grid.StateConnected, a.node.Connection(a.raw).State())
+	require.NotEqual(a, grid.StateConnected, a.Conn.State())
 	return got.Reason
 }
 
@@ -118,8 +114,8 @@ func TestV1Handshake_IsAccepted(t *testing.T) {
 			hello := a.hello()
 			hello.Time = time.Now().Add(skew)
 			p := a.accepted(connectMsg(hello.Encode()))
-			require.Equal(t, grid.StateConnected, a.node.Connection(a.raw).State())
-			require.Zero(t, grid.SessionOf(a.node.Connection(a.raw)).Caps())
+			require.Equal(t, grid.StateConnected, a.Conn.State())
+			require.Zero(t, grid.SessionOf(a.Conn).Caps())
 			p.Close()
 		}
 		// A checksum is not asked for, but looked at.
@@ -143,14 +139,14 @@ func TestV1Handshake_IsCheckedInOrder(t *testing.T) {
 		require.Contains(t, a.refused(connectMsg(hello.Encode()).Encode()), "Connect: ", "a short ID")
 		hello.ID = make([]byte, 16)
 		require.Equal(t, `unknown incoming host: "http://stranger:9000"`, a.refused(connectMsg(hello.Encode()).Encode()))
-		hello.Host = a.raw
+		hello.Host = a.Raw
 		require.Contains(t, a.refused(connectMsg(hello.Encode()).Encode()), "clocks differ by 5m1s")
 		hello.Time = time.Now().Add(301 * time.Second)
 		require.Contains(t, a.refused(connectMsg(hello.Encode()).Encode()), "clocks differ by 5m1s")
 		hello.Time = time.Now()
 		require.Equal(t, "invalid token: wrong token", a.refused(connectMsg(hello.Encode()).Encode()))
 		hello.Token = rig.Token
-		require.Contains(t, a.refused(connectMsg(hello.Encode()).Encode()), a.raw+" is to be dialled by "+rig.LoneHost)
+		require.Contains(t, a.refused(connectMsg(hello.Encode()).Encode()), a.Raw+" is to be dialled by "+rig.LoneHost)
 	})
 }
 
@@ -195,7 +191,7 @@ func TestV1Handshake_ThatIsRefused(t *testing.T) {
 				require.Contains(t, reason, c.why)
 				require.Less(t, len(reason), 300, "nothing long of the peer's making")
 				synctest.Wait()
-				require.Len(t, a.log.About("handshake failed", c.why), 1)
+				require.Len(t, a.Book.About("handshake failed", c.why), 1)
 				a.accepted(connectMsg(a.hello().Encode())).Close()
 			})
 		})
@@ -237,14 +233,14 @@ func TestV1Handshake_UnknownKeysAreSkipped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAcceptor(t, true)
 		a.accepted(connectMsg(manyKeys(t, a.hello().Encode())))
-		require.Equal(t, "0123456789abcdef", grid.SessionOf(a.node.Connection(a.raw)).PeerID())
+		require.Equal(t, "0123456789abcdef", grid.SessionOf(a.Conn).PeerID())
 	})
 	synctest.Test(t, func(t *testing.T) {
 		d := newDialler(t)
 		answer := rawpeer.ConnectResponse{ID: []byte("0123456789abcdef"), Accepted: true}
 		d.accept().Send(rawpeer.Msg{Op: rawpeer.OpConnectResponse, Payload: manyKeys(t, answer.Encode())})
-		require.NoError(t, d.conn.WaitForConnect(t.Context()))
-		require.Equal(t, "0123456789abcdef", grid.SessionOf(d.conn).PeerID())
+		require.NoError(t, d.Conn.WaitForConnect(t.Context()))
+		require.Equal(t, "0123456789abcdef", grid.SessionOf(d.Conn).PeerID())
 	})
 }
 
@@ -254,35 +250,26 @@ func TestV1Handshake_UnknownCapsAreIgnored(t *testing.T) {
 		hello := a.hello()
 		hello.Caps = ^uint64(0)
 		a.accepted(connectMsg(hello.Encode()))
-		require.EqualValues(t, rig.AllCaps, grid.SessionOf(a.node.Connection(a.raw)).Caps())
+		require.EqualValues(t, rig.AllCaps, grid.SessionOf(a.Conn).Caps())
 	})
 }
 
 // dialler is a node that dials a scripted peer, which leaves the handshake to the test.
-type dialler struct {
-	*rawpeer.Server
-	t    *testing.T
-	node *rig.Node
-	conn *grid.Connection
-	log  *rig.LogBook
-}
+type dialler struct{ *rig.Wire }
 
 func newDialler(t *testing.T) *dialler {
-	n := faultconn.NewNetwork()
-	s := rig.ListenLone(t, n, rawpeer.Config{Bare: true})
-	logger, log := rig.NewLogBook()
-	g, raw := rig.NewLone(t, n, false, func(o *grid.ManagerOptions) { o.Logger = logger })
-	return &dialler{s, t, g.Node(0), g.Manager(0).Connection(raw), log}
+	t.Helper()
+	return &dialler{rig.NewWire(t, false, rawpeer.Config{Bare: true}, nil)}
 }
 
 // accept returns the next peer, when it has been greeted.
 func (d *dialler) accept() *rawpeer.Peer {
-	d.t.Helper()
-	p := d.Server.Accept()
-	require.Equal(d.t, "Bearer "+rig.Token, p.Request.Header.Get("Authorization"))
-	require.Equal(d.t, grid.RoutePath, p.Request.URL.Path)
-	want := rawpeer.Connect{ID: d.node.ID[:], Host: rig.LoneHost, Time: time.Now(), Token: rig.Token, Caps: uint64(rig.AllCaps)}
-	require.Equal(d.t, connectMsg(want.Encode()), p.Recv(), "no checksum, no flag")
+	d.Helper()
+	p := d.Next()
+	require.Equal(d, "Bearer "+rig.Token, p.Request.Header.Get("Authorization"))
+	require.Equal(d, grid.RoutePath, p.Request.URL.Path)
+	want := rawpeer.Connect{ID: d.Node.ID[:], Host: rig.LoneHost, Time: time.Now(), Token: rig.Token, Caps: uint64(rig.AllCaps)}
+	require.Equal(d, connectMsg(want.Encode()), p.Recv(), "no checksum, no flag")
 	return p
 }
 
@@ -317,12 +304,12 @@ func TestV1Handshake_DiallerIsToldWhyItIsRefused(t *testing.T) {
 						p.ExpectClosed()
 					}
 					synctest.Wait()
-					require.NotEqual(t, grid.StateConnected, d.conn.State())
-					require.Contains(t, d.conn.Stats().LastError, c.why)
-					_, err := d.conn.SingleRequest(t.Context(), rig.Echo, nil)
+					require.NotEqual(t, grid.StateConnected, d.Conn.State())
+					require.Contains(t, d.Conn.Stats().LastError, c.why)
+					_, err := d.Conn.SingleRequest(t.Context(), rig.Echo, nil)
 					require.ErrorIs(t, err, grid.ErrDisconnected)
 				}
-				require.Len(t, d.log.About("cannot connect", c.why), 1, "told once")
+				require.Len(t, d.Book.About("cannot connect", c.why), 1, "told once")
 			})
 		})
 	}

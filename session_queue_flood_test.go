@@ -410,10 +410,10 @@ func answersOf(w *rig.Swallower, fragments bool, size int) int {
 	return w.Count(rawpeer.OpResponse) / ((size + rig.FragmentSize - 1) / rig.FragmentSize)
 }
 
-// Twins: any number of processes under the name of an honest host, while that is slow to read. It
-// is asked whether it is alive, and not flooded by that.
-func TestTwins_OfAHostThatIsSlowDoNotReplaceIt(t *testing.T) {
-	rig.AtTheDoor(t, rawpeer.Config{Caps: rig.AllCaps}, func(o *grid.ManagerOptions) { o.MaxHandshakes = 500 }, func(a *rig.Attacked) {
+// Any number of processes under the name of an honest host, while that is slow to read. It is asked
+// whether it is alive, and not flooded by that.
+func TestSameName_SecondProcessesDoNotReplaceASlowHost(t *testing.T) {
+	rig.InAttackByDialler(t, rawpeer.Config{Caps: rig.AllCaps}, func(o *grid.ManagerOptions) { o.MaxHandshakes = 500 }, func(a *rig.Attacked) {
 		p := a.Dial(rawpeer.Config{Caps: rig.AllCaps, Unread: true}) // honest, and reads nothing for some seconds
 		s := a.Session()
 		inside := grid.SessionOf(a.Conn)

@@ -147,15 +147,15 @@ func TestTyped_PayloadsEndToEnd(t *testing.T) {
 	}.run(t)
 }
 
-// fickle is a payload that fails where its text says so, and that knows how often it was recycled.
+// failing is a payload that fails where its text says so, and that knows how often it was recycled.
 // Its decoder is careless: it leaves fields alone that the input does not name.
-type fickle struct {
+type failing struct {
 	Text  string
 	Extra string
 	times *atomic.Int64 // Recycle was called; nil if nobody counts
 }
 
-// What a fickle may have for a text.
+// What a failing may have for a text.
 const (
 	marshalError   = "marshal error"
 	marshalPanic   = "marshal panic"
@@ -163,16 +163,16 @@ const (
 	unmarshalPanic = "unmarshal panic"
 )
 
-var errFickle = errors.New("fickle")
+var errFailing = errors.New("failing")
 
-func newFickle() *fickle { return new(fickle) }
+func newFailing() *failing { return new(failing) }
 
-func (f *fickle) MarshalMsg(b []byte) ([]byte, error) {
+func (f *failing) MarshalMsg(b []byte) ([]byte, error) {
 	switch f.Text {
 	case marshalError:
-		return nil, errFickle
+		return nil, errFailing
 	case marshalPanic:
-		panic(errFickle)
+		panic(errFailing)
 	}
 	text := f.Text
 	if f.Extra != "" {
@@ -181,7 +181,7 @@ func (f *fickle) MarshalMsg(b []byte) ([]byte, error) {
 	return msgp.AppendString(b, text), nil
 }
 
-func (f *fickle) UnmarshalMsg(b []byte) ([]byte, error) {
+func (f *failing) UnmarshalMsg(b []byte) ([]byte, error) {
 	text, o, err := msgp.ReadStringBytes(b)
 	if err != nil {
 		return b, err
@@ -193,24 +193,24 @@ func (f *fickle) UnmarshalMsg(b []byte) ([]byte, error) {
 	}
 	switch f.Text {
 	case unmarshalError:
-		return b, errFickle
+		return b, errFailing
 	case unmarshalPanic:
-		panic(errFickle)
+		panic(errFailing)
 	}
 	return o, nil
 }
 
-func (f *fickle) Msgsize() int {
+func (f *failing) Msgsize() int {
 	return msgp.StringPrefixSize + len(f.Text) + 1 + len(f.Extra)
 }
 
-// counted is a fickle that recycles itself.
-type counted struct{ fickle }
+// counted is a failing that recycles itself.
+type counted struct{ failing }
 
 // newCounted returns a counted, and how often it was recycled.
 func newCounted(text string) (*counted, *atomic.Int64) {
 	times := new(atomic.Int64)
-	return &counted{fickle{Text: text, times: times}}, times
+	return &counted{failing{Text: text, times: times}}, times
 }
 
 func (c *counted) Recycle() {

@@ -27,22 +27,22 @@ func TestTyped_StreamRecyclesOnce(t *testing.T) {
 			rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 				require.NoError(t, h.Register(g.Manager(1), func(_ context.Context, _ *counted, in <-chan *counted, out chan<- *counted) *grid.RemoteErr {
 					for v := range in {
-						out <- &counted{fickle{Text: v.Text, times: &responses}}
+						out <- &counted{failing{Text: v.Text, times: &responses}}
 						h.PutRequest(v)
 					}
 					return nil
 				}))
 				for _, through := range []string{"Send", "Requests"} {
-					s, err := h.Call(t.Context(), c, &counted{fickle{times: &payload}})
+					s, err := h.Call(t.Context(), c, &counted{failing{times: &payload}})
 					require.NoError(t, err)
 					go func() {
 						for range 10 {
 							if through == "Send" {
-								if err := s.Send(&counted{fickle{times: &sent}}); err != nil {
+								if err := s.Send(&counted{failing{times: &sent}}); err != nil {
 									t.Error(err)
 								}
 							} else {
-								s.Requests <- &counted{fickle{times: &given}}
+								s.Requests <- &counted{failing{times: &given}}
 							}
 						}
 						if through == "Send" {

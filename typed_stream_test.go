@@ -14,21 +14,21 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// fickleStream is a typed stream of what can go wrong.
-type fickleStream = grid.StreamTypeHandler[*fickle, *fickle, *fickle]
+// failingStream is a typed stream of what can go wrong.
+type failingStream = grid.StreamTypeHandler[*failing, *failing, *failing]
 
-func newFickleStream() *fickleStream {
-	return grid.NewStream(rig.Handler, newFickle, newFickle, newFickle)
+func newFailingStream() *failingStream {
+	return grid.NewStream(rig.Handler, newFailing, newFailing, newFailing)
 }
 
 // collectTyped consumes a typed stream.
-func collectTyped(s *grid.TypedStream[*fickle, *fickle]) (got []string, err error) {
-	err = s.Results(func(f *fickle) error { got = append(got, f.Text); return nil })
+func collectTyped(s *grid.TypedStream[*failing, *failing]) (got []string, err error) {
+	err = s.Results(func(f *failing) error { got = append(got, f.Text); return nil })
 	return got, err
 }
 
 // echoTyped answers with the payload and then its input.
-func echoTyped(_ context.Context, payload *fickle, in <-chan *fickle, out chan<- *fickle) *grid.RemoteErr {
+func echoTyped(_ context.Context, payload *failing, in <-chan *failing, out chan<- *failing) *grid.RemoteErr {
 	if payload != nil {
 		out <- payload
 	}
@@ -41,7 +41,7 @@ func echoTyped(_ context.Context, payload *fickle, in <-chan *fickle, out chan<-
 func TestTyped_StreamShapes(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		m := g.Manager(1)
-		h := newFickleStream()
+		h := newFailingStream()
 		require.NoError(t, h.Register(m, echoTyped))
 		require.NoError(t, h.Register(m, echoTyped, "a", "b"))
 		require.True(t, h.WithPayload)
@@ -51,12 +51,12 @@ func TestTyped_StreamShapes(t *testing.T) {
 		require.ErrorContains(t, h.Register(m, nil, "c"), "nil handler")
 
 		for _, conn := range []grid.Streamer{c, c.Subroute("a").Subroute("b")} {
-			s, err := h.Call(t.Context(), conn, &fickle{Text: "payload"})
+			s, err := h.Call(t.Context(), conn, &failing{Text: "payload"})
 			require.NoError(t, err)
 			require.NoError(t, s.Err())
 			go func() {
 				for i := range 50 {
-					s.Requests <- &fickle{Text: fmt.Sprint(i)}
+					s.Requests <- &failing{Text: fmt.Sprint(i)}
 				}
 				close(s.Requests)
 			}()
@@ -67,10 +67,10 @@ func TestTyped_StreamShapes(t *testing.T) {
 			<-s.Done()
 			require.NoError(t, s.Err())
 
-			s, err = h.Call(t.Context(), conn, &fickle{Text: "payload"})
+			s, err = h.Call(t.Context(), conn, &failing{Text: "payload"})
 			require.NoError(t, err)
 			go func() {
-				v := &fickle{} // stays ours
+				v := &failing{} // stays ours
 				for i := range 50 {
 					v.Text = fmt.Sprint(i)
 					if err := s.Send(v); err != nil {
@@ -86,11 +86,11 @@ func TestTyped_StreamShapes(t *testing.T) {
 				n++
 			}
 			require.Equal(t, 51, n)
-			require.Error(t, s.Send(&fickle{}))
+			require.Error(t, s.Send(&failing{}))
 		}
 
 		// Breaking off.
-		s, err := h.Call(t.Context(), c, &fickle{Text: "payload"})
+		s, err := h.Call(t.Context(), c, &failing{Text: "payload"})
 		require.NoError(t, err)
 		for range s.All() {
 			break
@@ -103,54 +103,54 @@ func TestTyped_StreamShapes(t *testing.T) {
 func TestTyped_StreamWithoutInputOrPayload(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		m := g.Manager(1)
-		source := func(_ context.Context, p *fickle, out chan<- *fickle) *grid.RemoteErr {
+		source := func(_ context.Context, p *failing, out chan<- *failing) *grid.RemoteErr {
 			for range 5 {
-				out <- &fickle{Text: p.Text}
+				out <- &failing{Text: p.Text}
 			}
 			return nil
 		}
-		noInput := newFickleStream()
+		noInput := newFailingStream()
 		require.ErrorContains(t, noInput.RegisterNoInput(m, nil), "nil handler")
 		require.NoError(t, noInput.RegisterNoInput(m, source))
 		// A client that does not know that hears of it.
-		for _, client := range []*fickleStream{noInput, newFickleStream(), grid.NewStream[*fickle, *fickle](rig.Handler, newFickle, nil, newFickle)} {
-			s, err := client.Call(t.Context(), c, &fickle{Text: "x"})
+		for _, client := range []*failingStream{noInput, newFailingStream(), grid.NewStream[*failing, *failing](rig.Handler, newFailing, nil, newFailing)} {
+			s, err := client.Call(t.Context(), c, &failing{Text: "x"})
 			require.NoError(t, err)
 			require.Nil(t, s.Requests)
-			require.Error(t, s.Send(&fickle{}))
+			require.Error(t, s.Send(&failing{}))
 			got, err := collectTyped(s)
 			require.NoError(t, err)
 			require.Equal(t, []string{"x", "x", "x", "x", "x"}, got)
 		}
 
-		noPayload := grid.NewStream[grid.NoPayload](rig.Handler+1, nil, newFickle, newFickle)
+		noPayload := grid.NewStream[grid.NoPayload](rig.Handler+1, nil, newFailing, newFailing)
 		require.False(t, noPayload.WithPayload)
 		require.ErrorContains(t, noPayload.RegisterNoPayload(m, nil), "nil handler")
-		require.NoError(t, noPayload.RegisterNoPayload(m, func(ctx context.Context, in <-chan *fickle, out chan<- *fickle) *grid.RemoteErr {
+		require.NoError(t, noPayload.RegisterNoPayload(m, func(ctx context.Context, in <-chan *failing, out chan<- *failing) *grid.RemoteErr {
 			return echoTyped(ctx, nil, in, out)
 		}))
 		s, err := noPayload.Call(t.Context(), c, grid.NoPayload{})
 		require.NoError(t, err)
-		s.Requests <- &fickle{Text: "one"}
+		s.Requests <- &failing{Text: "one"}
 		close(s.Requests)
 		got, err := collectTyped(s)
 		require.NoError(t, err)
 		require.Equal(t, []string{"one"}, got)
 
 		// Without WithPayload the payload is not looked at.
-		h := grid.NewStream(rig.Handler+2, newFickle, newFickle, newFickle)
-		require.NoError(t, h.RegisterNoPayload(m, func(context.Context, <-chan *fickle, chan<- *fickle) *grid.RemoteErr { return nil }))
-		s, err = h.Call(t.Context(), c, &fickle{Text: marshalPanic})
+		h := grid.NewStream(rig.Handler+2, newFailing, newFailing, newFailing)
+		require.NoError(t, h.RegisterNoPayload(m, func(context.Context, <-chan *failing, chan<- *failing) *grid.RemoteErr { return nil }))
+		s, err = h.Call(t.Context(), c, &failing{Text: marshalPanic})
 		require.NoError(t, err)
 		close(s.Requests)
 		require.NoError(t, s.Results(nil))
 
-		require.ErrorContains(t, grid.NewStream[*fickle, *fickle](rig.Unused, newFickle, nil, newFickle).WithInCapacity(1).Register(m, echoTyped), "no constructor for requests")
-		bad := grid.NewStream[*fickle](rig.Unused, nil, newFickle, newFickle)
+		require.ErrorContains(t, grid.NewStream[*failing, *failing](rig.Unused, newFailing, nil, newFailing).WithInCapacity(1).Register(m, echoTyped), "no constructor for requests")
+		bad := grid.NewStream[*failing](rig.Unused, nil, newFailing, newFailing)
 		bad.WithPayload = true
 		require.ErrorContains(t, bad.Register(m, echoTyped), "no constructor for it")
-		require.ErrorContains(t, newFickleStream().WithOutCapacity(-1).Register(m, echoTyped, "x"), "OutCapacity")
-		require.ErrorContains(t, newFickleStream().WithInCapacity(rig.MaxCapacity+1).Register(m, echoTyped, "x"), "InCapacity")
+		require.ErrorContains(t, newFailingStream().WithOutCapacity(-1).Register(m, echoTyped, "x"), "OutCapacity")
+		require.ErrorContains(t, newFailingStream().WithInCapacity(rig.MaxCapacity+1).Register(m, echoTyped, "x"), "InCapacity")
 	})
 }
 
@@ -162,15 +162,15 @@ func TestTyped_StreamCapacitiesMayDiffer(t *testing.T) {
 		defer cancel()
 		for i, server := range capacities {
 			id := rig.Handler + grid.HandlerID(i)
-			h := grid.NewStream(id, newFickle, newFickle, newFickle).WithOutCapacity(server[0]).WithInCapacity(server[1])
+			h := grid.NewStream(id, newFailing, newFailing, newFailing).WithOutCapacity(server[0]).WithInCapacity(server[1])
 			require.NoError(t, h.Register(g.Manager(1), echoTyped))
 			for _, client := range capacities {
-				h := grid.NewStream(id, newFickle, newFickle, newFickle).WithOutCapacity(client[0]).WithInCapacity(client[1])
-				s, err := h.Call(ctx, c, &fickle{Text: "payload"})
+				h := grid.NewStream(id, newFailing, newFailing, newFailing).WithOutCapacity(client[0]).WithInCapacity(client[1])
+				s, err := h.Call(ctx, c, &failing{Text: "payload"})
 				require.NoError(t, err)
 				go func() {
 					for i := range 120 {
-						s.Requests <- &fickle{Text: fmt.Sprint(i)}
+						s.Requests <- &failing{Text: fmt.Sprint(i)}
 					}
 					close(s.Requests)
 				}()
@@ -184,28 +184,28 @@ func TestTyped_StreamCapacitiesMayDiffer(t *testing.T) {
 
 func TestTyped_StreamUndecodablePayload(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
-		h := newFickleStream()
+		h := newFailingStream()
 		called := false
-		require.NoError(t, h.Register(g.Manager(1), func(context.Context, *fickle, <-chan *fickle, chan<- *fickle) *grid.RemoteErr {
+		require.NoError(t, h.Register(g.Manager(1), func(context.Context, *failing, <-chan *failing, chan<- *failing) *grid.RemoteErr {
 			called = true
 			return nil
 		}))
 		for _, text := range []string{marshalError, marshalPanic} {
-			_, err := h.Call(t.Context(), c, &fickle{Text: text})
+			_, err := h.Call(t.Context(), c, &failing{Text: text})
 			rig.RequireKind(t, err, rig.IsNothingElse, text)
-			require.ErrorContains(t, err, "grid: handler 100: payload: encoding *grid_test.fickle: ")
+			require.ErrorContains(t, err, "grid: handler 100: payload: encoding *grid_test.failing: ")
 		}
 		for _, text := range []string{unmarshalError, unmarshalPanic} {
-			s, err := h.Call(t.Context(), c, &fickle{Text: text})
+			s, err := h.Call(t.Context(), c, &failing{Text: text})
 			require.NoError(t, err)
 			err = s.Results(nil)
 			rig.RequireKind(t, err, rig.IsRemote, text)
-			require.ErrorContains(t, err, "grid: handler 100: payload: decoding *grid_test.fickle: ")
+			require.ErrorContains(t, err, "grid: handler 100: payload: decoding *grid_test.failing: ")
 		}
 		require.False(t, called)
-		require.Equal(t, grid.ErrDisconnected, errOf(h.Call(t.Context(), nil, &fickle{})))
-		require.Equal(t, grid.ErrDisconnected, errOf(h.Call(t.Context(), (*grid.Connection)(nil), &fickle{})))
-		require.Equal(t, grid.ErrDisconnected, errOf(h.Call(t.Context(), (*grid.Subroute)(nil), &fickle{})))
+		require.Equal(t, grid.ErrDisconnected, errOf(h.Call(t.Context(), nil, &failing{})))
+		require.Equal(t, grid.ErrDisconnected, errOf(h.Call(t.Context(), (*grid.Connection)(nil), &failing{})))
+		require.Equal(t, grid.ErrDisconnected, errOf(h.Call(t.Context(), (*grid.Subroute)(nil), &failing{})))
 	})
 }
 
@@ -218,30 +218,30 @@ func TestTyped_StreamUndecodableMessageEndsBothSides(t *testing.T) {
 	for _, text := range bad {
 		t.Run("request/"+text, func(t *testing.T) {
 			rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
-				h := newFickleStream().WithInCapacity(10)
+				h := newFailingStream().WithInCapacity(10)
 				var seen []string
 				causes := make(chan error, 1)
-				require.NoError(t, h.Register(g.Manager(1), func(ctx context.Context, _ *fickle, in <-chan *fickle, _ chan<- *fickle) *grid.RemoteErr {
+				require.NoError(t, h.Register(g.Manager(1), func(ctx context.Context, _ *failing, in <-chan *failing, _ chan<- *failing) *grid.RemoteErr {
 					for v := range in {
 						seen = append(seen, v.Text)
 					}
 					causes <- context.Cause(ctx)
 					return nil // a handler that does not tell
 				}))
-				s, err := h.Call(t.Context(), c, newFickle())
+				s, err := h.Call(t.Context(), c, newFailing())
 				require.NoError(t, err)
 				sent := make(chan struct{})
 				go func() {
 					for _, text := range []string{"good", text, "not to be seen", "not to be seen"} {
-						s.Requests <- &fickle{Text: text}
+						s.Requests <- &failing{Text: text}
 					}
 					close(s.Requests)
 					close(sent)
 				}()
 				err = s.Results(nil)
 				<-sent
-				require.ErrorContains(t, err, "coding *grid_test.fickle: ")
-				require.ErrorContains(t, err, "fickle")
+				require.ErrorContains(t, err, "coding *grid_test.failing: ")
+				require.ErrorContains(t, err, "failing")
 				local := text == marshalError || text == marshalPanic
 				require.Equal(t, !local, grid.IsRemoteErr(err))
 				require.Equal(t, err, s.Err())
@@ -252,26 +252,26 @@ func TestTyped_StreamUndecodableMessageEndsBothSides(t *testing.T) {
 		})
 		t.Run("response/"+text, func(t *testing.T) {
 			rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
-				h := newFickleStream().WithOutCapacity(10)
+				h := newFailingStream().WithOutCapacity(10)
 				causes := make(chan error, 1)
-				require.NoError(t, h.Register(g.Manager(1), func(ctx context.Context, _ *fickle, _ <-chan *fickle, out chan<- *fickle) *grid.RemoteErr {
+				require.NoError(t, h.Register(g.Manager(1), func(ctx context.Context, _ *failing, _ <-chan *failing, out chan<- *failing) *grid.RemoteErr {
 					for _, text := range []string{"good", text, "not to be seen", "not to be seen"} {
-						out <- &fickle{Text: text}
+						out <- &failing{Text: text}
 					}
 					<-ctx.Done()
 					causes <- context.Cause(ctx)
 					return nil
 				}))
-				s, err := h.Call(t.Context(), c, newFickle())
+				s, err := h.Call(t.Context(), c, newFailing())
 				require.NoError(t, err)
 				got, err := collectTyped(s)
 				require.Equal(t, []string{"good"}, got)
 				require.ErrorContains(t, err, "coding")
-				require.ErrorContains(t, err, "fickle")
+				require.ErrorContains(t, err, "failing")
 				remote := text == marshalError || text == marshalPanic
 				require.Equal(t, remote, grid.IsRemoteErr(err))
 				require.Equal(t, err, s.Err())
-				require.ErrorContains(t, <-causes, "fickle", "the handler hears what it was")
+				require.ErrorContains(t, <-causes, "failing", "the handler hears what it was")
 				s.CloseSend()
 			})
 		})
@@ -280,32 +280,32 @@ func TestTyped_StreamUndecodableMessageEndsBothSides(t *testing.T) {
 
 func TestTyped_StreamSendOfTheUnencodableIsRefusedAndTheStreamLivesOn(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
-		h := newFickleStream()
+		h := newFailingStream()
 		require.NoError(t, h.Register(g.Manager(1), echoTyped))
-		s, err := h.Call(t.Context(), c, &fickle{Text: "payload"})
+		s, err := h.Call(t.Context(), c, &failing{Text: "payload"})
 		require.NoError(t, err)
-		require.ErrorIs(t, s.Send(&fickle{Text: marshalError}), errFickle)
-		require.ErrorContains(t, s.Send(&fickle{Text: marshalPanic}), "panic")
-		require.NoError(t, s.Send(&fickle{Text: "good"}))
+		require.ErrorIs(t, s.Send(&failing{Text: marshalError}), errFailing)
+		require.ErrorContains(t, s.Send(&failing{Text: marshalPanic}), "panic")
+		require.NoError(t, s.Send(&failing{Text: "good"}))
 		s.CloseSend()
 		got, err := collectTyped(s)
 		require.NoError(t, err)
 		require.Equal(t, []string{"payload", "good"}, got)
-		require.ErrorIs(t, s.Send(newFickle()), io.EOF)
+		require.ErrorIs(t, s.Send(newFailing()), io.EOF)
 	})
 }
 
 func TestTyped_StreamHandlerPanicIsAnErrorAndNothingLeaks(t *testing.T) {
 	for name, bad := range rig.BadEnds {
 		rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
-			h := newFickleStream()
-			require.NoError(t, h.Register(g.Manager(1), func(ctx context.Context, _ *fickle, in <-chan *fickle, out chan<- *fickle) *grid.RemoteErr {
+			h := newFailingStream()
+			require.NoError(t, h.Register(g.Manager(1), func(ctx context.Context, _ *failing, in <-chan *failing, out chan<- *failing) *grid.RemoteErr {
 				go func() {
 					for ctx.Err() == nil {
 						select {
 						case v := <-in:
 							_ = v
-						case out <- &fickle{Text: "from the goroutine"}:
+						case out <- &failing{Text: "from the goroutine"}:
 						case <-ctx.Done():
 						}
 					}
@@ -313,12 +313,12 @@ func TestTyped_StreamHandlerPanicIsAnErrorAndNothingLeaks(t *testing.T) {
 				bad.End()
 				return nil
 			}))
-			s, err := h.Call(t.Context(), c, newFickle())
+			s, err := h.Call(t.Context(), c, newFailing())
 			require.NoError(t, err)
 			sent := make(chan struct{})
 			go func() {
 				for range 20 {
-					s.Requests <- newFickle()
+					s.Requests <- newFailing()
 				}
 				close(s.Requests)
 				close(sent)
@@ -329,7 +329,7 @@ func TestTyped_StreamHandlerPanicIsAnErrorAndNothingLeaks(t *testing.T) {
 			require.ErrorContains(t, err, bad.Want)
 			synctest.Wait()
 			require.Zero(t, g.Conn(1, 0).Stats().Handlers)
-			require.ErrorIs(t, s.Send(newFickle()), err)
+			require.ErrorIs(t, s.Send(newFailing()), err)
 		})
 	}
 }

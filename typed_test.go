@@ -55,16 +55,16 @@ func TestTyped_Call(t *testing.T) {
 }
 
 func TestTyped_CallOnNilConnections(t *testing.T) {
-	h := grid.NewSingleHandler(rig.Handler, newFickle, newFickle)
+	h := grid.NewSingleHandler(rig.Handler, newFailing, newFailing)
 	none := []grid.Requester{nil, (*grid.Connection)(nil), (*grid.Subroute)(nil), (*grid.Connection)(nil).Subroute("a")}
 	for _, conn := range none {
-		resp, err := h.Call(t.Context(), conn, &fickle{Text: marshalPanic}) // is not looked at
+		resp, err := h.Call(t.Context(), conn, &failing{Text: marshalPanic}) // is not looked at
 		require.Equal(t, grid.ErrDisconnected, err)
 		require.Nil(t, resp)
 	}
-	h = grid.NewSingleHandler(rig.Handler, newFickle, newFickle).IgnoreNilConn()
+	h = grid.NewSingleHandler(rig.Handler, newFailing, newFailing).IgnoreNilConn()
 	for _, conn := range none {
-		resp, err := h.Call(t.Context(), conn, &fickle{Text: marshalPanic})
+		resp, err := h.Call(t.Context(), conn, &failing{Text: marshalPanic})
 		require.NoError(t, err)
 		require.Nil(t, resp)
 	}
@@ -87,15 +87,15 @@ func TestTyped_CallOverAStandIn(t *testing.T) {
 }
 
 func TestTyped_CallUnencodableAndUndecodable(t *testing.T) {
-	h := grid.NewSingleHandler(rig.Handler, newFickle, newFickle)
+	h := grid.NewSingleHandler(rig.Handler, newFailing, newFailing)
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		called := 0
-		require.NoError(t, h.Register(g.Manager(1), func(req *fickle) (*fickle, *grid.RemoteErr) {
+		require.NoError(t, h.Register(g.Manager(1), func(req *failing) (*failing, *grid.RemoteErr) {
 			called++
-			return &fickle{Text: req.Extra}, nil
+			return &failing{Text: req.Extra}, nil
 		}))
 		call := func(request, response string) error {
-			resp, err := h.Call(t.Context(), c, &fickle{Text: request, Extra: response})
+			resp, err := h.Call(t.Context(), c, &failing{Text: request, Extra: response})
 			if err != nil {
 				require.Nil(t, resp, "nothing half filled")
 			}
@@ -108,14 +108,14 @@ func TestTyped_CallUnencodableAndUndecodable(t *testing.T) {
 		for _, request := range []string{marshalError, marshalPanic} {
 			err := call(request, "")
 			rig.RequireKind(t, err, rig.IsNothingElse, request)
-			require.ErrorContains(t, err, "grid: handler 100: request: encoding *grid_test.fickle: ")
-			require.ErrorContains(t, err, "fickle")
+			require.ErrorContains(t, err, "grid: handler 100: request: encoding *grid_test.failing: ")
+			require.ErrorContains(t, err, "failing")
 		}
-		require.ErrorIs(t, call(marshalError, ""), errFickle)
+		require.ErrorIs(t, call(marshalError, ""), errFailing)
 		for _, request := range []string{unmarshalError, unmarshalPanic} {
 			err := call(request, "")
 			rig.RequireKind(t, err, rig.IsRemote, request)
-			require.ErrorContains(t, err, "grid: handler 100: request: decoding *grid_test.fickle: ")
+			require.ErrorContains(t, err, "grid: handler 100: request: decoding *grid_test.failing: ")
 		}
 		for _, garbage := range [][]byte{nil, {}, {0xc1}, {0xa5, 'x'}, append([]byte{0xa1, 'x'}, 0)} {
 			_, err := c.SingleRequest(t.Context(), rig.Handler, garbage)
@@ -127,15 +127,15 @@ func TestTyped_CallUnencodableAndUndecodable(t *testing.T) {
 		for _, response := range []string{marshalError, marshalPanic} {
 			err := call("fine", response)
 			rig.RequireKind(t, err, rig.IsRemote, response)
-			require.ErrorContains(t, err, "grid: handler 100: response: encoding *grid_test.fickle: ")
+			require.ErrorContains(t, err, "grid: handler 100: response: encoding *grid_test.failing: ")
 		}
 		for _, response := range []string{unmarshalError, unmarshalPanic} {
 			err := call("fine", response)
 			rig.RequireKind(t, err, rig.IsNothingElse, response)
-			require.ErrorContains(t, err, "grid: handler 100: response: decoding *grid_test.fickle: ")
+			require.ErrorContains(t, err, "grid: handler 100: response: decoding *grid_test.failing: ")
 		}
-		require.ErrorIs(t, call("fine", unmarshalError), errFickle)
-		_, err := grid.NewSingleHandler(rig.Echo, newFickle, grid.NewMSS).Call(t.Context(), c, &fickle{Text: "a string, no map"})
+		require.ErrorIs(t, call("fine", unmarshalError), errFailing)
+		_, err := grid.NewSingleHandler(rig.Echo, newFailing, grid.NewMSS).Call(t.Context(), c, &failing{Text: "a string, no map"})
 		rig.RequireKind(t, err, rig.IsNothingElse, "another type")
 
 		require.NoError(t, call("fine", "fine"))
@@ -182,7 +182,7 @@ func TestTyped_CallRecyclesOnce(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			var handlerRequest, handlerResponse, response atomic.Int64
 			counting := func(times *atomic.Int64) func() *counted {
-				return func() *counted { return &counted{fickle{times: times}} }
+				return func() *counted { return &counted{failing{times: times}} }
 			}
 			// The two sides have handlers of their own, as two processes do.
 			server := grid.NewSingleHandler(rig.Handler, counting(&handlerRequest), counting(nil))
@@ -199,7 +199,7 @@ func TestTyped_CallRecyclesOnce(t *testing.T) {
 					case "nil":
 						return nil, nil
 					}
-					resp := &counted{fickle{Text: "response", times: &handlerResponse}}
+					resp := &counted{failing{Text: "response", times: &handlerResponse}}
 					if test.returns == "error" {
 						return resp, grid.NewRemoteErrString("failed")
 					}
@@ -219,23 +219,23 @@ func TestTyped_CallRecyclesOnce(t *testing.T) {
 
 // A value that is pooled by the handler comes back empty, whatever its decoder leaves out.
 func TestTyped_CallsNeverSeeOldContents(t *testing.T) {
-	h := grid.NewSingleHandler(rig.Handler, newFickle, newFickle).AllowCallRequestPool(true)
+	h := grid.NewSingleHandler(rig.Handler, newFailing, newFailing).AllowCallRequestPool(true)
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
-		require.NoError(t, h.Register(g.Manager(1), func(req *fickle) (*fickle, *grid.RemoteErr) {
+		require.NoError(t, h.Register(g.Manager(1), func(req *failing) (*failing, *grid.RemoteErr) {
 			resp := h.NewResponse()
-			if *resp != (fickle{}) {
+			if *resp != (failing{}) {
 				return nil, grid.NewRemoteErrf("response %v", *resp)
 			}
 			resp.Text, resp.Extra = req.Text, req.Extra
 			return resp, nil
 		}))
 		for i := range 200 {
-			want := fickle{Text: fmt.Sprint(i)}
+			want := failing{Text: fmt.Sprint(i)}
 			if i%2 == 0 {
 				want.Extra = fmt.Sprint("secret ", i)
 			}
 			req := h.NewRequest()
-			require.Equal(t, fickle{}, *req)
+			require.Equal(t, failing{}, *req)
 			*req = want
 			resp, err := h.Call(t.Context(), c, req)
 			require.NoError(t, err)

@@ -4,13 +4,14 @@ import (
 	"bytes"
 	"errors"
 	"log/slog"
-	"math/rand/v2"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid/internal/seed"
 )
 
 func newBuffer() (*slog.Logger, *bytes.Buffer) {
@@ -84,9 +85,8 @@ func TestLog_ResetMakesTheNextErrorAFirstOne(t *testing.T) {
 
 // However errors come: none is lost count of, and two that are logged are an Interval apart.
 func TestLog_CountsWhatItSuppresses(t *testing.T) {
-	for seed := range uint64(50) {
-		t.Logf("seed %d", seed)
-		random := rand.New(rand.NewPCG(seed, 0))
+	random := seed.Rand(t)
+	for range 50 {
 		var l Log
 		now, last := time.Now(), time.Time{}
 		pending := 0

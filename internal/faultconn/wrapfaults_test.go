@@ -65,7 +65,7 @@ func requireHalfOpen(t *testing.T, w *Conn, far net.Conn) {
 	require.ErrorIs(t, err, syscall.ECONNRESET)
 	write := start(w.Write, make([]byte, 10))
 	require.Equal(t, result{n: 10}, <-write)
-	require.NoError(t, w.SetWriteDeadline(time.Now().Add(10*time.Millisecond)))
+	require.NoError(t, w.SetWriteDeadline(time.Now().Add(time.Second)))
 	n, err := w.Write(make([]byte, DefaultBuffer))
 	requireTimeout(t, err)
 	require.Equal(t, DefaultBuffer-10, n)

@@ -6,13 +6,13 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/quick"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
 	"github.com/gridrpc/grid/internal/monotime"
+	"github.com/gridrpc/grid/internal/seed"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -181,9 +181,10 @@ func TestBudget_HoldsUnderContention(t *testing.T) {
 	var b Budget
 	b.Init(1000)
 	var all sync.WaitGroup
-	for seed := range uint64(8) {
+	drawn := seed.Of(t)
+	for i := range uint64(8) {
 		all.Go(func() {
-			random := rand.New(rand.NewPCG(seed, 0))
+			random := rand.New(rand.NewPCG(drawn, i))
 			for range 1000 {
 				n := 1 + random.IntN(400)
 				if b.Take(n) == 0 {
@@ -202,21 +203,19 @@ func TestBudget_HoldsUnderContention(t *testing.T) {
 // In any second that begins with an event, no more than the limit are allowed; and whoever keeps to
 // it is never refused.
 func TestRate_BoundsWhatHappensInASecond(t *testing.T) {
-	require.NoError(t, quick.Check(func(limit uint8, gaps []uint16) bool {
-		most := 1 + int(limit%10)
+	random := seed.Rand(t)
+	for range 500 {
+		most := 1 + random.IntN(10)
 		var r Rate
 		r.Init(most)
 		now, began, n := monotime.Now(), monotime.Time(0), 0
-		for i, gap := range gaps {
-			now = now.Add(time.Duration(gap) * 20 * time.Microsecond)
+		for i := range random.IntN(50) {
+			now = now.Add(time.Duration(random.Int64N(int64(1300 * time.Millisecond))))
 			if i == 0 || now.Sub(began) >= time.Second {
 				began, n = now, 0
 			}
 			n++
-			if r.Allow(now) != (n <= most) {
-				return false
-			}
+			require.Equal(t, n <= most, r.Allow(now), "event %d, %d of its second, of %d", i, n, most)
 		}
-		return true
-	}, &quick.Config{Rand: nil, MaxCount: 500}))
+	}
 }

@@ -26,9 +26,7 @@ import (
 // AttackToken must be in no line of a log.
 const AttackToken = "s3cr3t-of-the-cluster"
 
-const (
-	AttackOther = "http://node1:9000" // the honest host
-)
+const AttackOther = "http://node1:9000" // the honest host
 
 // Attacked is a node, an honest host that calls it, and a peer that does not behave.
 type Attacked struct {
@@ -42,7 +40,7 @@ type Attacked struct {
 	Next func() *rawpeer.Peer // connects the attacker, perhaps once more
 
 	opts   grid.ManagerOptions // of the node
-	Before int64               // the heap before the attack
+	Before int64               // the heap before the attack, by RunAttack
 }
 
 // InAttack runs f in a bubble twice, as InWire does: the attacker dials the node, or is dialled. It
@@ -56,14 +54,25 @@ func InAttack(t *testing.T, c rawpeer.Config, edit func(o *grid.ManagerOptions),
 	}
 }
 
-// AtTheDoor runs f in a bubble, where the attacker is one that dials.
-func AtTheDoor(t *testing.T, c rawpeer.Config, edit func(o *grid.ManagerOptions), f func(a *Attacked)) {
+// InAttackByDialler runs f in a bubble, where the attacker is one that dials.
+func InAttackByDialler(t *testing.T, c rawpeer.Config, edit func(o *grid.ManagerOptions), f func(a *Attacked)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) { RunAttack(t, true, c, edit, f) })
 }
 
 // RunAttack runs f in the bubble that the test is in, with the attacker in one role.
 func RunAttack(t *testing.T, rawDials bool, c rawpeer.Config, edit func(o *grid.ManagerOptions), f func(a *Attacked)) {
+	t.Helper()
+	a := NewAttacked(t, rawDials, c, edit)
+	a.Before = Heap()
+	f(a)
+	a.Served()
+	synctest.Wait()
+	a.CheckLog()
+}
+
+// NewAttacked makes one, in a bubble, with the attacker in one role, who is not connected yet.
+func NewAttacked(t *testing.T, rawDials bool, c rawpeer.Config, edit func(o *grid.ManagerOptions)) *Attacked {
 	t.Helper()
 	a := &Attacked{T: t, Raw: PeerHost(t, rawDials), Book: new(LogBook), c: c}
 	n := faultconn.NewNetwork()
@@ -93,11 +102,7 @@ func RunAttack(t *testing.T, rawDials bool, c rawpeer.Config, edit func(o *grid.
 	a.Node = a.Grid.Node(0)
 	a.Conn = a.Node.Connection(a.Raw)
 	a.Served()
-	a.Before = Heap()
-	f(a)
-	a.Served()
-	synctest.Wait()
-	a.CheckLog()
+	return a
 }
 
 // Dial connects to the node as the attacker, or leaves that to the test.

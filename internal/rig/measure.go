@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 
 	"github.com/gridrpc/grid/internal/bytepool"
+	_ "github.com/gridrpc/grid/internal/seed" // all rooms take -seed
 )
 
 // Heap is what is in use once the garbage is collected.

@@ -21,7 +21,9 @@ var FragmentConfig = rawpeer.Config{Caps: rawpeer.CapWideCredits | rawpeer.CapFr
 // Wire is a node and the scripted peer that it is connected to.
 type Wire struct {
 	*testing.T
+	Grid *Grid // of the node alone
 	Node *Node
+	Raw  string           // the peer's name
 	Conn *grid.Connection // to the peer
 	Peer *rawpeer.Peer
 	Book *LogBook
@@ -39,7 +41,8 @@ func InWire(t *testing.T, c rawpeer.Config, edit func(o *grid.ManagerOptions), f
 	}
 }
 
-// NewWire makes one, in a bubble.
+// NewWire makes one, in a bubble. With Bare there is no peer yet: Next is the first, and the
+// handshake is the test's.
 func NewWire(t *testing.T, rawDials bool, c rawpeer.Config, edit func(o *grid.ManagerOptions)) *Wire {
 	t.Helper()
 	n := faultconn.NewNetwork()
@@ -60,9 +63,11 @@ func NewWire(t *testing.T, rawDials bool, c rawpeer.Config, edit func(o *grid.Ma
 		}
 		return s.Accept()
 	}
-	r := &Wire{T: t, Node: g.Node(0), Conn: g.Manager(0).Connection(raw), Book: log, Next: next}
-	r.Peer = r.Next()
-	require.NoError(t, r.Conn.WaitForConnect(t.Context()))
+	r := &Wire{T: t, Grid: g, Node: g.Node(0), Raw: raw, Conn: g.Manager(0).Connection(raw), Book: log, Next: next}
+	if !c.Bare {
+		r.Peer = r.Next()
+		require.NoError(t, r.Conn.WaitForConnect(t.Context()))
+	}
 	return r
 }
 

@@ -1,7 +1,6 @@
 package workers
 
 import (
-	"math/rand/v2"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -13,6 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/gridrpc/grid/internal/monotime"
+	"github.com/gridrpc/grid/internal/seed"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -145,10 +145,9 @@ func TestWorkers_RunWhatIsSubmittedWhileClosing(t *testing.T) {
 // Tasks that wait for others, at random, which may be behind them: all of them end, and with the
 // pool all workers do.
 func TestWorkers_EndWhateverWaitsForWhat(t *testing.T) {
-	for seed := range uint64(20) {
+	random := seed.Rand(t)
+	for range 20 {
 		synctest.Test(t, func(t *testing.T) {
-			t.Logf("seed %d", seed)
-			random := rand.New(rand.NewPCG(seed, 1))
 			p := newPool()
 			const n = 200
 			var done [n]chan struct{}

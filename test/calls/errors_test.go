@@ -2,9 +2,11 @@ package calls
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 
@@ -307,5 +309,42 @@ func TestError_EveryWayAStreamCanFailByItsDeadlineOrItsConsumer(t *testing.T) {
 			rig.RequireKind(t, s.Err(), rig.IsTooLarge, "Err")
 			rig.RequireKind(t, s.Results(nil), rig.IsTooLarge, "Results")
 		})
+	})
+}
+
+// However long an error's text is, and however small the messages that are allowed, it arrives as
+// an error and nothing else is lost.
+func TestError_TextIsClippedAndNoOtherCallIsLost(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("é", rig.MaxErrorText)
+	rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = 16 }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		g.Single(func([]byte) ([]byte, *grid.RemoteErr) { return nil, grid.NewRemoteErrString(long) })
+		require.NoError(t, g.Manager(1).RegisterSingleHandler(rig.Handler+1, func([]byte) ([]byte, *grid.RemoteErr) { panic(long) }))
+		require.NoError(t, g.Manager(1).RegisterStreamingHandler(rig.Handler+2, grid.StreamHandler{
+			Handle: func(context.Context, []byte, <-chan []byte, chan<- []byte) *grid.RemoteErr {
+				return grid.NewRemoteErrString(long)
+			},
+		}))
+		check := func(err error) {
+			t.Helper()
+			require.True(t, grid.IsRemoteErr(err), "%.100s", err)
+			require.LessOrEqual(t, len(err.Error()), rig.MaxErrorText)
+			require.Greater(t, len(err.Error()), rig.MaxErrorText-10)
+			require.True(t, utf8.ValidString(err.Error()))
+			require.True(t, strings.HasSuffix(err.Error(), "é..."))
+		}
+		st, err := c.NewStream(t.Context(), rig.Block, nil) // what must not be lost
+		require.NoError(t, err)
+		_, err = c.SingleRequest(t.Context(), rig.Handler, nil)
+		check(err)
+		_, err = c.SingleRequest(t.Context(), rig.Handler+1, nil)
+		check(err)
+		failing, err := c.NewStream(t.Context(), rig.Handler+2, nil)
+		require.NoError(t, err)
+		check(failing.Results(func([]byte) error { return nil }))
+		time.Sleep(time.Minute) // pings are larger than such messages, too
+		require.Equal(t, grid.StateConnected, c.State())
+		require.NoError(t, st.Err())
+		close(st.Requests)
 	})
 }

@@ -155,6 +155,20 @@ func TestError_NilConnectionIsDisconnected(t *testing.T) {
 	}
 }
 
+func TestSubroute_OfNoConnectionIsSafeToUse(t *testing.T) {
+	t.Parallel()
+	for _, s := range []*grid.Subroute{nil, (*grid.Connection)(nil).Subroute("disk"), (*grid.Subroute)(nil).Subroute("1")} {
+		_, err := s.SingleRequest(t.Context(), 1, nil)
+		require.Equal(t, grid.ErrDisconnected, err)
+		_, err = s.NewStream(t.Context(), 1, nil)
+		require.Equal(t, grid.ErrDisconnected, err)
+		require.Equal(t, grid.ErrDisconnected, s.WaitForConnect(t.Context()))
+		require.Equal(t, grid.StateUnconnected, s.State())
+		require.Zero(t, s.Stats())
+		require.Empty(t, s.String())
+	}
+}
+
 func TestLimits_TooManyHandlersAreRefusedAtOnce(t *testing.T) {
 	t.Parallel()
 	edit := func(i int, o *grid.ManagerOptions) { o.MaxHandlers = 3 }

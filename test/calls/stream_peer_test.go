@@ -12,7 +12,6 @@ import (
 	"github.com/tinylib/msgp/msgp"
 
 	"github.com/gridrpc/grid"
-	"github.com/gridrpc/grid/internal/faultconn"
 	"github.com/gridrpc/grid/internal/rawpeer"
 	"github.com/gridrpc/grid/internal/rig"
 )
@@ -23,9 +22,8 @@ import (
 func withPeer(t *testing.T, c rawpeer.Config, f func(t *testing.T, g *rig.Grid, conn *grid.Connection, peer *rawpeer.Peer)) {
 	t.Helper()
 	rig.InBubble(t, func(t *testing.T) {
-		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
-		peer := g.DialLone(raw, c)
-		f(t, g, g.Manager(0).Connection(raw), peer)
+		r := rig.NewWire(t, true, c, nil)
+		f(t, r.Grid, r.Conn, r.Peer)
 	})
 }
 

@@ -16,7 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/gridrpc/grid/internal/bytepool"
-	"github.com/gridrpc/grid/internal/rig"
+	"github.com/gridrpc/grid/internal/seed"
 )
 
 var (
@@ -63,7 +63,7 @@ func thePace() pace {
 // run makes chaos for some time and fails the test where the model was violated. watch, if not nil,
 // runs meanwhile, until its context ends.
 func run(t *testing.T, duration time.Duration, watch func(ctx context.Context)) {
-	seed := rig.Seed(t)
+	seed := seed.Of(t)
 	m := &model{ledger: newLedger()}
 	f, err := newFabric(seed)
 	require.NoError(t, err)

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid/internal/seed"
 )
 
 // fault is one thing that goes wrong.
@@ -182,9 +184,10 @@ func TestSchedule_IsDrawnFromTheSeed(t *testing.T) {
 
 // What a loss throws away must not get through because another fault of the same link has ended.
 func TestSchedule_LastingFaultsOfALinkDoNotOverlap(t *testing.T) {
-	for seed := range uint64(20) {
+	random := seed.Rand(t)
+	for range 20 {
 		until := make(map[[2]int]time.Duration)
-		for _, f := range drawFaults(rand.New(rand.NewPCG(seed, 0)), maxRound, faultPause) {
+		for _, f := range drawFaults(random, maxRound, faultPause) {
 			if !f.lasts() {
 				continue
 			}

@@ -3,8 +3,10 @@ package cluster
 import (
 	"fmt"
 	"log/slog"
+	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -61,4 +63,46 @@ func TestSecret_IsNotLogged(t *testing.T) {
 			require.NotContains(t, text, secret)
 		}
 	})
+}
+
+// A check of the application's that panics ends the handshake, and neither the socket nor Close.
+func TestHandshake_TokenCheckThatPanicsEndsNothingElse(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var calls atomic.Int32
+		g := rig.New(t, 2, func(_ int, o *grid.ManagerOptions) {
+			check := o.AuthToken
+			o.AuthToken = func(token string) error {
+				if calls.Add(1) == 2 { // the first time in the handshake
+					panic("out of order")
+				}
+				return check(token)
+			}
+		})
+		g.RequireWorks() // it came at the second attempt
+	})
+}
+
+func TestUpgrade_TokenWithoutItsSchemeIsRefused(t *testing.T) {
+	g := rig.NewTCP(t, 2, nil)
+	for header, want := range map[string]int{
+		"Bearer " + rig.Token: http.StatusSwitchingProtocols,
+		rig.Token:             http.StatusForbidden,
+		"Basic " + rig.Token:  http.StatusForbidden,
+		"":                    http.StatusForbidden,
+	} {
+		req, err := http.NewRequest(http.MethodGet, g.Host(0)+grid.RoutePath, nil)
+		require.NoError(t, err)
+		for k, v := range map[string]string{
+			"Connection": "Upgrade", "Upgrade": "websocket", "Authorization": header,
+			"Sec-Websocket-Version": "13", "Sec-Websocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+		} {
+			req.Header.Set(k, v)
+		}
+		var tr http.Transport
+		resp, err := tr.RoundTrip(req)
+		require.NoError(t, err)
+		resp.Body.Close()
+		require.Equal(t, want, resp.StatusCode, "Authorization: %q", header)
+	}
 }

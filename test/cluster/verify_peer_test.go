@@ -65,23 +65,23 @@ func TestTLS_HostThatClaimsAnotherNameIsRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				hosts := []string{"https://node0:9000", "https://node1:9000"}
-				liar, honest := dialOrderIn(hosts, 0, 1)
+				impostor, honest := dialOrderIn(hosts, 0, 1)
 				var log *rig.LogBook
 				g := rig.NewBound(t, 2, a, func(i int) (server, client tls.Certificate) {
 					server = a.Issue("node" + string(rune('0'+i)))
-					if i == liar {
+					if i == impostor {
 						return server, c.client("node" + string(rune('0'+i)))
 					}
 					return server, server
 				}, func(i int, o *grid.ManagerOptions) {
-					if i == liar {
+					if i == impostor {
 						o.Logger, log = rig.NewLogBook()
 					}
 				})
 				time.Sleep(time.Minute)
 				synctest.Wait()
-				require.Equal(t, grid.StateConnectionError, g.Conn(liar, honest).State())
-				require.NotEqual(t, grid.StateConnected, g.Conn(honest, liar).State())
+				require.Equal(t, grid.StateConnectionError, g.Conn(impostor, honest).State())
+				require.NotEqual(t, grid.StateConnected, g.Conn(honest, impostor).State())
 				require.Len(t, log.About("level=WARN"), 1)
 				if c.refused != "" {
 					require.Len(t, log.About(c.refused, "node2", "cannot connect"), 1)

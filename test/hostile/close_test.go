@@ -14,21 +14,22 @@ import (
 	"github.com/gridrpc/grid"
 	"github.com/gridrpc/grid/internal/rawpeer"
 	"github.com/gridrpc/grid/internal/rig"
+	"github.com/gridrpc/grid/internal/seed"
 )
 
 // Close and Shutdown, while the peer and everybody else makes it hard.
 
-// withUnread has a liar make the node owe more than a socket takes, and not read it.
-func withUnread(t *testing.T, f func(r *liarRig)) {
+// withUnread has a peer make the node owe more than a socket takes, and not read it.
+func withUnread(t *testing.T, f func(r *hostileRig)) {
 	t.Helper()
-	eachLiar(t, func(t *testing.T, dials bool, c rawpeer.Config) {
+	eachPeer(t, func(t *testing.T, dials bool, c rawpeer.Config) {
 		c.Unread = true
-		r := newLiarRig(t, dials, c, nil)
+		r := newHostileRig(t, dials, c, nil)
 		for id := range uint64(40) {
 			r.peer.Send(rawpeer.Msg{MuxID: id, Op: rawpeer.OpRequest, Handler: uint8(rig.Echo), Flags: rawpeer.FlagEOF, Payload: make([]byte, 60<<10)})
 		}
 		synctest.Wait()
-		require.Positive(r, r.conn.Stats().Handlers, "answers wait for room")
+		require.Positive(r, r.Conn.Stats().Handlers, "answers wait for room")
 		f(r)
 		r.peer.StartReading()
 		_, _ = r.peer.Drain()
@@ -38,8 +39,8 @@ func withUnread(t *testing.T, f func(r *liarRig)) {
 
 // Nothing waits for such a peer for long, however often it is closed.
 func TestClose_OfAPeerThatReadsNothing(t *testing.T) {
-	withUnread(t, func(r *liarRig) {
-		m := r.g.Manager(0)
+	withUnread(t, func(r *hostileRig) {
+		m := r.Node
 		require.Zero(r, rig.Elapsed(func() {
 			var closers sync.WaitGroup
 			for range 4 {
@@ -53,8 +54,8 @@ func TestClose_OfAPeerThatReadsNothing(t *testing.T) {
 }
 
 func TestShutdown_OfAPeerThatReadsNothing(t *testing.T) {
-	withUnread(t, func(r *liarRig) {
-		m := r.g.Manager(0)
+	withUnread(t, func(r *hostileRig) {
+		m := r.Node
 		took := rig.Elapsed(func() {
 			var closers sync.WaitGroup
 			for range 4 {
@@ -71,21 +72,21 @@ func TestShutdown_OfAPeerThatReadsNothing(t *testing.T) {
 		r.idle()
 	})
 	t.Run("within its context", func(t *testing.T) {
-		withUnread(t, func(r *liarRig) {
+		withUnread(t, func(r *hostileRig) {
 			ctx, cancel := context.WithTimeoutCause(r.Context(), time.Second, rig.ErrCause)
 			defer cancel()
 			require.Equal(r, time.Second, rig.Elapsed(func() {
-				require.ErrorIs(r, r.g.Manager(0).Shutdown(ctx), rig.ErrCause)
+				require.ErrorIs(r, r.Node.Shutdown(ctx), rig.ErrCause)
 			}))
 			r.idle()
 		})
 	})
 	t.Run("closed meanwhile", func(t *testing.T) {
-		withUnread(t, func(r *liarRig) {
-			ended := rig.InBackground(func() error { return r.g.Manager(0).Shutdown(context.Background()) })
+		withUnread(t, func(r *hostileRig) {
+			ended := rig.InBackground(func() error { return r.Node.Shutdown(context.Background()) })
 			synctest.Wait()
 			require.Empty(r, ended)
-			require.Zero(r, rig.Elapsed(func() { _ = r.g.Manager(0).Close(); require.NoError(r, <-ended) }))
+			require.Zero(r, rig.Elapsed(func() { _ = r.Node.Close(); require.NoError(r, <-ended) }))
 			r.idle()
 		})
 	})
@@ -203,7 +204,7 @@ func TestShutdown_RestartedHostConnectsWhileItsOldProcessDrains(t *testing.T) {
 
 // Everything at once: calls, streams, cuts, Close and Shutdown on both sides.
 func TestShutdown_DuringEverything(t *testing.T) {
-	random := rig.Rand(t)
+	random := seed.Rand(t)
 	upTo := func(d time.Duration) time.Duration { return time.Duration(random.Int64N(int64(d))) }
 	for range rig.Scaled(10) {
 		rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, _ *grid.Connection) {
@@ -273,4 +274,40 @@ func TestShutdown_DuringEverything(t *testing.T) {
 			g.RequireNothingKept()
 		})
 	}
+}
+
+// A peer that says that it leaves, and stays: what is new goes nowhere, what it asks for is
+// answered, and of its links one such is kept at most.
+func TestShutdown_PeerThatLeavesAgainAndAgainAndStays(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		config := rawpeer.Config{Caps: rawpeer.CapWideCredits | rawpeer.CapFragments | rawpeer.CapDrain}
+		r := newHostileRig(t, true, config, nil)
+		leave := rawpeer.Msg{Op: rawpeer.OpDisconnect}
+		var before *rawpeer.Peer
+		for range 3 {
+			call := make(chan error, 1)
+			go func() { _, err := r.Conn.SingleRequest(t.Context(), rig.Echo, nil); call <- err }()
+			asked := r.peer.Expect(rawpeer.OpRequest)
+			r.peer.Send(leave)
+			r.peer.Send(leave)
+			synctest.Wait()
+			if before != nil {
+				before.ExpectClosed()
+			}
+			require.Equal(t, grid.StateConnectionError, r.Conn.State())
+			_, err := r.Conn.SingleRequest(t.Context(), rig.Echo, nil)
+			require.ErrorIs(t, err, grid.ErrDisconnected)
+			r.peer.Send(rawpeer.Msg{MuxID: 1, Op: rawpeer.OpRequest, Handler: uint8(rig.Echo), Flags: rawpeer.FlagEOF, Payload: []byte("x")})
+			require.Equal(t, "x", string(r.peer.Expect(rawpeer.OpResponse).Payload))
+			r.peer.Send(rawpeer.Msg{MuxID: asked.MuxID, Op: rawpeer.OpResponse, Flags: rawpeer.FlagEOF})
+			require.NoError(t, <-call)
+			before = r.peer
+			r.connect()
+			r.works()
+		}
+		r.peer.Send(rawpeer.Msg{Op: rawpeer.OpDisconnect, MuxID: 3})
+		require.False(t, r.isUp(), "of a mux it is the end")
+		before.Close()
+		r.over()
+	})
 }

@@ -18,8 +18,8 @@ import (
 // further.
 func TestLimits_StreamsWhoseClientReadsNoneAreFilledToTheirWindow(t *testing.T) {
 	const limit, capacity = 500, 3
-	inLiar(t, func(o *grid.ManagerOptions) { o.MaxStreams = limit }, func(r *liarRig) {
-		require.NoError(r, r.g.Manager(0).RegisterStreamingHandler(rig.Handler, grid.StreamHandler{Handle: rig.Pour(10), OutCapacity: capacity}))
+	inHostile(t, func(o *grid.ManagerOptions) { o.MaxStreams = limit }, func(r *hostileRig) {
+		require.NoError(r, r.Node.RegisterStreamingHandler(rig.Handler, grid.StreamHandler{Handle: rig.Pour(10), OutCapacity: capacity}))
 		for id := range uint64(3 * limit) {
 			r.peer.Send(rawpeer.Msg{MuxID: id + 1, Op: rawpeer.OpConnectMux, Handler: uint8(rig.Handler)})
 		}
@@ -31,10 +31,10 @@ func TestLimits_StreamsWhoseClientReadsNoneAreFilledToTheirWindow(t *testing.T) 
 			}
 		}
 		require.Equal(r, map[uint8]int{rawpeer.OpAckMux: limit, rawpeer.OpMuxServerMsg: limit * capacity, rawpeer.OpMuxConnectError: 2 * limit}, ops)
-		st := r.conn.Stats()
+		st := r.Conn.Stats()
 		require.Equal(r, limit, st.StreamsServed)
 		require.Zero(r, st.KeptBytes)
-		require.Len(r, r.log.About("limit reached"), 1)
+		require.Len(r, r.Book.About("limit reached"), 1)
 		r.works()
 		for id := range uint64(3 * limit) {
 			r.peer.Send(rawpeer.Msg{MuxID: id + 1, Op: rawpeer.OpDisconnectServerMux})
@@ -46,14 +46,14 @@ func TestLimits_StreamsWhoseClientReadsNoneAreFilledToTheirWindow(t *testing.T) 
 // A server may fill a stream that nobody reads as far as its window goes: that which is known of a
 // version 1 server's handler, or the most that there is.
 func TestLimits_StreamThatNobodyReadsIsFilledToItsWindow(t *testing.T) {
-	inLiar(t, nil, func(r *liarRig) {
-		window := liarCapacity
+	inHostile(t, nil, func(r *hostileRig) {
+		window := streamCapacity
 		if r.extended() {
 			window = rig.MaxCapacity
 		}
 		opened := make(chan *grid.Stream, 1)
 		failed := rig.InBackground(func() error {
-			s, err := r.conn.NewStream(r.Context(), liarHold, nil)
+			s, err := r.Conn.NewStream(r.Context(), holdStream, nil)
 			opened <- s
 			return err
 		})
@@ -71,7 +71,7 @@ func TestLimits_StreamThatNobodyReadsIsFilledToItsWindow(t *testing.T) {
 				if i == window {
 					r.clear()
 					require.NoError(r, s.Err())
-					require.EqualValues(r, (i-i%4096)*(1+rig.MessageCost), r.conn.Stats().KeptBytes)
+					require.EqualValues(r, (i-i%4096)*(1+rig.MessageCost), r.Conn.Stats().KeptBytes)
 				}
 				r.peer.SendMerged(batch...)
 				batch = batch[:0]
@@ -81,7 +81,7 @@ func TestLimits_StreamThatNobodyReadsIsFilledToItsWindow(t *testing.T) {
 		require.ErrorIs(r, s.Err(), grid.ErrFlowControl)
 		require.Contains(r, string(r.peer.Expect(rawpeer.OpDisconnectServerMux).Payload), "flow control")
 		synctest.Wait()
-		require.Zero(r, r.conn.Stats().KeptBytes, "nobody may come for it")
+		require.Zero(r, r.Conn.Stats().KeptBytes, "nobody may come for it")
 		n := 0
 		require.ErrorIs(r, s.Results(func(b []byte) error { n++; grid.PutByteBuffer(b); return nil }), grid.ErrFlowControl)
 		require.Equal(r, window, n, "what had arrived is delivered first")
@@ -197,12 +197,12 @@ func TestLimits_MessageThatWaitsAloneIsTaken(t *testing.T) {
 func TestFragments_ThatAddUpEndTheirStream(t *testing.T) {
 	const limit = 10_000
 	small := func(o *grid.ManagerOptions) { o.MaxMessageSize, o.MaxStreamBytes = limit, limit }
-	inLiar(t, small, func(r *liarRig) {
+	inHostile(t, small, func(r *hostileRig) {
 		if !r.extended() {
 			return
 		}
 		causes := make(chan error, 1)
-		require.NoError(r, r.g.Manager(0).RegisterStreamingHandler(rig.Handler, grid.StreamHandler{
+		require.NoError(r, r.Node.RegisterStreamingHandler(rig.Handler, grid.StreamHandler{
 			InCapacity: 10,
 			Handle: func(ctx context.Context, _ []byte, _ <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
 				<-ctx.Done()
@@ -216,7 +216,7 @@ func TestFragments_ThatAddUpEndTheirStream(t *testing.T) {
 			seq++
 			r.peer.Send(rawpeer.Msg{MuxID: 1, Seq: seq, Op: rawpeer.OpMuxClientMsg, Flags: flags, Payload: make([]byte, size)})
 			synctest.Wait()
-			require.LessOrEqual(r, r.conn.Stats().KeptBytes, int64(limit+rig.MessageCost), "after %d messages", seq)
+			require.LessOrEqual(r, r.Conn.Stats().KeptBytes, int64(limit+rig.MessageCost), "after %d messages", seq)
 		}
 		for range 6 { // fill the handler's channel, and the pump
 			say(0, 0)

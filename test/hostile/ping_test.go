@@ -91,11 +91,11 @@ func TestPing_SaturatedLinkIsNotTakenForDead(t *testing.T) {
 
 // A peer whose data flows but whose pongs never come is noticed all the same.
 func TestPing_PeerThatStreamsButAnswersNoneIsNoticed(t *testing.T) {
-	eachLiar(t, func(t *testing.T, dials bool, c rawpeer.Config) {
+	eachPeer(t, func(t *testing.T, dials bool, c rawpeer.Config) {
 		c.ManualPings = true
-		r := newLiarRig(t, dials, c, func(o *grid.ManagerOptions) { o.StreamPingInterval = time.Minute })
-		var a *liarAsked
-		for _, state := range liarClientStates() {
+		r := newHostileRig(t, dials, c, func(o *grid.ManagerOptions) { o.StreamPingInterval = time.Minute })
+		var a *askedMux
+		for _, state := range clientStates() {
 			if state.name == "stream open" {
 				a = state.make(r)
 			}
@@ -111,7 +111,7 @@ func TestPing_PeerThatStreamsButAnswersNoneIsNoticed(t *testing.T) {
 		err := a.end(r)
 		require.ErrorIs(t, err, grid.ErrDisconnected)
 		require.ErrorContains(t, err, "no pong for two ping intervals")
-		require.Len(t, r.log.About("connection lost", "no pong"), 1)
+		require.Len(t, r.Book.About("connection lost", "no pong"), 1)
 		r.over()
 	})
 }
@@ -119,9 +119,9 @@ func TestPing_PeerThatStreamsButAnswersNoneIsNoticed(t *testing.T) {
 // The reverse: one that answers the link's pings, but is silent on a stream, loses that alone; and
 // data of a stream stands for the pongs of it.
 func TestPing_PeerThatIsSilentOnAStreamLosesIt(t *testing.T) {
-	inLiar(t, nil, func(r *liarRig) {
-		var open func(r *liarRig) *liarAsked
-		for _, state := range liarClientStates() {
+	inHostile(t, nil, func(r *hostileRig) {
+		var open func(r *hostileRig) *askedMux
+		for _, state := range clientStates() {
 			if state.name == "stream open" {
 				open = state.make
 			}

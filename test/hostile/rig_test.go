@@ -13,64 +13,56 @@ import (
 
 	"github.com/gridrpc/grid"
 	"github.com/gridrpc/grid/internal/bytepool"
-	"github.com/gridrpc/grid/internal/faultconn"
 	"github.com/gridrpc/grid/internal/rawpeer"
 	"github.com/gridrpc/grid/internal/rig"
+	"github.com/gridrpc/grid/internal/seed"
 )
 
 // The tests of this room are about a peer that has been let in and then does what it must not.
 // Whatever it does, it may spoil its own calls and its own link, and nothing else: nobody else's
 // calls, no memory, no slots.
 
-const honestHost = "http://node1:9000"
-
 // Both versions of what a peer may speak.
-var liarKinds = map[string]rawpeer.Config{
+var peerKinds = map[string]rawpeer.Config{
 	"version 1": {},
 	"extended":  {Caps: rawpeer.CapWideCredits | rawpeer.CapFragments},
 }
 
-// liarRig is a node, the peer that lies to it, and a host that is honest.
-type liarRig struct {
-	*testing.T
-	g      *rig.Grid // the node, and the honest host
-	raw    string    // the liar's name
-	conn   *grid.Connection
-	honest *grid.Connection // from the honest host to the node
-	peer   *rawpeer.Peer
-	log    *rig.LogBook
-	next   func() *rawpeer.Peer // connects the liar once more
-	before int                  // buffers that were out
+// hostileRig is one that is attacked, and the peer that breaks the rules, once it is let in.
+type hostileRig struct {
+	*rig.Attacked
+	peer    *rawpeer.Peer
+	buffers int // that were out before
 
 	causes  chan error // why the context of a served stream has ended
 	release atomic.Pointer[chan struct{}]
 }
 
-// Handlers of the node, for the liar.
+// Handlers of the node, for the peer.
 const (
-	liarSlow grid.HandlerID = 150 + iota // a request that runs until it is released
-	liarHold                             // a stream that takes its input until its context ends
-	liarFull                             // a stream that returns at once, and leaves output behind
-	liarDeaf                             // a stream that ignores the end of its context
+	slowRequest grid.HandlerID = 150 + iota // a request that runs until it is released
+	holdStream                              // a stream that takes its input until its context ends
+	fullStream                              // a stream that returns at once, and leaves output behind
+	deafStream                              // a stream that ignores the end of its context
 )
 
-const liarCapacity = 2 // of these streams, in each direction
+const streamCapacity = 2 // of these streams, in each direction
 
-// inLiar runs f in a bubble four times: with either version, with the node as acceptor and as
+// inHostile runs f in a bubble four times: with either version, with the node as acceptor and as
 // dialler.
-func inLiar(t *testing.T, edit func(o *grid.ManagerOptions), f func(r *liarRig)) {
+func inHostile(t *testing.T, edit func(o *grid.ManagerOptions), f func(r *hostileRig)) {
 	t.Helper()
-	eachLiar(t, func(t *testing.T, dials bool, c rawpeer.Config) {
-		r := newLiarRig(t, dials, c, edit)
+	eachPeer(t, func(t *testing.T, dials bool, c rawpeer.Config) {
+		r := newHostileRig(t, dials, c, edit)
 		f(r)
 		r.works()
 		r.over()
 	})
 }
 
-func eachLiar(t *testing.T, f func(t *testing.T, dials bool, c rawpeer.Config)) {
+func eachPeer(t *testing.T, f func(t *testing.T, dials bool, c rawpeer.Config)) {
 	t.Helper()
-	for kind, c := range liarKinds {
+	for kind, c := range peerKinds {
 		for role, dials := range map[string]bool{"dials us": true, "is dialled": false} {
 			t.Run(kind+" "+role, func(t *testing.T) {
 				rig.InBubble(t, func(t *testing.T) { f(t, dials, c) })
@@ -79,65 +71,42 @@ func eachLiar(t *testing.T, f func(t *testing.T, dials bool, c rawpeer.Config)) 
 	}
 }
 
-func newLiarRig(t *testing.T, dials bool, c rawpeer.Config, edit func(o *grid.ManagerOptions)) *liarRig {
+func newHostileRig(t *testing.T, dials bool, c rawpeer.Config, edit func(o *grid.ManagerOptions)) *hostileRig {
 	t.Helper()
-	r := &liarRig{T: t, raw: rig.PeerHost(t, dials), causes: make(chan error, 100), before: bytepool.Out()}
-	logger, log := rig.NewLogBook()
-	r.log = log
-	n := faultconn.NewNetwork()
-	var s *rawpeer.Server
-	if !dials {
-		s = rawpeer.Serve(t, rig.ListenMemory(t, n, r.raw), c)
-	}
-	hosts := []string{rig.LoneHost, honestHost}
-	r.g = rig.Setup{Net: n, Hosts: hosts, Guests: true, Edit: func(i int, o *grid.ManagerOptions) {
-		if i == 1 {
-			return
-		}
-		o.Hosts = append([]string{r.raw}, hosts...)
-		o.Logger = logger
-		if edit != nil {
-			edit(o)
-		}
-	}}.Start(t)
-	r.conn, r.honest = r.g.Manager(0).Connection(r.raw), r.g.Conn(1, 0)
+	r := &hostileRig{buffers: bytepool.Out(), causes: make(chan error, 100)}
+	r.Attacked = rig.NewAttacked(t, dials, c, edit)
+	r.Grid.Guests = true // the peer's sockets may be there still when the grid has ended
 	r.letGo()
 	r.register()
-	r.next = func() *rawpeer.Peer {
-		if !dials {
-			return s.Accept()
-		}
-		return r.g.DialLone(r.raw, c)
-	}
 	r.connect()
 	return r
 }
 
 // connect makes the link, once more where it was lost.
-func (r *liarRig) connect() {
+func (r *hostileRig) connect() {
 	r.Helper()
-	r.peer = r.next()
-	require.NoError(r, r.conn.WaitForConnect(r.Context()))
+	r.peer = r.Next()
+	require.NoError(r, r.Conn.WaitForConnect(r.Context()))
 }
 
-func (r *liarRig) extended() bool { return r.peer.Config.Caps != 0 }
+func (r *hostileRig) extended() bool { return r.peer.Config.Caps != 0 }
 
 // letGo lets the handlers return that wait for nothing else.
-func (r *liarRig) letGo() {
+func (r *hostileRig) letGo() {
 	later := make(chan struct{})
 	if now := r.release.Swap(&later); now != nil {
 		close(*now)
 	}
 }
 
-func (r *liarRig) register() {
-	m := r.g.Manager(0)
-	require.NoError(r, m.RegisterSingleHandler(liarSlow, func(b []byte) ([]byte, *grid.RemoteErr) {
+func (r *hostileRig) register() {
+	m := r.Node.Manager
+	require.NoError(r, m.RegisterSingleHandler(slowRequest, func(b []byte) ([]byte, *grid.RemoteErr) {
 		<-*r.release.Load()
 		return b, nil
 	}))
 	for id, h := range map[grid.HandlerID]grid.StreamHandlerFn{
-		liarHold: func(ctx context.Context, payload []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
+		holdStream: func(ctx context.Context, payload []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
 			grid.PutByteBuffer(payload)
 			for b := range in {
 				grid.PutByteBuffer(b)
@@ -146,14 +115,14 @@ func (r *liarRig) register() {
 			r.causes <- context.Cause(ctx)
 			return nil
 		},
-		liarFull: func(_ context.Context, payload []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+		fullStream: func(_ context.Context, payload []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
 			grid.PutByteBuffer(payload)
-			for i := range 2 * liarCapacity {
+			for i := range 2 * streamCapacity {
 				out <- append(grid.GetByteBuffer(), byte(i))
 			}
 			return nil
 		},
-		liarDeaf: func(_ context.Context, payload []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
+		deafStream: func(_ context.Context, payload []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
 			grid.PutByteBuffer(payload)
 			for b := range in {
 				grid.PutByteBuffer(b)
@@ -163,31 +132,28 @@ func (r *liarRig) register() {
 		},
 	} {
 		require.NoError(r, m.RegisterStreamingHandler(id, grid.StreamHandler{
-			Handle: h, OutCapacity: liarCapacity, InCapacity: liarCapacity,
+			Handle: h, OutCapacity: streamCapacity, InCapacity: streamCapacity,
 		}))
 	}
 }
 
 // isUp reports whether the link lives.
-func (r *liarRig) isUp() bool {
+func (r *hostileRig) isUp() bool {
 	synctest.Wait()
 	return r.peer.Err() == nil
 }
 
 // clear forgets what the node has said so far.
-func (r *liarRig) clear() (said []rawpeer.Msg) {
+func (r *hostileRig) clear() (said []rawpeer.Msg) {
 	synctest.Wait()
 	return r.peer.Take()
 }
 
-// works requires that calls of others are answered, and those of the liar, if its link lives, when
+// works requires that calls of others are answered, and those of the peer, if its link lives, when
 // it is honest for once.
-func (r *liarRig) works() {
+func (r *hostileRig) works() {
 	r.Helper()
-	b, err := r.honest.SingleRequest(r.Context(), rig.Echo, []byte("honest"))
-	require.NoError(r, err)
-	require.Equal(r, "honest", string(b))
-	grid.PutByteBuffer(b)
+	require.NoError(r, rig.HonestCall(r.Grid.Conn(1, 0), 1))
 	if !r.isUp() {
 		return
 	}
@@ -197,7 +163,7 @@ func (r *liarRig) works() {
 	require.Equal(r, rawpeer.Msg{MuxID: id, Op: rawpeer.OpResponse, Flags: rig.CRCEOF, Payload: []byte("alive")}, r.peer.Recv())
 	done := make(chan rig.Outcome, 1)
 	go func() {
-		b, err := r.conn.SingleRequest(r.Context(), rig.Echo, []byte("and"))
+		b, err := r.Conn.SingleRequest(r.Context(), rig.Echo, []byte("and"))
 		done <- rig.Outcome{Payload: b, Err: err}
 	}()
 	asked := r.peer.Expect(rawpeer.OpRequest)
@@ -208,8 +174,8 @@ func (r *liarRig) works() {
 	grid.PutByteBuffer(got.Payload)
 }
 
-// quit gives up what the liar may have begun as a client, as an honest one does.
-func (r *liarRig) quit(id uint64) {
+// quit gives up what the peer may have begun as a client, as an honest one does.
+func (r *hostileRig) quit(id uint64) {
 	r.Helper()
 	if r.isUp() { // twice, for what opens under the number of a stream
 		r.peer.Send(rawpeer.Msg{MuxID: id, Op: rawpeer.OpDisconnectServerMux})
@@ -224,71 +190,72 @@ func (r *liarRig) quit(id uint64) {
 	}
 }
 
-// idle requires that nothing of the liar is left.
-func (r *liarRig) idle() {
+// idle requires that nothing of the peer is left.
+func (r *hostileRig) idle() {
 	r.Helper()
 	synctest.Wait()
-	st := r.conn.Stats()
+	st := r.Conn.Stats()
 	left := fmt.Sprintf("%d kept, %d handlers, %d served, %d streams, %d calls",
 		st.KeptBytes, st.Handlers, st.StreamsServed, st.Streams, st.Calls)
 	require.Equal(r, "0 kept, 0 handlers, 0 served, 0 streams, 0 calls", left)
 }
 
 // over requires, at the end of a test, that nothing at all is left.
-func (r *liarRig) over() {
+func (r *hostileRig) over() {
 	r.Helper()
 	r.idle()
-	require.Empty(r, r.log.About("panic"))
+	r.CheckLog()
+	require.Empty(r, r.Book.About("panic"))
 	r.peer.Close()
-	r.g.StopAll()
+	r.Grid.StopAll()
 	synctest.Wait()
 	if bytepool.Strict {
-		require.Zero(r, bytepool.Out()-r.before, "buffers are out")
+		require.Zero(r, bytepool.Out()-r.buffers, "buffers are out")
 	}
 }
 
-// liarOutcome is what came of a call or a stream, or of the whole link.
-type liarOutcome string
+// outcome is what came of a call or a stream, or of the whole link.
+type outcome string
 
 const (
-	stillThere  liarOutcome = "still there"
-	endedWell   liarOutcome = "ended well"
-	linkIsLost  liarOutcome = "link is lost"
-	isFlow      liarOutcome = rig.IsFlowControl
-	isOutOfTurn liarOutcome = rig.IsSequence
-	isAgainst   liarOutcome = rig.IsProtocol
-	isGone      liarOutcome = rig.IsDisconnected
-	isTheirs    liarOutcome = rig.IsRemote
-	isCancelled liarOutcome = rig.IsCanceled
-	isLate      liarOutcome = rig.IsDeadline
+	stillThere  outcome = "still there"
+	endedWell   outcome = "ended well"
+	linkIsLost  outcome = "link is lost"
+	isFlow      outcome = rig.IsFlowControl
+	isOutOfTurn outcome = rig.IsSequence
+	isAgainst   outcome = rig.IsProtocol
+	isGone      outcome = rig.IsDisconnected
+	isTheirs    outcome = rig.IsRemote
+	isCancelled outcome = rig.IsCanceled
+	isLate      outcome = rig.IsDeadline
 )
 
-func outcomeOf(err error) liarOutcome {
+func outcomeOf(err error) outcome {
 	switch {
 	case err == nil:
 		return endedWell
 	case errors.Is(err, grid.ErrOverloaded):
 		return "overloaded"
 	}
-	return liarOutcome(strings.Join(rig.KindOf(err), ", "))
+	return outcome(strings.Join(rig.KindOf(err), ", "))
 }
 
 // outcomeOfText is outcomeOf for what travels.
-func outcomeOfText(text string) liarOutcome {
+func outcomeOfText(text string) outcome {
 	for _, err := range []error{grid.ErrFlowControl, grid.ErrIncorrectSequence, grid.ErrProtocol, grid.ErrOverloaded, context.DeadlineExceeded} {
 		if strings.HasPrefix(text, err.Error()) {
 			return outcomeOf(err)
 		}
 	}
-	return liarOutcome("unknown reason: " + text)
+	return outcome("unknown reason: " + text)
 }
 
 // sampled returns whether case i of a product is one of this run's, of so many that it takes to
 // have had them all, more or less: of a product that is too large for one.
 func sampled(t testing.TB) func(i int, of int64) bool {
-	seed := rig.Seed(t)
+	drawn := seed.Of(t)
 	return func(i int, of int64) bool {
-		x := (uint64(i) + seed) * 0x9e3779b97f4a7c15
+		x := (uint64(i) + drawn) * 0x9e3779b97f4a7c15
 		return int64(x>>33)%of == 0
 	}
 }

@@ -1,4 +1,5 @@
-package rig
+// Package seed is what randomised tests draw from. Importing it gives a test binary the flag -seed.
+package seed
 
 import (
 	"flag"
@@ -7,14 +8,14 @@ import (
 	"testing"
 )
 
-var seedFlag = flag.Uint64("seed", 0, "what randomised tests draw from; 0 draws one, or with -short takes always the same")
+var given = flag.Uint64("seed", 0, "what randomised tests draw from; 0 draws one, or with -short takes always the same")
 
 var drawn = sync.OnceValue(func() uint64 { return 1 + rand.Uint64N(1<<32) })
 
-// Seed is what a randomised test draws from. It is in the log of the test, and -seed gives it back.
-func Seed(t testing.TB) uint64 {
+// Of is what a randomised test draws from. It is in the log of the test, and -seed gives it back.
+func Of(t testing.TB) uint64 {
 	t.Helper()
-	seed := *seedFlag
+	seed := *given
 	switch {
 	case seed != 0:
 	case testing.Short():
@@ -26,11 +27,11 @@ func Seed(t testing.TB) uint64 {
 	return seed
 }
 
-// Rand draws from [Seed], for several goroutines at once; what each of them gets is then not in the
+// Rand draws from [Of], for several goroutines at once; what each of them gets is then not in the
 // seed alone.
 func Rand(t testing.TB) *rand.Rand {
 	t.Helper()
-	return rand.New(&lockedSource{s: rand.NewPCG(Seed(t), 0)})
+	return rand.New(&lockedSource{s: rand.NewPCG(Of(t), 0)})
 }
 
 type lockedSource struct {

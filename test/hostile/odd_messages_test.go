@@ -10,22 +10,22 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// liarShare is how many runs it takes, more or less, to send all messages. With GRID_LIAR_ALL set,
-// one does.
-var liarShare = int64(10)
+// messageShare is how many runs it takes, more or less, to send all messages. With
+// GRID_ALL_ODD_MESSAGES set, one does.
+var messageShare = int64(10)
 
 func init() {
 	switch {
-	case os.Getenv("GRID_LIAR_ALL") != "":
-		liarShare = 1
+	case os.Getenv("GRID_ALL_ODD_MESSAGES") != "":
+		messageShare = 1
 	case bytepool.Strict:
-		liarShare = 40
+		messageShare = 40
 	}
 }
 
-// liarMessages are all that can be said of a mux, in every way. Seq is how far it is from the
+// oddMessages are all that can be said of a mux, in every way. Seq is how far it is from the
 // number that is due.
-func liarMessages() (all []rawpeer.Msg) {
+func oddMessages() (all []rawpeer.Msg) {
 	plain := []string{"", "x", "\xc1\xff\xff"}
 	pong := func(notFound byte) string { return "\x83\xa2nf" + string(notFound) + "\xa1e\xc0\xa1t\xc0" }
 	hello := rawpeer.Connect{ID: make([]byte, 16), Host: "x", Time: time.Unix(1, 0)}
@@ -58,7 +58,7 @@ func liarMessages() (all []rawpeer.Msg) {
 		}
 		handlers := []grid.HandlerID{0}
 		if op == rawpeer.OpRequest || op == rawpeer.OpConnectMux {
-			handlers = []grid.HandlerID{0, rig.Echo, liarHold, rig.Unused}
+			handlers = []grid.HandlerID{0, rig.Echo, holdStream, rig.Unused}
 		}
 		for _, text := range texts {
 			for _, f := range flags {

@@ -97,7 +97,7 @@ func TestMsg_ThatClaimsEverything(t *testing.T) {
 	}
 	for name, b := range all {
 		t.Run(name, func(t *testing.T) {
-			rig.AtTheDoor(t, rawpeer.Config{Caps: rig.AllCaps}, nil, func(a *rig.Attacked) {
+			rig.InAttackByDialler(t, rawpeer.Config{Caps: rig.AllCaps}, nil, func(a *rig.Attacked) {
 				p := a.Next()
 				s := a.Session()
 				claimed(a, 1<<20, func() { require.NoError(a, p.TrySendBytes(b)) })
@@ -206,7 +206,7 @@ func TestCredits_OfManyBytesAreNotRepeated(t *testing.T) {
 
 // In the handshake, of somebody who dials.
 func TestHandshake_ConnectThatClaimsEverything(t *testing.T) {
-	rig.AtTheDoor(t, rawpeer.Config{Bare: true}, nil, func(a *rig.Attacked) {
+	rig.InAttackByDialler(t, rawpeer.Config{Bare: true}, nil, func(a *rig.Attacked) {
 		var payloads [][]byte
 		for _, claim := range claims() {
 			payloads = append(payloads, inEveryPlace([]string{"ID", "Host", "Time", "Token", "Caps"}, claim)...)

@@ -67,47 +67,47 @@ func TestSession_OddMessagesAreAnsweredAsTheProtocolSays(t *testing.T) {
 		"disconnects of both kinds":         {[]rawpeer.Msg{msg(rawpeer.OpDisconnectServerMux, 0, ""), msg(rawpeer.OpDisconnectClientMux, 0, ""), msg(rawpeer.OpDisconnectServerMux, rawpeer.FlagPayloadIsErr, "x")}, nil, nil},
 		"ping of no stream":                 {[]rawpeer.Msg{msg(rawpeer.OpPing, 0, "")}, []said{{rawpeer.OpPong, "\x83\xa2nf\xc3"}}, nil},
 		"pong to no stream":                 {[]rawpeer.Msg{msg(rawpeer.OpPong, 0, "\x81\xa2nf\xc3")}, nil, nil},
-		"ping of a request":                 {[]rawpeer.Msg{asks(rawpeer.OpRequest, liarSlow, nil), msg(rawpeer.OpPing, 0, "")}, []said{{rawpeer.OpPong, "\x83\xa2nf\xc3"}, answered}, nil},
-		"cancels its request":               {[]rawpeer.Msg{asks(rawpeer.OpRequest, liarSlow, nil), msg(rawpeer.OpDisconnectServerMux, 0, "")}, []said{answered}, nil},
-		"drops its own request":             {[]rawpeer.Msg{asks(rawpeer.OpRequest, liarSlow, nil), msg(rawpeer.OpDisconnectClientMux, 0, "")}, []said{answered}, nil},
-		"answers its own request":           {[]rawpeer.Msg{asks(rawpeer.OpRequest, liarSlow, nil), msg(rawpeer.OpResponse, rawpeer.FlagEOF, "own")}, []said{answered}, nil},
-		"streams to its request":            {[]rawpeer.Msg{asks(rawpeer.OpRequest, liarSlow, nil), data}, []said{dropped, answered}, nil},
+		"ping of a request":                 {[]rawpeer.Msg{asks(rawpeer.OpRequest, slowRequest, nil), msg(rawpeer.OpPing, 0, "")}, []said{{rawpeer.OpPong, "\x83\xa2nf\xc3"}, answered}, nil},
+		"cancels its request":               {[]rawpeer.Msg{asks(rawpeer.OpRequest, slowRequest, nil), msg(rawpeer.OpDisconnectServerMux, 0, "")}, []said{answered}, nil},
+		"drops its own request":             {[]rawpeer.Msg{asks(rawpeer.OpRequest, slowRequest, nil), msg(rawpeer.OpDisconnectClientMux, 0, "")}, []said{answered}, nil},
+		"answers its own request":           {[]rawpeer.Msg{asks(rawpeer.OpRequest, slowRequest, nil), msg(rawpeer.OpResponse, rawpeer.FlagEOF, "own")}, []said{answered}, nil},
+		"streams to its request":            {[]rawpeer.Msg{asks(rawpeer.OpRequest, slowRequest, nil), data}, []said{dropped, answered}, nil},
 		"same request twice":                {[]rawpeer.Msg{asks(rawpeer.OpRequest, rig.Echo, nil), asks(rawpeer.OpRequest, rig.Echo, nil)}, []said{answered, answered}, nil},
 		"request as handler 0":              {[]rawpeer.Msg{asks(rawpeer.OpRequest, 0, nil)}, refused("grid: no request handler with ID 0"), []said{}},
 		"stream as handler 0":               {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, 0, nil)}, refused("grid: no stream handler with ID 0"), []said{}},
 		"request of nobody":                 {[]rawpeer.Msg{asks(rawpeer.OpRequest, rig.Unused, nil)}, refused("grid: no request handler with ID 8"), nil},
 		"stream of nobody":                  {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, 255, nil)}, refused("grid: no stream handler with ID 255"), nil},
-		"request of a stream":               {[]rawpeer.Msg{asks(rawpeer.OpRequest, liarHold, nil)}, refused("grid: no request handler with ID 151, only one of the other kind"), nil},
+		"request of a stream":               {[]rawpeer.Msg{asks(rawpeer.OpRequest, holdStream, nil)}, refused("grid: no request handler with ID 151, only one of the other kind"), nil},
 		"stream of a request":               {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, rig.Echo, nil)}, refused("grid: no stream handler with ID 1, only one of the other kind"), nil},
 		"request under no subroute":         {[]rawpeer.Msg{asks(rawpeer.OpRequest, rig.Echo, under(rig.Echo))}, refused("grid: no request handler with ID 1 under that subroute"), nil},
-		"stream under no subroute":          {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, liarHold, under(liarHold))}, refused("grid: no stream handler with ID 151 under that subroute"), nil},
-		"opens with a number":               {[]rawpeer.Msg{numbered(asks(rawpeer.OpConnectMux, liarHold, nil), 5)}, refused(grid.ErrIncorrectSequence.Error()), nil},
+		"stream under no subroute":          {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, holdStream, under(holdStream))}, refused("grid: no stream handler with ID 151 under that subroute"), nil},
+		"opens with a number":               {[]rawpeer.Msg{numbered(asks(rawpeer.OpConnectMux, holdStream, nil), 5)}, refused(grid.ErrIncorrectSequence.Error()), nil},
 		"request with a number":             {[]rawpeer.Msg{numbered(asks(rawpeer.OpRequest, rig.Echo, nil), 5)}, []said{answered}, nil},
-		"request of a millisecond":          {[]rawpeer.Msg{asks(rawpeer.OpRequest, liarSlow, within(1))}, nil, nil},
-		"request without a deadline":        {[]rawpeer.Msg{asks(rawpeer.OpRequest, liarSlow, within(0))}, []said{answered}, nil},
-		"request of 49 days":                {[]rawpeer.Msg{asks(rawpeer.OpRequest, liarSlow, within(math.MaxUint32))}, []said{answered}, nil},
-		"stream of a millisecond":           {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, liarHold, within(1))}, []said{acked, {rawpeer.OpDisconnectClientMux, "context deadline exceeded"}}, nil},
-		"stream of 49 days":                 {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, liarHold, within(math.MaxUint32))}, []said{acked}, nil},
-		"stream of 49 days, then forgotten": {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, liarHold, within(math.MaxUint32)), msg(rawpeer.OpDisconnectServerMux, 0, "")}, []said{acked, dropped}, []said{acked}},
-		"request on the ID of a stream":     {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, liarHold, nil), asks(rawpeer.OpRequest, rig.Echo, nil), msg(rawpeer.OpDisconnectServerMux, 0, "")}, []said{acked, answered, dropped}, []said{acked, answered}},
-		"stream on the ID of a request":     {[]rawpeer.Msg{asks(rawpeer.OpRequest, liarSlow, nil), asks(rawpeer.OpConnectMux, liarHold, nil)}, []said{acked, answered}, nil},
-		"stream opened twice":               {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, liarHold, nil), asks(rawpeer.OpConnectMux, liarHold, nil)}, []said{acked, {rawpeer.OpDisconnectClientMux, grid.ErrProtocol.Error()}}, nil},
+		"request of a millisecond":          {[]rawpeer.Msg{asks(rawpeer.OpRequest, slowRequest, within(1))}, nil, nil},
+		"request without a deadline":        {[]rawpeer.Msg{asks(rawpeer.OpRequest, slowRequest, within(0))}, []said{answered}, nil},
+		"request of 49 days":                {[]rawpeer.Msg{asks(rawpeer.OpRequest, slowRequest, within(math.MaxUint32))}, []said{answered}, nil},
+		"stream of a millisecond":           {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, holdStream, within(1))}, []said{acked, {rawpeer.OpDisconnectClientMux, "context deadline exceeded"}}, nil},
+		"stream of 49 days":                 {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, holdStream, within(math.MaxUint32))}, []said{acked}, nil},
+		"stream of 49 days, then forgotten": {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, holdStream, within(math.MaxUint32)), msg(rawpeer.OpDisconnectServerMux, 0, "")}, []said{acked, dropped}, []said{acked}},
+		"request on the ID of a stream":     {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, holdStream, nil), asks(rawpeer.OpRequest, rig.Echo, nil), msg(rawpeer.OpDisconnectServerMux, 0, "")}, []said{acked, answered, dropped}, []said{acked, answered}},
+		"stream on the ID of a request":     {[]rawpeer.Msg{asks(rawpeer.OpRequest, slowRequest, nil), asks(rawpeer.OpConnectMux, holdStream, nil)}, []said{acked, answered}, nil},
+		"stream opened twice":               {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, holdStream, nil), asks(rawpeer.OpConnectMux, holdStream, nil)}, []said{acked, {rawpeer.OpDisconnectClientMux, grid.ErrProtocol.Error()}}, nil},
 		"input ended twice": {
-			[]rawpeer.Msg{asks(rawpeer.OpConnectMux, liarHold, nil), numbered(msg(rawpeer.OpMuxClientMsg, rawpeer.FlagEOF, ""), 1), numbered(msg(rawpeer.OpMuxClientMsg, rawpeer.FlagEOF, ""), 2)},
+			[]rawpeer.Msg{asks(rawpeer.OpConnectMux, holdStream, nil), numbered(msg(rawpeer.OpMuxClientMsg, rawpeer.FlagEOF, ""), 1), numbered(msg(rawpeer.OpMuxClientMsg, rawpeer.FlagEOF, ""), 2)},
 			[]said{acked, {rawpeer.OpDisconnectClientMux, grid.ErrProtocol.Error()}}, nil,
 		},
 		"input ended amid a message": { // to version 1 it is no part, but a message
-			[]rawpeer.Msg{asks(rawpeer.OpConnectMux, liarHold, nil), numbered(msg(rawpeer.OpMuxClientMsg, rawpeer.FlagMore, "abc"), 1), numbered(msg(rawpeer.OpMuxClientMsg, rawpeer.FlagEOF, ""), 2)},
+			[]rawpeer.Msg{asks(rawpeer.OpConnectMux, holdStream, nil), numbered(msg(rawpeer.OpMuxClientMsg, rawpeer.FlagMore, "abc"), 1), numbered(msg(rawpeer.OpMuxClientMsg, rawpeer.FlagEOF, ""), 2)},
 			[]said{acked, {rawpeer.OpUnblockClMux, ""}}, []said{acked, {rawpeer.OpDisconnectClientMux, grid.ErrProtocol.Error()}},
 		},
-		"acks its own stream": {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, liarHold, nil), msg(rawpeer.OpAckMux, 0, "\x01")}, []said{acked, cancelled}, nil},
+		"acks its own stream": {[]rawpeer.Msg{asks(rawpeer.OpConnectMux, holdStream, nil), msg(rawpeer.OpAckMux, 0, "\x01")}, []said{acked, cancelled}, nil},
 		"serves its own stream": {
-			[]rawpeer.Msg{asks(rawpeer.OpConnectMux, liarHold, nil), msg(rawpeer.OpMuxServerMsg, rawpeer.FlagEOF, ""), msg(rawpeer.OpUnblockClMux, 0, ""), msg(rawpeer.OpDisconnectClientMux, 0, ""), msg(rawpeer.OpMuxConnectError, 0, string(rawpeer.ConnectError("no")))},
+			[]rawpeer.Msg{asks(rawpeer.OpConnectMux, holdStream, nil), msg(rawpeer.OpMuxServerMsg, rawpeer.FlagEOF, ""), msg(rawpeer.OpUnblockClMux, 0, ""), msg(rawpeer.OpDisconnectClientMux, 0, ""), msg(rawpeer.OpMuxConnectError, 0, string(rawpeer.ConnectError("no")))},
 			[]said{acked}, nil,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inLiar(t, nil, func(r *liarRig) {
+			inHostile(t, nil, func(r *hostileRig) {
 				for _, m := range c.send {
 					r.peer.Send(m)
 					synctest.Wait()
@@ -139,7 +139,7 @@ func TestSession_OddMessagesAreAnsweredAsTheProtocolSays(t *testing.T) {
 	}
 }
 
-// Whatever is under way, in whatever state, when the liar breaks the link: all of it is told,
+// Whatever is under way, in whatever state, when the peer breaks the link: all of it is told,
 // nothing of it is left, and the operator reads why, once.
 func TestLog_PeerThatBreaksTheLinkIsToldOnce(t *testing.T) {
 	bad := rawpeer.Msg{MuxID: 9, Op: rawpeer.OpResponse, Flags: rawpeer.FlagCRC}.Encode()
@@ -168,24 +168,24 @@ func TestLog_PeerThatBreaksTheLinkIsToldOnce(t *testing.T) {
 		"opened twice":              {rawpeer.Fragment(rawpeer.OpRequest, 1, 0, rig.Echo).Encode(), "mux 1 opened twice", true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			inLiar(t, nil, func(r *liarRig) {
+			inHostile(t, nil, func(r *hostileRig) {
 				if c.extendedOnly && !r.extended() {
 					return
 				}
-				var ours []*liarAsked
-				for _, state := range liarClientStates() {
+				var ours []*askedMux
+				for _, state := range clientStates() {
 					if !state.fragments || r.extended() {
 						ours = append(ours, state.make(r))
 						r.clear()
 					}
 				}
 				id, holds := uint64(0), 0
-				for _, state := range liarServerStates() {
+				for _, state := range serverStates() {
 					if state.fragments && !r.extended() {
 						continue
 					}
 					id++
-					s := &liarServed{id: 100 + id}
+					s := &servedMux{id: 100 + id}
 					if state.name == "request opens" {
 						s.id = 1 // of which some messages are
 					}
@@ -199,9 +199,9 @@ func TestLog_PeerThatBreaksTheLinkIsToldOnce(t *testing.T) {
 				}
 				_ = r.peer.TrySendBytes(c.frame)
 				require.False(r, r.isUp())
-				require.Len(r, r.log.About("connection lost"), 1, "%q", r.log.Lines)
-				require.Len(r, r.log.About("connection lost", c.why), 1, "%q", r.log.Lines)
-				require.Contains(r, r.conn.Stats().LastError, c.why)
+				require.Len(r, r.Book.About("connection lost"), 1, "%q", r.Book.Lines)
+				require.Len(r, r.Book.About("connection lost", c.why), 1, "%q", r.Book.Lines)
+				require.Contains(r, r.Conn.Stats().LastError, c.why)
 				for _, a := range ours {
 					if err := a.end(r); !a.over {
 						require.ErrorIs(r, err, grid.ErrDisconnected)

@@ -17,10 +17,10 @@ import (
 
 // A peer that serves our calls, and says anything at any time.
 
-// liarAsked is a call or a stream of the node's that the liar has been asked for.
-type liarAsked struct {
+// askedMux is a call or a stream of the node's that the peer has been asked for.
+type askedMux struct {
 	id     uint64
-	seq    uint32 // of what the liar sends next
+	seq    uint32 // of what the peer sends next
 	stream bool
 	acked  bool
 	amid   bool // a payload has come in part
@@ -29,30 +29,30 @@ type liarAsked struct {
 	done   <-chan error // how it has ended
 }
 
-type liarClientState struct {
+type clientState struct {
 	name      string
 	fragments bool // only where there are
-	make      func(r *liarRig) *liarAsked
+	make      func(r *hostileRig) *askedMux
 }
 
-// liarClientStates are those that a mux of ours may be in when something comes.
-func liarClientStates() []liarClientState {
-	request := func(r *liarRig) *liarAsked {
+// clientStates are those that a mux of ours may be in when something comes.
+func clientStates() []clientState {
+	request := func(r *hostileRig) *askedMux {
 		ctx, cancel := context.WithCancel(r.Context())
-		a := &liarAsked{cancel: cancel}
+		a := &askedMux{cancel: cancel}
 		a.done = rig.InBackground(func() error {
-			b, err := r.conn.SingleRequest(ctx, rig.Echo, []byte("please"))
+			b, err := r.Conn.SingleRequest(ctx, rig.Echo, []byte("please"))
 			grid.PutByteBuffer(b)
 			return err
 		})
 		a.id = r.peer.Expect(rawpeer.OpRequest).MuxID
 		return a
 	}
-	opening := func(r *liarRig) *liarAsked {
+	opening := func(r *hostileRig) *askedMux {
 		ctx, cancel := context.WithCancel(r.Context())
-		a := &liarAsked{cancel: cancel, stream: true}
+		a := &askedMux{cancel: cancel, stream: true}
 		a.done = rig.InBackground(func() error {
-			s, err := r.conn.NewStream(ctx, liarHold, nil)
+			s, err := r.Conn.NewStream(ctx, holdStream, nil)
 			if err != nil {
 				return err
 			}
@@ -65,19 +65,19 @@ func liarClientStates() []liarClientState {
 		a.id = r.peer.Expect(rawpeer.OpConnectMux).MuxID
 		return a
 	}
-	ack := func(r *liarRig, a *liarAsked) *liarAsked {
+	ack := func(r *hostileRig, a *askedMux) *askedMux {
 		m := rawpeer.Msg{MuxID: a.id, Op: rawpeer.OpAckMux}
 		if r.extended() {
-			m.Payload = rawpeer.Credits(liarCapacity)
+			m.Payload = rawpeer.Credits(streamCapacity)
 		}
 		r.peer.Send(m)
 		a.seq, a.acked = 1, true
 		synctest.Wait()
 		return a
 	}
-	open := func(r *liarRig) *liarAsked { return ack(r, opening(r)) }
+	open := func(r *hostileRig) *askedMux { return ack(r, opening(r)) }
 	// say sends something of the mux, which takes a number if it is a stream's.
-	say := func(r *liarRig, a *liarAsked, op, flags uint8, payload string) {
+	say := func(r *hostileRig, a *askedMux, op, flags uint8, payload string) {
 		m := rawpeer.Msg{MuxID: a.id, Op: op, Flags: flags, Payload: []byte(payload)}
 		if a.stream {
 			m.Seq = a.seq
@@ -86,30 +86,30 @@ func liarClientStates() []liarClientState {
 		r.peer.Send(m)
 		synctest.Wait()
 	}
-	ended := func(r *liarRig, a *liarAsked) *liarAsked {
+	ended := func(r *hostileRig, a *askedMux) *askedMux {
 		a.over = true
 		synctest.Wait()
 		return a
 	}
-	return []liarClientState{
-		{"unknown", false, func(r *liarRig) *liarAsked {
+	return []clientState{
+		{"unknown", false, func(r *hostileRig) *askedMux {
 			done := make(chan error, 1)
 			done <- nil
-			return &liarAsked{id: 1 << 40, over: true, cancel: func() {}, done: done}
+			return &askedMux{id: 1 << 40, over: true, cancel: func() {}, done: done}
 		}},
 		{"request waits", false, request},
-		{"request answered", false, func(r *liarRig) *liarAsked {
+		{"request answered", false, func(r *hostileRig) *askedMux {
 			a := request(r)
 			say(r, a, rawpeer.OpResponse, rawpeer.FlagEOF, "answer")
 			return ended(r, a)
 		}},
-		{"request refused", false, func(r *liarRig) *liarAsked {
+		{"request refused", false, func(r *hostileRig) *askedMux {
 			a := request(r)
 			say(r, a, rawpeer.OpMuxConnectError, 0, string(rawpeer.ConnectError("no")))
 			return ended(r, a)
 		}},
-		{"request given up", false, func(r *liarRig) *liarAsked { a := request(r); a.cancel(); return ended(r, a) }},
-		{"request answered in part", true, func(r *liarRig) *liarAsked {
+		{"request given up", false, func(r *hostileRig) *askedMux { a := request(r); a.cancel(); return ended(r, a) }},
+		{"request answered in part", true, func(r *hostileRig) *askedMux {
 			a := request(r)
 			say(r, a, rawpeer.OpResponse, rawpeer.FlagMore, "abc")
 			say(r, a, rawpeer.OpResponse, rawpeer.FlagMore, "def")
@@ -118,22 +118,22 @@ func liarClientStates() []liarClientState {
 		}},
 		{"stream opening", false, opening},
 		{"stream open", false, open},
-		{"stream has a message", false, func(r *liarRig) *liarAsked {
+		{"stream has a message", false, func(r *hostileRig) *askedMux {
 			a := open(r)
 			say(r, a, rawpeer.OpMuxServerMsg, 0, "x")
 			return a
 		}},
-		{"stream has a message in part", true, func(r *liarRig) *liarAsked {
+		{"stream has a message in part", true, func(r *hostileRig) *askedMux {
 			a := open(r)
 			say(r, a, rawpeer.OpMuxServerMsg, rawpeer.FlagMore, "abc")
 			a.amid = true
 			return a
 		}},
-		{"stream input ended", false, func(r *liarRig) *liarAsked {
+		{"stream input ended", false, func(r *hostileRig) *askedMux {
 			ctx, cancel := context.WithCancel(r.Context())
-			a := &liarAsked{cancel: cancel, stream: true}
+			a := &askedMux{cancel: cancel, stream: true}
 			a.done = rig.InBackground(func() error {
-				s, err := r.conn.NewStream(ctx, liarHold, nil)
+				s, err := r.Conn.NewStream(ctx, holdStream, nil)
 				if err != nil {
 					return err
 				}
@@ -144,29 +144,29 @@ func liarClientStates() []liarClientState {
 			a.id = r.peer.Expect(rawpeer.OpConnectMux).MuxID
 			return ack(r, a)
 		}},
-		{"stream ended well", false, func(r *liarRig) *liarAsked {
+		{"stream ended well", false, func(r *hostileRig) *askedMux {
 			a := open(r)
 			say(r, a, rawpeer.OpMuxServerMsg, rawpeer.FlagEOF, "")
 			return ended(r, a)
 		}},
-		{"stream failed", false, func(r *liarRig) *liarAsked {
+		{"stream failed", false, func(r *hostileRig) *askedMux {
 			a := open(r)
 			say(r, a, rawpeer.OpMuxServerMsg, rawpeer.FlagEOF|rawpeer.FlagPayloadIsErr, "bad")
 			return ended(r, a)
 		}},
-		{"stream failed on this side", false, func(r *liarRig) *liarAsked {
+		{"stream failed on this side", false, func(r *hostileRig) *askedMux {
 			a := open(r)
 			a.seq += 5
 			say(r, a, rawpeer.OpMuxServerMsg, 0, "x")
 			return ended(r, a)
 		}},
-		{"stream dropped", false, func(r *liarRig) *liarAsked {
+		{"stream dropped", false, func(r *hostileRig) *askedMux {
 			a := open(r)
 			say(r, a, rawpeer.OpDisconnectClientMux, 0, "")
 			return ended(r, a)
 		}},
-		{"stream cancelled", false, func(r *liarRig) *liarAsked { a := open(r); a.cancel(); return ended(r, a) }},
-		{"stream cancelled amid a message", true, func(r *liarRig) *liarAsked {
+		{"stream cancelled", false, func(r *hostileRig) *askedMux { a := open(r); a.cancel(); return ended(r, a) }},
+		{"stream cancelled amid a message", true, func(r *hostileRig) *askedMux {
 			a := open(r)
 			say(r, a, rawpeer.OpMuxServerMsg, rawpeer.FlagMore, "abc")
 			a.cancel()
@@ -175,8 +175,8 @@ func liarClientStates() []liarClientState {
 	}
 }
 
-// want is what must come of it when the liar says m: by the protocol, section by section.
-func (a *liarAsked) want(m rawpeer.Msg, extended bool) liarOutcome {
+// want is what must come of it when the peer says m: by the protocol, section by section.
+func (a *askedMux) want(m rawpeer.Msg, extended bool) outcome {
 	if breaksTheLink(m, extended) {
 		return linkIsLost
 	}
@@ -244,7 +244,7 @@ func (a *liarAsked) want(m rawpeer.Msg, extended bool) liarOutcome {
 		}
 		if n, err := readCredits(m.Payload); err != nil {
 			return isAgainst
-		} else if n > rig.MaxCapacity-liarCapacity {
+		} else if n > rig.MaxCapacity-streamCapacity {
 			return isFlow
 		}
 		return stillThere
@@ -294,23 +294,23 @@ func breaksTheLink(m rawpeer.Msg, extended bool) bool {
 	return false
 }
 
-// end ends what the liar has left, and returns how it did.
-func (a *liarAsked) end(r *liarRig) error {
+// end ends what the peer has left, and returns how it did.
+func (a *askedMux) end(r *hostileRig) error {
 	a.cancel()
 	return <-a.done
 }
 
 func TestSession_OddMessagesToOurCallsHarmNoOthers(t *testing.T) {
-	for _, state := range liarClientStates() {
+	for _, state := range clientStates() {
 		t.Run(state.name, func(t *testing.T) {
-			inLiar(t, nil, func(r *liarRig) {
+			inHostile(t, nil, func(r *hostileRig) {
 				if state.fragments && !r.extended() {
 					return
 				}
 				n := 0
 				ours := sampled(r)
-				for i, m := range liarMessages() {
-					if !ours(i, liarShare) {
+				for i, m := range oddMessages() {
+					if !ours(i, messageShare) {
 						continue
 					}
 					n++
@@ -321,9 +321,9 @@ func TestSession_OddMessagesToOurCallsHarmNoOthers(t *testing.T) {
 					require.NoError(r, r.peer.TrySend(m))
 					want := a.want(m, r.extended())
 					what := fmt.Sprintf("%v, next is %d", m, a.seq)
-					require.Equal(r, want != linkIsLost, r.isUp(), "%s: want %s, log %q", what, want, r.log.Lines)
+					require.Equal(r, want != linkIsLost, r.isUp(), "%s: want %s, log %q", what, want, r.Book.Lines)
 					if want == linkIsLost {
-						require.NotEmpty(r, r.conn.Stats().LastError, what)
+						require.NotEmpty(r, r.Conn.Stats().LastError, what)
 					}
 					r.works()
 					got := stillThere

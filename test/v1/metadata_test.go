@@ -1,8 +1,9 @@
-package grid_test
+package v1
 
 import (
 	"context"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 
@@ -14,7 +15,7 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// Metadata on the wire (protocol section 8), against a scripted peer.
+// Metadata (protocol section 8).
 
 // tagged adds metadata to all calls.
 type tagged map[string]string
@@ -26,9 +27,22 @@ func (m tagged) InterceptCall(ctx context.Context, info *grid.CallInfo) (context
 	return ctx, nil, nil
 }
 
+// servedCalls keeps what is told of the calls that are served.
+type servedCalls struct {
+	mu    sync.Mutex
+	calls []grid.CallInfo
+}
+
+func (s *servedCalls) InterceptServe(ctx context.Context, info *grid.CallInfo) (context.Context, func(grid.CallResult), error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls = append(s.calls, *info)
+	return ctx, nil, nil
+}
+
 func TestMetadata_OnTheWire(t *testing.T) {
 	for _, caps := range []uint64{0, rawpeer.CapWideCredits | rawpeer.CapFragments | rawpeer.CapDrain, rig.AllCaps} {
-		rig.InWire(t, rawpeer.Config{Caps: caps}, func(o *grid.ManagerOptions) { o.CallInterceptors = []grid.CallInterceptor{tagged{"k": "v"}} }, func(r *rig.Wire) {
+		inWire(t, rawpeer.Config{Caps: caps}, func(o *grid.ManagerOptions) { o.CallInterceptors = []grid.CallInterceptor{tagged{"k": "v"}} }, func(r *wire) {
 			var want []byte
 			if caps&rawpeer.CapMetadata != 0 {
 				want = []byte{0x81, 0xa1, 'k', 0xa1, 'v'}
@@ -85,9 +99,9 @@ func TestMetadata_FromThePeer(t *testing.T) {
 		{name: "too long", metadata: msgp.AppendMapStrStr(nil, map[string]string{"a": strings.Repeat("b", rig.MaxMetadata)}), broken: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			seen := new(recorder)
-			rig.InWire(t, rawpeer.Config{Caps: rig.AllCaps}, func(o *grid.ManagerOptions) { o.ServeInterceptors = []grid.ServeInterceptor{seen} }, func(r *rig.Wire) {
-				seen.calls, seen.ends = nil, nil
+			seen := new(servedCalls)
+			inWire(t, rawpeer.Config{Caps: rig.AllCaps}, func(o *grid.ManagerOptions) { o.ServeInterceptors = []grid.ServeInterceptor{seen} }, func(r *wire) {
+				seen.calls = nil
 				require.NoError(r, r.Node.RegisterStreamingHandler(rig.Handler, grid.StreamHandler{Handle: func(context.Context, []byte, <-chan []byte, chan<- []byte) *grid.RemoteErr { return nil }}))
 				for _, m := range []rawpeer.Msg{
 					{MuxID: 1, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rawpeer.FlagEOF | rawpeer.FlagMetadata, DeadlineMS: 1000, Payload: []byte("x")},
@@ -128,14 +142,14 @@ func TestMetadata_FromThePeer(t *testing.T) {
 // wants it, or on other messages.
 func TestMetadata_ThatMeansNothing(t *testing.T) {
 	request := rawpeer.Msg{MuxID: 1, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rawpeer.FlagEOF | rawpeer.FlagMetadata, DeadlineMS: 1000, Payload: []byte("x")}
-	seen := new(recorder)
-	rig.InWire(t, rawpeer.Config{}, func(o *grid.ManagerOptions) { o.ServeInterceptors = []grid.ServeInterceptor{seen} }, func(r *rig.Wire) {
+	seen := new(servedCalls)
+	inWire(t, rawpeer.Config{}, func(o *grid.ManagerOptions) { o.ServeInterceptors = []grid.ServeInterceptor{seen} }, func(r *wire) {
 		seen.calls = nil
 		r.Peer.Send(request)
 		require.Equal(r, "x", string(r.Peer.Expect(rawpeer.OpResponse).Payload))
 		require.Nil(r, seen.calls[0].Metadata)
 	})
-	rig.InWire(t, rawpeer.Config{Caps: rig.AllCaps}, nil, func(r *rig.Wire) {
+	inWire(t, rawpeer.Config{Caps: rig.AllCaps}, nil, func(r *wire) {
 		request.Metadata = []byte{0x93} // no map
 		r.Peer.Send(request)
 		require.Equal(r, "x", string(r.Peer.Expect(rawpeer.OpResponse).Payload))

@@ -213,7 +213,7 @@ func TestShutdown_DrainThatDoesNotEndIsServedAndToldOnce(t *testing.T) {
 func TestHandshake_CallsBeforeItsAnswer(t *testing.T) {
 	for token, served := range map[string]bool{rig.AttackToken: true, "guess": false} {
 		t.Run(fmt.Sprint("served ", served), func(t *testing.T) {
-			rig.AtTheDoor(t, rawpeer.Config{Bare: true}, nil, func(a *rig.Attacked) {
+			rig.InAttackByDialler(t, rawpeer.Config{Bare: true}, nil, func(a *rig.Attacked) {
 				var ran atomic.Int64
 				require.NoError(a, a.Node.RegisterSingleHandler(rig.AttackAnswer, func(b []byte) ([]byte, *grid.RemoteErr) { ran.Add(1); return b, nil }))
 				p := a.Next()

@@ -28,7 +28,7 @@ func TestHandshake_ClaimsOfNamesAreRefused(t *testing.T) {
 		"the honest one's, the node ID": func(a *rig.Attacked, h *rawpeer.Connect) { h.Host, h.ID = rig.AttackOther, a.Node.ID[:] },
 	} {
 		t.Run(name, func(t *testing.T) {
-			rig.AtTheDoor(t, rawpeer.Config{Bare: true}, nil, func(a *rig.Attacked) {
+			rig.InAttackByDialler(t, rawpeer.Config{Bare: true}, nil, func(a *rig.Attacked) {
 				honest := a.Node.Connection(rig.AttackOther)
 				before := rig.LinkOf(honest)
 				a.During(func() {

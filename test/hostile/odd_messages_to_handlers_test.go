@@ -14,8 +14,8 @@ import (
 
 // A peer that calls our handlers, and says anything at any time.
 
-// liarServed is a call or a stream that the liar has asked the node for.
-type liarServed struct {
+// servedMux is a call or a stream that the peer has asked the node for.
+type servedMux struct {
 	id      uint64
 	seq     uint32
 	opening uint8 // the op of which the payload has come in part; 0 if none
@@ -26,15 +26,15 @@ type liarServed struct {
 	holds   bool  // the handler tells the cause of its context
 }
 
-type liarServerState struct {
+type serverState struct {
 	name      string
 	fragments bool
-	make      func(r *liarRig, s *liarServed)
+	make      func(r *hostileRig, s *servedMux)
 }
 
-// liarServerStates are those that a mux of the liar's may be in when something comes.
-func liarServerStates() []liarServerState {
-	say := func(r *liarRig, s *liarServed, m rawpeer.Msg) {
+// serverStates are those that a mux of the peer's may be in when something comes.
+func serverStates() []serverState {
+	say := func(r *hostileRig, s *servedMux, m rawpeer.Msg) {
 		m.MuxID = s.id
 		if numberedOps[m.Op] {
 			m.Seq = s.seq
@@ -43,69 +43,69 @@ func liarServerStates() []liarServerState {
 		r.peer.Send(m)
 		synctest.Wait()
 	}
-	open := func(r *liarRig, s *liarServed, h grid.HandlerID, flags uint8) {
-		s.served, s.holds, s.ended = true, h == liarHold, flags&rawpeer.FlagEOF != 0
+	open := func(r *hostileRig, s *servedMux, h grid.HandlerID, flags uint8) {
+		s.served, s.holds, s.ended = true, h == holdStream, flags&rawpeer.FlagEOF != 0
 		say(r, s, rawpeer.Msg{Op: rawpeer.OpConnectMux, Handler: uint8(h), Flags: flags})
 	}
-	request := func(h grid.HandlerID) func(r *liarRig, s *liarServed) {
-		return func(r *liarRig, s *liarServed) {
+	request := func(h grid.HandlerID) func(r *hostileRig, s *servedMux) {
+		return func(r *hostileRig, s *servedMux) {
 			say(r, s, rawpeer.Msg{Op: rawpeer.OpRequest, Handler: uint8(h), Flags: rawpeer.FlagEOF})
 		}
 	}
-	part := func(op uint8, h grid.HandlerID) func(r *liarRig, s *liarServed) {
-		return func(r *liarRig, s *liarServed) {
+	part := func(op uint8, h grid.HandlerID) func(r *hostileRig, s *servedMux) {
+		return func(r *hostileRig, s *servedMux) {
 			s.opening = op
 			say(r, s, rawpeer.Fragment(op, s.id, 0, h))
 		}
 	}
-	over := func(r *liarRig, s *liarServed) { s.served, s.holds = false, false }
-	return []liarServerState{
-		{"unknown", false, func(*liarRig, *liarServed) {}},
-		{"request runs", false, request(liarSlow)},
+	over := func(r *hostileRig, s *servedMux) { s.served, s.holds = false, false }
+	return []serverState{
+		{"unknown", false, func(*hostileRig, *servedMux) {}},
+		{"request runs", false, request(slowRequest)},
 		{"request answered", false, request(rig.Echo)},
 		{"request refused", false, request(rig.Unused)},
 		{"request opens", true, part(rawpeer.OpRequest, rig.Echo)},
-		{"request refused amid its payload", true, func(r *liarRig, s *liarServed) {
+		{"request refused amid its payload", true, func(r *hostileRig, s *servedMux) {
 			part(rawpeer.OpRequest, rig.Unused)(r, s)
 			s.opening = 0
 		}},
-		{"stream opens", true, part(rawpeer.OpConnectMux, liarHold)},
-		{"stream runs", false, func(r *liarRig, s *liarServed) { open(r, s, liarHold, 0) }},
-		{"stream has had a message", false, func(r *liarRig, s *liarServed) {
-			open(r, s, liarHold, 0)
+		{"stream opens", true, part(rawpeer.OpConnectMux, holdStream)},
+		{"stream runs", false, func(r *hostileRig, s *servedMux) { open(r, s, holdStream, 0) }},
+		{"stream has had a message", false, func(r *hostileRig, s *servedMux) {
+			open(r, s, holdStream, 0)
 			say(r, s, rawpeer.Msg{Op: rawpeer.OpMuxClientMsg, Payload: []byte("x")})
 		}},
-		{"stream has a message in part", true, func(r *liarRig, s *liarServed) {
-			open(r, s, liarHold, 0)
+		{"stream has a message in part", true, func(r *hostileRig, s *servedMux) {
+			open(r, s, holdStream, 0)
 			say(r, s, rawpeer.Msg{Op: rawpeer.OpMuxClientMsg, Flags: rawpeer.FlagMore, Payload: []byte("abc")})
 			s.amid = true
 		}},
-		{"stream has no input", false, func(r *liarRig, s *liarServed) { open(r, s, liarHold, rawpeer.FlagEOF) }},
-		{"stream input ended", false, func(r *liarRig, s *liarServed) {
-			open(r, s, liarHold, 0)
+		{"stream has no input", false, func(r *hostileRig, s *servedMux) { open(r, s, holdStream, rawpeer.FlagEOF) }},
+		{"stream input ended", false, func(r *hostileRig, s *servedMux) {
+			open(r, s, holdStream, 0)
 			say(r, s, rawpeer.Msg{Op: rawpeer.OpMuxClientMsg, Flags: rawpeer.FlagEOF})
 			s.ended = true
 		}},
-		{"stream handler has returned", false, func(r *liarRig, s *liarServed) {
-			open(r, s, liarFull, 0)
-			s.waiting = liarCapacity
+		{"stream handler has returned", false, func(r *hostileRig, s *servedMux) {
+			open(r, s, fullStream, 0)
+			s.waiting = streamCapacity
 		}},
-		{"stream over", false, func(r *liarRig, s *liarServed) {
+		{"stream over", false, func(r *hostileRig, s *servedMux) {
 			open(r, s, rig.Stream, 0)
 			over(r, s)
 		}},
-		{"stream cancelled", false, func(r *liarRig, s *liarServed) {
-			open(r, s, liarHold, 0)
+		{"stream cancelled", false, func(r *hostileRig, s *servedMux) {
+			open(r, s, holdStream, 0)
 			say(r, s, rawpeer.Msg{Op: rawpeer.OpDisconnectServerMux})
 			over(r, s)
 		}},
-		{"stream cancelled, handler runs", false, func(r *liarRig, s *liarServed) {
-			open(r, s, liarDeaf, 0)
+		{"stream cancelled, handler runs", false, func(r *hostileRig, s *servedMux) {
+			open(r, s, deafStream, 0)
 			say(r, s, rawpeer.Msg{Op: rawpeer.OpDisconnectServerMux})
 			over(r, s)
 		}},
-		{"stream broke a rule", false, func(r *liarRig, s *liarServed) {
-			open(r, s, liarHold, 0)
+		{"stream broke a rule", false, func(r *hostileRig, s *servedMux) {
+			open(r, s, holdStream, 0)
 			s.seq += 7
 			say(r, s, rawpeer.Msg{Op: rawpeer.OpMuxClientMsg, Payload: []byte("x")})
 			over(r, s)
@@ -113,8 +113,8 @@ func liarServerStates() []liarServerState {
 	}
 }
 
-// want is what must come of the stream, or of what opens, when the liar says m.
-func (s *liarServed) want(m rawpeer.Msg, extended bool) liarOutcome {
+// want is what must come of the stream, or of what opens, when the peer says m.
+func (s *servedMux) want(m rawpeer.Msg, extended bool) outcome {
 	if breaksTheLink(m, extended) {
 		return linkIsLost
 	}
@@ -166,7 +166,7 @@ func (s *liarServed) want(m rawpeer.Msg, extended bool) liarOutcome {
 }
 
 // check compares what has come of it, as the node shows it, with what must.
-func (s *liarServed) check(r *liarRig, want liarOutcome, said []rawpeer.Msg, what string) {
+func (s *servedMux) check(r *hostileRig, want outcome, said []rawpeer.Msg, what string) {
 	r.Helper()
 	got := stillThere
 	for _, m := range said {
@@ -182,14 +182,14 @@ func (s *liarServed) check(r *liarRig, want liarOutcome, said []rawpeer.Msg, wha
 		}
 	}
 	if s.served && (want == isTheirs || want == isCancelled || want == linkIsLost) {
-		require.Equal(r, stillThere, got, "the liar was told: %s", what)
+		require.Equal(r, stillThere, got, "the peer was told: %s", what)
 		got = want
 	}
 	if want != linkIsLost && s.opening == 0 {
 		require.Equal(r, want, got, "%s, answered by%s", what, rawpeer.Dump(said))
 	}
 	if s.served {
-		isThere := r.conn.Stats().StreamsServed > 0
+		isThere := r.Conn.Stats().StreamsServed > 0
 		require.Equal(r, want == stillThere, isThere, what)
 	}
 	if s.holds && want != stillThere {
@@ -203,32 +203,32 @@ func (s *liarServed) check(r *liarRig, want liarOutcome, said []rawpeer.Msg, wha
 }
 
 func TestSession_OddMessagesToOurHandlersHarmNoOthers(t *testing.T) {
-	for _, state := range liarServerStates() {
+	for _, state := range serverStates() {
 		t.Run(state.name, func(t *testing.T) {
-			inLiar(t, nil, func(r *liarRig) {
+			inHostile(t, nil, func(r *hostileRig) {
 				if state.fragments && !r.extended() {
 					return
 				}
 				id := uint64(0)
 				ours := sampled(r)
-				for i, m := range liarMessages() {
-					if !ours(i, liarShare) {
+				for i, m := range oddMessages() {
+					if !ours(i, messageShare) {
 						continue
 					}
 					id++
-					s := &liarServed{id: id}
+					s := &servedMux{id: id}
 					state.make(r, s)
 					m.MuxID, m.Seq = s.id, m.Seq+s.seq
 					r.clear()
 					require.NoError(r, r.peer.TrySend(m))
 					want := s.want(m, r.extended())
 					what := fmt.Sprintf("%v, next is %d", m, s.seq)
-					require.Equal(r, want != linkIsLost, r.isUp(), "%s: want %s, log %q", what, want, r.log.Lines)
+					require.Equal(r, want != linkIsLost, r.isUp(), "%s: want %s, log %q", what, want, r.Book.Lines)
 					if want == linkIsLost {
-						require.NotEmpty(r, r.conn.Stats().LastError, what)
+						require.NotEmpty(r, r.Conn.Stats().LastError, what)
 					}
 					said := r.clear()
-					require.LessOrEqual(r, len(said), 4+liarCapacity, "%s, answered by%s", what, rawpeer.Dump(said))
+					require.LessOrEqual(r, len(said), 4+streamCapacity, "%s, answered by%s", what, rawpeer.Dump(said))
 					s.check(r, want, said, what)
 					r.works()
 					r.quit(s.id)

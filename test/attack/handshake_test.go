@@ -23,8 +23,8 @@ import (
 
 // Who has not shown yet who he is.
 
-// knock asks for an upgrade, and says nothing more. The socket is closed at the end.
-func knock(a *rig.Attacked, header http.Header) (*websocket.Conn, *http.Response, error) {
+// upgradeAndWait asks for an upgrade, and says nothing more. The socket is closed at the end.
+func upgradeAndWait(a *rig.Attacked, header http.Header) (*websocket.Conn, *http.Response, error) {
 	d := websocket.Dialer{NetDialContext: a.Grid.Net.Dialer("stranger:1"), HandshakeTimeout: time.Minute, EnableCompression: true}
 	ws, resp, err := d.DialContext(context.Background(), strings.Replace(rig.LoneHost, "http", "ws", 1)+grid.RoutePath, header)
 	if err == nil {
@@ -44,17 +44,17 @@ func reconnects(a *rig.Attacked) {
 	a.Served()
 }
 
-func doorLimits(o *grid.ManagerOptions) {
+func fewHandshakes(o *grid.ManagerOptions) {
 	o.MaxHandshakes = 16
 	o.HandshakeTimeout = 5 * time.Second
 }
 
 // A thousand sockets that were upgraded and say nothing: the oldest give way.
 func TestHandshake_ThousandSilentSocketsGiveWay(t *testing.T) {
-	rig.AtTheDoor(t, rawpeer.Config{}, doorLimits, func(a *rig.Attacked) {
+	rig.InAttackByDialler(t, rawpeer.Config{}, fewHandshakes, func(a *rig.Attacked) {
 		before, conns := rig.BubbleGoroutines(), a.Grid.Net.Conns()
 		for i := range 1000 {
-			_, _, err := knock(a, rig.Bearer(rig.AttackToken))
+			_, _, err := upgradeAndWait(a, rig.Bearer(rig.AttackToken))
 			require.NoError(a, err)
 			if i%100 == 0 {
 				a.Served()
@@ -81,7 +81,7 @@ func TestUpgrade_ThousandBehindBlockConnectAreRefusedBeyondTheLimit(t *testing.T
 		logger, book := rig.NewLogBook()
 		a.Book = book
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, func(o *grid.ManagerOptions) {
-			doorLimits(o)
+			fewHandshakes(o)
 			o.BlockConnect, o.Logger = blocked, logger
 		})
 		a.Grid, a.Raw, a.Node = g, raw, g.Node(0)
@@ -90,7 +90,7 @@ func TestUpgrade_ThousandBehindBlockConnectAreRefusedBeyondTheLimit(t *testing.T
 		var wg sync.WaitGroup
 		for range 1000 {
 			wg.Go(func() {
-				ws, resp, err := knock(a, rig.Bearer(rig.Token))
+				ws, resp, err := upgradeAndWait(a, rig.Bearer(rig.Token))
 				if err == nil {
 					ws.Close()
 				} else if resp != nil && resp.StatusCode == http.StatusServiceUnavailable {
@@ -104,7 +104,7 @@ func TestUpgrade_ThousandBehindBlockConnectAreRefusedBeyondTheLimit(t *testing.T
 		a.Logged("handshake failed", "MaxHandshakes is 16")
 		// Somebody honest is the newest.
 		honest := rig.InBackground(func() error {
-			ws, _, err := knock(a, rig.Bearer(rig.Token))
+			ws, _, err := upgradeAndWait(a, rig.Bearer(rig.Token))
 			if err == nil {
 				err = ws.Close()
 			}
@@ -129,8 +129,8 @@ type slowChecks struct {
 // withSlowChecks runs f where the check of the token "slow" takes until it is released.
 func withSlowChecks(t *testing.T, f func(a *rig.Attacked, c *slowChecks)) {
 	var c slowChecks
-	rig.AtTheDoor(t, rawpeer.Config{}, func(o *grid.ManagerOptions) {
-		doorLimits(o)
+	rig.InAttackByDialler(t, rawpeer.Config{}, func(o *grid.ManagerOptions) {
+		fewHandshakes(o)
 		released := make(chan struct{})
 		c.release = sync.OnceFunc(func() { close(released) })
 		check := o.AuthToken
@@ -165,7 +165,7 @@ func TestHandshake_SlowTokenChecksDoNotPileUp(t *testing.T) {
 			var refused atomic.Int64
 			for range 500 {
 				go func() {
-					_, resp, err := knock(a, rig.Bearer("slow"))
+					_, resp, err := upgradeAndWait(a, rig.Bearer("slow"))
 					if err == nil || resp == nil {
 						a.Errorf("upgraded: %v", err)
 					} else if resp.StatusCode == http.StatusServiceUnavailable {
@@ -181,7 +181,7 @@ func TestHandshake_SlowTokenChecksDoNotPileUp(t *testing.T) {
 		withSlowChecks(t, func(a *rig.Attacked, c *slowChecks) {
 			refused := 0
 			for range 100 {
-				ws, _, err := knock(a, rig.Bearer(rig.AttackToken))
+				ws, _, err := upgradeAndWait(a, rig.Bearer(rig.AttackToken))
 				if err != nil {
 					refused++
 					continue
@@ -268,7 +268,7 @@ func TestHandshake_OfOddShapeIsRefused(t *testing.T) {
 		}, "1000", false},
 	} {
 		t.Run(name, func(t *testing.T) {
-			rig.InAttack(t, rawpeer.Config{Bare: true, Unread: true, Timeout: time.Minute}, doorLimits, func(a *rig.Attacked) {
+			rig.InAttack(t, rawpeer.Config{Bare: true, Unread: true, Timeout: time.Minute}, fewHandshakes, func(a *rig.Attacked) {
 				before := rig.BubbleGoroutines()
 				p := a.Next()
 				began := time.Now()
@@ -305,20 +305,20 @@ func TestHandshake_OfOddShapeIsRefused(t *testing.T) {
 
 // A page in a browser must not use the browser's address, or a token that it has.
 func TestUpgrade_EveryKindOfForeignOriginIsRefused(t *testing.T) {
-	rig.AtTheDoor(t, rawpeer.Config{}, doorLimits, func(a *rig.Attacked) {
+	rig.InAttackByDialler(t, rawpeer.Config{}, fewHandshakes, func(a *rig.Attacked) {
 		a.During(func() {
 			for _, origin := range []string{"http://evil.example", "null", "http://node0:9001", "http://node0.evil.example:9000", rig.LoneHost + ".evil.example"} {
 				for range 20 {
 					header := rig.Bearer(rig.AttackToken)
 					header.Set("Origin", origin)
-					_, resp, err := knock(a, header)
+					_, resp, err := upgradeAndWait(a, header)
 					require.ErrorIs(a, err, websocket.ErrBadHandshake)
 					require.Equal(a, http.StatusForbidden, resp.StatusCode, origin)
 				}
 			}
 		})
 		// Compression that is offered is not taken.
-		_, resp, err := knock(a, rig.Bearer(rig.AttackToken))
+		_, resp, err := upgradeAndWait(a, rig.Bearer(rig.AttackToken))
 		require.NoError(a, err)
 		require.Empty(a, resp.Header.Values("Sec-Websocket-Extensions"))
 	})
@@ -339,7 +339,7 @@ func TestUpgrade_AnswerWithoutEndIsBounded(t *testing.T) {
 				n := faultconn.NewNetwork()
 				l := rig.ListenMemory(t, n, rig.PeerHost(t, false))
 				logger, book := rig.NewLogBook()
-				g, _ := rig.NewLone(t, n, false, func(o *grid.ManagerOptions) { o.Logger = logger; doorLimits(o) })
+				g, _ := rig.NewLone(t, n, false, func(o *grid.ManagerOptions) { o.Logger = logger; fewHandshakes(o) })
 				a := &rig.Attacked{T: t, Grid: g, Node: g.Node(0), Book: book, Before: rig.Heap()}
 				conn, err := l.Accept()
 				require.NoError(t, err)

@@ -176,7 +176,7 @@ func TestOverload_HandlerThatSaysSoIsNone(t *testing.T) {
 
 // The same, from a peer that may be of any kind: only what it says for itself counts.
 func TestOverload_PeerThatSaysSoSpeaksForItself(t *testing.T) {
-	inLiar(t, nil, func(r *liarRig) {
+	inHostile(t, nil, func(r *hostileRig) {
 		text := grid.ErrOverloaded.Error() + ": so it says"
 		for _, c := range []struct {
 			op, flags uint8
@@ -192,7 +192,7 @@ func TestOverload_PeerThatSaysSoSpeaksForItself(t *testing.T) {
 		} {
 			done := make(chan error, 1)
 			go func() {
-				_, err := r.conn.SingleRequest(r.Context(), rig.Echo, nil)
+				_, err := r.Conn.SingleRequest(r.Context(), rig.Echo, nil)
 				done <- err
 			}()
 			r.peer.Send(rawpeer.Msg{MuxID: r.peer.Expect(rawpeer.OpRequest).MuxID, Op: c.op, Flags: c.flags, Payload: []byte(c.payload)})
@@ -208,7 +208,7 @@ func TestOverload_LimitsAreToldInPlainWords(t *testing.T) {
 	few := func(o *grid.ManagerOptions) {
 		o.MaxHandlers, o.MaxStreams, o.MaxMessageSize, o.MaxHostBytes, o.MaxStreamBytes = 2, 1, 100, 150, 120
 	}
-	inLiar(t, few, func(r *liarRig) {
+	inHostile(t, few, func(r *hostileRig) {
 		ask := func(id uint64, op uint8, h grid.HandlerID, size int) (text string) {
 			r.peer.Send(rawpeer.Msg{MuxID: id, Op: op, Handler: uint8(h), Payload: make([]byte, size)})
 			if said := r.clear(); len(said) > 0 && said[0].Op == rawpeer.OpMuxConnectError {
@@ -217,15 +217,15 @@ func TestOverload_LimitsAreToldInPlainWords(t *testing.T) {
 			}
 			return text
 		}
-		require.Empty(r, ask(1, rawpeer.OpConnectMux, liarHold, 0))
+		require.Empty(r, ask(1, rawpeer.OpConnectMux, holdStream, 0))
 		require.Equal(r, "grid: overloaded: handler 151 refused: 1 streams are running for this host, the limit of MaxStreams",
-			ask(2, rawpeer.OpConnectMux, liarHold, 0))
-		require.Empty(r, ask(3, rawpeer.OpRequest, liarSlow, 100))
+			ask(2, rawpeer.OpConnectMux, holdStream, 0))
+		require.Empty(r, ask(3, rawpeer.OpRequest, slowRequest, 100))
 		require.Equal(r, "grid: overloaded: handler 150 refused: 2 handlers are running for this host, the limit of MaxHandlers",
-			ask(4, rawpeer.OpRequest, liarSlow, 0))
+			ask(4, rawpeer.OpRequest, slowRequest, 0))
 		r.peer.Send(rawpeer.Msg{MuxID: 1, Op: rawpeer.OpDisconnectServerMux})
 		r.clear()
-		text := ask(5, rawpeer.OpRequest, liarSlow, 100)
+		text := ask(5, rawpeer.OpRequest, slowRequest, 100)
 		require.Contains(r, text, "MaxHostBytes is 150")
 		require.True(r, strings.HasPrefix(text, "grid: overloaded: "), text)
 		r.quit(3)
