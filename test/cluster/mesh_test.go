@@ -3,7 +3,6 @@ package cluster
 import (
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"slices"
 	"sync"
@@ -17,44 +16,6 @@ import (
 	"github.com/gridrpc/grid/internal/faultconn"
 	"github.com/gridrpc/grid/internal/rig"
 )
-
-// The whole over real sockets: both directions, all shapes.
-func TestManager_TwoServersCallEachOther(t *testing.T) {
-	g := rig.NewTCP(t, 2, nil)
-	for range 100 {
-		b, err := g.Conn(0, 1).SingleRequest(t.Context(), rig.Echo, []byte("hello"))
-		require.NoError(t, err)
-		require.Equal(t, "hello", string(b))
-		grid.PutByteBuffer(b)
-	}
-	_, err := g.Conn(1, 0).SingleRequest(t.Context(), rig.Fail, []byte("boom"))
-	require.EqualError(t, err, "boom")
-	_, err = g.Conn(1, 0).SingleRequest(t.Context(), rig.Unused, []byte("boom"))
-	require.True(t, grid.IsRemoteErr(err))
-	st, err := g.Conn(0, 1).NewStream(t.Context(), rig.Stream, make([]byte, 100))
-	require.NoError(t, err)
-	require.Nil(t, st.Requests)
-	n := 0
-	require.NoError(t, st.Results(func(b []byte) error { require.Equal(t, byte(n), b[0]); n++; grid.PutByteBuffer(b); return nil }))
-	require.Equal(t, 100, n)
-	st, err = g.Conn(0, 1).NewStream(t.Context(), rig.TwoWay, nil)
-	require.NoError(t, err)
-	go func() {
-		for i := range 1000 {
-			st.Requests <- append(grid.GetByteBuffer(), fmt.Sprint(i)...)
-		}
-		close(st.Requests)
-	}()
-	n = 0
-	require.NoError(t, st.Results(func(b []byte) error {
-		require.Equal(t, fmt.Sprint(n), string(b))
-		n++
-		grid.PutByteBuffer(b)
-		return nil
-	}))
-	require.Equal(t, 1000, n)
-	require.ErrorIs(t, st.Send(nil), io.EOF)
-}
 
 func TestManager_MeshOf32ConnectsWithin5SecondsAndWorks(t *testing.T) {
 	const nodes = 32
