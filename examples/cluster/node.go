@@ -57,6 +57,9 @@ func startNode(ctx context.Context, name string, l net.Listener, secret, dir str
 	n.token, n.checkToken = grid.SharedSecret([]byte(secret))
 	opts.AuthFn, opts.AuthToken = n.token, n.checkToken
 	opts.Dialer = n.links.dial
+	// Nobody is connected who would not find the handlers.
+	registered := make(chan struct{})
+	opts.BlockConnect = registered
 	// The manager is ended by stop, not by ctx: an interrupt must leave time for what is under way.
 	m, err := grid.NewManager(context.WithoutCancel(ctx), opts)
 	if err != nil {
@@ -75,6 +78,7 @@ func startNode(ctx context.Context, name string, l net.Listener, secret, dir str
 			return nil, err
 		}
 	}
+	close(registered)
 	n.srv = &http.Server{
 		Handler:           n.mux,
 		ReadHeaderTimeout: 10 * time.Second,

@@ -26,6 +26,8 @@ type node struct {
 func startNode(l net.Listener, hosts []string, secret string, opts Options) (*node, error) {
 	n := &node{name: l.Addr().String(), served: make(chan struct{})}
 	sign, check := grid.SharedSecret([]byte(secret))
+	// Nobody is connected who would not find the handlers.
+	registered := make(chan struct{})
 	var err error
 	n.m, err = grid.NewManager(context.Background(), grid.ManagerOptions{
 		Local:      "http://" + n.name,
@@ -33,6 +35,8 @@ func startNode(l net.Listener, hosts []string, secret string, opts Options) (*no
 		LocalCalls: true, // this node votes like all others
 		AuthFn:     sign,
 		AuthToken:  check,
+
+		BlockConnect: registered,
 		// What grid logs of nodes that are stopped would be noise here.
 		Logger: slog.New(slog.DiscardHandler),
 	})
@@ -48,6 +52,7 @@ func startNode(l net.Listener, hosts []string, secret string, opts Options) (*no
 		l.Close()
 		return nil, err
 	}
+	close(registered)
 	mux := http.NewServeMux()
 	mux.Handle(grid.RoutePath, n.m.Handler())
 	n.srv = &http.Server{Handler: mux}

@@ -27,10 +27,12 @@ type node struct {
 func startNode(name, local string, l net.Listener, hosts []string, secret string, s *source, logger *slog.Logger) (*node, error) {
 	n := &node{name: name, source: s, served: make(chan struct{}), dialed: make(map[string]net.Conn)}
 	sign, check := grid.SharedSecret([]byte(secret))
+	// Nobody is connected who would not find the handlers.
+	registered := make(chan struct{})
 	var err error
 	n.m, err = grid.NewManager(context.Background(), grid.ManagerOptions{
 		Local: local, Hosts: hosts, AuthFn: sign, AuthToken: check,
-		Dialer: n.dial, Logger: logger,
+		Dialer: n.dial, Logger: logger, BlockConnect: registered,
 	})
 	if err != nil {
 		l.Close()
@@ -41,6 +43,7 @@ func startNode(name, local string, l net.Listener, hosts []string, secret string
 		l.Close()
 		return nil, err
 	}
+	close(registered)
 	mux := http.NewServeMux()
 	mux.Handle(grid.RoutePath, n.m.Handler())
 	n.srv = &http.Server{Handler: mux}
