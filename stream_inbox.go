@@ -34,6 +34,7 @@ type inbox struct {
 	mu    sync.Mutex
 	queue []arrived
 	head  int       // of queue
+	last  bool      // what has arrived was the last: it said so itself
 	ended bool      // nothing arrives any more
 	err   error     // how it ended; nil is well
 	parts *assembly // what has arrived of the next message
@@ -91,6 +92,9 @@ func (b *inbox) receive(p parcel) (failure, err error) {
 	case err != nil || !whole:
 		return nil, err
 	}
+	// With the message, not with the end, which its receiver calls in a moment: whoever is faster
+	// must not return a credit that nobody will use.
+	b.last = p.Flags&flagEOF != 0
 	return b.pushLocked(msg), nil
 }
 
@@ -299,7 +303,7 @@ func (b *inbox) nextLocked() (msg arrived, ok, ended bool, err error) {
 
 // grantLocked accounts for a message that was taken.
 func (b *inbox) grantLocked(keepsUp bool) int {
-	if b.ended {
+	if b.last || b.ended {
 		return 0
 	}
 	keepsUp = keepsUp && b.head == len(b.queue)

@@ -105,6 +105,32 @@ func TestInbox_ReturnsOneCreditAtATimeToVersion1(t *testing.T) {
 	}
 }
 
+// What comes beside the end of its stream returns no credit, also to a consumer that takes it before
+// that end.
+func TestInbox_ReturnsNoCreditForTheLastMessage(t *testing.T) {
+	for _, wide := range []bool{false, true} {
+		for _, held := range []bool{false, true} {
+			b := newInbox(2, true, wide)
+			last := &message{Op: opMuxClientMsg, Flags: flagEOF, Payload: []byte("b")}
+			require.NoError(t, push(b, []byte("a")))
+			failure, err := b.receive(parcel{last, &intake{maxSize: maxMaxMessageSize}})
+			require.NoError(t, cmp.Or(failure, err))
+			for _, want := range []string{"a", "b"} {
+				if !held {
+					require.Zero(t, takeOne(t, b, want))
+					continue
+				}
+				msg, ok, _, _ := b.hold()
+				require.True(t, ok)
+				require.Equal(t, want, string(msg.join()))
+				require.Zero(t, b.handedOn(1, true))
+			}
+			b.end(nil)
+			requireEnded(t, b, nil)
+		}
+	}
+}
+
 // inboxSender plays the other end: it sends whenever it may.
 type inboxSender struct {
 	t       *testing.T
