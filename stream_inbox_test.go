@@ -243,3 +243,48 @@ func pushFrom(b *inbox, payload []byte, budget *limit.Budget) error {
 	failure, err := b.receive(parcel{m, &intake{maxSize: maxMaxMessageSize, budget: budget}})
 	return cmp.Or(failure, err)
 }
+
+// heldMessages is a holder that says what it is told to.
+type heldMessages int
+
+func (h *heldMessages) holds() int { return int(*h) }
+
+// A message that is held is taken once: when a look at its holder finds it gone, or when that
+// releases it, whichever comes first.
+func TestInbox_HeldMessageIsTakenOnce(t *testing.T) {
+	const n, size = 3, 100
+	for gone := range n + 1 { // found by the look
+		var budget limit.Budget
+		budget.Init(1 << 20)
+		var held heldMessages
+		b := newInbox(n, true, false)
+		b.setHolder(&held)
+		requireWaiting := func(messages int) {
+			t.Helper()
+			require.Equal(t, messages*(size+messageCost), b.bytes)
+			require.EqualValues(t, b.bytes, budget.Used())
+		}
+		for round := range 3 {
+			for range n {
+				require.NoError(t, pushFrom(b, make([]byte, size), &budget))
+				msg, ok, _, _ := b.hold()
+				require.True(t, ok)
+				PutByteBuffer(msg.join())
+				held++
+			}
+			requireWaiting(n)
+			require.True(t, b.isFull(), "round %d", round)
+			held = heldMessages(n - gone)
+			for range 2 { // the second finds nothing more
+				b.recount()
+				requireWaiting(n - gone)
+			}
+			require.Equal(t, gone < n, b.isFull(), "by what was found")
+			require.Equal(t, 2, b.handedOn(2, true), "each has its credit once")
+			requireWaiting(n - max(gone, 2))
+			require.Equal(t, 1, b.handedOn(1, true))
+			requireWaiting(0)
+			held = 0
+		}
+	}
+}

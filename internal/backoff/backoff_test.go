@@ -2,6 +2,7 @@ package backoff
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,6 +18,45 @@ func TestBackoff_DoublesWithJitterUpToItsMost(t *testing.T) {
 			require.LessOrEqual(t, pause, Max)
 			require.GreaterOrEqual(t, pause, min(base, Max-Max/4))
 			require.LessOrEqual(t, pause, base+base/2)
+		}
+	}
+}
+
+// bounds are those of a pause after so many others: it is Min, doubled as often, and up to a half
+// more; and where that would be more than Max, the last quarter below it.
+func bounds(before int) (least, most time.Duration) {
+	base := Max
+	if before < 10 {
+		base = min(Min<<before, Max)
+	}
+	return min(base, Max-Max/4), min(base+base/2, Max)
+}
+
+// However many attempts fail, each pause is within its bounds, and those of many are all over them:
+// who begins together does not go on so. After a Reset it begins again, wherever it was.
+func TestBackoff_EveryPauseIsWithinItsBounds(t *testing.T) {
+	const many = 200
+	all := make([]Backoff, many)
+	pauses := make([]time.Duration, many)
+	for _, attempts := range []int{1, 5, 100, 3} { // the doubling of an int64 is over after 38
+		for attempt := range attempts {
+			least, most := bounds(attempt)
+			for i := range all {
+				pauses[i] = all[i].Next()
+				require.GreaterOrEqual(t, pauses[i], least, "attempt %d", attempt)
+				require.LessOrEqual(t, pauses[i], most, "attempt %d", attempt)
+			}
+			slices.Sort(pauses)
+			fifth := (most - least) / 5
+			if base := Min << min(attempt, 10); base < Max && base+base/2 > Max {
+				fifth = 0 // of two kinds, which overlap
+			}
+			require.LessOrEqual(t, pauses[0], most-4*fifth, "attempt %d", attempt)
+			require.GreaterOrEqual(t, pauses[many-1], most-fifth, "attempt %d", attempt)
+			require.Greater(t, len(slices.Compact(slices.Clone(pauses))), many/2, "attempt %d", attempt)
+		}
+		for i := range all {
+			all[i].Reset()
 		}
 	}
 }

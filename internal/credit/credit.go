@@ -55,11 +55,7 @@ func (c *Credits) Reserve(ctx context.Context) error {
 		select {
 		case <-signal:
 		case <-ctx.Done():
-			// The token may have been meant for this waiter: hand it on.
-			c.mu.Lock()
-			c.wakeLocked()
-			c.mu.Unlock()
-			return context.Cause(ctx)
+			return context.Cause(ctx) // the token, if there is one, is left to others
 		}
 	}
 }

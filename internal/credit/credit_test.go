@@ -41,6 +41,47 @@ func TestCredits_ReserveTakesWhatIsThereThenWaits(t *testing.T) {
 	})
 }
 
+// A stream's credits come after its opening: whoever waits by then must see them.
+func TestCredits_ResetWakesWhoeverWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var c Credits
+		var got atomic.Int32
+		for range 3 {
+			go func() {
+				if c.Reserve(t.Context()) == nil {
+					got.Add(1)
+				}
+			}()
+		}
+		synctest.Wait()
+		require.Zero(t, got.Load(), "the zero value holds none")
+		c.Reset(2, 4)
+		synctest.Wait()
+		require.EqualValues(t, 2, got.Load())
+		require.ErrorIs(t, c.Add(5), ErrOverflow, "the limit is the new one")
+		c.Reset(1, 1)
+		synctest.Wait()
+		require.EqualValues(t, 3, got.Load())
+	})
+}
+
+func TestCredits_ReadyTellsOfCreditsAndOfTheEnd(t *testing.T) {
+	c := newCredits(1, 2)
+	require.Nil(t, c.Ready())
+	require.NoError(t, c.Reserve(t.Context()))
+	ready := c.Ready()
+	require.NotNil(t, ready)
+	require.Empty(t, ready)
+	require.NoError(t, c.Add(1))
+	<-ready
+	require.Nil(t, c.Ready())
+	require.NoError(t, c.Reserve(t.Context()))
+	ready = c.Ready()
+	c.Close(errors.New("gone"))
+	<-ready
+	require.Nil(t, c.Ready(), "Reserve would not wait")
+}
+
 func TestCredits_Overflow(t *testing.T) {
 	c := newCredits(2, 3)
 	require.ErrorIs(t, c.Add(2), ErrOverflow)

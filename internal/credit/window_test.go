@@ -79,6 +79,46 @@ func TestWindow_ShrinksAgainForLargerMessages(t *testing.T) {
 	require.Equal(t, 4, w.Size())
 }
 
+// What it grows up to in bytes is what it may have: it stops where one step more would be too many.
+func TestWindow_GrowsUpToItsBytes(t *testing.T) {
+	for _, c := range []struct{ bytes, want int }{{MaxWindowBytes / 16, 16}, {MaxWindowBytes/16 + 1, 8}, {MaxWindowBytes / 15, 8}} {
+		w := newWindow(4, true)
+		for range 10 {
+			drain(t, w, c.bytes, true)
+		}
+		require.Equal(t, c.want, w.Size(), "messages of %d bytes", c.bytes)
+	}
+}
+
+// It grows for a whole window that was taken since it last did, not for a queue that happens to be
+// empty.
+func TestWindow_GrowsOnceForAWindowThatWasTaken(t *testing.T) {
+	w := newWindow(4, true)
+	for size := 4; size < MaxWindow; size *= 2 {
+		for taken := range size {
+			require.Equal(t, size, w.Size(), "after %d messages", taken)
+			w.Arrived(10, 1)
+			w.Taken(true, true)
+		}
+		require.Equal(t, 2*size, w.Size(), "after all of them")
+	}
+}
+
+// Its credits go back when they make up half of it, be that odd or even.
+func TestWindow_ReturnsCreditsByTheHalf(t *testing.T) {
+	for size := 1; size < 20; size++ {
+		w := newWindow(size, true)
+		for !w.Spent() {
+			w.Arrived(10, 1)
+		}
+		half := (size + 1) / 2
+		for range half - 1 {
+			require.Zero(t, w.Taken(false, true), "of %d", size)
+		}
+		require.Equal(t, half, w.Taken(false, true), "of %d", size)
+	}
+}
+
 func TestWindow_LearnsASizeThatOnlyTheSenderKnew(t *testing.T) {
 	var w Window
 	w.Init(1, 1000, true)

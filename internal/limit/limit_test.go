@@ -3,6 +3,7 @@ package limit
 import (
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -85,6 +86,57 @@ func TestSlots_HoldUnderContention(t *testing.T) {
 	all.Wait()
 	require.Zero(t, s.InUse())
 	require.Zero(t, parent.InUse())
+}
+
+// One who finds all slots taken may be the last to count, where the slot has become free just then:
+// whoever waits must hear of it all the same.
+func TestSlots_SayThatTheyAreIdleAfterOneWasRefused(t *testing.T) {
+	var s Slots
+	s.Init("", "", 1, nil)
+	var begun, over atomic.Int64
+	var stopped atomic.Bool
+	// Both come to a round at once, or nearly: without a wake-up, where they can run in parallel.
+	until := func(at *atomic.Int64, round int64) {
+		for spins := 1; at.Load() < round; spins++ {
+			if spins%1000 == 0 {
+				runtime.Gosched()
+			}
+		}
+	}
+	var other sync.WaitGroup
+	other.Go(func() {
+		for round := int64(1); ; round++ {
+			until(&begun, round)
+			if stopped.Load() {
+				return
+			}
+			if s.Acquire() == nil {
+				s.Release()
+			}
+			over.Store(round)
+		}
+	})
+	lost, round := 0, int64(1)
+	// On a busy machine they come to few rounds.
+	for start := time.Now(); round <= 10_000 && time.Since(start) < 2*time.Second; round++ {
+		require.Nil(t, s.Acquire())
+		idle := s.UntilIdle()
+		begun.Store(round)
+		for range round % 50 { // to meet the other at any point
+			over.Load()
+		}
+		s.Release()
+		until(&over, round)
+		select {
+		case <-idle:
+		default:
+			lost++
+		}
+	}
+	stopped.Store(true)
+	begun.Store(round)
+	other.Wait()
+	require.Zero(t, lost, "none was taken, and who waited was not told")
 }
 
 func TestBudget_TakesUpToItsLimit(t *testing.T) {
@@ -200,7 +252,8 @@ func TestBudget_HoldsUnderContention(t *testing.T) {
 	require.Zero(t, b.Used())
 }
 
-// In any second that begins with an event, no more than the limit are allowed; and whoever keeps to
+// A second begins with the first event after the last one was over. In each no more than the limit
+// are allowed; and whoever keeps to
 // it is never refused.
 func TestRate_BoundsWhatHappensInASecond(t *testing.T) {
 	random := seed.Rand(t)

@@ -2,7 +2,11 @@ package token
 
 import (
 	"bytes"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"strings"
 	"sync"
 	"testing"
@@ -148,6 +152,55 @@ func TestSecret_RemembersABoundedNumber(t *testing.T) {
 		require.NoError(t, s.Check(s.Sign(), time.Now()))
 		require.Equal(t, 1, s.n)
 		require.Len(t, s.seen, 1)
+	})
+}
+
+// Hosts whose clocks differ connect all the time, and each is let in as long as its tokens are
+// good, whatever the others' clocks say and whatever has been forgotten meanwhile.
+func TestSecret_LetsInWhoseClockIsWrongByLess(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(testKey)
+		for range 40 {
+			now := time.Now()
+			for _, off := range []time.Duration{0, Life, -Life, Life - time.Second, -Life + time.Second} {
+				require.NoError(t, s.Check(signedAt(testKey, now.Add(off)), now), "off by %v at %v", off, now)
+			}
+			time.Sleep(61 * time.Second)
+		}
+	})
+}
+
+// signedAt is a token that was made at another time, by what it is documented to be.
+func signedAt(key []byte, at time.Time) string {
+	b := binary.BigEndian.AppendUint64(nil, uint64(at.Unix()))
+	b = append(b, make([]byte, 16)...)
+	rand.Read(b[8:])
+	h := hmac.New(sha256.New, key)
+	h.Write([]byte("grid token 1\x00"))
+	h.Write(b)
+	return base64.RawURLEncoding.EncodeToString(h.Sum(b))
+}
+
+// Where the clock of the one who checks is set back, what it has forgotten is not good once more,
+// however far back: be it the last that was forgotten, or one of several that went at once.
+func TestSecret_UsedTokenIsNotGoodAgainWhereTheClockIsSetBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 20 { // what is forgotten at once is so in any order
+			s := New(testKey)
+			var tokens []string
+			var made []time.Time
+			for range 30 {
+				tokens, made = append(tokens, s.Sign()), append(made, time.Now())
+				require.NoError(t, s.Check(tokens[len(tokens)-1], time.Now()))
+				time.Sleep(20 * time.Second)
+			}
+			time.Sleep(3 * Life)
+			require.NoError(t, s.Check(s.Sign(), time.Now()))
+			require.Len(t, s.seen, 1, "all others are forgotten")
+			for i, token := range tokens {
+				require.ErrorIs(t, s.Check(token, made[i]), ErrTime)
+			}
+		}
 	})
 }
 

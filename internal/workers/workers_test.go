@@ -190,6 +190,41 @@ func TestWorkers_EndWhateverWaitsForWhat(t *testing.T) {
 	}
 }
 
+// Trim ends as many workers as have had nothing to do all the while since the last one, and no
+// more: those that were needed will be again.
+func TestWorkers_TrimLeavesThoseThatWereNeeded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool()
+		defer p.Close()
+		run := func(n int) { // at a time
+			release := make(chan struct{})
+			for range n {
+				p.Submit(Func(func() { <-release }))
+			}
+			synctest.Wait()
+			close(release)
+			synctest.Wait()
+		}
+		trim := func() int {
+			p.Trim()
+			synctest.Wait()
+			return p.idle
+		}
+		run(10)
+		require.Equal(t, 10, p.idle)
+		require.Equal(t, 10, trim(), "all of them have just been at it")
+		run(4)
+		run(7)
+		run(2)
+		require.Equal(t, 7, trim(), "three were not needed")
+		run(7)
+		require.Equal(t, 7, trim())
+		require.Zero(t, trim(), "none was")
+		run(3)
+		require.Equal(t, 3, trim())
+	})
+}
+
 func BenchmarkWorkersBatchOf32(b *testing.B) {
 	p := newPool()
 	defer p.Close()

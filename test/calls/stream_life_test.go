@@ -317,6 +317,35 @@ func TestStream_RequestsAreDrainedForAsLongAsItIsHeld(t *testing.T) {
 	})
 }
 
+// One that was sent to after its end goes as well, once nobody holds it.
+func TestStream_RequestsThatWereDrainedAreNotForGood(t *testing.T) {
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		causes := waitingHandler(g)
+		send := func() {
+			ctx, cancel := context.WithCancel(t.Context())
+			s := rig.OpenStream(t, ctx, c)
+			cancel()
+			<-s.Done()
+			<-causes
+			for range 3 {
+				time.Sleep(rig.DrainLook / 2)
+				s.Requests <- rig.Pooled("late")
+			}
+			require.Positive(t, goroutinesIn("drainRequests"))
+			runtime.KeepAlive(s)
+		}
+		for range 3 {
+			send()
+		}
+		for range 3 {
+			runtime.GC()
+			runtime.GC()
+			time.Sleep(2 * rig.DrainLook)
+		}
+		require.Zero(t, goroutinesIn("drainRequests"))
+	})
+}
+
 // goroutinesIn counts the goroutines that have a function on their stack.
 func goroutinesIn(function string) int {
 	buf := make([]byte, 1<<20)
