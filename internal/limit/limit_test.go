@@ -253,8 +253,7 @@ func TestBudget_HoldsUnderContention(t *testing.T) {
 }
 
 // A second begins with the first event after the last one was over. In each no more than the limit
-// are allowed; and whoever keeps to
-// it is never refused.
+// are allowed; and whoever keeps to it is never refused.
 func TestRate_BoundsWhatHappensInASecond(t *testing.T) {
 	random := seed.Rand(t)
 	for range 500 {
