@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -153,13 +154,31 @@ func testNames(t *testing.T, rooms ...string) map[string]bool {
 	}
 	tests := make(map[string]bool)
 	for _, f := range files {
-		src, err := os.ReadFile(f)
-		require.NoError(t, err)
-		for _, m := range regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`).FindAllSubmatch(src, -1) {
-			tests[string(m[1])] = true
+		for _, name := range testsOf(t, f) {
+			tests[name] = true
 		}
 	}
 	return tests
+}
+
+var (
+	testFunc = regexp.MustCompile(`(?m)^func (Test\w+)\(t \*testing\.T\)`)
+	read     sync.Map // names of tests by their file
+)
+
+// testsOf are the tests of a file.
+func testsOf(t *testing.T, file string) (names []string) {
+	t.Helper()
+	if known, ok := read.Load(file); ok {
+		return known.([]string)
+	}
+	src, err := os.ReadFile(file)
+	require.NoError(t, err)
+	for _, m := range testFunc.FindAllSubmatch(src, -1) {
+		names = append(names, string(m[1]))
+	}
+	read.Store(file, names)
+	return names
 }
 
 // example is an Example function of example_test.go.

@@ -222,7 +222,11 @@ func TestHosts_MaxHandshakesFollowsTheirNumber(t *testing.T) {
 // ErrDisconnected, and in the end all are connected.
 func TestHosts_ChangeUnderTraffic(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
-		const n, changes = 4, 100
+		const n = 4
+		changes := 100
+		if testing.Short() {
+			changes = 30
+		}
 		g := rig.New(t, n, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		var users sync.WaitGroup
