@@ -7,7 +7,7 @@ NESTED := gridotel gridprom gridmember gridstatus/browsertest
 nested:
 	@echo $(NESTED)
 
-# What a change must pass before all else, with the race detector: two to three minutes.
+# What a change must pass before all else, with the race detector: two minutes.
 test:
 	tools/test short
 

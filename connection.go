@@ -295,9 +295,9 @@ func (c *Connection) fault(what string, err error) {
 	c.errors.Warn(c.log, what, err)
 }
 
-// refusal logs a failed handshake of the remote's, the first and then one an hour. It says nothing
+// logRefused logs a failed handshake of the remote's, the first and then one an hour. It says nothing
 // about a connection that there may be.
-func (c *Connection) refusal(addr string, err error) {
+func (c *Connection) logRefused(addr string, err error) {
 	if c.isClosing() {
 		return
 	}

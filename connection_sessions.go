@@ -70,9 +70,9 @@ func (c *Connection) lost(s *session) {
 	}
 }
 
-// leave takes s, whose peer is shutting down, away from new calls, while what is under way on it
+// setAside takes s, whose peer is shutting down, away from new calls, while what is under way on it
 // goes on. There is one such session at most.
-func (c *Connection) leave(s *session) {
+func (c *Connection) setAside(s *session) {
 	c.mu.Lock()
 	if !c.session.CompareAndSwap(s, nil) {
 		c.mu.Unlock()

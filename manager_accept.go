@@ -27,7 +27,7 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 		a, err := m.incoming.enter(m.ctx)
 		if err != nil {
 			m.stranger(r, err)
-			unavailable(w, err)
+			respondUnavailable(w, err)
 			return
 		}
 		defer a.leave()
@@ -37,7 +37,7 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 			return
 		}
 		if m.draining.Load() || !m.begin() {
-			unavailable(w, errShuttingDown)
+			respondUnavailable(w, errShuttingDown)
 			return
 		}
 		// Also where a function of the application has panicked.
@@ -49,7 +49,7 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 	}
 }
 
-func unavailable(w http.ResponseWriter, reason error) {
+func respondUnavailable(w http.ResponseWriter, reason error) {
 	http.Error(w, "grid: "+reason.Error(), http.StatusServiceUnavailable)
 }
 
@@ -95,7 +95,7 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request, a *arrival) *se
 		} else {
 			reason = context.Cause(waitCtx) // the client has gone
 		}
-		unavailable(w, reason)
+		respondUnavailable(w, reason)
 		return nil
 	}
 	// From here on the request's context means nothing: hijacking ends it.
@@ -126,7 +126,7 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request, a *arrival) *se
 	switch {
 	case err == nil:
 	case c != nil:
-		c.refusal(r.RemoteAddr, err)
+		c.logRefused(r.RemoteAddr, err)
 	default:
 		m.stranger(r, err)
 	}

@@ -120,13 +120,13 @@ func (m *muxServer) inCredits() int {
 // Run implements workers.Task: it runs the handler.
 func (m *muxServer) Run() {
 	if !m.deadline.IsZero() {
-		m.watch(context.AfterFunc(m.ctx, m.expired))
+		m.keepStop(context.AfterFunc(m.ctx, m.expired))
 	}
 	m.handler.serve(m)
 }
 
-// watch keeps stop for the end of the stream.
-func (m *muxServer) watch(stop func() bool) {
+// keepStop keeps stop for the end of the stream.
+func (m *muxServer) keepStop(stop func() bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.aborted != nil {
@@ -213,7 +213,7 @@ func (m *muxServer) handlerReturned() {
 	stop := m.stop
 	m.mu.Unlock()
 	if stop != nil && stop() {
-		m.watch(time.AfterFunc(left, func() { m.abort(context.DeadlineExceeded, tellReason) }).Stop)
+		m.keepStop(time.AfterFunc(left, func() { m.abort(context.DeadlineExceeded, tellReason) }).Stop)
 	}
 	m.cancel(nil)
 }

@@ -42,7 +42,7 @@ type session struct {
 	clock monotime.Stamp // when the last frame or tick was
 
 	announced atomic.Bool // that this side is shutting down
-	leaving   atomic.Bool // the peer is shutting down; see Connection.leave
+	leaving   atomic.Bool // the peer is shutting down; see Connection.setAside
 
 	closing   atomic.Bool // closeAsync was called
 	closeOnce sync.Once

@@ -275,7 +275,7 @@ func (r *reader) onDisconnect(m *message) error {
 	if r.s.caps&capDrain == 0 || m.MuxID != 0 {
 		return errPeerClosed
 	}
-	r.s.conn.leave(r.s)
+	r.s.conn.setAside(r.s)
 	return nil
 }
 

@@ -6,7 +6,7 @@ import (
 	"github.com/gridrpc/grid/internal/limit"
 )
 
-// muxTable is the streams of a session by their ID.
+// muxTable is streams of a session, or openings that are not complete, by their ID.
 type muxTable[T any] struct {
 	mu     sync.Mutex
 	m      map[uint64]T

@@ -105,8 +105,8 @@ func TestInbox_ReturnsOneCreditAtATimeToVersion1(t *testing.T) {
 	}
 }
 
-// What comes beside the end of its stream returns no credit, also to a consumer that takes it before
-// that end.
+// What comes beside the end of its stream returns no credit, also to a consumer that takes it
+// before that end.
 func TestInbox_ReturnsNoCreditForTheLastMessage(t *testing.T) {
 	for _, wide := range []bool{false, true} {
 		for _, held := range []bool{false, true} {

@@ -22,12 +22,14 @@ type Backoff struct{ last time.Duration }
 func (b *Backoff) Reset() { b.last = 0 }
 
 // Next returns the next pause.
-func (b *Backoff) Next() time.Duration {
+func (b *Backoff) Next() time.Duration { return b.next(rand.Int64N) }
+
+func (b *Backoff) next(random func(n int64) int64) time.Duration {
 	b.last = min(max(2*b.last, Min), Max)
-	if pause := b.last + rand.N(b.last/2); pause <= Max {
+	if pause := b.last + time.Duration(random(int64(b.last/2))); pause <= Max {
 		return pause
 	}
-	return Max - rand.N(Max/4)
+	return Max - time.Duration(random(int64(Max/4)))
 }
 
 // Wait pauses, unless ctx ends.

@@ -7,14 +7,16 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/gridrpc/grid/internal/seed"
 	"github.com/stretchr/testify/require"
 )
 
 func TestBackoff_DoublesWithJitterUpToItsMost(t *testing.T) {
+	random := seed.Rand(t).Int64N
 	for range 1000 {
 		var b Backoff
 		for step, base := 0, Min; step < 12; step, base = step+1, min(2*base, Max) {
-			pause := b.Next()
+			pause := b.next(random)
 			require.LessOrEqual(t, pause, Max)
 			require.GreaterOrEqual(t, pause, min(base, Max-Max/4))
 			require.LessOrEqual(t, pause, base+base/2)
@@ -35,6 +37,7 @@ func bounds(before int) (least, most time.Duration) {
 // However many attempts fail, each pause is within its bounds, and those of many are all over them:
 // who begins together does not go on so. After a Reset it begins again, wherever it was.
 func TestBackoff_EveryPauseIsWithinItsBounds(t *testing.T) {
+	random := seed.Rand(t).Int64N
 	const many = 200
 	all := make([]Backoff, many)
 	pauses := make([]time.Duration, many)
@@ -42,7 +45,7 @@ func TestBackoff_EveryPauseIsWithinItsBounds(t *testing.T) {
 		for attempt := range attempts {
 			least, most := bounds(attempt)
 			for i := range all {
-				pauses[i] = all[i].Next()
+				pauses[i] = all[i].next(random)
 				require.GreaterOrEqual(t, pauses[i], least, "attempt %d", attempt)
 				require.LessOrEqual(t, pauses[i], most, "attempt %d", attempt)
 			}

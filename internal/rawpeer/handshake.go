@@ -128,7 +128,7 @@ func Ping(now time.Time) Msg {
 	return Msg{Op: OpPing, DeadlineMS: 10_000, Payload: msgp.AppendTime(b, now)}
 }
 
-// DialOrder says whether host local dials host remote.
+// DialOrder reports whether host local dials host remote.
 func DialOrder(local, remote string) bool {
 	mine, theirs := xxh3.HashString(local+remote), xxh3.HashString(remote+local)
 	return mine < theirs || mine == theirs && local < remote
