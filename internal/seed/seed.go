@@ -3,14 +3,21 @@ package seed
 
 import (
 	"flag"
+	"fmt"
 	"math/rand/v2"
+	"os"
 	"sync"
 	"testing"
 )
 
 var given = flag.Uint64("seed", 0, "what randomised tests draw from; 0 draws one, or with -short takes always the same")
 
-var drawn = sync.OnceValue(func() uint64 { return 1 + rand.Uint64N(1<<32) })
+// drawn is on standard error at once: what ends the process prints no log of a test.
+var drawn = sync.OnceValue(func() uint64 {
+	seed := 1 + rand.Uint64N(1<<32)
+	fmt.Fprintf(os.Stderr, "-seed %d\n", seed)
+	return seed
+})
 
 // Of is what a randomised test draws from. It is in the log of the test, and -seed gives it back.
 func Of(t testing.TB) uint64 {
