@@ -10,6 +10,7 @@ import (
 
 	"github.com/gridrpc/grid/internal/errlog"
 	"github.com/gridrpc/grid/internal/limit"
+	"github.com/gridrpc/grid/internal/token"
 )
 
 // Connection is the way to one remote host. It is made by [NewManager], dials or waits to be
@@ -22,6 +23,7 @@ type Connection struct {
 	dials         bool  // this side dials
 	crc           flags // flagCRC, or 0 where the transport protects
 	opts          *ManagerOptions
+	secret        *atomic.Pointer[token.Secret] // the manager's
 	handlers      *registry
 	log           *slog.Logger
 	caller        RemoteClient    // as handlers see the remote
@@ -65,6 +67,7 @@ func newConnection(m *Manager, remote string) *Connection {
 		dials:    shouldDial(m.opts.Local, remote),
 		crc:      flagCRC,
 		opts:     m.opts,
+		secret:   &m.secret,
 		handlers: &m.handlers,
 		log:      m.opts.Logger.With("local", m.opts.Local, "remote", remote),
 		caller:   RemoteClient{Name: remote},

@@ -30,19 +30,22 @@ func (c *Connection) keepDialling(ctx context.Context) {
 func (c *Connection) dial(ctx context.Context) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.HandshakeTimeout)
 	defer cancel()
-	token := c.opts.token()
-	ws, err := wsconn.Dial(ctx, c.opts.dialURL(c.remote), wsconn.DialOptions{
-		Token:    token,
+	bearer, err := c.bearer()
+	if err != nil {
+		return nil, err
+	}
+	ws, header, err := wsconn.Dial(ctx, c.opts.dialURL(c.remote), wsconn.DialOptions{
+		Token:    bearer,
 		Dial:     c.opts.Dialer,
 		TLS:      c.opts.TLSConfig,
 		Limit:    handshakeLimit,
 		Counters: c.opts.counters(),
 	})
 	if err != nil {
-		return nil, err
+		return nil, redactError(err, bearer)
 	}
 	s, err := handshake(ctx, ws, func() (*session, error) {
-		s, err := c.greet(ws, token)
+		s, err := c.greet(ws, header, bearer)
 		if err == nil {
 			err = c.adopt(s)
 		}

@@ -9,6 +9,8 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/hostname"
+	"github.com/gridrpc/grid/internal/token"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
 
@@ -37,10 +39,34 @@ func (e *rejectedError) Error() string { return "handshake rejected: " + e.reaso
 
 func rejectf(format string, a ...any) error { return &rejectedError{fmt.Sprintf(format, a...)} }
 
-// greet is the dialler's side of the handshake. The socket has a deadline. sent is the token that
-// the peer has had already.
-func (c *Connection) greet(ws *wsconn.Conn, sent string) (*session, error) {
-	req := connectReq{ID: c.localID, Host: c.local, Time: time.Now(), Token: c.opts.token(), Caps: ourCaps}
+// challengeHeader is where the answer to an upgrade request has the acceptor's challenge.
+const challengeHeader = "Grid-Challenge"
+
+// bearer is the token of the upgrade request.
+func (c *Connection) bearer() (string, error) {
+	if secret := c.secret.Load(); secret != nil {
+		return secret.Pass(c.local, c.remote), nil
+	}
+	return c.opts.bearer()
+}
+
+// greet is the dialler's side of the handshake. The socket has a deadline. header is that of the
+// answer to the upgrade request, sent the bearer token that the peer has had already.
+func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent string) (*session, error) {
+	req := connectReq{ID: c.localID, Host: c.local, To: c.remote, Time: time.Now(), Caps: ourCaps}
+	meeting := token.Meeting{Dialler: c.local, Acceptor: c.remote, DiallerID: c.localID}
+	var err error
+	secret := c.secret.Load()
+	if secret == nil {
+		req.Token, err = c.opts.bearer()
+	} else if meeting.Challenge, err = token.ParseNonce(header.Get(challengeHeader)); err == nil {
+		req.Token = secret.Response(&meeting)
+	} else {
+		err = errNoChallenge
+	}
+	if err != nil {
+		return nil, err
+	}
 	payload, err := req.MarshalMsg(nil)
 	if err != nil {
 		return nil, err
@@ -50,34 +76,62 @@ func (c *Connection) greet(ws *wsconn.Conn, sent string) (*session, error) {
 	}
 	var resp connectResp
 	if err := readHandshake(ws, opConnectResponse, resp.UnmarshalMsg); err != nil {
-		return nil, fmt.Errorf("handshake: %w", err)
+		return nil, redactError(fmt.Errorf("handshake: %w", err), req.Token, sent)
 	}
 	if !resp.Accepted {
 		return nil, rejectf("%s", clipTo(redact(resp.RejectedReason, req.Token, sent), maxReason))
 	}
+	if resp.Host != "" && !isSameHost(resp.Host, c.remote) {
+		return nil, fmt.Errorf("handshake: it was %s that answered", clip(redact(resp.Host, req.Token, sent)))
+	}
+	if secret != nil {
+		meeting.AcceptorID = resp.ID
+		if secret.CheckProof(&meeting, req.Token, resp.Proof) != nil {
+			return nil, errNoProof
+		}
+	}
 	return newSession(c, ws, resp.ID, resp.Caps), nil
+}
+
+// Why a dialler with a SharedSecret does not take who has answered.
+var (
+	errNoChallenge = errors.New("handshake: who has answered has no SharedSecret, or not this version of it")
+	errNoProof     = errors.New("handshake: who has answered does not know the SharedSecret")
+)
+
+// isSameHost reports whether a name that came from a peer is another spelling of host, or host.
+func isSameHost(name, host string) bool {
+	if name == host {
+		return true
+	}
+	normal, err := hostname.Normalize(name)
+	return err == nil && normal == host
 }
 
 // answer is the acceptor's side of the handshake. The socket has a deadline. A refusal has been
 // sent when it returns the reason.
-func (m *Manager) answer(ws *wsconn.Conn, r *http.Request, a *arrival) (*Connection, *session, error) {
+func (m *Manager) answer(ws *wsconn.Conn, challenge token.Nonce, r *http.Request, a *arrival) (*Connection, *session, error) {
 	var req connectReq
-	c, err := m.checkConnect(ws, &req, r, a)
-	resp := connectResp{ID: m.ID, Accepted: err == nil, Caps: ourCaps}
+	c, err := m.checkConnect(ws, &req, challenge, r, a)
+	resp := connectResp{ID: m.ID, Accepted: err == nil, Caps: ourCaps, Host: m.opts.Local}
 	var s *session
 	if err == nil {
+		if secret := m.secret.Load(); secret != nil {
+			resp.Proof = secret.Proof(m.meeting(c, &req, challenge), req.Token)
+		}
 		s = newSession(c, ws, req.ID, req.Caps)
 		// The connection is taken before the answer is sent, so that what the peer sends upon it
 		// finds a session.
 		err = c.adopt(s)
 	}
 	if err != nil {
-		resp.Accepted, resp.Caps = false, 0
+		resp = connectResp{ID: m.ID, Host: m.opts.Local}
 		var rejected *rejectedError
 		if !errors.As(err, &rejected) {
-			return c, nil, err // nobody is there to be told
+			return c, nil, redactError(err, req.Token, bearerToken(r)) // nobody is there to be told
 		}
-		resp.RejectedReason = rejected.reason
+		resp.RejectedReason = redact(rejected.reason, req.Token, bearerToken(r))
+		err = &rejectedError{resp.RejectedReason}
 	}
 	payload, merr := resp.MarshalMsg(nil)
 	if merr == nil {
@@ -90,30 +144,39 @@ func (m *Manager) answer(ws *wsconn.Conn, r *http.Request, a *arrival) (*Connect
 	return c, s, err
 }
 
+// meeting is what the proofs of a handshake are bound to.
+func (m *Manager) meeting(c *Connection, req *connectReq, challenge token.Nonce) *token.Meeting {
+	return &token.Meeting{Dialler: c.remote, Acceptor: c.local, Challenge: challenge, DiallerID: req.ID, AcceptorID: m.ID}
+}
+
 // checkConnect reads and checks a Connect, in the order of section 3.
-func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, r *http.Request, a *arrival) (*Connection, error) {
+func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, challenge token.Nonce, r *http.Request, a *arrival) (*Connection, error) {
 	if err := readHandshake(ws, opConnect, req.UnmarshalMsg); err != nil {
 		if errors.Is(err, ErrProtocol) {
 			return nil, rejectf("%v", err)
 		}
 		return nil, err
 	}
+	name := func(said string) string { return clip(redact(said, req.Token, bearerToken(r))) }
+	if req.To != "" && !isSameHost(req.To, m.opts.Local) {
+		return nil, rejectf("this is %s, not %s", m.opts.Local, name(req.To))
+	}
 	c := m.peer(req.Host)
 	if c == nil {
-		return nil, rejectf("unknown incoming host: %s", clip(req.Host))
+		return nil, rejectf("unknown incoming host: %s", name(req.Host))
 	}
 	if skew := time.Since(req.Time).Round(time.Second); skew > maxClockSkew || skew < -maxClockSkew {
 		return c, rejectf("clocks differ by %v, more than %v", skew.Abs(), maxClockSkew)
 	}
-	if err := a.run(func() error { return m.opts.validate(req.Token) }); err != nil {
-		return c, rejectf("invalid token: %s", redact(err.Error(), req.Token, bearerToken(r)))
+	if err := m.checkToken(c, req, challenge, a); err != nil {
+		return c, rejectf("invalid token: %v", err)
 	}
 	if c.dials {
 		return c, rejectf("%s is to be dialled by %s, not the reverse", c.remote, c.local)
 	}
 	if m.opts.VerifyPeer != nil {
 		if err := a.run(func() error { return m.opts.VerifyPeer(c.remote, r) }); err != nil {
-			return c, rejectf("%s is not accepted: %s", c.remote, redact(err.Error(), req.Token, bearerToken(r)))
+			return c, rejectf("%s is not accepted: %v", c.remote, err)
 		}
 	}
 	if m.draining.Load() {
@@ -122,12 +185,28 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, r *http.Request
 	return c, nil
 }
 
+// checkToken checks what a Connect has to show.
+func (m *Manager) checkToken(c *Connection, req *connectReq, challenge token.Nonce, a *arrival) error {
+	if secret := m.secret.Load(); secret != nil {
+		return secret.CheckResponse(m.meeting(c, req, challenge), req.Token)
+	}
+	return a.run(func() error { return m.opts.validate(req.Token) })
+}
+
 // redact takes tokens out of a text that may repeat them, and that is for a log.
 func redact(text string, tokens ...string) string {
 	for _, t := range tokens {
 		text = wsconn.Redact(text, t)
 	}
 	return text
+}
+
+// redactError is err, or where its text repeats one of the tokens, an error with that taken out.
+func redactError(err error, tokens ...string) error {
+	if text := err.Error(); redact(text, tokens...) != text {
+		return errors.New(redact(text, tokens...))
+	}
+	return err
 }
 
 // writeHandshake sends a message of the handshake, which has no checksum.

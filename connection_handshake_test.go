@@ -29,6 +29,7 @@ func TestV1Session_ChecksumsAreLeftOutOverTLSOnly(t *testing.T) {
 		{"http://a:1", "http://b:1", true},
 	} {
 		o := rig.Options(c.local, []string{c.local, c.remote})
+		o.AllowHTTPHosts = true
 		blocked := make(chan struct{})
 		o.BlockConnect = blocked
 		m, err := grid.NewManager(t.Context(), o)
@@ -83,7 +84,7 @@ func (a *acceptor) accepted(first rawpeer.Msg) *rawpeer.Peer {
 	a.Helper()
 	p := a.dial()
 	p.Send(first)
-	want := rawpeer.ConnectResponse{ID: a.Node.ID[:], Accepted: true, Caps: uint64(rig.AllCaps)}
+	want := rawpeer.ConnectResponse{ID: a.Node.ID[:], Accepted: true, Caps: uint64(rig.AllCaps), Host: rig.LoneHost}
 	require.Equal(a, rawpeer.Msg{Op: rawpeer.OpConnectResponse, Payload: want.Encode()}, p.Recv(), "no checksum, no flag")
 	p.Send(rawpeer.Msg{MuxID: 1, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rig.CRCEOF})
 	p.Expect(rawpeer.OpResponse)
@@ -100,7 +101,7 @@ func (a *acceptor) refused(first []byte) string {
 	got, err := rawpeer.DecodeConnectResponse(m.Payload)
 	require.NoError(a, err)
 	require.NotEmpty(a, got.Reason)
-	want := rawpeer.ConnectResponse{ID: a.Node.ID[:], Reason: got.Reason}
+	want := rawpeer.ConnectResponse{ID: a.Node.ID[:], Reason: got.Reason, Host: rig.LoneHost}
 	require.Equal(a, rawpeer.Msg{Op: rawpeer.OpConnectResponse, Payload: want.Encode()}, m, "names no extensions")
 	p.ExpectClosed()
 	require.NotEqual(a, grid.StateConnected, a.Conn.State())
@@ -268,7 +269,7 @@ func (d *dialler) accept() *rawpeer.Peer {
 	p := d.Next()
 	require.Equal(d, "Bearer "+rig.Token, p.Request.Header.Get("Authorization"))
 	require.Equal(d, grid.RoutePath, p.Request.URL.Path)
-	want := rawpeer.Connect{ID: d.Node.ID[:], Host: rig.LoneHost, Time: time.Now(), Token: rig.Token, Caps: uint64(rig.AllCaps)}
+	want := rawpeer.Connect{ID: d.Node.ID[:], Host: rig.LoneHost, Time: time.Now(), Token: rig.Token, Caps: uint64(rig.AllCaps), To: d.Raw}
 	require.Equal(d, connectMsg(want.Encode()), p.Recv(), "no checksum, no flag")
 	return p
 }

@@ -37,12 +37,10 @@ func Example() {
 	// start is what each host does: make its manager, and serve it.
 	secret := []byte("16 bytes or more that all hosts share, from a file")
 	start := func(local string, l net.Listener) *grid.Manager {
-		sign, check := grid.SharedSecret(secret)
 		m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
-			Local:     local,
-			Hosts:     []string{hostA, hostB},
-			AuthFn:    sign,
-			AuthToken: check,
+			Local:        local,
+			Hosts:        []string{hostA, hostB},
+			SharedSecret: [][]byte{secret},
 		})
 		if err != nil {
 			log.Fatal(err)
@@ -450,13 +448,11 @@ func ExampleManagerOptions_tls() {
 	secret := []byte("16 bytes or more that all hosts share, from a file")
 
 	start := func(local string, mux *http.ServeMux) *grid.Manager {
-		sign, check := grid.SharedSecret(secret)
 		m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
-			Local:     local,
-			Hosts:     []string{serverA.URL, serverB.URL}, // https://...
-			TLSConfig: &tls.Config{RootCAs: roots},
-			AuthFn:    sign,
-			AuthToken: check,
+			Local:        local,
+			Hosts:        []string{serverA.URL, serverB.URL}, // https://...
+			TLSConfig:    &tls.Config{RootCAs: roots},
+			SharedSecret: [][]byte{secret},
 		})
 		if err != nil {
 			log.Fatal(err)

@@ -10,6 +10,8 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/gridrpc/grid/internal/errlog"
+	"github.com/gridrpc/grid/internal/hostname"
+	"github.com/gridrpc/grid/internal/token"
 )
 
 // Manager is this host's end of the grid: it holds one [Connection] to every other host, and the
@@ -31,6 +33,8 @@ type Manager struct {
 	unknown   errlog.Log      // handshakes of hosts that are not known, or too many
 	forbidden errlog.Log      // upgrades that were refused
 	incoming  incoming
+	secret    atomic.Pointer[token.Secret] // nil without SharedSecret
+	passes    token.Used                   // of hosts that dialled
 
 	hosts   atomic.Pointer[hostSet]
 	hostsMu sync.Mutex // serialises changes of hosts
@@ -51,6 +55,12 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{ID: uuid.New(), opts: opts}
+	if opts.SharedSecret != nil {
+		if err := m.setSecret(opts.SharedSecret); err != nil {
+			return nil, err
+		}
+		opts.SharedSecret = nil // the keys are kept in one place
+	}
 	m.ctx, m.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	m.closing = m.ctx.Done()
 	m.handlers.init(opts)
@@ -78,14 +88,19 @@ func (m *Manager) HostName() string { return m.opts.Local }
 // Targets returns the base URLs of the other hosts, sorted. The slice is the caller's.
 func (m *Manager) Targets() []string { return slices.Clone(m.hosts.Load().targets) }
 
-// Connection returns the connection to host, by its base URL; nil for one that is not known, and
-// for the local host unless ManagerOptions.LocalCalls is set. The methods of a nil *Connection
-// return [ErrDisconnected].
+// Connection returns the connection to host, by its base URL in any spelling; nil for one that is
+// not known, and for the local host unless ManagerOptions.LocalCalls is set. The methods of a nil
+// *Connection return [ErrDisconnected].
 func (m *Manager) Connection(host string) *Connection {
-	if host == m.opts.Local && m.self != nil {
-		return m.self.near
+	if c := m.peer(host); c != nil {
+		return c
 	}
-	return m.peer(host)
+	if m.self != nil {
+		if normal, err := hostname.Normalize(host); err == nil && normal == m.opts.Local {
+			return m.self.near
+		}
+	}
+	return nil
 }
 
 // begin registers a goroutine that Close waits for, with m.work.Done to be called at its end. It

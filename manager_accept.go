@@ -5,17 +5,19 @@ import (
 	"errors"
 	"net/http"
 	"strings"
+	"time"
 
+	"github.com/gridrpc/grid/internal/token"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
 
 // Handler returns the HTTP handler through which the other hosts connect. Mount it at RoutePath; it
 // needs HTTP/1.1 and a ResponseWriter that can be hijacked.
 //
-// A request that is no websocket upgrade is answered 426. One whose bearer token AuthToken refuses,
-// or where one of authReq is given, that any of those refuses in place of AuthToken, is answered
-// 403, and so is one that a browser sends for a page of another origin. Upgrades are answered 503
-// once the Manager is shutting down, and while there are more than MaxHandshakes.
+// A request that is no websocket upgrade is answered 426. One whose bearer token SharedSecret or
+// AuthToken refuses, or where one of authReq is given, that any of those refuses in their place, is
+// answered 403, and so is one that a browser sends for a page of another origin. Upgrades are
+// answered 503 once the Manager is shutting down, and while there are more than MaxHandshakes.
 func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if !wsconn.IsUpgrade(r) {
@@ -33,7 +35,7 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 		defer a.leave()
 		if err := a.run(func() error { return m.authorise(r, authReq) }); err != nil {
 			m.forbidden.Warn(m.opts.Logger.With("local", m.opts.Local, "addr", r.RemoteAddr), "grid: upgrade refused", err)
-			http.Error(w, "grid: forbidden", http.StatusForbidden)
+			respondForbidden(w, err)
 			return
 		}
 		if m.draining.Load() || !m.begin() {
@@ -49,14 +51,26 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 	}
 }
 
+// respondForbidden tells no stranger more than it must; but who has the key can't be told by the handshake
+// that clocks differ.
+func respondForbidden(w http.ResponseWriter, reason error) {
+	text := "grid: forbidden"
+	if errors.Is(reason, token.ErrTime) {
+		text += ": " + reason.Error()
+	}
+	http.Error(w, text, http.StatusForbidden)
+}
+
 func respondUnavailable(w http.ResponseWriter, reason error) {
 	http.Error(w, "grid: "+reason.Error(), http.StatusServiceUnavailable)
 }
 
 // authorise returns why a request is refused.
 func (m *Manager) authorise(r *http.Request, authReq []func(*http.Request) error) error {
-	check := func() error { return m.opts.validate(bearerToken(r)) }
-	if len(authReq) > 0 {
+	bearer := bearerToken(r)
+	check := func() error { return m.opts.validate(bearer) }
+	switch {
+	case len(authReq) > 0:
 		check = func() error {
 			for _, f := range authReq {
 				if err := f(r); err != nil {
@@ -65,11 +79,28 @@ func (m *Manager) authorise(r *http.Request, authReq []func(*http.Request) error
 			}
 			return nil
 		}
+	case m.secret.Load() != nil:
+		check = func() error { return m.checkPass(bearer) }
 	}
 	if err := check(); err != nil {
-		return errors.New(redact(err.Error(), bearerToken(r)))
+		return redactError(err, bearer)
 	}
 	return nil
+}
+
+// checkPass checks with what somebody who dials begins where there is a SharedSecret. It opens no
+// more than the websocket: who dials has still to answer a challenge.
+func (m *Manager) checkPass(pass string) error {
+	now := time.Now()
+	dialler, nonce, err := m.secret.Load().CheckPass(pass, m.opts.Local, now)
+	if err != nil {
+		return err
+	}
+	c := m.peer(dialler)
+	if c == nil {
+		return nil // the handshake tells why it is refused
+	}
+	return m.passes.Add(c.remote, nonce, now)
 }
 
 // bearerToken is the token of a request, empty for none.
@@ -102,7 +133,13 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request, a *arrival) *se
 	ctx, cancel := context.WithTimeout(a.ctx, m.opts.HandshakeTimeout)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
-	ws, err := wsconn.Upgrade(w, r, handshakeLimit, deadline, m.opts.counters())
+	var challenge token.Nonce
+	header := http.Header{}
+	if m.secret.Load() != nil {
+		challenge = token.NewNonce()
+		header.Set(challengeHeader, challenge.String())
+	}
+	ws, err := wsconn.Upgrade(w, r, header, handshakeLimit, deadline, m.opts.counters())
 	if err != nil {
 		m.opts.Logger.Debug("grid: upgrade failed", "local", m.opts.Local, "addr", r.RemoteAddr, "error", err)
 		return nil
@@ -117,7 +154,7 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request, a *arrival) *se
 	}()
 	var c *Connection
 	s, err = handshake(ctx, ws, func() (s *session, err error) {
-		c, s, err = m.answer(ws, r, a)
+		c, s, err = m.answer(ws, challenge, r, a)
 		return s, err
 	})
 	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errTooManyHandshakes) {

@@ -5,7 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
+
+	"github.com/gridrpc/grid/internal/hostname"
 )
 
 // Which hosts there are, and how that changes.
@@ -18,24 +19,39 @@ type hostSet struct {
 	targets []string // sorted
 }
 
-// checkHosts checks the names of all hosts, the local one among them.
-func checkHosts(local string, hosts []string) error {
-	// Names are compared letter by letter, but two that differ in capitals alone are one host.
-	seen := make(map[string]bool, len(hosts))
+// normalHost is the normal form of the name of a host.
+func normalHost(host string) (string, error) {
+	normal, err := hostname.Normalize(host)
+	if err != nil {
+		return "", fmt.Errorf("grid: host %q: %w", host, err)
+	}
+	return normal, nil
+}
+
+// normalHosts is the normal form of the names of all hosts, the local one among them.
+func (o *ManagerOptions) normalHosts(hosts []string) ([]string, error) {
+	all := make([]string, 0, len(hosts))
+	spelled := make(map[string]string, len(hosts))
 	for _, h := range hosts {
-		if err := checkHost(h); err != nil {
-			return fmt.Errorf("grid: host %q: %w", h, err)
+		normal, err := normalHost(h)
+		if err != nil {
+			return nil, err
 		}
-		key := strings.ToLower(h)
-		if seen[key] {
-			return fmt.Errorf("grid: host %q is given twice", h)
+		switch before, ok := spelled[normal]; {
+		case ok && before == h:
+			return nil, fmt.Errorf("grid: host %q is given twice", h)
+		case ok:
+			return nil, fmt.Errorf("grid: host %q is given twice, also as %q", h, before)
+		case isSecure(o.Local) && !isSecure(normal) && !o.AllowHTTPHosts:
+			return nil, fmt.Errorf("grid: host %q has http, the local host %q https, and AllowHTTPHosts is not set", h, o.Local)
 		}
-		seen[key] = true
+		spelled[normal] = h
+		all = append(all, normal)
 	}
-	if !slices.Contains(hosts, local) {
-		return fmt.Errorf("grid: local host %q is not in Hosts %q", local, hosts)
+	if _, ok := spelled[o.Local]; !ok {
+		return nil, fmt.Errorf("grid: local host %q is not in Hosts %q", o.Local, hosts)
 	}
-	return nil
+	return all, nil
 }
 
 // AddHost adds a host to those of the options, by its base URL: from now on it is dialled or
@@ -50,11 +66,15 @@ func (m *Manager) AddHost(host string) error {
 	if m.hosts.Load().conns[host] != nil && m.ctx.Err() == nil && !m.draining.Load() {
 		return nil // without the work in proportion to all hosts: it may be called for each of them
 	}
+	normal, err := normalHost(host)
+	if err != nil {
+		return err
+	}
 	return m.changeHosts(func(hosts []string) []string {
-		if slices.Contains(hosts, host) {
+		if slices.Contains(hosts, normal) {
 			return hosts
 		}
-		return append(hosts, host)
+		return append(hosts, normal)
 	})
 }
 
@@ -67,6 +87,9 @@ func (m *Manager) AddHost(host string) error {
 //
 // It is an error to remove the local host, and after Shutdown or Close, as for AddHost.
 func (m *Manager) RemoveHost(host string) error {
+	if normal, err := hostname.Normalize(host); err == nil {
+		host = normal // else there is none
+	}
 	return m.changeHosts(func(hosts []string) []string {
 		return slices.DeleteFunc(hosts, func(h string) bool { return h == host })
 	})
@@ -101,8 +124,8 @@ func (m *Manager) replaceHosts(change func(hosts []string) []string) (removed ma
 		return nil, disconnected(errShuttingDown)
 	}
 	old := m.hosts.Load()
-	hosts := change(append(slices.Clone(old.targets), m.opts.Local))
-	if err := checkHosts(m.opts.Local, hosts); err != nil {
+	hosts, err := m.opts.normalHosts(change(append(slices.Clone(old.targets), m.opts.Local)))
+	if err != nil {
 		return nil, err
 	}
 	removed = maps.Clone(old.conns)
@@ -133,8 +156,18 @@ func (m *Manager) replaceHosts(change func(hosts []string) []string) (removed ma
 	return removed, nil
 }
 
-// peer is the connection to another host, or nil.
-func (m *Manager) peer(host string) *Connection { return m.hosts.Load().conns[host] }
+// peer is the connection to another host, by its name in any spelling, or nil.
+func (m *Manager) peer(host string) *Connection {
+	conns := m.hosts.Load().conns
+	if c := conns[host]; c != nil {
+		return c
+	}
+	normal, err := hostname.Normalize(host)
+	if err != nil {
+		return nil
+	}
+	return conns[normal]
+}
 
 // connections are all that the manager has, those to itself included.
 func (m *Manager) connections() (all []*Connection) {

@@ -148,9 +148,10 @@ func TestHosts_SetHostsRefusesAWrongList(t *testing.T) {
 			{nil, "not in Hosts"},
 			{[]string{g.Host(1)}, fmt.Sprintf("local host %q is not in Hosts", g.Host(0))},
 			{append([]string{g.Host(1)}, g.Hosts()...), fmt.Sprintf("host %q is given twice", g.Host(1))},
-			{append([]string{"HTTP" + g.Host(1)[4:]}, g.Hosts()...), "must begin with http://"},
-			{append([]string{"http://a\xff"}, g.Hosts()...), "URL is not UTF-8"},
-			{append([]string{"http://" + strings.Repeat("a", 256)}, g.Hosts()...), "host name has 256 bytes, the limit is 255"},
+			{append([]string{"HTTP" + g.Host(1)[4:]}, g.Hosts()...), fmt.Sprintf("host %q is given twice, also as", g.Host(1))},
+			{append([]string{"ftp://x:1"}, g.Hosts()...), "must begin with http://"},
+			{append([]string{"http://a\xff"}, g.Hosts()...), "not ASCII"},
+			{append([]string{"http://" + strings.Repeat("a", 254)}, g.Hosts()...), "host name has 254 bytes, the limit is 253"},
 			{append([]string{"http://x:0"}, g.Hosts()...), "port"},
 		} {
 			err := m.SetHosts(wrong.hosts)

@@ -59,7 +59,8 @@ type connectReq struct {
 	Host  string
 	Time  time.Time
 	Token string
-	Caps  caps `msg:",omitempty"`
+	Caps  caps   `msg:",omitempty"`
+	To    string `msg:",omitempty"` // the host that is wanted
 }
 
 // connectResp is the payload of ConnectResponse (section 3).
@@ -67,7 +68,9 @@ type connectResp struct {
 	ID             [16]byte
 	Accepted       bool
 	RejectedReason string
-	Caps           caps `msg:",omitempty"`
+	Caps           caps   `msg:",omitempty"`
+	Host           string `msg:",omitempty"`
+	Proof          []byte `msg:",omitempty"` // that the acceptor knows the secret
 }
 
 // muxConnectError is the payload of MuxConnectError (section 4).

@@ -10,12 +10,16 @@ import (
 func (z *connectReq) MarshalMsg(b []byte) (o []byte, err error) {
 	o = msgp.Require(b, z.Msgsize())
 	// check for omitted fields
-	zb0001Len := uint32(5)
-	var zb0001Mask uint8 /* 5 bits */
+	zb0001Len := uint32(6)
+	var zb0001Mask uint8 /* 6 bits */
 	_ = zb0001Mask
 	if z.Caps == 0 {
 		zb0001Len--
 		zb0001Mask |= 0x10
+	}
+	if z.To == "" {
+		zb0001Len--
+		zb0001Mask |= 0x20
 	}
 	// variable map header, size zb0001Len
 	o = append(o, 0x80|uint8(zb0001Len))
@@ -38,6 +42,11 @@ func (z *connectReq) MarshalMsg(b []byte) (o []byte, err error) {
 			// string "Caps"
 			o = append(o, 0xa4, 0x43, 0x61, 0x70, 0x73)
 			o = msgp.AppendUint64(o, uint64(z.Caps))
+		}
+		if (zb0001Mask & 0x20) == 0 { // if not omitted
+			// string "To"
+			o = append(o, 0xa2, 0x54, 0x6f)
+			o = msgp.AppendString(o, z.To)
 		}
 	}
 	return
@@ -95,6 +104,12 @@ func (z *connectReq) UnmarshalMsg(bts []byte) (o []byte, err error) {
 				}
 				z.Caps = caps(zb0002)
 			}
+		case "To":
+			z.To, bts, err = msgp.ReadStringBytes(bts)
+			if err != nil {
+				err = msgp.WrapError(err, "To")
+				return
+			}
 		default:
 			bts, err = msgp.Skip(bts)
 			if err != nil {
@@ -109,7 +124,7 @@ func (z *connectReq) UnmarshalMsg(bts []byte) (o []byte, err error) {
 
 // Msgsize returns an upper bound estimate of the number of bytes occupied by the serialized message
 func (z *connectReq) Msgsize() (s int) {
-	s = 1 + 3 + msgp.ArrayHeaderSize + (16 * (msgp.ByteSize)) + 5 + msgp.StringPrefixSize + len(z.Host) + 5 + msgp.TimeSize + 6 + msgp.StringPrefixSize + len(z.Token) + 5 + msgp.Uint64Size
+	s = 1 + 3 + msgp.ArrayHeaderSize + (16 * (msgp.ByteSize)) + 5 + msgp.StringPrefixSize + len(z.Host) + 5 + msgp.TimeSize + 6 + msgp.StringPrefixSize + len(z.Token) + 5 + msgp.Uint64Size + 3 + msgp.StringPrefixSize + len(z.To)
 	return
 }
 
@@ -117,12 +132,20 @@ func (z *connectReq) Msgsize() (s int) {
 func (z *connectResp) MarshalMsg(b []byte) (o []byte, err error) {
 	o = msgp.Require(b, z.Msgsize())
 	// check for omitted fields
-	zb0001Len := uint32(4)
-	var zb0001Mask uint8 /* 4 bits */
+	zb0001Len := uint32(6)
+	var zb0001Mask uint8 /* 6 bits */
 	_ = zb0001Mask
 	if z.Caps == 0 {
 		zb0001Len--
 		zb0001Mask |= 0x8
+	}
+	if z.Host == "" {
+		zb0001Len--
+		zb0001Mask |= 0x10
+	}
+	if z.Proof == nil {
+		zb0001Len--
+		zb0001Mask |= 0x20
 	}
 	// variable map header, size zb0001Len
 	o = append(o, 0x80|uint8(zb0001Len))
@@ -142,6 +165,16 @@ func (z *connectResp) MarshalMsg(b []byte) (o []byte, err error) {
 			// string "Caps"
 			o = append(o, 0xa4, 0x43, 0x61, 0x70, 0x73)
 			o = msgp.AppendUint64(o, uint64(z.Caps))
+		}
+		if (zb0001Mask & 0x10) == 0 { // if not omitted
+			// string "Host"
+			o = append(o, 0xa4, 0x48, 0x6f, 0x73, 0x74)
+			o = msgp.AppendString(o, z.Host)
+		}
+		if (zb0001Mask & 0x20) == 0 { // if not omitted
+			// string "Proof"
+			o = append(o, 0xa5, 0x50, 0x72, 0x6f, 0x6f, 0x66)
+			o = msgp.AppendBytes(o, z.Proof)
 		}
 	}
 	return
@@ -193,6 +226,18 @@ func (z *connectResp) UnmarshalMsg(bts []byte) (o []byte, err error) {
 				}
 				z.Caps = caps(zb0002)
 			}
+		case "Host":
+			z.Host, bts, err = msgp.ReadStringBytes(bts)
+			if err != nil {
+				err = msgp.WrapError(err, "Host")
+				return
+			}
+		case "Proof":
+			z.Proof, bts, err = msgp.ReadBytesBytes(bts, z.Proof)
+			if err != nil {
+				err = msgp.WrapError(err, "Proof")
+				return
+			}
 		default:
 			bts, err = msgp.Skip(bts)
 			if err != nil {
@@ -207,7 +252,7 @@ func (z *connectResp) UnmarshalMsg(bts []byte) (o []byte, err error) {
 
 // Msgsize returns an upper bound estimate of the number of bytes occupied by the serialized message
 func (z *connectResp) Msgsize() (s int) {
-	s = 1 + 3 + msgp.ArrayHeaderSize + (16 * (msgp.ByteSize)) + 9 + msgp.BoolSize + 15 + msgp.StringPrefixSize + len(z.RejectedReason) + 5 + msgp.Uint64Size
+	s = 1 + 3 + msgp.ArrayHeaderSize + (16 * (msgp.ByteSize)) + 9 + msgp.BoolSize + 15 + msgp.StringPrefixSize + len(z.RejectedReason) + 5 + msgp.Uint64Size + 5 + msgp.StringPrefixSize + len(z.Host) + 6 + msgp.BytesPrefixSize + len(z.Proof)
 	return
 }
 

@@ -16,7 +16,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/gridrpc/grid/internal/wsconn"
 )
@@ -29,39 +28,73 @@ const RoutePath = "/grid/v1"
 // is made. It may be called concurrently.
 type ValidateTokenFn func(token string) error
 
-// ManagerOptions are the options of [NewManager]. Local and Hosts, AuthFn and AuthToken are
-// required; the zero value of every other field is its documented default.
+// ManagerOptions are the options of [NewManager]. Local and Hosts are required, and a way to tell
+// the other hosts from strangers: SharedSecret, or AuthFn and AuthToken. The zero value of every
+// other field is its documented default.
 type ManagerOptions struct {
 	// Local is the base URL of this host, http or https without a path, by which the others know
-	// it, such as "https://node1:9000". It must be in Hosts, letter by letter.
+	// it, such as "https://node1:9000". It must be in Hosts.
+	//
+	// Names of hosts are compared in one form, in which they are also returned: in lower case,
+	// without the default port of their scheme or a dot at the end, IPv6 addresses in their
+	// shortest form. A name that is not ASCII is written as DNS has it, with xn--; an IPv6 address
+	// has no zone.
 	Local string
 
 	// Hosts are the base URLs of all hosts of the cluster, in any order. The list must be the same
-	// on all of them. It can be changed later, see [Manager.SetHosts].
+	// on all of them. It can be changed later, see [Manager.SetHosts]. Where Local is https they
+	// are https as well, unless AllowHTTPHosts is set.
 	Hosts []string
+
+	// AllowHTTPHosts allows hosts with http in the cluster of a host with https: what is said to
+	// them can be read and changed on its way, and what they say as well.
+	AllowHTTPHosts bool
 
 	// LocalCalls makes [Manager.Connection] of the local host one that calls this Manager's own
 	// handlers, without a socket, but otherwise like all others: with the same limits, deadlines
 	// and errors. By default it is nil, so that calls to it return [ErrDisconnected].
 	LocalCalls bool
 
-	// AuthFn makes the token that is sent to a host that is dialled. It is called for each attempt,
-	// possibly concurrently. Required unless Insecure is set.
+	// SharedSecret are keys by which the hosts prove to each other that they belong together,
+	// without sending them: the side that dials before it may call anything, and the side that was
+	// dialled before it is sent anything. Each proof is an HMAC-SHA-256 over the names of both
+	// hosts and over what the other side has drawn for it, so it is of no use to anybody else, at
+	// another host or a second time. All hosts of a cluster must have SharedSecret, or none.
+	//
+	// The first key signs; what is signed with any of them is accepted. To change the key without
+	// downtime, go through three configurations on all hosts: (old, new), then (new, old), then
+	// (new); see [Manager.SetSharedSecret]. A key has 16 bytes or more, from a good source of
+	// randomness; the slices are copied.
+	//
+	// It proves that the other side knows the key, not which of the hosts it is: see VerifyPeer.
+	// It protects what is said afterwards from nobody, so use https where the network can't be
+	// trusted. The clocks of two hosts must not be more than 5 minutes apart.
+	SharedSecret [][]byte
+
+	// AuthFn makes the bearer token that is sent to a host that is dialled. It is required where
+	// there is no SharedSecret, unless Insecure is set. It is called twice for each attempt, possibly concurrently: for the upgrade
+	// request, and for the handshake. It must be text that HTTP carries as it is: without control
+	// characters, without white space at its ends, of 32 KiB at most; with any other the attempt
+	// fails.
+	//
+	// A bearer token is good for whoever has it. Whoever answers at the address of a host gets
+	// this one's, and can use it at any host that accepts it; and the token does not prove to the
+	// dialler who has answered. Use https, whose certificates do.
 	AuthFn func() string
 
 	// AuthToken checks the tokens of hosts that dial this one, in the upgrade request and again in
-	// the handshake. Required unless Insecure is set.
+	// the handshake. It is required like AuthFn.
 	AuthToken ValidateTokenFn
 
 	// VerifyPeer, if not nil, has the last word on a host that has dialled this one: it is told
 	// which host that claims to be, by its name in Hosts, and the upgrade request with which it
-	// came, whose TLS has the client's certificates. Its token is valid by then, but tokens may not
-	// tell the hosts apart. An error refuses it, and is sent to it. It may be called concurrently.
-	// See [VerifyTLSHost].
+	// came, whose TLS has the client's certificates. Its token or proof is valid by then, but these
+	// may not tell the hosts apart. An error refuses it, and is sent to it. It may be called
+	// concurrently. See [VerifyTLSHost].
 	VerifyPeer func(host string, r *http.Request) error
 
-	// Insecure allows AuthFn and AuthToken to be left out. Whoever reaches the route can then call
-	// every handler.
+	// Insecure allows SharedSecret, AuthFn and AuthToken to be left out. Whoever reaches the route
+	// can then call every handler.
 	Insecure bool
 
 	// RoutePath is where the other hosts have mounted their Handler. It begins with a slash. The
@@ -199,14 +232,25 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 	if o.Local == "" {
 		return nil, errors.New("grid: ManagerOptions.Local is empty")
 	}
-	if err := checkHosts(o.Local, o.Hosts); err != nil {
+	var err error
+	if o.Local, err = normalHost(o.Local); err != nil {
+		return nil, err
+	}
+	if o.Hosts, err = o.normalHosts(o.Hosts); err != nil {
 		return nil, err
 	}
 	switch {
-	case o.AuthFn == nil && !o.Insecure:
+	case o.SharedSecret != nil && (o.AuthFn != nil || o.AuthToken != nil):
+		return nil, errors.New("grid: ManagerOptions has SharedSecret, and AuthFn or AuthToken as well")
+	case o.SharedSecret != nil || o.Insecure:
+	case o.AuthFn == nil && o.AuthToken == nil:
+		return nil, errors.New("grid: ManagerOptions has neither SharedSecret nor AuthFn and AuthToken, and Insecure is not set")
+	case o.AuthFn == nil:
 		return nil, errors.New("grid: ManagerOptions.AuthFn is missing, and Insecure is not set")
-	case o.AuthToken == nil && !o.Insecure:
+	case o.AuthToken == nil:
 		return nil, errors.New("grid: ManagerOptions.AuthToken is missing, and Insecure is not set")
+	}
+	switch {
 	case o.RoutePath != "" && !isPath(o.RoutePath):
 		return nil, fmt.Errorf("grid: RoutePath %q is no URL path that begins with a slash", o.RoutePath)
 	}
@@ -231,7 +275,6 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 			return nil, fmt.Errorf("grid: %s is %v, must be at least 1ms", d.name, *d.d)
 		}
 	}
-	o.Hosts = slices.Clone(o.Hosts)
 	o.HandlerNames = maps.Clone(o.HandlerNames)
 	o.CallInterceptors = slices.Clone(o.CallInterceptors)
 	o.ServeInterceptors = slices.Clone(o.ServeInterceptors)
@@ -276,38 +319,6 @@ func (o *ManagerOptions) maxHandshakes(hosts int) int {
 	return cmp.Or(o.MaxHandshakes, max(128, 2*hosts))
 }
 
-// maxHostName is more than the 253 bytes of a DNS name.
-const maxHostName = 255
-
-// checkHost checks the name of a host.
-func checkHost(host string) error {
-	u, err := url.Parse(host)
-	switch {
-	case err != nil:
-		return fmt.Errorf("unusable URL: %w", errors.Unwrap(err))
-	case !strings.HasPrefix(host, "http://") && !strings.HasPrefix(host, "https://"):
-		return errors.New("URL must begin with http:// or https://")
-	case !utf8.ValidString(host):
-		return errors.New("URL is not UTF-8")
-	case u.Hostname() == "":
-		return errors.New("URL has no host name")
-	case len(u.Hostname()) > maxHostName:
-		return fmt.Errorf("host name has %d bytes, the limit is %d", len(u.Hostname()), maxHostName)
-	case u.User != nil:
-		return errors.New("URL has a user name")
-	case u.Path != "" || u.RawQuery != "" || u.ForceQuery || strings.Contains(host, "#"):
-		return errors.New("URL must end after the host and port")
-	case strings.Contains(u.Hostname(), ":") && !strings.HasPrefix(u.Host, "["):
-		return errors.New("IPv6 address must be in square brackets")
-	}
-	if port := u.Port(); port != "" || strings.HasSuffix(u.Host, ":") {
-		if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-			return fmt.Errorf("port %q must be 1 to 65535", port)
-		}
-	}
-	return nil
-}
-
 // isPath reports whether s is a path that needs no escaping in a URL.
 func isPath(s string) bool {
 	u, err := url.Parse(s)
@@ -347,11 +358,16 @@ func (o *ManagerOptions) waitUnblocked(ctx context.Context) bool {
 	}
 }
 
-func (o *ManagerOptions) token() string {
+// bearer makes a bearer token; empty without AuthFn.
+func (o *ManagerOptions) bearer() (string, error) {
 	if o.AuthFn == nil {
-		return ""
+		return "", nil
 	}
-	return o.AuthFn()
+	t := o.AuthFn()
+	if err := wsconn.CheckToken(t); err != nil {
+		return "", fmt.Errorf("AuthFn: %w", err)
+	}
+	return t, nil
 }
 
 func (o *ManagerOptions) validate(token string) error {

@@ -49,7 +49,6 @@ func TestOptions_BadOnesAreNamed(t *testing.T) {
 		{"no local host", func(o *ManagerOptions) { o.Local = "" }, "ManagerOptions.Local"},
 		{"no hosts", func(o *ManagerOptions) { o.Hosts = nil }, local},
 		{"local host not in the list", func(o *ManagerOptions) { o.Local = "http://node3:9000" }, "http://node3:9000"},
-		{"local host in another spelling", func(o *ManagerOptions) { o.Local = "http://NODE1:9000" }, "http://NODE1:9000"},
 		{"local host twice", host(local), local},
 		{"another host twice", host(other), other},
 		{"a host twice, in capitals", host("http://NODE2:9000"), "http://NODE2:9000"},
@@ -57,7 +56,14 @@ func TestOptions_BadOnesAreNamed(t *testing.T) {
 		{"host without a scheme", host("node3:9000"), "node3:9000"},
 		{"address without a scheme", host("10.0.0.3:9000"), "10.0.0.3:9000"},
 		{"websocket scheme", host("ws://node3:9000"), "ws://node3:9000"},
-		{"scheme in capitals", host("HTTP://node3:9000"), "HTTP://node3:9000"},
+		{"another spelling of a host", host("HTTP://NODE2.:09000"), `host "HTTP://NODE2.:09000" is given twice, also as "http://node2:9000"`},
+		{"another spelling of the local host", host("HTTP://NODE1:9000"), `host "HTTP://NODE1:9000" is given twice, also as "http://node1:9000"`},
+		{"http in the cluster of a host with https", func(o *ManagerOptions) {
+			o.Local = "https://node3:9000"
+			o.Hosts = []string{o.Local, other}
+		}, `host "http://node2:9000" has http, the local host "https://node3:9000" https, and AllowHTTPHosts is not set`},
+		{"IPv6 zone", host("https://[fe80::1%25eth0]:9000"), `zone "eth0"`},
+		{"not ASCII", host("https://bücher:9000"), "with xn--"},
 		{"unknown scheme", host("ftp://node3:9000"), "ftp://node3:9000"},
 		{"scheme alone", host("http://"), "http://"},
 		{"port without a name", host("http://:9000"), "http://:9000"},
@@ -77,6 +83,12 @@ func TestOptions_BadOnesAreNamed(t *testing.T) {
 		{"open bracket", host("http://[::1:9000"), "http://[::1:9000"},
 		{"no AuthFn", func(o *ManagerOptions) { o.AuthFn = nil }, "AuthFn"},
 		{"no AuthToken", func(o *ManagerOptions) { o.AuthToken = nil }, "AuthToken"},
+		{"secret and token", func(o *ManagerOptions) { o.SharedSecret = [][]byte{make([]byte, 16)} }, "SharedSecret, and AuthFn or AuthToken as well"},
+		{"no way to know the others", func(o *ManagerOptions) { o.AuthFn, o.AuthToken = nil, nil }, "neither SharedSecret nor AuthFn"},
+		{"no key", func(o *ManagerOptions) { o.AuthFn, o.AuthToken, o.SharedSecret = nil, nil, [][]byte{} }, "SharedSecret: no key"},
+		{"short key", func(o *ManagerOptions) {
+			o.AuthFn, o.AuthToken, o.SharedSecret = nil, nil, [][]byte{make([]byte, 16), make([]byte, 15)}
+		}, "SharedSecret: key 2 has 15 bytes"},
 		{"route without a slash", func(o *ManagerOptions) { o.RoutePath = "grid" }, `RoutePath "grid"`},
 		{"negative message size", func(o *ManagerOptions) { o.MaxMessageSize = -1 }, "MaxMessageSize is -1"},
 		{"message size above the protocol's", func(o *ManagerOptions) { o.MaxMessageSize = 1<<31 - 1 }, "MaxMessageSize is 2147483647"},
@@ -110,16 +122,24 @@ func TestOptions_BadOnesAreNamed(t *testing.T) {
 
 func TestOptions_UsableHosts(t *testing.T) {
 	hosts := []string{
-		"http://node1:9000", "https://node1:9000", "https://node2", "http://localhost", "http://NODE3.Example:80",
-		"http://10.0.0.1:9000", "https://10.0.0.1:9001", "http://[::1]:9000", "https://[2001:db8::1]", "http://[fe80::1%25eth0]:9000",
+		"http://node1:9000", "https://node1:9000", "https://node2", "http://localhost", "http://node3.example",
+		"http://10.0.0.1:9000", "https://10.0.0.1:9001", "http://[::1]:9000", "https://[2001:db8::1]",
 		"http://node_4:65535", "http://xn--bcher-kva.example:1",
 	}
 	for _, local := range hosts {
-		o, err := testOptions(local, hosts).withDefaults()
+		given := testOptions(local, hosts)
+		given.AllowHTTPHosts = true
+		o, err := given.withDefaults()
 		require.NoError(t, err, local)
 		require.Equal(t, hosts, o.Hosts)
 		require.Equal(t, local, o.Local)
 	}
+	// Other spellings are returned in the form that they are compared in.
+	given := testOptions("HTTP://Node1.:80", []string{"http://NODE1", "http://[2001:DB8::0:1]:09000"})
+	o, err := given.withDefaults()
+	require.NoError(t, err)
+	require.Equal(t, "http://node1", o.Local)
+	require.Equal(t, []string{"http://node1", "http://[2001:db8::1]:9000"}, o.Hosts)
 	// A cluster of one has nobody to talk to, and is none the worse for it.
 	m, err := NewManager(t.Context(), testOptions(hosts[0], hosts[:1]))
 	require.NoError(t, err)
@@ -142,11 +162,44 @@ func TestOptions_HostsAreDialledAtTheRoute(t *testing.T) {
 	}
 }
 
+// bearerOf is the token that a host with such options shows.
+func bearerOf(t *testing.T, o *ManagerOptions) string {
+	b, err := o.bearer()
+	require.NoError(t, err)
+	return b
+}
+
+// Where HTTP would alter a token, no attempt is made with it, and the reason is not that the other
+// side refuses it.
+func TestOptions_TokensThatHTTPWouldAlterAreRefused(t *testing.T) {
+	for token, want := range map[string]string{
+		" secret":                    "white space",
+		"secret ":                    "white space",
+		"secret\t":                   "white space",
+		"sec\nret":                   "control character 0x0a, which HTTP does not carry, at byte 3",
+		"secret\r\n":                 "control character 0x0d",
+		"sec\x00ret":                 "control character",
+		"sec\x7fret":                 "control character 0x7f",
+		"sec\tret":                   "control character 0x09",
+		strings.Repeat("x", 1<<15+1): "token has 32769 bytes, the limit is 32768",
+	} {
+		_, err := (&ManagerOptions{AuthFn: func() string { return token }}).bearer()
+		require.ErrorContains(t, err, "AuthFn: token ")
+		require.ErrorContains(t, err, want)
+		require.NotContains(t, err.Error(), token)
+	}
+	for _, token := range []string{"", "secret", "a b", "\xff\x80", `"`, strings.Repeat("x", 1<<15)} {
+		got, err := (&ManagerOptions{AuthFn: func() string { return token }}).bearer()
+		require.NoError(t, err)
+		require.Equal(t, token, got)
+	}
+}
+
 func TestOptions_InsecureAllowsAuthenticationToBeLeftOut(t *testing.T) {
 	local := "http://node1:9000"
 	o, err := ManagerOptions{Local: local, Hosts: []string{local}, Insecure: true}.withDefaults()
 	require.NoError(t, err)
-	require.Empty(t, o.token())
+	require.Empty(t, bearerOf(t, o))
 	require.NoError(t, o.validate("anything"))
 
 	// What is given counts all the same.
@@ -154,7 +207,7 @@ func TestOptions_InsecureAllowsAuthenticationToBeLeftOut(t *testing.T) {
 	given.Insecure = true
 	o, err = given.withDefaults()
 	require.NoError(t, err)
-	require.Equal(t, testToken, o.token())
+	require.Equal(t, testToken, bearerOf(t, o))
 	require.Error(t, o.validate("anything"))
 }
 
@@ -243,7 +296,7 @@ func TestOptions_AreCopied(t *testing.T) {
 	given.AuthFn, given.AuthToken = nil, nil
 	require.Equal(t, []string{"https://node2:9000"}, m.Targets())
 	require.Equal(t, "name", m.opts.TLSConfig.ServerName)
-	require.Equal(t, testToken, m.opts.token())
+	require.Equal(t, testToken, bearerOf(t, m.opts))
 
 	// What the accessors return is the caller's.
 	m.Targets()[0] = "https://other:9000"

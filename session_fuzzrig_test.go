@@ -277,7 +277,7 @@ func newFuzzHost(t *testing.T, i int, caps caps, edit func(o *ManagerOptions)) *
 	require.NoError(t, err)
 	h := &fuzzHost{Manager: m, t: t, conn: m.Connection(fuzzHosts[1-i]), wire: newWire()}
 	w, r := upgradeTo(h.wire)
-	ws, err := wsconn.Upgrade(w, r, 1<<30, time.Time{}, wsconn.Counters{})
+	ws, err := wsconn.Upgrade(w, r, nil, 1<<30, time.Time{}, wsconn.Counters{})
 	require.NoError(t, err)
 	h.wire.forgetUpgrade(t)
 	h.sess = newSession(h.conn, ws, [16]byte{1}, caps)

@@ -107,7 +107,7 @@ func TestDynamic_NodeThatIsRefusedSaysWhy(t *testing.T) {
 	a := joinCluster(ctx, t, dir, hosts[0])
 	newProcess(ctx, hosts[1:], hosts[1], dir, "-http", "127.0.0.1:0").start(t)
 	for _, c := range []struct{ through, secret, want string }{
-		{hosts[0], "not-the-secret-of-the-others", "refused: 401 Unauthorized: token signed with another key"},
+		{hosts[0], "not-the-secret-of-the-others", "refused: 401 Unauthorized: not signed with the secret of this cluster"},
 		{hosts[1], testSecret, "refused: 404 Not Found: "}, // of a fixed cluster
 	} {
 		p := newProcess(ctx, []string{hosts[2], c.through}, hosts[2], dir, "-dynamic", "-secret", c.secret)

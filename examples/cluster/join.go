@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,7 +23,7 @@ const (
 
 	maxJoinRequest = 4 << 10
 	maxJoinAnswer  = 1 << 20
-	// maxHosts is how many hosts a node may hear of. Who answers has no token to show.
+	// maxHosts is how many hosts a node may hear of: who answers is believed that much.
 	maxHosts = 1000
 	// learnedTime is for how long a host that only others know is asked.
 	learnedTime = time.Minute
@@ -35,8 +34,13 @@ const (
 	maxJoinPause = 5 * time.Second
 )
 
-// joinRequest asks a node to make a host one of its own. The answer is all of its hosts.
-type joinRequest struct{ Host string }
+// joinRequest asks a node to make a host one of its own. The answer is all of its hosts. Both are
+// signed.
+type joinRequest struct {
+	Host string // who asks
+	To   string // who is asked
+	Time int64  // in nanoseconds since 1970, so that no two requests are alike
+}
 
 var errLeaving = errors.New("this node leaves")
 
@@ -46,18 +50,23 @@ var errRefused = errors.New("refused")
 // serveJoin adds the host that asks, and answers with all.
 func (d *dynamic) serveJoin(w http.ResponseWriter, r *http.Request) {
 	http.NewResponseController(w).SetReadDeadline(time.Now().Add(joinTime))
-	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !ok {
-		token = ""
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxJoinRequest))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
 	}
-	if err := d.checkToken(token); err != nil {
-		w.Header().Set("WWW-Authenticate", "Bearer")
-		http.Error(w, err.Error(), http.StatusUnauthorized)
+	signature := d.signer.request(body)
+	if !isSigned(r.Header, signature) {
+		http.Error(w, errSignature.Error(), http.StatusUnauthorized)
 		return
 	}
 	var req joinRequest
-	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxJoinRequest)).Decode(&req); err != nil {
+	if err := json.Unmarshal(body, &req); err != nil {
 		http.Error(w, "body is no request to join: "+err.Error(), http.StatusBadRequest)
+		return
+	}
+	if err := d.signer.checkFresh(signature, &req, d.HostName()); err != nil {
+		http.Error(w, err.Error(), http.StatusUnauthorized)
 		return
 	}
 	switch err := d.admit(req.Host); {
@@ -69,7 +78,14 @@ func (d *dynamic) serveJoin(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 	default:
 		// Listed after it was added: of two that join at a time, one hears of the other.
-		writeJSON(w, d.staying())
+		answer, err := json.Marshal(d.staying())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set(signatureHeader, d.signer.answer(signature, answer))
+		w.Header().Set("Content-Type", "application/json")
+		w.Write(answer)
 	}
 }
 
@@ -188,7 +204,7 @@ func (d *dynamic) joinThrough(ctx context.Context, host string, patience time.Du
 
 // askToJoin asks a node once.
 func (d *dynamic) askToJoin(ctx context.Context, host string) ([]string, error) {
-	body, err := json.Marshal(joinRequest{d.HostName()})
+	body, err := json.Marshal(joinRequest{d.HostName(), host, time.Now().UnixNano()})
 	if err != nil {
 		return nil, err
 	}
@@ -196,13 +212,13 @@ func (d *dynamic) askToJoin(ctx context.Context, host string) ([]string, error) 
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errRefused, err)
 	}
-	// A new one for each attempt: a token is good only once.
-	req.Header.Set("Authorization", "Bearer "+d.token())
+	signature := d.signer.request(body)
+	req.Header.Set(signatureHeader, signature)
 	req.Header.Set("Content-Type", "application/json")
 	// A connection each: there is one request to a node.
 	client := &http.Client{
 		Transport: &http.Transport{DisableKeepAlives: true}, Timeout: joinTime,
-		// The token is for this host.
+		// The request is for this host.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	resp, err := client.Do(req)
@@ -210,17 +226,24 @@ func (d *dynamic) askToJoin(ctx context.Context, host string) ([]string, error) 
 		return nil, err
 	}
 	defer resp.Body.Close()
-	answer := http.MaxBytesReader(nil, resp.Body, maxJoinAnswer)
+	limited := http.MaxBytesReader(nil, resp.Body, maxJoinAnswer)
 	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(answer, 1<<10))
+		text, _ := io.ReadAll(io.LimitReader(limited, 1<<10))
 		err := fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(text))
 		if resp.StatusCode < http.StatusInternalServerError {
 			err = fmt.Errorf("%w: %w", errRefused, err)
 		}
 		return nil, err
 	}
+	answer, err := io.ReadAll(limited)
+	if err != nil {
+		return nil, fmt.Errorf("answer: %w", err)
+	}
+	if !isSigned(resp.Header, d.signer.answer(signature, answer)) {
+		return nil, fmt.Errorf("%w: answer: %w", errRefused, errSignature)
+	}
 	var hosts []string
-	if err := json.NewDecoder(answer).Decode(&hosts); err != nil {
+	if err := json.Unmarshal(answer, &hosts); err != nil {
 		return nil, fmt.Errorf("answer: %w", err)
 	}
 	if len(hosts) > maxHosts {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"log/slog"
@@ -35,68 +36,111 @@ func startDynamic(t *testing.T, host string) *dynamic {
 	return d
 }
 
-// askToJoin asks the node over HTTP.
-func askToJoin(d *dynamic, authorization, body string) *httptest.ResponseRecorder {
+// postJoin asks the node over HTTP, with any signature.
+func postJoin(d *dynamic, signature, body string) *httptest.ResponseRecorder {
 	w := httptest.NewRecorder()
 	r := httptest.NewRequest("POST", joinPath, strings.NewReader(body))
-	r.Header.Set("Authorization", authorization)
+	r.Header.Set(signatureHeader, signature)
 	d.mux.ServeHTTP(w, r)
 	return w
+}
+
+// signed asks the node over HTTP, as one that knows the secret.
+func signed(d *dynamic, body string) *httptest.ResponseRecorder {
+	return postJoin(d, d.signer.request([]byte(body)), body)
+}
+
+// joinBody is a request that d takes, to make host its own.
+func joinBody(d *dynamic, host string) string { return joinBodyAt(d.HostName(), host, time.Now()) }
+
+func joinBodyAt(to, host string, at time.Time) string {
+	b, err := json.Marshal(joinRequest{host, to, at.UnixNano()})
+	if err != nil {
+		panic(err)
+	}
+	return string(b)
+}
+
+// answerSigned answers a request as a node that knows the secret would.
+func answerSigned(w http.ResponseWriter, r *http.Request, answer string) {
+	s := newSigner(testSecret)
+	w.Header().Set(signatureHeader, s.answer(r.Header.Get(signatureHeader), []byte(answer)))
+	io.WriteString(w, answer)
+}
+
+// listOf is an answer with hosts.
+func listOf(hosts ...string) string {
+	b, err := json.Marshal(hosts)
+	if err != nil {
+		panic(err)
+	}
+	return string(b)
 }
 
 func TestJoin_BadRequestIsToldWhatIsWrong(t *testing.T) {
 	d := startDynamic(t, freeHosts(t, 1)[0])
 	for _, c := range []struct{ body, want string }{
-		{"", "EOF"},
+		{"", "unexpected end of JSON input"},
 		{"http://a:1", "invalid character"},
 		{`{"Host":1}`, "cannot unmarshal number"},
 		{`{"Host":"` + strings.Repeat("a", maxJoinRequest) + `"}`, "request body too large"},
-		{"{}", `host "" is not http:// with a host and a port`},
-		{`{"Host":"https://a:1"}`, `host "https://a:1" is not http:// with a host and a port`},
-		{`{"Host":"http://a:1/path"}`, "and nothing else"},
-		{`{"Host":"http://a:1?x"}`, "and nothing else"},
-		{`{"Host":"http://u:p@a:1"}`, "and nothing else"},
-		{`{"Host":"http://a:99999"}`, "must be 1 to 65535"},
-		{`{"Host":"http://"}`, "and nothing else"},
-		{`{"Host":"` + d.HostName() + `"}`, "is the node that was asked"},
+		{joinBody(d, ""), `host "" is not http:// with a host and a port`},
+		{joinBody(d, "https://a:1"), `host "https://a:1" is not http:// with a host and a port`},
+		{joinBody(d, "http://a:1/path"), "and nothing else"},
+		{joinBody(d, "http://a:1?x"), "and nothing else"},
+		{joinBody(d, "http://u:p@a:1"), "and nothing else"},
+		{joinBody(d, "http://a:99999"), "must be 1 to 65535"},
+		{joinBody(d, "http://"), "and nothing else"},
+		{joinBody(d, d.HostName()), "is the node that was asked"},
 	} {
-		w := askToJoin(d, "Bearer "+d.token(), c.body)
+		w := signed(d, c.body)
 		require.Equal(t, http.StatusBadRequest, w.Code, c.body)
 		require.Contains(t, w.Body.String(), c.want)
 	}
 	require.Empty(t, d.Targets())
 }
 
-func TestJoin_NeedsATokenThatWasNotUsed(t *testing.T) {
+func TestJoin_NeedsASignatureThatWasNotUsed(t *testing.T) {
 	d := startDynamic(t, freeHosts(t, 1)[0])
-	const body = `{"Host":"http://127.0.0.1:1"}`
-	otherToken, _ := grid.SharedSecret([]byte("not-the-secret-of-the-others"))
-	for _, c := range []struct{ authorization, want string }{
-		{"", "malformed token"},
-		{d.token(), "malformed token"},
-		{"Bearer nonsense", "malformed token"},
-		{"Bearer " + otherToken(), "token signed with another key"},
+	const host = "http://127.0.0.1:1"
+	body := joinBody(d, host)
+	for _, c := range []struct{ signature, body, want string }{
+		{"", body, "not signed with the secret of this cluster"},
+		{"nonsense", body, "not signed with the secret of this cluster"},
+		{newSigner("not-the-secret-of-the-others").request([]byte(body)), body, "not signed with the secret of this cluster"},
+		{d.signer.request([]byte(body)), joinBody(d, "http://127.0.0.1:2"), "not signed with the secret of this cluster"},
+		{d.signer.answer(d.signer.request([]byte(body)), nil), body, "not signed with the secret of this cluster"},
 	} {
-		w := askToJoin(d, c.authorization, body)
+		w := postJoin(d, c.signature, c.body)
 		require.Equal(t, http.StatusUnauthorized, w.Code)
 		require.Equal(t, c.want+"\n", w.Body.String())
-		require.Empty(t, d.Targets())
 	}
+	for body, want := range map[string]string{
+		"{}": "signed for another node",
+		joinBodyAt("http://127.0.0.1:3", host, time.Now()):                      "signed for another node",
+		joinBodyAt(d.HostName(), host, time.Now().Add(-maxJoinAge-time.Second)): "signed too long ago",
+		joinBodyAt(d.HostName(), host, time.Now().Add(maxJoinAge+time.Minute)):  "by a clock too far ahead",
+	} {
+		w := signed(d, body)
+		require.Equal(t, http.StatusUnauthorized, w.Code)
+		require.Contains(t, w.Body.String(), want)
+	}
+	require.Empty(t, d.Targets())
 
-	authorization := "Bearer " + d.token()
-	w := askToJoin(d, authorization, body)
+	w := signed(d, body)
 	require.Equal(t, http.StatusOK, w.Code, w.Body)
 	require.JSONEq(t, `["http://127.0.0.1:1","`+d.HostName()+`"]`, w.Body.String())
-	w = askToJoin(d, authorization, `{"Host":"http://127.0.0.1:2"}`)
+	require.NoError(t, d.RemoveHost(host))
+	w = signed(d, body)
 	require.Equal(t, http.StatusUnauthorized, w.Code)
-	require.Equal(t, "token was used before\n", w.Body.String())
-	require.Equal(t, []string{"http://127.0.0.1:1"}, d.Targets())
+	require.Equal(t, "signature was used before\n", w.Body.String())
+	require.Empty(t, d.Targets())
 }
 
 func TestJoin_NodeThatShutsDownCantBeJoined(t *testing.T) {
 	d := startDynamic(t, freeHosts(t, 1)[0])
 	d.Close()
-	w := askToJoin(d, "Bearer "+d.token(), `{"Host":"http://127.0.0.1:1"}`)
+	w := signed(d, joinBody(d, "http://127.0.0.1:1"))
 	require.Equal(t, http.StatusServiceUnavailable, w.Code, "it may be back: %s", w.Body)
 }
 
@@ -106,17 +150,17 @@ func TestJoin_IsNotPreventedByAHostThatFailsOrRefuses(t *testing.T) {
 	a, d := startDynamic(t, hosts[0]), startDynamic(t, hosts[1])
 	other := httptest.NewServer(http.NotFoundHandler())
 	defer other.Close()
-	tokens := make(chan string, 3)
+	signatures := make(chan string, 3)
 	mux := http.NewServeMux() // it is dialled as well
 	mux.HandleFunc("POST "+joinPath, func(w http.ResponseWriter, r *http.Request) {
-		tokens <- r.Header.Get("Authorization")
-		switch len(tokens) {
+		signatures <- r.Header.Get(signatureHeader)
+		switch len(signatures) {
 		case 1:
 			http.Error(w, "the manager is shutting down", http.StatusServiceUnavailable)
 		case 2:
-			io.WriteString(w, "no list of hosts")
+			answerSigned(w, r, "no list of hosts")
 		default:
-			writeJSON(w, []string{other.URL, hosts[0]})
+			answerSigned(w, r, listOf(other.URL, hosts[0]))
 		}
 	})
 	failing := httptest.NewServer(mux)
@@ -124,8 +168,7 @@ func TestJoin_IsNotPreventedByAHostThatFailsOrRefuses(t *testing.T) {
 
 	startJoining(testContext(t), t, d, failing.URL)
 	until(t, within, "the node that is up knows it", func() bool { return slices.Contains(a.Targets(), hosts[1]) })
-	require.NoError(t, d.checkToken(strings.TrimPrefix(<-tokens, "Bearer ")))
-	require.NoError(t, d.checkToken(strings.TrimPrefix(<-tokens, "Bearer ")), "another token for each attempt")
+	require.NotEqual(t, <-signatures, <-signatures, "another one for each attempt")
 	until(t, within, "it knows the others", func() bool { return slices.Contains(d.Targets(), hosts[0]) })
 	require.ElementsMatch(t, []string{hosts[0], failing.URL}, d.Targets())
 }
@@ -179,7 +222,7 @@ func TestLeave_RemovesTheNodeWhenItsLinkHasEnded(t *testing.T) {
 func TestJoin_AgainBeforeTheLinkHasEndedKeepsTheNode(t *testing.T) {
 	a, b := joined(t)
 	require.Equal(t, 1, b.leave(testContext(t)))
-	w := askToJoin(a, "Bearer "+b.token(), `{"Host":"`+b.HostName()+`"}`)
+	w := signed(a, joinBody(a, b.HostName()))
 	require.Equal(t, http.StatusOK, w.Code, w.Body)
 	b.Close()
 	until(t, within, "the link has ended", func() bool { return a.Stats().Connected == 0 })
@@ -197,7 +240,7 @@ func TestJoin_NodeThatLeavesCantBeJoined(t *testing.T) {
 	require.Empty(t, b.Targets())
 }
 
-// Who answers has no token to show, so what is answered is not believed without limit.
+// Who answers has to know the secret, and is not believed without limit even then.
 func TestJoin_AnswersAreChecked(t *testing.T) {
 	var asked atomic.Int64
 	victim := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked.Add(1) }))
@@ -207,12 +250,13 @@ func TestJoin_AnswersAreChecked(t *testing.T) {
 		many = append(many, fmt.Sprintf("http://127.0.0.1:1%04d", i))
 	}
 	for want, answer := range map[string]http.HandlerFunc{
-		"refused: the answer has 1001 hosts, the limit is 1000": func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, many) },
+		"refused: the answer has 1001 hosts, the limit is 1000":       func(w http.ResponseWriter, r *http.Request) { answerSigned(w, r, listOf(many...)) },
+		"refused: answer: not signed with the secret of this cluster": func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, listOf(victim.URL)) },
 		"refused: 307 Temporary Redirect": func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, victim.URL, http.StatusTemporaryRedirect)
 		},
-		"": func(w http.ResponseWriter, _ *http.Request) {
-			writeJSON(w, []string{victim.URL + "/delete?x=", "http://u:p@" + addr(victim.URL), "https" + victim.URL[4:], "::", ""})
+		"": func(w http.ResponseWriter, r *http.Request) {
+			answerSigned(w, r, listOf(victim.URL+"/delete?x=", "http://u:p@"+addr(victim.URL), "https"+victim.URL[4:], "::", ""))
 		},
 	} {
 		d := startDynamic(t, freeHosts(t, 1)[0])

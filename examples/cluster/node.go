@@ -26,16 +26,15 @@ const leaveGrace = time.Second
 type node struct {
 	*grid.Manager
 
-	name, dir  string
-	token      func() string
-	checkToken grid.ValidateTokenFn
-	log        *slog.Logger
-	page       *gridstatus.Status
-	links      *links
-	mux        *http.ServeMux // of the address that the peers dial
-	srv        *http.Server
-	served     chan struct{} // closed when Serve has returned
-	finished   chan struct{} // see peersDone
+	name, dir string
+	signer    *signer
+	log       *slog.Logger
+	page      *gridstatus.Status
+	links     *links
+	mux       *http.ServeMux // of the address that the peers dial
+	srv       *http.Server
+	served    chan struct{} // closed when Serve has returned
+	finished  chan struct{} // see peersDone
 
 	mu      sync.Mutex
 	pending map[string]bool // peers that have not said that they are done
@@ -47,6 +46,7 @@ func startNode(ctx context.Context, name string, l net.Listener, secret, dir str
 	n := &node{
 		name:     name,
 		dir:      dir,
+		signer:   newSigner(secret),
 		log:      opts.Logger,
 		links:    &links{},
 		mux:      http.NewServeMux(),
@@ -54,8 +54,7 @@ func startNode(ctx context.Context, name string, l net.Listener, secret, dir str
 		finished: make(chan struct{}),
 		pending:  make(map[string]bool),
 	}
-	n.token, n.checkToken = grid.SharedSecret([]byte(secret))
-	opts.AuthFn, opts.AuthToken = n.token, n.checkToken
+	opts.SharedSecret = [][]byte{[]byte(secret)}
 	opts.Dialer = n.links.dial
 	// Nobody is connected who would not find the handlers.
 	registered := make(chan struct{})

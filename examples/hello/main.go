@@ -34,11 +34,11 @@ func hello(name string) (string, error) {
 		defer l.Close()
 		listeners[i], hosts[i] = l, "http://"+l.Addr().String()
 	}
-	sign, check := grid.SharedSecret([]byte("a key that all servers share"))
+	secret := []byte("a key that all servers share")
 	var servers [2]*grid.Manager
 	for i, host := range hosts {
 		m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
-			Local: host, Hosts: hosts, AuthFn: sign, AuthToken: check,
+			Local: host, Hosts: hosts, SharedSecret: [][]byte{secret},
 		})
 		if err != nil {
 			return "", err

@@ -25,17 +25,14 @@ type node struct {
 // startNode serves at l, which it owns from then on.
 func startNode(l net.Listener, hosts []string, secret string, opts Options) (*node, error) {
 	n := &node{name: l.Addr().String(), served: make(chan struct{})}
-	sign, check := grid.SharedSecret([]byte(secret))
 	// Nobody is connected who would not find the handlers.
 	registered := make(chan struct{})
 	var err error
 	n.m, err = grid.NewManager(context.Background(), grid.ManagerOptions{
-		Local:      "http://" + n.name,
-		Hosts:      hosts,
-		LocalCalls: true, // this node votes like all others
-		AuthFn:     sign,
-		AuthToken:  check,
-
+		Local:        "http://" + n.name,
+		Hosts:        hosts,
+		LocalCalls:   true, // this node votes like all others
+		SharedSecret: [][]byte{[]byte(secret)},
 		BlockConnect: registered,
 		// What grid logs of nodes that are stopped would be noise here.
 		Logger: slog.New(slog.DiscardHandler),

@@ -26,12 +26,11 @@ type node struct {
 // startNode serves at l, which it owns from then on. A nil logger is the default.
 func startNode(name, local string, l net.Listener, hosts []string, secret string, s *source, logger *slog.Logger) (*node, error) {
 	n := &node{name: name, source: s, served: make(chan struct{}), dialed: make(map[string]net.Conn)}
-	sign, check := grid.SharedSecret([]byte(secret))
 	// Nobody is connected who would not find the handlers.
 	registered := make(chan struct{})
 	var err error
 	n.m, err = grid.NewManager(context.Background(), grid.ManagerOptions{
-		Local: local, Hosts: hosts, AuthFn: sign, AuthToken: check,
+		Local: local, Hosts: hosts, SharedSecret: [][]byte{[]byte(secret)},
 		Dialer: n.dial, Logger: logger, BlockConnect: registered,
 	})
 	if err != nil {

@@ -10,13 +10,14 @@ import (
 	"github.com/zeebo/xxh3"
 )
 
-// Connect is the payload of Connect. Caps is left out when 0.
+// Connect is the payload of Connect. Caps and To are left out when they are zero, as version 1 does.
 type Connect struct {
 	ID    []byte
 	Host  string
 	Time  time.Time
 	Token string
 	Caps  uint64
+	To    string
 }
 
 // Encode makes the payload.
@@ -25,12 +26,18 @@ func (c Connect) Encode() []byte {
 	if c.Caps != 0 {
 		keys++
 	}
+	if c.To != "" {
+		keys++
+	}
 	b := msgp.AppendMapHeader(nil, keys)
 	b = msgp.AppendBytes(msgp.AppendString(b, "ID"), c.ID)
 	b = msgp.AppendString(msgp.AppendString(b, "Host"), c.Host)
 	b = msgp.AppendTime(msgp.AppendString(b, "Time"), c.Time)
 	b = msgp.AppendString(msgp.AppendString(b, "Token"), c.Token)
-	return appendCaps(b, c.Caps)
+	if b = appendCaps(b, c.Caps); c.To != "" {
+		b = msgp.AppendString(msgp.AppendString(b, "To"), c.To)
+	}
+	return b
 }
 
 // DecodeConnect reads it.
@@ -48,6 +55,8 @@ func DecodeConnect(b []byte) (c Connect, _ error) {
 			c.Token = Read(r, msgp.ReadStringBytes)
 		case "Caps":
 			c.Caps = Read(r, msgp.ReadUint64Bytes)
+		case "To":
+			c.To = Read(r, msgp.ReadStringBytes)
 		default:
 			return false
 		}
@@ -56,12 +65,15 @@ func DecodeConnect(b []byte) (c Connect, _ error) {
 	return c, r.End()
 }
 
-// ConnectResponse is the payload of ConnectResponse. Caps is left out when 0.
+// ConnectResponse is the payload of ConnectResponse. Caps, Host and Proof are left out when they are
+// zero, as version 1 does.
 type ConnectResponse struct {
 	ID       []byte
 	Accepted bool
 	Reason   string
 	Caps     uint64
+	Host     string
+	Proof    []byte
 }
 
 // Encode makes the payload.
@@ -70,11 +82,23 @@ func (r ConnectResponse) Encode() []byte {
 	if r.Caps != 0 {
 		keys++
 	}
+	if r.Host != "" {
+		keys++
+	}
+	if r.Proof != nil {
+		keys++
+	}
 	b := msgp.AppendMapHeader(nil, keys)
 	b = msgp.AppendBytes(msgp.AppendString(b, "ID"), r.ID)
 	b = msgp.AppendBool(msgp.AppendString(b, "Accepted"), r.Accepted)
 	b = msgp.AppendString(msgp.AppendString(b, "RejectedReason"), r.Reason)
-	return appendCaps(b, r.Caps)
+	if b = appendCaps(b, r.Caps); r.Host != "" {
+		b = msgp.AppendString(msgp.AppendString(b, "Host"), r.Host)
+	}
+	if r.Proof != nil {
+		b = msgp.AppendBytes(msgp.AppendString(b, "Proof"), r.Proof)
+	}
+	return b
 }
 
 // DecodeConnectResponse reads it.
@@ -90,6 +114,10 @@ func DecodeConnectResponse(b []byte) (c ConnectResponse, _ error) {
 			c.Reason = Read(r, msgp.ReadStringBytes)
 		case "Caps":
 			c.Caps = Read(r, msgp.ReadUint64Bytes)
+		case "Host":
+			c.Host = Read(r, msgp.ReadStringBytes)
+		case "Proof":
+			c.Proof = r.Bin()
 		default:
 			return false
 		}

@@ -26,9 +26,14 @@ import (
 // where it runs in one.
 const Timeout = 10 * time.Second
 
-// Config is how a scripted peer behaves. The zero value is a version 1 peer.
+// Config is how a scripted peer behaves. The zero value is a version 1 peer, which says neither whom
+// it wants nor who it is when it is dialled.
 type Config struct {
-	Host        string // its own base URL
+	To          string                       // dialling: whom it wants
+	Says        string                       // accepting: which host it says it is
+	Key         []byte                       // of the shared secret, that it proves to the other side, as To or Says
+	Challenge   func(r *http.Request) []byte // accepting: makes the challenge; nil: a new one if there is a Key
+	Host        string                       // its own base URL
 	Token       string
 	ID          []byte // made up if nil
 	Caps        uint64
@@ -58,6 +63,7 @@ type Peer struct {
 	WS      *websocket.Conn
 	Timeout time.Duration
 
+	Challenge []byte          // of the upgrade, either side's
 	Request   *http.Request   // accepted: of the upgrade
 	Connect   Connect         // accepted: what the dialler said
 	Response  ConnectResponse // dialled: what the acceptor said
@@ -89,21 +95,33 @@ func Dial(t testing.TB, url, token, host string, caps uint64) *Peer {
 // DialConfig connects to the grid at a base URL.
 func DialConfig(t testing.TB, url string, c Config) *Peer {
 	t.Helper()
+	if c.Key != nil && c.Token == "" {
+		c.Token = Pass(c.Key, c.Host, c.To, time.Now())
+	}
 	ws, resp, err := Upgrade(t.Context(), url, c)
 	if resp != nil {
 		require.NoError(t, err, "upgrade answered %s", resp.Status)
 	}
 	require.NoError(t, err)
 	p := NewPeer(t, ws, c)
+	p.Challenge = ParseNonce(resp.Header.Get(ChallengeHeader))
 	t.Cleanup(p.Close)
 	if !c.Bare {
-		hello := Connect{ID: c.Instance(), Host: c.Host, Time: time.Now(), Token: c.Token, Caps: c.Caps}
+		hello := Connect{ID: c.Instance(), Host: c.Host, Time: time.Now(), Token: c.Token, Caps: c.Caps, To: c.To}
+		meeting := Meeting{Dialler: c.Host, Acceptor: c.To, Challenge: p.Challenge, DiallerID: hello.ID}
+		if c.Key != nil {
+			hello.Token = meeting.Response(c.Key)
+		}
 		p.Send(Msg{Op: OpConnect, Payload: hello.Encode()})
 		m, err := p.ReadHandshake(OpConnectResponse)
 		require.NoError(t, err)
 		p.Response, err = DecodeConnectResponse(m.Payload)
 		require.NoError(t, err)
 		require.True(t, p.Response.Accepted, "refused: %s", p.Response.Reason)
+		if c.Key != nil {
+			meeting.AcceptorID = p.Response.ID
+			require.Equal(t, meeting.Proof(c.Key, hello.Token), p.Response.Proof)
+		}
 	}
 	if !c.Unread {
 		p.StartReading()

@@ -73,12 +73,23 @@ func (s *Server) Accept() *Peer {
 
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var up websocket.Upgrader
-	ws, err := up.Upgrade(w, r, nil)
+	var challenge []byte
+	header := http.Header{}
+	if s.c.Key != nil {
+		challenge = Nonce()
+	}
+	if s.c.Challenge != nil {
+		challenge = s.c.Challenge(r)
+	}
+	if challenge != nil {
+		header.Set(ChallengeHeader, NonceText(challenge))
+	}
+	ws, err := up.Upgrade(w, r, header)
 	if err != nil {
 		return // the upgrader has answered
 	}
 	p := NewPeer(s.T, ws, s.c)
-	p.Request = r
+	p.Request, p.Challenge = r, challenge
 	if !s.add(p) {
 		p.Close()
 		return
@@ -105,7 +116,13 @@ func (p *Peer) acceptHandshake() error {
 	if p.Connect, err = DecodeConnect(m.Payload); err != nil {
 		return err
 	}
-	answer := ConnectResponse{ID: p.Config.Instance(), Accepted: p.Config.Refuse == "", Reason: p.Config.Refuse, Caps: p.Config.Caps}
+	answer := ConnectResponse{ID: p.Config.Instance(), Accepted: p.Config.Refuse == "", Reason: p.Config.Refuse, Caps: p.Config.Caps, Host: p.Config.Says}
+	if p.Config.Key != nil {
+		answer.Proof = Meeting{
+			Dialler: p.Connect.Host, Acceptor: p.Config.Says, Challenge: p.Challenge,
+			DiallerID: p.Connect.ID, AcceptorID: answer.ID,
+		}.Proof(p.Config.Key, p.Connect.Token)
+	}
 	err = p.TrySend(Msg{Op: OpConnectResponse, Payload: answer.Encode()})
 	if !answer.Accepted {
 		err = errors.Join(err, p.WS.Close())

@@ -30,7 +30,10 @@ func PeerHost(t testing.TB, rawDials bool) string {
 // DialLone connects to the node of a lone grid, as the host raw.
 func (g *Grid) DialLone(raw string, c rawpeer.Config) *rawpeer.Peer {
 	g.T.Helper()
-	c.Host, c.Token, c.Dial = raw, Token, g.Net.Dialer(HostAddr(raw))
+	c.Host, c.Dial = raw, g.Net.Dialer(HostAddr(raw))
+	if c.Key == nil {
+		c.Token = Token
+	}
 	return rawpeer.DialConfig(g.T, LoneHost, c)
 }
 

@@ -1,5 +1,10 @@
-// Package token makes and checks tokens by which those who know a secret key show that they do,
-// without sending it.
+// Package token makes and checks what two hosts show each other to prove that both know a secret
+// key, without sending it.
+//
+// The host that dials begins with a pass, which says who it is and whom it wants. The acceptor
+// answers with a challenge; the dialler answers that with a response, and the acceptor the response
+// with a proof. All are bound to both names by an HMAC-SHA-256, response and proof to the challenge
+// as well: so none of them is of use to anybody else, at another host, or a second time.
 package token
 
 import (
@@ -10,142 +15,181 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"sync"
+	"strings"
 	"time"
 )
 
 const (
 	// MinKey is how many bytes a key must have.
 	MinKey = 16
-	// Life is how long a token is good, and how far ahead of the checker's clock it may be dated.
+	// Life is how long a pass is good, and how far ahead of the checker's clock it may be dated.
 	Life = 5 * time.Minute
-	// MaxUsed bounds the memory for the tokens that were used: with two for each attempt to
-	// connect, and some 4.4 s between these, that is 450 hosts which are refused again and again.
-	MaxUsed = 1 << 17
 
-	nonceSize = 16
-	tokenSize = 8 + nonceSize + sha256.Size
+	sumSize = sha256.Size
+	// headSize is that of a pass before its name: the time in seconds, and a nonce.
+	headSize = 8 + nonceSize
 )
 
-// label keeps what is signed here apart from whatever else the key may sign.
-const label = "grid token 1\x00"
+const nonceSize = 16
 
-// What is wrong with a token.
-var (
-	ErrForm    = errors.New("malformed token")
-	ErrKey     = errors.New("token signed with another key")
-	ErrTime    = fmt.Errorf("token older than %v, or from a clock too far ahead", Life)
-	ErrUsed    = errors.New("token was used before")
-	ErrTooMany = fmt.Errorf("more than %d tokens within %v", MaxUsed, 2*Life)
-)
+// Nonce is a number that is used once.
+type Nonce [nonceSize]byte
 
-// Secret makes and checks tokens: base64 of the time in seconds, a nonce, and the HMAC-SHA-256 of
-// both. All methods may be called concurrently.
-type Secret struct {
-	// Set once.
-	keys     [][]byte
-	unusable error
-
-	mu sync.Mutex // guards what follows
-	// The nonces that were seen, by when their token was made, in units of Life.
-	seen map[int64]map[[nonceSize]byte]struct{}
-	n    int
-	// forgotten is the latest unit that is not in seen any more.
-	forgotten int64
+// NewNonce draws a nonce.
+func NewNonce() (n Nonce) {
+	rand.Read(n[:]) // never fails
+	return n
 }
 
-// New returns a Secret that signs with the first key and accepts any of them, which are copied.
-// With one that is too short, or none, it makes no token and accepts none.
-func New(keys ...[]byte) *Secret {
-	s := &Secret{}
-	if len(keys) == 0 {
-		s.unusable = errors.New("SharedSecret without a key")
+// String encodes n for an HTTP header.
+func (n Nonce) String() string { return encode(n[:]) }
+
+// ParseNonce decodes what String has encoded.
+func ParseNonce(s string) (n Nonce, err error) {
+	b, err := decode(s)
+	if err != nil || len(b) != nonceSize {
+		return n, ErrForm
 	}
+	return Nonce(b), nil
+}
+
+func encode(b []byte) string { return base64.RawURLEncoding.EncodeToString(b) }
+
+// decode decodes what encode has made, and nothing else: package base64 skips line ends.
+func decode(s string) ([]byte, error) {
+	if strings.ContainsAny(s, "\r\n") {
+		return nil, ErrForm
+	}
+	return base64.RawURLEncoding.Strict().DecodeString(s)
+}
+
+// What is wrong with what the other side shows.
+var (
+	ErrForm = errors.New("malformed token")
+	ErrKey  = errors.New("token signed with another key, or for another host")
+	ErrTime = fmt.Errorf("token older than %v, or from a clock too far ahead", Life)
+	ErrUsed = errors.New("token was used before")
+)
+
+// Secret is the keys that a host knows. It is immutable, and safe for concurrent use.
+type Secret struct{ keys [][]byte }
+
+// New returns a Secret that signs with the first key and accepts any of them, which are copied.
+func New(keys ...[]byte) (*Secret, error) {
+	if len(keys) == 0 {
+		return nil, errors.New("no key")
+	}
+	s := &Secret{}
 	for i, k := range keys {
-		if len(k) < MinKey && s.unusable == nil {
-			s.unusable = fmt.Errorf("key %d of SharedSecret has %d bytes, must have %d or more", i+1, len(k), MinKey)
+		if len(k) < MinKey {
+			return nil, fmt.Errorf("key %d has %d bytes, must have %d or more", i+1, len(k), MinKey)
 		}
 		s.keys = append(s.keys, append([]byte(nil), k...))
 	}
-	return s
+	return s, nil
 }
 
-func mac(key, signed []byte) []byte {
+// What is signed begins with a label, which keeps the kinds apart from each other, and from
+// whatever else the key may sign.
+const (
+	labelPass     = "grid pass 2\x00"
+	labelResponse = "grid response 2\x00"
+	labelProof    = "grid proof 2\x00"
+)
+
+// sum is the HMAC of the parts, each behind its length.
+func sum(key []byte, label string, parts ...[]byte) []byte {
 	h := hmac.New(sha256.New, key)
 	h.Write([]byte(label))
-	h.Write(signed)
+	var n [8]byte
+	for _, p := range parts {
+		binary.BigEndian.PutUint64(n[:], uint64(len(p)))
+		h.Write(n[:])
+		h.Write(p)
+	}
 	return h.Sum(nil)
 }
 
-// Sign makes a token. It is empty, which nobody accepts, where there is no usable key.
-func (s *Secret) Sign() string {
-	if s.unusable != nil {
-		return ""
+// verify reports whether any of the keys gives the sum got. It asks all of them, so that the time
+// does not tell which.
+func (s *Secret) verify(got []byte, label string, parts ...[]byte) bool {
+	valid := false
+	for _, k := range s.keys {
+		valid = hmac.Equal(got, sum(k, label, parts...)) || valid
 	}
-	b := make([]byte, 8+nonceSize, tokenSize)
-	binary.BigEndian.PutUint64(b, uint64(time.Now().Unix()))
-	rand.Read(b[8:]) // never fails
-	return base64.RawURLEncoding.EncodeToString(append(b, mac(s.keys[0], b)...))
+	return valid
 }
 
-// Check returns what is wrong with a token at a time. One that is good is so only once.
-func (s *Secret) Check(token string, now time.Time) error {
-	if s.unusable != nil {
-		return s.unusable
+// Pass makes the token with which dialler begins to dial acceptor.
+func (s *Secret) Pass(dialler, acceptor string) string {
+	b := make([]byte, headSize, headSize+len(dialler)+sumSize)
+	binary.BigEndian.PutUint64(b, uint64(time.Now().Unix()))
+	rand.Read(b[8:])
+	b = append(b, dialler...)
+	return encode(append(b, sum(s.keys[0], labelPass, b, []byte(acceptor))...))
+}
+
+// CheckPass checks the pass of somebody who dials acceptor, and returns who that is, and the
+// pass's nonce. It does not know whether the pass was used before; see [Used].
+func (s *Secret) CheckPass(pass, acceptor string, now time.Time) (dialler string, nonce Nonce, err error) {
+	b, err := decode(pass)
+	if err != nil || len(b) < headSize+sumSize {
+		return "", nonce, ErrForm
 	}
-	if len(token) != base64.RawURLEncoding.EncodedLen(tokenSize) {
+	signed, got := b[:len(b)-sumSize], b[len(b)-sumSize:]
+	if !s.verify(got, labelPass, signed, []byte(acceptor)) {
+		return "", nonce, ErrKey
+	}
+	made := time.Unix(int64(binary.BigEndian.Uint64(signed)), 0)
+	if age := now.Sub(made); age > Life || age < -Life {
+		return "", nonce, ErrTime
+	}
+	return string(signed[headSize:]), Nonce(signed[8:headSize]), nil
+}
+
+// Meeting is what response and proof are bound to.
+type Meeting struct {
+	Dialler, Acceptor     string
+	Challenge             Nonce // the acceptor's
+	DiallerID, AcceptorID [16]byte
+}
+
+// Response makes the dialler's answer to the challenge of m, whose AcceptorID it does not know yet.
+func (s *Secret) Response(m *Meeting) string {
+	nonce := NewNonce()
+	return encode(append(nonce[:], sum(s.keys[0], labelResponse, m.responseParts(nonce[:])...)...))
+}
+
+func (m *Meeting) responseParts(nonce []byte) [][]byte {
+	return [][]byte{m.Challenge[:], nonce, []byte(m.Dialler), []byte(m.Acceptor), m.DiallerID[:]}
+}
+
+// CheckResponse checks the dialler's answer to a challenge. A challenge is for one answer, so
+// nothing has to be remembered.
+func (s *Secret) CheckResponse(m *Meeting, response string) error {
+	b, err := decode(response)
+	if err != nil || len(b) != nonceSize+sumSize {
 		return ErrForm
 	}
-	b, err := base64.RawURLEncoding.Strict().DecodeString(token)
-	if err != nil {
-		return ErrForm
-	}
-	signed, sum := b[:8+nonceSize], b[8+nonceSize:]
-	valid := 0
-	for _, k := range s.keys { // all of them, so that the time does not tell which
-		if hmac.Equal(sum, mac(k, signed)) {
-			valid++
-		}
-	}
-	if valid == 0 {
+	if !s.verify(b[nonceSize:], labelResponse, m.responseParts(b[:nonceSize])...) {
 		return ErrKey
 	}
-	made := int64(binary.BigEndian.Uint64(signed))
-	if age := now.Sub(time.Unix(made, 0)); age > Life || age < -Life {
-		return ErrTime
-	}
-	return s.use(now, made, [nonceSize]byte(signed[8:]))
+	return nil
 }
 
-// use remembers a nonce for as long as its token is good.
-func (s *Secret) use(now time.Time, made int64, nonce [nonceSize]byte) error {
-	const unit = int64(Life / time.Second)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for at, nonces := range s.seen {
-		if (at+2)*unit <= now.Unix() { // even its last one is too old
-			s.n -= len(nonces)
-			delete(s.seen, at)
-			s.forgotten = max(s.forgotten, at)
-		}
+// Proof makes the acceptor's answer to a response.
+func (s *Secret) Proof(m *Meeting, response string) []byte {
+	return sum(s.keys[0], labelProof, m.proofParts(response)...)
+}
+
+func (m *Meeting) proofParts(response string) [][]byte {
+	return [][]byte{m.Challenge[:], []byte(response), []byte(m.Dialler), []byte(m.Acceptor), m.DiallerID[:], m.AcceptorID[:]}
+}
+
+// CheckProof checks what the acceptor has answered to a response that was made here.
+func (s *Secret) CheckProof(m *Meeting, response string, proof []byte) error {
+	if !s.verify(proof, labelProof, m.proofParts(response)...) {
+		return ErrKey
 	}
-	at := made / unit
-	if at <= s.forgotten {
-		return ErrTime // by a clock that was set back
-	}
-	if _, ok := s.seen[at][nonce]; ok {
-		return ErrUsed
-	}
-	if s.n >= MaxUsed {
-		return ErrTooMany
-	}
-	if s.seen == nil {
-		s.seen = make(map[int64]map[[nonceSize]byte]struct{})
-	}
-	if s.seen[at] == nil {
-		s.seen[at] = make(map[[nonceSize]byte]struct{})
-	}
-	s.seen[at][nonce] = struct{}{}
-	s.n++
 	return nil
 }

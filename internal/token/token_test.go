@@ -3,12 +3,9 @@ package token
 import (
 	"bytes"
 	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/binary"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,234 +13,227 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// newPair returns what makes and what checks tokens with keys.
-func newPair(keys ...[]byte) (sign func() string, validate func(string) error) {
-	s := New(keys...)
-	return s.Sign, func(token string) error { return s.Check(token, time.Now()) }
-}
-
 var (
 	testKey  = []byte("0123456789abcdef")
 	otherKey = []byte("fedcba9876543210 and more")
 )
 
-func TestSecret_TokenIsGoodOnce(t *testing.T) {
-	sign, validate := newPair(testKey)
-	token := sign()
-	require.NoError(t, validate(token))
-	require.ErrorIs(t, validate(token), ErrUsed)
-	require.NotEqual(t, token, sign())
-	require.NoError(t, validate(sign()))
-
-	// At another manager it is good, once.
-	_, elsewhere := newPair(testKey)
-	require.NoError(t, elsewhere(token))
-	require.ErrorIs(t, elsewhere(token), ErrUsed)
+func newSecret(t testing.TB, keys ...[]byte) *Secret {
+	s, err := New(keys...)
+	require.NoError(t, err)
+	return s
 }
 
-func TestSecret_TokenLivesForFiveMinutes(t *testing.T) {
-	for _, c := range []struct {
-		age  time.Duration
-		good bool
-	}{{0, true}, {5 * time.Minute, true}, {5*time.Minute + time.Second, false}, {-5 * time.Minute, true}, {-5*time.Minute - time.Second, false}} {
-		synctest.Test(t, func(t *testing.T) {
-			sign, _ := newPair(testKey)
-			_, validate := newPair(testKey)
-			token := sign()
-			if c.age < 0 { // the other clock is ahead
-				s := New(testKey)
-				time.Sleep(-c.age)
-				token = sign()
-				// Looked at by a clock that is behind.
-				made := time.Now()
-				err := s.Check(token, made.Add(c.age))
-				require.Equal(t, c.good, err == nil, "%v: %v", c.age, err)
-				return
-			}
-			time.Sleep(c.age)
-			err := validate(token)
-			require.Equal(t, c.good, err == nil, "%v: %v", c.age, err)
-		})
-	}
-}
-
-// As long as a token is good, it is remembered that it was used.
-func TestSecret_TokenIsNotGoodAgainAfterAnyTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := New(testKey)
-		for range 20 {
-			made := time.Now()
-			token := s.Sign()
-			used := made.Add(-Life) // by a clock that is as far behind as may be
-			require.NoError(t, s.Check(token, used))
-			for at := used; !at.After(made.Add(2 * Life)); at = at.Add(7 * time.Second) {
-				require.Error(t, s.Check(token, at))
-			}
-			time.Sleep(37 * time.Second)
-		}
-	})
+// meet has two hosts prove to each other what they know, and returns which steps have failed.
+func meet(dialler, acceptor *Secret) (pass, response, proof error) {
+	_, _, pass = acceptor.CheckPass(dialler.Pass("a", "b"), "b", time.Now())
+	m := Meeting{Dialler: "a", Acceptor: "b", Challenge: NewNonce(), DiallerID: [16]byte{1}, AcceptorID: [16]byte{2}}
+	r := dialler.Response(&m)
+	response = acceptor.CheckResponse(&m, r)
+	proof = dialler.CheckProof(&m, r, acceptor.Proof(&m, r))
+	return pass, response, proof
 }
 
 func TestSecret_KeysAreRotatedWithoutDowntime(t *testing.T) {
 	old, change, changed, done := [][]byte{testKey}, [][]byte{testKey, otherKey}, [][]byte{otherKey, testKey}, [][]byte{otherKey}
 	// Hosts are a step apart at most.
-	for _, step := range [][2][][]byte{{old, change}, {change, changed}, {changed, done}} {
+	for _, step := range [][2][][]byte{{old, old}, {old, change}, {change, changed}, {changed, done}, {done, done}} {
 		for _, pair := range [][2][][]byte{step, {step[1], step[0]}} {
-			sign, _ := newPair(pair[0]...)
-			_, validate := newPair(pair[1]...)
-			require.NoError(t, validate(sign()))
+			pass, response, proof := meet(newSecret(t, pair[0]...), newSecret(t, pair[1]...))
+			require.NoError(t, pass)
+			require.NoError(t, response)
+			require.NoError(t, proof)
 		}
 	}
-	sign, _ := newPair(old...)
-	_, validate := newPair(done...)
-	require.ErrorIs(t, validate(sign()), ErrKey)
+	pass, response, proof := meet(newSecret(t, old...), newSecret(t, done...))
+	require.ErrorIs(t, pass, ErrKey)
+	require.ErrorIs(t, response, ErrKey)
+	require.ErrorIs(t, proof, ErrKey)
 }
 
-func TestSecret_RefusesWhatItDidNotSign(t *testing.T) {
-	sign, validate := newPair(testKey)
-	token := sign()
-	for _, bad := range []string{"", "x", token[1:], token + "A", strings.Repeat("A", len(token)), strings.Repeat("=", len(token)), strings.Repeat("A", 1<<20), token + "\n"} {
-		err := validate(bad)
-		require.Error(t, err)
-		require.Less(t, len(err.Error()), 100)
-	}
-	raw, err := base64.RawURLEncoding.DecodeString(token)
-	require.NoError(t, err)
-	for bit := range 8 * len(raw) {
-		forged := bytes.Clone(raw)
-		forged[bit/8] ^= 1 << (bit % 8)
-		require.ErrorIs(t, validate(base64.RawURLEncoding.EncodeToString(forged)), ErrKey)
-	}
-	require.NoError(t, validate(token), "none of these has used it up")
-}
-
-func TestSecret_WithAShortKeyLetsNobodyIn(t *testing.T) {
-	for culprit, keys := range map[string][][]byte{
-		"without a key":                      nil,
-		"key 1 of SharedSecret has 15 bytes": {testKey[:15]},
-		"key 2 of SharedSecret has 0 bytes":  {testKey, nil},
+func TestSecret_RefusesUnusableKeys(t *testing.T) {
+	for want, keys := range map[string][][]byte{
+		"no key":             nil,
+		"key 1 has 15 bytes": {testKey[:15]},
+		"key 2 has 0 bytes":  {testKey, nil},
 	} {
-		sign, validate := newPair(keys...)
-		require.Empty(t, sign())
-		good, _ := newPair(testKey)
-		for _, token := range []string{"", sign(), good()} {
-			require.ErrorContains(t, validate(token), culprit)
-		}
+		_, err := New(keys...)
+		require.ErrorContains(t, err, want)
 	}
 }
 
 func TestSecret_CopiesItsKeys(t *testing.T) {
 	key := bytes.Clone(testKey)
-	sign, _ := newPair(key)
+	s := newSecret(t, key)
 	clear(key)
-	_, validate := newPair(testKey)
-	require.NoError(t, validate(sign()))
+	pass, _, _ := meet(s, newSecret(t, testKey))
+	require.NoError(t, pass)
 }
 
-func TestSecret_RemembersABoundedNumber(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := New(testKey)
-		now := time.Now()
-		for i := range MaxUsed {
-			require.NoError(t, s.use(now, now.Unix(), [nonceSize]byte{byte(i), byte(i >> 8), byte(i >> 16)}))
-		}
-		require.ErrorIs(t, s.Check(s.Sign(), time.Now()), ErrTooMany)
-		time.Sleep(2 * Life)
-		require.NoError(t, s.Check(s.Sign(), time.Now()))
-		require.Equal(t, 1, s.n)
-		require.Len(t, s.seen, 1)
-	})
-}
-
-// Hosts whose clocks differ connect all the time, and each is let in as long as its tokens are
-// good, whatever the others' clocks say and whatever has been forgotten meanwhile.
-func TestSecret_LetsInWhoseClockIsWrongByLess(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := New(testKey)
-		for range 40 {
-			now := time.Now()
-			for _, off := range []time.Duration{0, Life, -Life, Life - time.Second, -Life + time.Second} {
-				require.NoError(t, s.Check(signedAt(testKey, now.Add(off)), now), "off by %v at %v", off, now)
-			}
-			time.Sleep(61 * time.Second)
-		}
-	})
-}
-
-// signedAt is a token that was made at another time, by what it is documented to be.
-func signedAt(key []byte, at time.Time) string {
-	b := binary.BigEndian.AppendUint64(nil, uint64(at.Unix()))
-	b = append(b, make([]byte, 16)...)
-	rand.Read(b[8:])
-	h := hmac.New(sha256.New, key)
-	h.Write([]byte("grid token 1\x00"))
-	h.Write(b)
-	return base64.RawURLEncoding.EncodeToString(h.Sum(b))
-}
-
-// Where the clock of the one who checks is set back, what it has forgotten is not good once more,
-// however far back: be it the last that was forgotten, or one of several that went at once.
-func TestSecret_UsedTokenIsNotGoodAgainWhereTheClockIsSetBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		for range 20 { // what is forgotten at once is so in any order
-			s := New(testKey)
-			var tokens []string
-			var made []time.Time
-			for range 30 {
-				tokens, made = append(tokens, s.Sign()), append(made, time.Now())
-				require.NoError(t, s.Check(tokens[len(tokens)-1], time.Now()))
-				time.Sleep(20 * time.Second)
-			}
-			time.Sleep(3 * Life)
-			require.NoError(t, s.Check(s.Sign(), time.Now()))
-			require.Len(t, s.seen, 1, "all others are forgotten")
-			for i, token := range tokens {
-				require.ErrorIs(t, s.Check(token, made[i]), ErrTime)
-			}
-		}
-	})
-}
-
-func TestSecret_IsSafeForConcurrentUse(t *testing.T) {
-	sign, validate := newPair(testKey)
-	token := sign()
-	var wg sync.WaitGroup
-	good := make(chan error, 8)
-	for range cap(good) {
-		wg.Go(func() {
-			for range 100 {
-				if err := validate(sign()); err != nil {
-					t.Error(err)
-				}
-			}
-			good <- validate(token)
-		})
+func TestPass_SaysWhoDials(t *testing.T) {
+	s := newSecret(t, testKey)
+	for _, name := range []string{"", "a", "https://node1:9000", strings.Repeat("x", 300)} {
+		pass := s.Pass(name, "b")
+		dialler, nonce, err := s.CheckPass(pass, "b", time.Now())
+		require.NoError(t, err)
+		require.Equal(t, name, dialler)
+		_, other, err := s.CheckPass(s.Pass(name, "b"), "b", time.Now())
+		require.NoError(t, err)
+		require.NotEqual(t, nonce, other)
 	}
-	wg.Wait()
-	close(good)
-	n := 0
-	for err := range good {
-		if err == nil {
-			n++
-		}
-	}
-	require.Equal(t, 1, n)
 }
 
-// FuzzCheck: no text but a token is good, and none is good twice.
-func FuzzCheck(f *testing.F) {
-	sign, _ := newPair([]byte("a key that nobody has"))
-	f.Add(sign(), uint16(0), byte(0))
-	f.Add("", uint16(3), byte(1))
-	f.Add(strings.Repeat("A", 75), uint16(40), byte(0x80))
-	f.Fuzz(func(t *testing.T, text string, at uint16, flip byte) {
-		sign, validate := newPair(testKey, otherKey)
-		require.Error(t, validate(text))
-		token := []byte(sign())
-		changed := bytes.Clone(token)
+// Wherever one name ends and the next begins, they are those that were signed.
+func TestPass_IsGoodForOneAcceptor(t *testing.T) {
+	s := newSecret(t, testKey)
+	pass := s.Pass("http://a", "http://b")
+	for _, other := range []string{"", "http://c", "http://a", "http://b:81", "https://b", "http://bb", "ahttp://b"} {
+		_, _, err := s.CheckPass(pass, other, time.Now())
+		require.ErrorIs(t, err, ErrKey, other)
+	}
+}
+
+func TestPass_LivesForFiveMinutes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSecret(t, testKey)
+		pass := s.Pass("a", "b")
+		made := time.Now().Truncate(time.Second)
+		for age, good := range map[time.Duration]bool{
+			0: true, Life: true, Life + time.Second: false, 24 * time.Hour: false,
+			-Life: true, -Life - time.Second: false, -24 * time.Hour: false,
+		} {
+			_, _, err := s.CheckPass(pass, "b", made.Add(age))
+			if good {
+				require.NoError(t, err, age)
+			} else {
+				require.ErrorIs(t, err, ErrTime, age)
+			}
+		}
+	})
+}
+
+func TestPass_ThatWasNotSignedIsRefused(t *testing.T) {
+	s := newSecret(t, testKey)
+	pass := s.Pass("http://a", "b")
+	for _, bad := range []string{
+		"", "x", pass[1:], pass + "A", strings.Repeat("A", len(pass)), strings.Repeat("=", len(pass)),
+		strings.Repeat("A", 1<<20), pass + "\n", pass[:len(pass)-4],
+	} {
+		_, _, err := s.CheckPass(bad, "b", time.Now())
+		require.Error(t, err)
+		require.Less(t, len(err.Error()), 100)
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(pass)
+	require.NoError(t, err)
+	for bit := range 8 * len(raw) {
+		forged := bytes.Clone(raw)
+		forged[bit/8] ^= 1 << (bit % 8)
+		_, _, err := s.CheckPass(base64.RawURLEncoding.EncodeToString(forged), "b", time.Now())
+		require.ErrorIs(t, err, ErrKey)
+	}
+}
+
+// Response and proof are good for the meeting that they were made for and for no other, whatever it
+// is in which that differs.
+func TestMeeting_IsAllThatResponseAndProofAreGoodFor(t *testing.T) {
+	s := newSecret(t, testKey)
+	m := Meeting{Dialler: "http://a", Acceptor: "http://b", Challenge: NewNonce(), DiallerID: [16]byte{1}, AcceptorID: [16]byte{2}}
+	response := s.Response(&m)
+	proof := s.Proof(&m, response)
+	require.NoError(t, s.CheckResponse(&m, response))
+	require.NoError(t, s.CheckProof(&m, response, proof))
+
+	for name, change := range map[string]func(*Meeting){
+		"dialler":    func(m *Meeting) { m.Dialler = "http://c" },
+		"acceptor":   func(m *Meeting) { m.Acceptor = "http://c" },
+		"both ways":  func(m *Meeting) { m.Dialler, m.Acceptor = m.Acceptor, m.Dialler },
+		"boundary":   func(m *Meeting) { m.Dialler, m.Acceptor = "http://ah", "ttp://b" },
+		"challenge":  func(m *Meeting) { m.Challenge = NewNonce() },
+		"dialler ID": func(m *Meeting) { m.DiallerID[0]++ },
+	} {
+		other := m
+		change(&other)
+		require.ErrorIs(t, s.CheckResponse(&other, response), ErrKey, name)
+		require.ErrorIs(t, s.CheckProof(&other, response, proof), ErrKey, name)
+	}
+	other := m
+	other.AcceptorID[0]++
+	require.ErrorIs(t, s.CheckProof(&other, response, proof), ErrKey)
+
+	require.NotEqual(t, response, s.Response(&m))
+	require.ErrorIs(t, s.CheckProof(&m, s.Response(&m), proof), ErrKey)
+	for _, bad := range [][]byte{nil, {}, proof[1:], append(bytes.Clone(proof), 0)} {
+		require.ErrorIs(t, s.CheckProof(&m, response, bad), ErrKey)
+	}
+}
+
+// What one side shows is nothing that the other could show.
+func TestMeeting_NothingStandsForAnother(t *testing.T) {
+	s := newSecret(t, testKey)
+	m := Meeting{Dialler: "a", Acceptor: "b", Challenge: NewNonce()}
+	response, pass := s.Response(&m), s.Pass("a", "b")
+	require.Error(t, s.CheckResponse(&m, pass))
+	_, _, err := s.CheckPass(response, "b", time.Now())
+	require.Error(t, err)
+	raw, err := base64.RawURLEncoding.DecodeString(response)
+	require.NoError(t, err)
+	require.ErrorIs(t, s.CheckProof(&m, response, raw[nonceSize:]), ErrKey)
+	proof := s.Proof(&m, response)
+	require.ErrorIs(t, s.CheckResponse(&m, base64.RawURLEncoding.EncodeToString(append(raw[:nonceSize:nonceSize], proof...))), ErrKey)
+}
+
+func TestNonce_IsReadBack(t *testing.T) {
+	n := NewNonce()
+	got, err := ParseNonce(n.String())
+	require.NoError(t, err)
+	require.Equal(t, n, got)
+	for _, bad := range []string{"", "x", n.String()[1:], n.String() + "A", " " + n.String()} {
+		_, err := ParseNonce(bad)
+		require.ErrorIs(t, err, ErrForm)
+	}
+}
+
+// No text but a pass is good, and none for another acceptor.
+func FuzzPass(f *testing.F) {
+	f.Add("", uint16(3), byte(1), "a", "b")
+	f.Add(strings.Repeat("A", 75), uint16(40), byte(0x80), "http://a", "http://b")
+	f.Fuzz(func(t *testing.T, text string, at uint16, flip byte, dialler, acceptor string) {
+		s := newSecret(t, testKey, otherKey)
+		_, _, err := s.CheckPass(text, acceptor, time.Now())
+		require.Error(t, err)
+		require.Error(t, s.CheckResponse(&Meeting{Dialler: dialler, Acceptor: acceptor}, text))
+		pass := []byte(s.Pass(dialler, acceptor))
+		changed := bytes.Clone(pass)
 		changed[int(at)%len(changed)] ^= flip
-		good := bytes.Equal(token, changed)
-		require.Equal(t, good, validate(string(changed)) == nil)
-		require.Equal(t, !good, validate(string(token)) == nil)
+		_, _, err = s.CheckPass(string(changed), acceptor, time.Now())
+		require.Equal(t, bytes.Equal(pass, changed), err == nil)
+		_, _, err = s.CheckPass(string(pass), acceptor+"x", time.Now())
+		require.ErrorIs(t, err, ErrKey)
 	})
+}
+
+// What is signed is the same in all versions: else two of them could not meet.
+func TestSecret_SignsWhatTheProtocolSays(t *testing.T) {
+	hash := func(text string) []byte {
+		h := hmac.New(sha256.New, testKey)
+		h.Write([]byte(text))
+		return h.Sum(nil)
+	}
+	s := newSecret(t, testKey)
+	const id1, id2 = "\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00", "\x02\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"
+	head := "\x00\x00\x00\x00\x00\x00\x00" // of a length below 256
+
+	pass, err := base64.RawURLEncoding.DecodeString(s.Pass("aa", "b"))
+	require.NoError(t, err)
+	signed, got := string(pass[:26]), pass[26:]
+	require.Equal(t, "aa", signed[24:])
+	require.Equal(t, hash("grid pass 2\x00"+head+"\x1a"+signed+head+"\x01b"), got)
+
+	m := Meeting{Dialler: "aa", Acceptor: "b", Challenge: NewNonce(), DiallerID: [16]byte{1}, AcceptorID: [16]byte{2}}
+	text := s.Response(&m)
+	response, err := base64.RawURLEncoding.DecodeString(text)
+	require.NoError(t, err)
+	challenge := head + "\x10" + string(m.Challenge[:])
+	require.Equal(t, hash("grid response 2\x00"+challenge+head+"\x10"+string(response[:16])+head+"\x02aa"+head+"\x01b"+head+"\x10"+id1), response[16:])
+	require.Equal(t, hash("grid proof 2\x00"+challenge+head+"\x40"+text+head+"\x02aa"+head+"\x01b"+head+"\x10"+id1+head+"\x10"+id2), s.Proof(&m, text))
 }

@@ -20,7 +20,8 @@ var errAnswerTooLarge = fmt.Errorf("answer to the upgrade request has more than 
 
 // DialOptions says how to reach a server.
 type DialOptions struct {
-	// Token is sent as the bearer token of the upgrade request.
+	// Token is sent as the bearer token of the upgrade request. HTTP must be able to carry it as it
+	// is: see [CheckToken].
 	Token string
 	// Dial makes the connection; nil uses a [net.Dialer].
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
@@ -31,9 +32,16 @@ type DialOptions struct {
 	Counters
 }
 
-// Dial upgrades a new connection to url (ws or wss). ctx must have a deadline and bounds the whole;
-// once Dial has returned it has no more effect.
-func Dial(ctx context.Context, url string, o DialOptions) (*Conn, error) {
+// maxRefusal is how much of the text of a refusal ends up in the error.
+const maxRefusal = 256
+
+// errAnswer stands for what net/http says of an answer that it can't read: that quotes the answer,
+// which may repeat the token.
+var errAnswer = errors.New("malformed answer to the upgrade request")
+
+// Dial upgrades a new connection to url (ws or wss), and returns the header of the answer. ctx must
+// have a deadline and bounds the whole; once Dial has returned it has no more effect.
+func Dial(ctx context.Context, url string, o DialOptions) (*Conn, http.Header, error) {
 	var l *link
 	release := func() bool { return true }
 	// The handshake reads without a context, so the end of ctx closes the socket under it.
@@ -71,6 +79,9 @@ func Dial(ctx context.Context, url string, o DialOptions) (*Conn, error) {
 		WriteBufferPool: &writeBuffers,
 	}
 	ws, resp, err := d.DialContext(ctx, url, http.Header{"Authorization": {"Bearer " + o.Token}})
+	if err != nil {
+		err = dialError(err, resp, o.Token, l != nil)
+	}
 	// If ctx ended meanwhile, the socket is closed or about to be.
 	if !release() && err == nil {
 		err = context.Cause(ctx)
@@ -78,21 +89,39 @@ func Dial(ctx context.Context, url string, o DialOptions) (*Conn, error) {
 	if err == nil && len(resp.Header.Values("Sec-Websocket-Extensions")) > 0 {
 		err = errors.New("server chose a websocket extension that was not offered")
 	}
-	if err != nil {
-		if l != nil {
-			l.Close()
-		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		if errors.Is(err, websocket.ErrBadHandshake) {
-			body, _ := io.ReadAll(io.LimitReader(resp.Body, 256))
-			return nil, refusedError(resp.Status, Redact(strings.TrimSpace(string(body)), o.Token))
-		}
-		return nil, err
+	if err == nil {
+		l.leaveMessage()
+		return newConn(ws, l, o.Limit), resp.Header, nil
 	}
-	l.leaveMessage()
-	return newConn(ws, l, o.Limit), nil
+	if l != nil {
+		l.Close()
+	}
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return nil, nil, err
+}
+
+// dialError is the error of a dial, without what the server has said in an odd place, which may be
+// the token. connected says that there was a server.
+func dialError(err error, resp *http.Response, token string, connected bool) error {
+	switch {
+	case errors.Is(err, websocket.ErrBadHandshake):
+		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer)) // gorilla has kept 1 KiB
+		text := Redact(strings.TrimSpace(string(body)), token)
+		return refusedError(resp.StatusCode, text[:min(len(text), maxRefusal)])
+	case connected && !isOfTheSocket(err):
+		return errAnswer
+	}
+	return err
+}
+
+// isOfTheSocket reports whether err says what has happened to a socket, rather than what has come
+// over it.
+func isOfTheSocket(err error) bool {
+	var n net.Error
+	return errors.As(err, &n) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) ||
+		errors.Is(err, net.ErrClosed) || errors.Is(err, errAnswerTooLarge)
 }
 
 // clientTLS completes a configuration for addr. A websocket needs HTTP/1.1.

@@ -22,14 +22,14 @@ func Pipe(limit int64) (client, server *Conn, err error) {
 		r, err := http.ReadRequest(in)
 		if err == nil {
 			deadline, _ := ctx.Deadline()
-			server, err = Upgrade(&pipeResponse{far, in}, r, limit, deadline, Counters{})
+			server, err = Upgrade(&pipeResponse{far, in}, r, nil, limit, deadline, Counters{})
 		}
 		if err != nil {
 			far.Close()
 		}
 		accepted <- err
 	}()
-	client, err = Dial(ctx, "ws://pipe", DialOptions{
+	client, _, err = Dial(ctx, "ws://pipe", DialOptions{
 		Dial:  func(context.Context, string, string) (net.Conn, error) { return near, nil },
 		Limit: limit,
 	})

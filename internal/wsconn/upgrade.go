@@ -17,9 +17,9 @@ func IsUpgrade(r *http.Request) bool { return websocket.IsWebSocketUpgrade(r) }
 
 // Upgrade turns r into a websocket whose messages are bounded by limit bytes. If it fails it has
 // answered the request: with 403 where r carries the origin of another site, else with a 4xx or 5xx
-// that says why. Deadlines that the HTTP server set are gone afterwards; the handshake must be
-// written by deadline.
-func Upgrade(w http.ResponseWriter, r *http.Request, limit int64, deadline time.Time, counters Counters) (*Conn, error) {
+// that says why. header is sent with the answer. Deadlines that the HTTP server set are gone
+// afterwards; the handshake must be written by deadline.
+func Upgrade(w http.ResponseWriter, r *http.Request, header http.Header, limit int64, deadline time.Time, counters Counters) (*Conn, error) {
 	h := hijacker{ResponseWriter: w, counters: counters, deadline: deadline}
 	u := websocket.Upgrader{
 		ReadBufferSize:  readBufferSize,
@@ -31,7 +31,7 @@ func Upgrade(w http.ResponseWriter, r *http.Request, limit int64, deadline time.
 			http.Error(w, reason.Error(), status) // ends up in the dialler's log
 		},
 	}
-	ws, err := u.Upgrade(&h, r, nil)
+	ws, err := u.Upgrade(&h, r, header)
 	if err == nil {
 		err = h.link.SetDeadline(noDeadline)
 	}

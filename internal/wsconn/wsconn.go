@@ -12,7 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strings"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -125,8 +125,12 @@ func readError(err error) error {
 		return ErrTooLarge
 	}
 	var closed *websocket.CloseError
-	if errors.As(err, &closed) && closed.Code == websocket.CloseAbnormalClosure {
-		return io.ErrUnexpectedEOF
+	if errors.As(err, &closed) {
+		if closed.Code == websocket.CloseAbnormalClosure {
+			return io.ErrUnexpectedEOF
+		}
+		// Without its text, which is the peer's and may be anything.
+		return fmt.Errorf("the peer has closed the websocket with code %d", closed.Code)
 	}
 	return err
 }
@@ -258,19 +262,12 @@ func (l *link) Write(p []byte) (int, error) {
 	}
 }
 
-// Redact takes a secret out of a text that somebody else has made, and that may repeat it. What is
-// shorter than 8 bytes is no secret, and often a word.
-func Redact(text, secret string) string {
-	if len(secret) < 8 {
-		return text
+// refusedError is a server's answer to a dial that was not an upgrade. The text of the status is
+// HTTP's own: that of the answer may be anything.
+func refusedError(status int, body string) error {
+	text := fmt.Sprintf("upgrade refused: %d %s", status, http.StatusText(status))
+	if body != "" {
+		text += fmt.Sprintf(": %q", body)
 	}
-	return strings.ReplaceAll(text, secret, "[redacted]")
-}
-
-// refusedError is a server's answer to a dial that was not an upgrade.
-func refusedError(status string, body string) error {
-	if body == "" {
-		return fmt.Errorf("upgrade refused: %s", status)
-	}
-	return fmt.Errorf("upgrade refused: %s: %q", status, body)
+	return errors.New(text)
 }

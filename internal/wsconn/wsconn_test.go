@@ -27,7 +27,7 @@ const limit = 1 << 20
 func serve(t *testing.T, accept func(c *Conn)) (url string) {
 	t.Helper()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		c, err := Upgrade(w, r, limit, time.Now().Add(10*time.Second), Counters{})
+		c, err := Upgrade(w, r, nil, limit, time.Now().Add(10*time.Second), Counters{})
 		if err != nil {
 			return
 		}
@@ -45,7 +45,7 @@ func dial(t *testing.T, url string, o DialOptions) (*Conn, error) {
 	if o.Limit == 0 {
 		o.Limit = limit
 	}
-	c, err := Dial(ctx, url, o)
+	c, _, err := Dial(ctx, url, o)
 	if err == nil {
 		t.Cleanup(func() { c.Close() })
 	}
@@ -234,7 +234,7 @@ func TestDial_EndsWithItsContext(t *testing.T) {
 			c.Close()
 		}
 	}()
-	_, err = Dial(ctx, "ws://"+l.Addr().String(), DialOptions{Limit: limit})
+	_, _, err = Dial(ctx, "ws://"+l.Addr().String(), DialOptions{Limit: limit})
 	require.ErrorIs(t, err, context.Canceled)
 }
 

@@ -17,7 +17,10 @@ import (
 func TestHandshake_ClaimsOfNamesAreRefused(t *testing.T) {
 	for name, edit := range map[string]func(a *rig.Attacked, hello *rawpeer.Connect){
 		"unknown":                       func(_ *rig.Attacked, h *rawpeer.Connect) { h.Host = "http://nobody:9000" },
-		"unknown, in capitals":          func(a *rig.Attacked, h *rawpeer.Connect) { h.Host = strings.ToUpper(a.Raw) },
+		"unknown, in capitals":          func(_ *rig.Attacked, h *rawpeer.Connect) { h.Host = "HTTP://NOBODY:9000" },
+		"no name at all":                func(_ *rig.Attacked, h *rawpeer.Connect) { h.Host = "nobody" },
+		"for another host":              func(a *rig.Attacked, h *rawpeer.Connect) { h.To = rig.AttackOther },
+		"for itself":                    func(a *rig.Attacked, h *rawpeer.Connect) { h.To = a.Raw },
 		"the node's own":                func(_ *rig.Attacked, h *rawpeer.Connect) { h.Host = rig.LoneHost },
 		"known, with a bad token":       func(a *rig.Attacked, h *rawpeer.Connect) { h.Token = "guess" },
 		"the honest one's, bad token":   func(_ *rig.Attacked, h *rawpeer.Connect) { h.Host, h.Token = rig.AttackOther, "guess" },

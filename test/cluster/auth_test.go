@@ -22,26 +22,21 @@ func TestSecret_IsNotLogged(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
-		var tokens []string
+		var passes []string
 		log := new(rig.LogBook)
 		logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		keys := [][]byte{rig.Key, rig.OtherKey, rig.Key}
 		g := rig.Setup{Hosts: rig.Names("http", 3), Stopped: true, Edit: func(i int, o *grid.ManagerOptions) {
-			sign, validate := grid.SharedSecret(keys[i])
 			o.Logger = logger
-			o.AuthFn = func() string {
-				token := sign()
+			rig.WithSecret(o, keys[i])
+		}, Prepare: func(n *rig.Node) {
+			h := n.Server.Handler
+			n.Server.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				mu.Lock()
-				defer mu.Unlock()
-				tokens = append(tokens, token)
-				return token
-			}
-			o.AuthToken = func(token string) error {
-				if err := validate(token); err != nil {
-					return fmt.Errorf("%w: %s", err, token) // an application that is careless
-				}
-				return nil
-			}
+				passes = append(passes, strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer "))
+				mu.Unlock()
+				h.ServeHTTP(w, r)
+			})
 		}}.Start(t)
 		for i := range g.Nodes() {
 			g.Start(i)
@@ -58,10 +53,34 @@ func TestSecret_IsNotLogged(t *testing.T) {
 		require.Contains(t, text, "403", text)
 		mu.Lock()
 		defer mu.Unlock()
-		require.NotEmpty(t, tokens)
-		for _, secret := range append(tokens, string(rig.Key), string(rig.OtherKey)) {
+		require.NotEmpty(t, passes)
+		for _, secret := range append(passes, string(rig.Key), string(rig.OtherKey)) {
+			require.NotEmpty(t, secret)
 			require.NotContains(t, text, secret)
 		}
+	})
+}
+
+// An application that repeats a token in the error of its check does not have it logged.
+func TestToken_CheckThatRepeatsItIsNotLogged(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log := new(rig.LogBook)
+		logger := slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		const token = `the token of "a host"`
+		g := rig.Setup{Hosts: rig.Names("http", 2), Stopped: true, Edit: func(_ int, o *grid.ManagerOptions) {
+			o.Logger = logger
+			o.AuthFn = func() string { return token }
+			o.AuthToken = func(token string) error { return fmt.Errorf("%q is not valid", token) }
+		}}.Start(t)
+		g.Start(0)
+		g.Start(1)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		text := strings.Join(log.About(""), "\n")
+		require.Contains(t, text, "[redacted]")
+		require.NotContains(t, text, "the token of")
+		require.NotContains(t, text, "a host")
 	})
 }
 

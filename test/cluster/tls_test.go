@@ -146,7 +146,9 @@ func TestTLS_ChecksumsUnlessBothHostsAreSecure(t *testing.T) {
 				for port := 9000; raw == "" || !rawpeer.DialOrder(raw, local); port++ {
 					raw = fmt.Sprintf("%s://raw:%d", c.raw, port)
 				}
-				g := rig.Setup{Hosts: []string{local}, Edit: func(_ int, o *grid.ManagerOptions) { o.Hosts = []string{local, raw} }}.Start(t)
+				g := rig.Setup{Hosts: []string{local}, Edit: func(_ int, o *grid.ManagerOptions) {
+					o.Hosts, o.AllowHTTPHosts = []string{local, raw}, true
+				}}.Start(t)
 				p := rawpeer.DialConfig(t, rig.LoneHost, rawpeer.Config{Host: raw, Token: rig.Token, Dial: g.Net.Dialer(rig.HostAddr(raw))})
 				requireChecksums(t, p, g.Manager(0).Connection(raw), c.want)
 			})

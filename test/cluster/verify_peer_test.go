@@ -25,7 +25,9 @@ func TestTLS_MutualEndToEnd(t *testing.T) {
 		g := rig.NewBound(t, 3, a, func(i int) (server, client tls.Certificate) {
 			c := a.Issue("node" + string(rune('0'+i)))
 			return c, c
-		}, func(i int, o *grid.ManagerOptions) { o.AuthFn, o.AuthToken = grid.SharedSecret(rig.Key) })
+		}, func(i int, o *grid.ManagerOptions) {
+			o.AuthFn, o.AuthToken, o.SharedSecret = nil, nil, [][]byte{rig.Key}
+		})
 		g.WaitConnected()
 		g.RequireWorks()
 	})
@@ -33,7 +35,7 @@ func TestTLS_MutualEndToEnd(t *testing.T) {
 	c := a.Issue("127.0.0.1")
 	g := rig.NewTLS(t, 2, &tls.Config{Certificates: []tls.Certificate{c}, ClientCAs: a.Pool, ClientAuth: tls.RequireAndVerifyClientCert}, func(_ int, o *grid.ManagerOptions) {
 		o.TLSConfig = &tls.Config{RootCAs: a.Pool, Certificates: []tls.Certificate{c}}
-		o.AuthFn, o.AuthToken = grid.SharedSecret(rig.Key)
+		o.AuthFn, o.AuthToken, o.SharedSecret = nil, nil, [][]byte{rig.Key}
 		o.VerifyPeer = grid.VerifyTLSHost
 	})
 	g.WaitConnected()

@@ -1,0 +1,66 @@
+package token
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// As long as a pass may be good, it is remembered that it was used; after that nothing is left.
+func TestUsed_RemembersAPassForAsLongAsItMayBeGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var u Used
+		first := NewNonce()
+		require.NoError(t, u.Add("a", first, time.Now()))
+		require.NoError(t, u.Add("b", first, time.Now()), "another host's")
+		for range 120 {
+			time.Sleep(5 * time.Second)
+			require.ErrorIs(t, u.Add("a", first, time.Now()), ErrUsed)
+		}
+		time.Sleep(time.Second)
+		require.NoError(t, u.Add("c", NewNonce(), time.Now()))
+		require.Len(t, u.hosts, 1)
+	})
+}
+
+// Nothing that one host does keeps another out, and itself it keeps out no longer than it goes on.
+func TestUsed_HostThatFillsItKeepsNobodyOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var u Used
+		honest := NewNonce()
+		require.NoError(t, u.Add("honest", honest, time.Now()))
+		for range 3 * MaxUsed {
+			require.NoError(t, u.Add("flood", NewNonce(), time.Now()))
+		}
+		require.LessOrEqual(t, cap(u.hosts["flood"]), 4*MaxUsed)
+		require.Len(t, u.hosts["flood"], MaxUsed)
+		require.ErrorIs(t, u.Add("honest", honest, time.Now()), ErrUsed)
+		require.NoError(t, u.Add("honest", NewNonce(), time.Now()))
+		require.NoError(t, u.Add("flood", NewNonce(), time.Now()))
+	})
+}
+
+func TestUsed_OneOfManyAtOnceIsTheFirst(t *testing.T) {
+	var u Used
+	nonce := NewNonce()
+	var wg sync.WaitGroup
+	var good atomic.Int32
+	for range 8 {
+		wg.Go(func() {
+			for range 100 {
+				if u.Add("a", NewNonce(), time.Now()) != nil {
+					t.Error("a new one was refused")
+				}
+			}
+			if u.Add("a", nonce, time.Now()) == nil {
+				good.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	require.EqualValues(t, 1, good.Load())
+}
