@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"github.com/tinylib/msgp/msgp"
 
+	"github.com/gridrpc/grid/internal/hostname"
 	"github.com/gridrpc/grid/internal/rawpeer"
 )
 
@@ -59,6 +60,7 @@ func understandConnect(b []byte) (c rawpeer.Connect, ok bool) {
 	ok = readKeys(m.Payload, map[string]func([]byte) ([]byte, error){
 		"ID": readID(&id), "Host": readInto(&c.Host, msgp.ReadStringBytes), "Time": readInto(&c.Time, msgp.ReadTimeBytes),
 		"Token": readInto(&c.Token, msgp.ReadStringBytes), "Caps": readInto(&c.Caps, msgp.ReadUint64Bytes),
+		"To": readInto(&c.To, msgp.ReadStringBytes),
 	})
 	return c, ok
 }
@@ -72,8 +74,18 @@ func understandConnectResponse(b []byte) (c rawpeer.ConnectResponse, ok bool) {
 	ok = readKeys(m.Payload, map[string]func([]byte) ([]byte, error){
 		"ID": readID(&id), "Accepted": readInto(&c.Accepted, msgp.ReadBoolBytes),
 		"RejectedReason": readInto(&c.Reason, msgp.ReadStringBytes), "Caps": readInto(&c.Caps, msgp.ReadUint64Bytes),
+		"Host": readInto(&c.Host, msgp.ReadStringBytes), "Proof": func(b []byte) (rest []byte, err error) {
+			c.Proof, rest, err = msgp.ReadBytesBytes(b, nil)
+			return rest, err
+		},
 	})
 	return c, ok
+}
+
+// spells reports whether a name that a peer has said is that host.
+func spells(said, host string) bool {
+	normal, err := hostname.Normalize(said)
+	return err == nil && normal == host
 }
 
 // handshakeHosts are the acceptor, one that dials it, and one that it dials.
@@ -84,7 +96,7 @@ func handshakeHosts(t testing.TB) (local, dials, dialled string) {
 }
 
 // FuzzConnect gives any bytes to an acceptor as the first message. It must accept what keeps all
-// five rules of section 3 and nothing else, and answer what it refuses with the rule that was the
+// six rules of section 3 and nothing else, and answer what it refuses with the rule that was the
 // first to be broken.
 func FuzzConnect(f *testing.F) {
 	local, dials, dialled := handshakeHosts(f)
@@ -96,6 +108,9 @@ func FuzzConnect(f *testing.F) {
 		func(c *rawpeer.Connect) { c.Time = bubbleStart.Add(5 * time.Minute) }, func(c *rawpeer.Connect) { c.Time = bubbleStart.Add(-6 * time.Minute) },
 		func(c *rawpeer.Connect) { c.Time = time.Time{} }, func(c *rawpeer.Connect) { c.Time = time.Unix(1<<62, 0) }, func(c *rawpeer.Connect) { c.ID = nil },
 		func(c *rawpeer.Connect) { c.ID = make([]byte, 17) }, func(c *rawpeer.Connect) { c.Host, c.Token = dialled, "other" },
+		func(c *rawpeer.Connect) { c.To = local }, func(c *rawpeer.Connect) { c.To = strings.ToUpper(local) }, func(c *rawpeer.Connect) { c.To = dialled },
+		func(c *rawpeer.Connect) { c.To = "local" }, func(c *rawpeer.Connect) { c.Host = strings.ToUpper(dials) },
+		func(c *rawpeer.Connect) { c.To, c.Host, c.Caps = dialled, "", 0 },
 	} {
 		c := good
 		change(&c)
@@ -145,16 +160,18 @@ func FuzzConnect(f *testing.F) {
 			switch {
 			case !ok:
 				broken, says = 1, ErrProtocol.Error()
-			case c.Host != dials && c.Host != dialled:
-				broken, says = 2, "unknown incoming host"
+			case c.To != "" && !spells(c.To, local):
+				broken, says = 2, "this is "+local
+			case !spells(c.Host, dials) && !spells(c.Host, dialled):
+				broken, says = 3, "unknown incoming host"
 			case skew >= maxClockSkew+time.Second: // whole seconds count
-				broken, says = 3, "clocks"
+				broken, says = 4, "clocks"
 			case skew > maxClockSkew && !connected:
 				return
 			case c.Token != testToken:
-				broken, says = 4, "invalid token"
-			case c.Host != dials:
-				broken, says = 5, "to be dialled by"
+				broken, says = 5, "invalid token"
+			case !spells(c.Host, dials):
+				broken, says = 6, "to be dialled by"
 			}
 			require.Equal(t, broken == 0, connected, "rule %d of %+v", broken, c)
 			if len(data) > handshakeLimit {
@@ -164,6 +181,8 @@ func FuzzConnect(f *testing.F) {
 			require.Len(t, answers, 1)
 			answer, ok := understandConnectResponse(answers[0])
 			require.True(t, ok)
+			require.Equal(t, local, answer.Host)
+			require.Nil(t, answer.Proof)
 			require.Equal(t, broken == 0, answer.Accepted)
 			if broken == 0 {
 				require.Empty(t, answer.Reason)
@@ -180,9 +199,13 @@ func FuzzConnect(f *testing.F) {
 
 // FuzzConnectResponse gives any bytes to a dialler as the answer to its Connect.
 func FuzzConnectResponse(f *testing.F) {
+	local, _, dialled := handshakeHosts(f)
 	for _, c := range []rawpeer.ConnectResponse{
 		{ID: make([]byte, 16), Accepted: true}, {ID: make([]byte, 16), Accepted: true, Caps: 1<<64 - 1}, {ID: make([]byte, 16), Reason: "no"},
 		{ID: make([]byte, 16), Accepted: true, Reason: "yes"}, {Accepted: true}, {ID: make([]byte, 16)}, {ID: make([]byte, 16), Reason: string(make([]byte, 70000))},
+		{ID: make([]byte, 16), Accepted: true, Host: dialled}, {ID: make([]byte, 16), Accepted: true, Host: strings.ToUpper(dialled)},
+		{ID: make([]byte, 16), Accepted: true, Host: local}, {ID: make([]byte, 16), Accepted: true, Host: "x", Proof: make([]byte, 32)},
+		{ID: make([]byte, 16), Accepted: true, Proof: []byte{}}, {ID: make([]byte, 16), Reason: "no", Host: local},
 	} {
 		m := rawpeer.Msg{Op: rawpeer.OpConnectResponse, Payload: c.Encode()}
 		f.Add(m.Encode())
@@ -195,7 +218,6 @@ func FuzzConnectResponse(f *testing.F) {
 	for _, v := range loadVectors(f) {
 		f.Add(rawpeer.Unhex(f, v.Hex))
 	}
-	local, _, dialled := handshakeHosts(f)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		synctest.Test(t, func(t *testing.T) {
 			wire := newWire()
@@ -211,12 +233,15 @@ func FuzzConnectResponse(f *testing.F) {
 			wire.put(data, false)
 			s, err := conn.dial(t.Context())
 			c, ok := understandConnectResponse(data)
-			require.Equal(t, ok && c.Accepted, err == nil, "%+v, %v", c, err)
+			another := c.Host != "" && !spells(c.Host, dialled)
+			require.Equal(t, ok && c.Accepted && !another, err == nil, "%+v, %v", c, err)
 			require.Equal(t, err == nil, conn.State() == StateConnected)
 			require.Equal(t, err != nil, wire.isClosed())
 			switch {
 			case err == nil:
 				require.Equal(t, caps(c.Caps)&ourCaps, s.caps)
+			case ok && c.Accepted:
+				require.ErrorContains(t, err, "that answered")
 			case ok:
 				if reason := c.Reason[:min(len(c.Reason), 100)]; !strings.Contains(c.Reason, testToken) { // which is not repeated
 					require.ErrorContains(t, err, reason)
@@ -226,7 +251,7 @@ func FuzzConnectResponse(f *testing.F) {
 			require.Len(t, said, 1)
 			hello, ok := understandConnect(said[0])
 			require.True(t, ok)
-			require.Equal(t, rawpeer.Connect{Host: local, Token: testToken, Caps: uint64(ourCaps), Time: hello.Time}, hello)
+			require.Equal(t, rawpeer.Connect{Host: local, Token: testToken, Caps: uint64(ourCaps), To: dialled, Time: hello.Time}, hello)
 			require.True(t, hello.Time.Equal(bubbleStart))
 		})
 	})

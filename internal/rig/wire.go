@@ -41,6 +41,12 @@ func InWire(t *testing.T, c rawpeer.Config, edit func(o *grid.ManagerOptions), f
 	}
 }
 
+// InWireOnce runs f in a bubble with the node in one role.
+func InWireOnce(t *testing.T, rawDials bool, c rawpeer.Config, edit func(o *grid.ManagerOptions), f func(r *Wire)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) { f(NewWire(t, rawDials, c, edit)) })
+}
+
 // NewWire makes one, in a bubble. With Bare there is no peer yet: Next is the first, and the
 // handshake is the test's.
 func NewWire(t *testing.T, rawDials bool, c rawpeer.Config, edit func(o *grid.ManagerOptions)) *Wire {

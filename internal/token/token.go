@@ -122,8 +122,12 @@ func (s *Secret) verify(got []byte, label string, parts ...[]byte) bool {
 
 // Pass makes the token with which dialler begins to dial acceptor.
 func (s *Secret) Pass(dialler, acceptor string) string {
+	return s.passAt(dialler, acceptor, time.Now())
+}
+
+func (s *Secret) passAt(dialler, acceptor string, now time.Time) string {
 	b := make([]byte, headSize, headSize+len(dialler)+sumSize)
-	binary.BigEndian.PutUint64(b, uint64(time.Now().Unix()))
+	binary.BigEndian.PutUint64(b, uint64(now.Unix()))
 	rand.Read(b[8:])
 	b = append(b, dialler...)
 	return encode(append(b, sum(s.keys[0], labelPass, b, []byte(acceptor))...))

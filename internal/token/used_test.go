@@ -44,6 +44,42 @@ func TestUsed_HostThatFillsItKeepsNobodyOut(t *testing.T) {
 	})
 }
 
+// Two hosts whose clocks were a day ahead, together, dial each other again at once when they are set
+// right, and so does one that was a day behind: nothing of the wrong time is left that is in the way.
+func TestUsed_ClocksThatAreSetRightAreGoodAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, err := New(make([]byte, MinKey))
+		require.NoError(t, err)
+		for _, wrong := range []time.Duration{24 * time.Hour, -24 * time.Hour} {
+			var u Used
+			// use checks a pass by a clock that is off.
+			use := func(pass string, off time.Duration) error {
+				now := time.Now()
+				dialler, nonce, err := s.CheckPass(pass, "b", now.Round(0).Add(off))
+				if err != nil {
+					return err
+				}
+				return u.Add(dialler, nonce, now) // whose monotonic clock knows nothing of it
+			}
+			passAt := func(off time.Duration) string { return s.passAt("a", "b", time.Now().Add(off)) }
+			var old []string
+			for range 2 * MaxUsed {
+				pass := passAt(wrong)
+				old = append(old, pass)
+				require.NoError(t, use(pass, wrong))
+			}
+			require.ErrorIs(t, use(old[len(old)-1], wrong), ErrUsed)
+			require.ErrorIs(t, use(passAt(wrong), 0), ErrTime)
+			for range 10 {
+				require.NoError(t, use(passAt(0), 0))
+			}
+			for _, pass := range old {
+				require.ErrorIs(t, use(pass, 0), ErrTime)
+			}
+		}
+	})
+}
+
 func TestUsed_OneOfManyAtOnceIsTheFirst(t *testing.T) {
 	var u Used
 	nonce := NewNonce()

@@ -54,36 +54,42 @@ func Redact(text, token string) string {
 			forms = append(forms, form)
 		}
 	}
+	told := make([]bool, len(text)) // which bytes are the token's
 	for _, form := range forms {
-		text = redactRuns(text, form)
-	}
-	return text
-}
-
-// redactRuns takes out what has secretRun bytes in a row in common with secret, or all of a shorter
-// one.
-func redactRuns(text, secret string) string {
-	n := min(len(secret), secretRun)
-	if len(text) < n {
-		return text
+		markRuns(told, text, form)
 	}
 	var b strings.Builder
-	kept := 0 // up to where text is in b, or left out
-	for i := 0; i+n <= len(text); {
-		if !strings.Contains(secret, text[i:i+n]) {
-			i++
-			continue
+	for i := range len(text) {
+		switch {
+		case !told[i]:
+			b.WriteByte(text[i])
+		case i == 0 || !told[i-1]:
+			b.WriteString(redacted)
 		}
-		end := i + n
-		for end < len(text) && strings.Contains(secret, text[end-n+1:end+1]) {
-			end++
-		}
-		b.WriteString(text[kept:i])
-		b.WriteString(redacted)
-		i, kept = end, end
 	}
-	b.WriteString(text[kept:])
 	return b.String()
+}
+
+// markRuns marks in told what text has in common with secret: secretRun bytes in a row or more, or
+// all of a shorter one. Both may be long, and made by a peer, so each is gone through once.
+func markRuns(told []bool, text, secret string) {
+	n := min(len(secret), secretRun)
+	common := make(map[string]bool, len(text)) // of the runs in text: whether it is in secret
+	for i := 0; i+n <= len(text); i++ {
+		common[text[i:i+n]] = false
+	}
+	for i := 0; i+n <= len(secret); i++ {
+		if _, ok := common[secret[i:i+n]]; ok {
+			common[secret[i:i+n]] = true
+		}
+	}
+	for i := 0; i+n <= len(text); i++ {
+		if common[text[i:i+n]] {
+			for j := range n {
+				told[i+j] = true
+			}
+		}
+	}
 }
 
 // inside is a quoted text without its quotes.

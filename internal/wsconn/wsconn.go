@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -265,7 +266,7 @@ func (l *link) Write(p []byte) (int, error) {
 // refusedError is a server's answer to a dial that was not an upgrade. The text of the status is
 // HTTP's own: that of the answer may be anything.
 func refusedError(status int, body string) error {
-	text := fmt.Sprintf("upgrade refused: %d %s", status, http.StatusText(status))
+	text := strings.TrimSpace(fmt.Sprintf("upgrade refused: %d %s", status, http.StatusText(status)))
 	if body != "" {
 		text += fmt.Sprintf(": %q", body)
 	}
