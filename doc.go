@@ -12,10 +12,9 @@
 // dials the other, by a rule that both know; the Manager does so, and reconnects, by itself.
 //
 //	m, err := grid.NewManager(ctx, grid.ManagerOptions{
-//		Local:     "http://10.0.0.1:9000",
-//		Hosts:     []string{"http://10.0.0.1:9000", "http://10.0.0.2:9000"},
-//		AuthFn:    token,      // func() string
-//		AuthToken: checkToken, // func(token string) error
+//		Local:        "http://10.0.0.1:9000",
+//		Hosts:        []string{"http://10.0.0.1:9000", "http://10.0.0.2:9000"},
+//		SharedSecret: [][]byte{key}, // that all hosts have
 //	})
 //	mux.Handle(grid.RoutePath, m.Handler())
 //
@@ -118,7 +117,8 @@
 // A single handler is not told; its answer, when it comes late, is thrown away. One that is
 // registered with [Manager.RegisterSingleHandlerContext] has a context, which ends at the deadline,
 // with the link, and when the handler returns. A stream handler has one that ends with the caller's
-// as well. [GetCaller] and [GetSubroute] read from it who called, and under which subroute.
+// as well. [GetCaller] and [GetSubroute] read from it who called, as far as the link has proved
+// that, and under which subroute.
 //
 // Links are pinged. One that is dead is noticed within two intervals, ManagerOptions.PingInterval,
 // and every call on it fails then. So is a stream whose other end is gone.

@@ -60,7 +60,7 @@ type StreamHandler struct {
 // The context ends at the caller's deadline, when the connection is lost or closed, by either side,
 // and when the handler has returned; [context.Cause] is [context.DeadlineExceeded], an error that
 // wraps [ErrDisconnected], or [context.Canceled]. That the caller has given up before its deadline
-// is not told. [GetCaller] and [GetSubroute] work on it.
+// is not told. [GetCaller], which says how far its answer is proved, and [GetSubroute] work on it.
 type SingleHandlerContextFn func(ctx context.Context, payload []byte) ([]byte, *RemoteErr)
 
 // singleEntry is a registered handler of single requests.

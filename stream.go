@@ -179,7 +179,8 @@ func drainRequests[Owner, Req any](owner weak.Pointer[Owner], reqs <-chan Req, c
 	}
 }
 
-// RemoteClient is the host that called a handler.
+// RemoteClient is the host that called a handler, as far as its link has proved that: see
+// [GetCaller].
 type RemoteClient struct {
 	// Name is the base URL that the host goes by.
 	Name string
@@ -204,6 +205,11 @@ func (c *handlerContext) Value(key any) any {
 
 // GetCaller returns the host that called the handler whose context ctx is, or is derived from; nil
 // for any other context.
+//
+// It is the host whose link it is, and known as well as that link has proved: with
+// ManagerOptions.SharedSecret or AuthToken any holder of the key, or of a token, can claim any name
+// of Hosts. With [VerifyTLSHost] the name of a host that has dialled this one is that of its
+// certificate, and with https so is the name of a host that was dialled.
 func GetCaller(ctx context.Context) *RemoteClient {
 	if c, ok := ctx.Value(handlerContextKey{}).(*handlerContext); ok {
 		return c.caller

@@ -3,9 +3,12 @@ package attack
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -326,13 +329,23 @@ func TestSecret_DiallerWithoutTheKeyIsRefused(t *testing.T) {
 		n := faultconn.NewNetwork()
 		raw := rig.PeerHost(t, true)
 		g := newSecretGrid(t, n, open, []string{rig.LoneHost}, []string{raw}, nil)
-		for _, token := range []string{
+		stale := map[string]bool{
+			rawpeer.Pass(rig.Key, raw, rig.LoneHost, time.Now().Add(-6*time.Minute)): true,
+			rawpeer.Pass(rig.Key, raw, rig.LoneHost, time.Now().Add(6*time.Minute)):  true,
+		}
+		for _, token := range append(slices.Collect(maps.Keys(stale)),
 			"", "token", rawpeer.Pass(rig.OtherKey, raw, rig.LoneHost, time.Now()), rawpeer.Pass(rig.Key, raw, "http://other:1", time.Now()),
-			rawpeer.Pass(rig.Key, raw, rig.LoneHost, time.Now().Add(-6*time.Minute)), rawpeer.Pass(rig.Key, raw, rig.LoneHost, time.Now().Add(6*time.Minute)),
-		} {
+		) {
 			ws, resp, err := rawpeer.Upgrade(t.Context(), rig.LoneHost, rawpeer.Config{Token: token, Dial: n.Dialer(rig.HostAddr(raw))})
 			if !open {
 				require.Equal(t, http.StatusForbidden, resp.StatusCode)
+				body, err := io.ReadAll(resp.Body)
+				require.NoError(t, err)
+				if stale[token] { // who has the key is told so, since the handshake can't
+					require.Equal(t, "grid: forbidden: token older than 5m0s, or from a clock too far ahead\n", string(body))
+				} else {
+					require.Equal(t, "grid: forbidden\n", string(body))
+				}
 				continue
 			}
 			require.NoError(t, err)
