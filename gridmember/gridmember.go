@@ -146,16 +146,15 @@ func (s *Membership) follow() {
 
 // apply changes what differs. One by one, so that a name that is no host keeps out no other.
 func (s *Membership) apply() {
-	gone := make(map[string]bool)
-	for _, host := range s.manager.Targets() {
-		gone[host] = true
-	}
+	stay := make(map[*grid.Connection]bool) // a member may spell its name in another way than its host
 	for _, host := range s.Members() {
-		delete(gone, host)
 		s.check(host, s.manager.AddHost(host))
+		stay[s.manager.Connection(host)] = true
 	}
-	for host := range gone {
-		s.check(host, s.manager.RemoveHost(host))
+	for _, host := range s.manager.Targets() {
+		if !stay[s.manager.Connection(host)] {
+			s.check(host, s.manager.RemoveHost(host))
+		}
 	}
 }
 

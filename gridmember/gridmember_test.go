@@ -222,6 +222,34 @@ func TestMember_ThatIsNoHostIsLeftOut(t *testing.T) {
 	require.Equal(t, []string{"http://127.0.0.1:2"}, m.Targets(), "they stay")
 }
 
+// A member that spells its name in another way than this host does is that host, and stays it.
+func TestMember_ThatSpellsItsNameInAnotherWayStays(t *testing.T) {
+	m := newManager(t, "http://127.0.0.1:1")
+	s, err := gridmember.Join(m, quick())
+	require.NoError(t, err)
+	defer s.Close()
+	seed := s.List().LocalNode().Address()
+	want := []string{"http://localhost:2"}
+	var conn *grid.Connection
+	for i, name := range []string{"http://LocalHost:2", "http://127.0.0.1:3", "http://127.0.0.1:4"} {
+		c := quick()
+		c.Name = name
+		list, err := memberlist.Create(c)
+		require.NoError(t, err)
+		defer list.Shutdown()
+		_, err = list.Join([]string{seed})
+		require.NoError(t, err)
+		if i > 0 { // in front of the first, by the order of names
+			want = slices.Insert(want, i-1, name)
+		}
+		require.Eventually(t, func() bool { return slices.Equal(m.Targets(), want) }, 10*time.Second, time.Millisecond)
+		if conn == nil {
+			conn = m.Connection("http://localhost:2")
+		}
+		require.True(t, conn == m.Connection("http://localhost:2"), "it was removed, and added again")
+	}
+}
+
 // cable is a transport that can be cut. Nothing gets past a cut, and no error tells.
 type cable struct {
 	*memberlist.MockTransport
