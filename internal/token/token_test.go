@@ -5,6 +5,8 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -236,4 +238,30 @@ func TestSecret_SignsWhatTheProtocolSays(t *testing.T) {
 	challenge := head + "\x10" + string(m.Challenge[:])
 	require.Equal(t, hash("grid response 2\x00"+challenge+head+"\x10"+string(response[:16])+head+"\x02aa"+head+"\x01b"+head+"\x10"+id1), response[16:])
 	require.Equal(t, hash("grid proof 2\x00"+challenge+head+"\x40"+text+head+"\x02aa"+head+"\x01b"+head+"\x10"+id1+head+"\x10"+id2), s.Proof(&m, text))
+}
+
+// The example of the protocol is one, so that other implementations can hold theirs to it.
+func TestSecret_ExampleOfTheProtocol(t *testing.T) {
+	const (
+		pass     = "AAAAAGVT8QAgISIjJCUmJygpKissLS4vaHR0cDovLzEyNy4wLjAuMTo5MDAxQ2-ci7hVQVCyB5QbCVQ8ZeUVzzfd-yUqp4ZytDwcTRs"
+		response = "QEFCQ0RFRkdISUpLTE1OTxUPHm5iOdgDbSY62vnXsIei0uFYXojPjNG11rt7zvrO"
+		proof    = "4c07873b2b1965c9ab419e3c0bfde653083a569916fbbeb52e55e67d14a833e9"
+	)
+	doc, err := os.ReadFile("../../docs/protocol.md")
+	require.NoError(t, err)
+	for _, text := range []string{pass, response, proof} {
+		require.Contains(t, string(doc), "  "+text)
+	}
+	s := newSecret(t, []byte("0123456789abcdef"))
+	m := Meeting{Dialler: "http://127.0.0.1:9001", Acceptor: "http://127.0.0.1:9002"}
+	for i := range 16 {
+		m.Challenge[i], m.DiallerID[i], m.AcceptorID[i] = byte(0x30+i), byte(1+i), byte(0x11+i)
+	}
+	require.Contains(t, string(doc), "  "+m.Challenge.String())
+	dialler, nonce, err := s.CheckPass(pass, m.Acceptor, time.Unix(1700000000, 0))
+	require.NoError(t, err)
+	require.Equal(t, m.Dialler, dialler)
+	require.EqualValues(t, 0x20, nonce[0])
+	require.NoError(t, s.CheckResponse(&m, response))
+	require.Equal(t, proof, hex.EncodeToString(s.Proof(&m, response)))
 }
