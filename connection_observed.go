@@ -169,7 +169,7 @@ func decodeMetadata(b []byte) (map[string]string, error) {
 		return nil, nil
 	}
 	var m MSS
-	if err := decode(&m, b); err != nil {
+	if err := decode(&m, b, maxOwnNesting); err != nil {
 		return nil, protocolErrorf("metadata: %v", err)
 	}
 	return m, nil

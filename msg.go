@@ -11,6 +11,7 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"github.com/gridrpc/grid/internal/limit"
+	"github.com/gridrpc/grid/internal/wellformed"
 )
 
 //go:generate go -C tools tool msgp -unexported -file ../msg.go -o ../msg_gen.go -tests=false -io=false
@@ -275,13 +276,15 @@ func guard(err *error) {
 	}
 }
 
-// unmarshal decodes b by f, which may panic.
-func unmarshal(f func(b []byte) ([]byte, error), b []byte) (err error) {
-	defer guard(&err)
-	if err := checkSkipped(b); err != nil {
+// maxOwnNesting is far more than what this protocol nests, or will.
+const maxOwnNesting = 32
+
+// unmarshal decodes a payload of the protocol's own by f.
+func unmarshal(f func(b []byte) ([]byte, error), b []byte) error {
+	if err := wellformed.Check(b, maxOwnNesting); err != nil {
 		return err
 	}
-	_, err = f(b)
+	_, err := f(b)
 	return err
 }
 

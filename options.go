@@ -143,6 +143,12 @@ type ManagerOptions struct {
 	// should be the same on all hosts. The default is 32 MiB.
 	MaxMessageSize int
 
+	// MaxNesting is how deep arrays and maps may be nested in what typed handlers and calls decode.
+	// Before anything of a payload is decoded it is looked through: one that is nested deeper, or in
+	// which a header claims more than there can be, is refused with an error that says where. The
+	// default is 1000.
+	MaxNesting int
+
 	// MaxHandlers is how many handlers, of single requests and streams together, may be running at
 	// a time for each host, those of callers that have gone included. A call beyond is refused at
 	// once; its caller gets [ErrOverloaded]. The default is 16384.
@@ -225,6 +231,7 @@ const (
 	// and small ones that are merged with it.
 	frameOverhead     = 1 << 20
 	maxMaxMessageSize = 1<<31 - 1 - frameOverhead
+	defaultNesting    = 1000
 )
 
 // withDefaults checks o and returns a copy of it that is complete.
@@ -301,6 +308,7 @@ func (o *ManagerOptions) limits() (err error) {
 		}
 	}
 	set("MaxMessageSize", &o.MaxMessageSize, 1, maxMaxMessageSize, 32<<20)
+	set("MaxNesting", &o.MaxNesting, 1, math.MaxInt32, defaultNesting)
 	set("MaxHandlers", &o.MaxHandlers, 1, math.MaxInt, 16384)
 	set("MaxStreams", &o.MaxStreams, 1, math.MaxInt, int64(o.MaxHandlers-o.MaxHandlers/4))
 	size := o.MaxMessageSize

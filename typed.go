@@ -2,10 +2,13 @@ package grid
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"strconv"
 	"sync"
+
+	"github.com/gridrpc/grid/internal/wellformed"
 )
 
 // Requester makes single requests: a [*Connection] or a [*Subroute], or a test's stand-in for one.
@@ -78,7 +81,7 @@ func (h *SingleHandler[Req, Resp]) Register(m *Manager, handle func(req Req) (Re
 	}
 	label := m.opts.handlerText(h.id)
 	return m.RegisterSingleHandler(h.id, func(payload []byte) ([]byte, *RemoteErr) {
-		return h.serve(label, payload, handle)
+		return h.serve(label, m.opts.MaxNesting, payload, handle)
 	}, subroute...)
 }
 
@@ -89,14 +92,14 @@ func (h *SingleHandler[Req, Resp]) RegisterContext(m *Manager, handle func(ctx c
 	}
 	label := m.opts.handlerText(h.id)
 	return m.RegisterSingleHandlerContext(h.id, func(ctx context.Context, payload []byte) ([]byte, *RemoteErr) {
-		return h.serve(label, payload, func(req Req) (Resp, *RemoteErr) { return handle(ctx, req) })
+		return h.serve(label, m.opts.MaxNesting, payload, func(req Req) (Resp, *RemoteErr) { return handle(ctx, req) })
 	}, subroute...)
 }
 
 // serve decodes a request, and encodes what handle answers. It owns payload.
-func (h *SingleHandler[Req, Resp]) serve(label string, payload []byte, handle func(req Req) (Resp, *RemoteErr)) ([]byte, *RemoteErr) {
+func (h *SingleHandler[Req, Resp]) serve(label string, nesting int, payload []byte, handle func(req Req) (Resp, *RemoteErr)) ([]byte, *RemoteErr) {
 	req := h.reqs.get()
-	err := decode(req, payload)
+	err := decode(req, payload, nesting)
 	PutByteBuffer(payload)
 	if err != nil {
 		return nil, NewRemoteErrf("grid: handler %s: request: %v", label, err)
@@ -154,7 +157,7 @@ func (h *SingleHandler[Req, Resp]) Call(ctx context.Context, conn Requester, req
 		return zero, nil
 	}
 	resp := h.resps.get()
-	err = decode(resp, answer)
+	err = decode(resp, answer, maxNesting(conn))
 	PutByteBuffer(answer)
 	if err != nil {
 		return zero, fmt.Errorf("grid: handler %s: response: %w", handlerLabel(conn, h.id), err)
@@ -162,15 +165,31 @@ func (h *SingleHandler[Req, Resp]) Call(ctx context.Context, conn Requester, req
 	return resp, nil
 }
 
-// handlerLabel is what a handler is called where conn, not nil, calls it.
-func handlerLabel(conn any, id HandlerID) string {
+// optionsOf are those of a connection that is not nil; nil for a Requester of the application's.
+func optionsOf(conn any) *ManagerOptions {
 	switch c := conn.(type) {
 	case *Connection:
-		return c.opts.handlerText(id)
+		return c.opts
 	case *Subroute:
-		return c.conn.opts.handlerText(id)
+		return c.conn.opts
 	}
-	return strconv.Itoa(int(id)) // a Requester of the application's
+	return nil
+}
+
+// handlerLabel is what a handler is called where conn calls it.
+func handlerLabel(conn any, id HandlerID) string {
+	if o := optionsOf(conn); o != nil {
+		return o.handlerText(id)
+	}
+	return strconv.Itoa(int(id))
+}
+
+// maxNesting bounds the answers that come by conn.
+func maxNesting(conn any) int {
+	if o := optionsOf(conn); o != nil {
+		return o.MaxNesting
+	}
+	return defaultNesting
 }
 
 // isNil reports whether a connection is missing, with or without a type.
@@ -206,12 +225,17 @@ func encode[T RoundTripper](v T) (b []byte, err error) {
 	return b, nil
 }
 
-// decode unmarshals b, all of it, into v. b stays the caller's. A panic becomes an error.
-func decode[T RoundTripper](v T, b []byte) (err error) {
+// decode unmarshals b, all of it, into v. b stays the caller's. It has looked through all of b
+// before: generated code makes room for what a header claims, and calls itself for what is nested,
+// which no recover helps against. A panic becomes an error.
+func decode[T RoundTripper](v T, b []byte, nesting int) (err error) {
 	defer recovered(&err, "decoding", v)
+	if err := wellformed.Check(b, nesting); err != nil {
+		return fmt.Errorf("decoding %T: %w", v, err)
+	}
 	rest, err := v.UnmarshalMsg(b)
 	if err != nil {
-		return fmt.Errorf("decoding %T: %w", v, err)
+		return fmt.Errorf("decoding %T: %w", v, clipError(err))
 	}
 	if len(rest) > 0 {
 		return fmt.Errorf("decoding %T: %d bytes are left over", v, len(rest))
@@ -221,8 +245,20 @@ func decode[T RoundTripper](v T, b []byte) (err error) {
 
 func recovered(err *error, doing string, v any) {
 	if p := recover(); p != nil {
-		*err = fmt.Errorf("%s %T: panic: %v", doing, v, p)
+		*err = fmt.Errorf("%s %T: panic: %s", doing, v, clipTo(fmt.Sprint(p), maxDecodeError))
 	}
+}
+
+// maxDecodeError is how much is kept, in bytes, of what a decoder says: it may repeat what the peer
+// has sent, as encoding/json does.
+const maxDecodeError = 1 << 10
+
+// clipError is err, or where its text is long an error of the beginning of that.
+func clipError(err error) error {
+	if text := err.Error(); len(text) > maxDecodeError {
+		return errors.New(clipTo(text, maxDecodeError))
+	}
+	return err
 }
 
 // valuePool keeps payload values for reuse: those with a Recycle method by that, others by itself.

@@ -109,7 +109,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) register(m *Manager, in int, wit
 	noInput, label := closedChan[Req](), m.opts.handlerText(h.id)
 	e, err := newStreamEntry(route, h.OutCapacity, in, func(s *muxServer) {
 		decodeRequest := func(b []byte) (Req, error) {
-			v, err := h.decodeRequest(b)
+			v, err := decodeNext(&h.reqs, b, m.opts.MaxNesting)
 			if err != nil {
 				err = fmt.Errorf("grid: handler %s: %w", label, err)
 			}
@@ -119,7 +119,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) register(m *Manager, in int, wit
 			var p Payload
 			if withPayload {
 				p = h.payloads.get()
-				err := decode(p, payload)
+				err := decode(p, payload, m.opts.MaxNesting)
 				PutByteBuffer(payload)
 				if err != nil {
 					return NewRemoteErrf("grid: handler %s: payload: %v", label, err)
@@ -176,11 +176,6 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) withPayload() bool {
 	return h.WithPayload && !h.noPayload.Load()
 }
 
-// decodeRequest owns b.
-func (h *StreamTypeHandler[Payload, Req, Resp]) decodeRequest(b []byte) (Req, error) {
-	return decodeNext(&h.reqs, b)
-}
-
 func (h *StreamTypeHandler[Payload, Req, Resp]) encodeResponse(v Resp) ([]byte, error) {
 	if h.sharedResp {
 		return encode(v)
@@ -199,10 +194,10 @@ func encodeLast[T RoundTripper](p *valuePool[T], v T) (b []byte, err error) {
 
 // decodeNext decodes a message of a stream. It owns b. It runs on goroutines of grid: a panic of
 // the application's becomes an error.
-func decodeNext[T RoundTripper](p *valuePool[T], b []byte) (v T, err error) {
+func decodeNext[T RoundTripper](p *valuePool[T], b []byte, nesting int) (v T, err error) {
 	defer recovered(&err, "making", v)
 	v = p.get()
-	err = decode(v, b)
+	err = decode(v, b, nesting)
 	PutByteBuffer(b)
 	if err != nil {
 		var zero T
@@ -274,7 +269,7 @@ func (s *TypedStream[Req, Resp]) CloseSend() {
 // message that can't be decoded ends the stream with an error on both sides.
 func (s *TypedStream[Req, Resp]) Results(next func(resp Resp) error) error {
 	return s.mux.results(func(b []byte) error {
-		v, err := decodeNext(s.resps, b)
+		v, err := decodeNext(s.resps, b, maxNesting(s.conn))
 		if err != nil {
 			err = fmt.Errorf("grid: handler %s: %w", handlerLabel(s.conn, s.id), err)
 			s.mux.fail(err)

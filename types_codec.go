@@ -3,8 +3,6 @@ package grid
 import (
 	"encoding/binary"
 	"fmt"
-	"math"
-	"math/bits"
 	"sync"
 
 	"github.com/tinylib/msgp/msgp"
@@ -16,7 +14,6 @@ import (
 const (
 	leadStr32 = 0xdb
 	leadBin32 = 0xc6
-	leadExt32 = 0xc9
 )
 
 // checkCount refuses a header that claims more entries than the rest of the input can hold, at
@@ -33,25 +30,6 @@ func checkCount(n uint32, each int, rest []byte) error {
 func checkLength(b []byte) error {
 	if len(b) >= 5 && (b[0] == leadStr32 || b[0] == leadBin32) {
 		return checkCount(binary.BigEndian.Uint32(b[1:]), 1, b[5:])
-	}
-	return nil
-}
-
-// checkSkipped refuses a string, bin or extension that claims almost 4 GiB, which nobody has sent.
-// Where int has 32 bits, msgp.Skip takes the sum of such a length and its head's for a small one:
-// it returns no error, and with a sum of 0 it does not get on, as often as an array around it
-// claims. Among other bytes the five come by a chance of one in 2^35.
-func checkSkipped(b []byte) error {
-	if bits.UintSize > 32 {
-		return nil
-	}
-	for i := 0; i+5 <= len(b); i++ {
-		switch b[i] {
-		case leadStr32, leadBin32, leadExt32:
-			if binary.BigEndian.Uint32(b[i+1:]) >= math.MaxUint32-5 {
-				return msgp.ErrShortBytes
-			}
-		}
 	}
 	return nil
 }
