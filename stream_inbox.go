@@ -203,8 +203,8 @@ func (b *inbox) abandonLocked() {
 	b.parts = nil
 }
 
-// discharge takes what waits out of the host's budget: nothing follows it, and nobody may come for
-// it.
+// discharge takes what waits, or is held, out of the host's budget: nothing follows it, and nobody
+// may come for it.
 func (b *inbox) discharge() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -212,7 +212,8 @@ func (b *inbox) discharge() {
 	b.budget = nil
 }
 
-// drop ends the inbox at once: what waits is thrown away.
+// drop ends the inbox at once: what waits is thrown away. What is held is in the hands of its
+// holder, and goes on counting.
 func (b *inbox) drop(err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -221,8 +222,14 @@ func (b *inbox) drop(err error) {
 		msg.drop()
 	}
 	b.queue, b.head = nil, 0
-	b.budget.Put(b.bytes)
-	b.bytes, b.held = 0, nil
+	kept := 0
+	for _, size := range b.held {
+		if size >= 0 {
+			kept += int(size) + messageCost
+		}
+	}
+	b.budget.Put(b.bytes - kept)
+	b.bytes = kept
 	b.abandonLocked()
 	// A clean end that lost messages would be a lie.
 	if !b.ended || b.err == nil && waited {
@@ -274,12 +281,10 @@ func (b *inbox) handedOn(n int, keepsUp bool) (grant int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for range n {
-		if len(b.held) > 0 { // else dropped meanwhile
-			if b.held[0] >= 0 {
-				b.takenLocked(int(b.held[0]))
-			}
-			b.held = slices.Delete(b.held, 0, 1)
+		if b.held[0] >= 0 {
+			b.takenLocked(int(b.held[0]))
 		}
+		b.held = slices.Delete(b.held, 0, 1)
 		grant += b.grantLocked(keepsUp)
 	}
 	return grant

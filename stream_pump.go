@@ -123,6 +123,7 @@ func (p *streamPump[In, Out]) Run() {
 				}
 			}
 		}
+		m.in.discharge()
 		m.seen.end(m.outcome())
 		if m.slot != nil {
 			m.slot.Release()
@@ -273,16 +274,12 @@ func (p *streamPump[In, Out]) grant(n int) {
 	}
 }
 
-// closeInput closes in. What an aborted stream's handler has not taken by then it does not get.
+// closeInput closes in. What is in it stays there, also where the stream was aborted: what can be
+// taken out of it goes from its head, and the handler, which may be reading, would see a hole. It
+// counts until the handler has returned.
 func (p *streamPump[In, Out]) closeInput() {
 	if p.in == nil {
 		return
-	}
-	for p.m.isAborted() && len(p.in) > 0 {
-		select {
-		case <-p.in:
-		default:
-		}
 	}
 	close(p.in)
 	var zero In

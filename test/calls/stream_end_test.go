@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -339,4 +340,75 @@ func TestStream_HandlerDoesNotCommitWhenTheLinkIsCut(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A handler whose stream is cancelled has read a prefix of what was sent: nothing that was given to
+// it is taken away from under it, so it never sees a hole.
+func TestStream_InputOfACancelledOneIsAPrefix(t *testing.T) {
+	streams := 3000
+	if testing.Short() {
+		streams = 1500
+	}
+	g := rig.NewTCP(t, 2, nil)
+	read := make(chan []byte, 1)
+	require.NoError(t, g.Manager(1).RegisterStreamingHandler(rig.Handler, grid.StreamHandler{
+		InCapacity: 16,
+		Handle: func(ctx context.Context, _ []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
+			<-ctx.Done() // so that it reads while its input is being closed
+			var all []byte
+			for b := range in {
+				all = append(all, b[0])
+				grid.PutByteBuffer(b)
+			}
+			read <- all
+			return nil
+		},
+	}))
+	for i := range streams {
+		ctx, cancel := context.WithCancel(t.Context())
+		s, err := g.Conn(0, 1).NewStream(ctx, rig.Handler, nil)
+		require.NoError(t, err)
+		for n := range 12 {
+			require.NoError(t, s.Send([]byte{byte(n)}))
+		}
+		for range i % 5 {
+			runtime.Gosched()
+		}
+		cancel()
+		for n, b := range <-read {
+			require.EqualValues(t, n, b, "stream %d", i)
+		}
+	}
+}
+
+// What a busy handler was given counts for as long as it runs, also where its stream has ended; then
+// it does not any more.
+func TestStream_InputOfACancelledOneCountsUntilItsHandlerReturns(t *testing.T) {
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		release := make(chan struct{})
+		require.NoError(t, g.Manager(1).RegisterStreamingHandler(rig.Handler, grid.StreamHandler{
+			InCapacity: 16,
+			Handle: func(_ context.Context, _ []byte, _ <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
+				<-release
+				return nil
+			},
+		}))
+		kept := func() int64 { return g.Conn(1, 0).Stats().KeptBytes }
+		ctx, cancel := context.WithCancel(t.Context())
+		s, err := c.NewStream(ctx, rig.Handler, nil)
+		require.NoError(t, err)
+		for range 16 {
+			require.NoError(t, s.Send(make([]byte, 10_000)))
+		}
+		s.CloseSend()
+		synctest.Wait()
+		require.Greater(t, kept(), int64(160_000))
+		cancel()
+		synctest.Wait()
+		require.Greater(t, kept(), int64(80_000), "what is in the handler's channel")
+		require.Less(t, kept(), int64(100_000), "what is not was dropped")
+		close(release)
+		synctest.Wait()
+		require.Zero(t, kept())
+	})
 }

@@ -23,6 +23,7 @@ func (s *served) dropped(why error) {
 	s.r.expectDropped(rawpeer.OpDisconnectClientMux, s.id, why)
 	<-s.ctx.Done()
 	require.ErrorIs(s.r, context.Cause(s.ctx), why)
+	s.drain()
 	s.requireClosed()
 	s.r.Quiet()
 }

@@ -97,6 +97,15 @@ func clientMsg(payload string) rawpeer.Msg {
 	return rawpeer.Msg{Op: rawpeer.OpMuxClientMsg, Flags: rawpeer.FlagCRC, Payload: []byte(payload)}
 }
 
+// drain takes what the handler's input still has: an aborted one keeps what it was given.
+func (s *served) drain() {
+	s.r.Helper()
+	synctest.Wait()
+	for range len(s.in) {
+		grid.PutByteBuffer(<-s.in)
+	}
+}
+
 // requireClosed requires that the handler's input has ended.
 func (s *served) requireClosed() {
 	s.r.Helper()
