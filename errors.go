@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 )
 
@@ -54,8 +55,8 @@ var (
 // A call returns it as *RemoteErr, wrapped if it is [ErrOverloaded] as well. [errors.As] finds it
 // with a *RemoteErr or a RemoteErr as the target. [errors.Is] compares the text, so a remote's
 // answer can be told by the sentinel that its handler returned; local conditions are excepted: a
-// RemoteErr never is one of the errors of this package, [context.Canceled] or
-// [context.DeadlineExceeded], whatever its text.
+// RemoteErr never is one of the errors of this package, [context.Canceled],
+// [context.DeadlineExceeded] or [io.EOF], whatever its text.
 type RemoteErr string
 
 // NewRemoteErr makes a RemoteErr with the text of err. It returns nil for nil, and err itself where
@@ -97,13 +98,21 @@ func (r RemoteErr) Error() string { return string(r) }
 func (r RemoteErr) Is(target error) bool {
 	switch target {
 	case nil, ErrDisconnected, ErrUnknownHandler, ErrHandlerAlreadyExists, ErrIncorrectSequence,
-		ErrFlowControl, ErrMessageTooLarge, ErrOverloaded, ErrProtocol, context.Canceled, context.DeadlineExceeded:
+		ErrFlowControl, ErrMessageTooLarge, ErrOverloaded, ErrProtocol, context.Canceled, context.DeadlineExceeded, io.EOF:
 		return false
 	}
 	if p, ok := target.(*RemoteErr); ok {
 		return p != nil && *p == r
 	}
-	return string(r) == target.Error()
+	text, ok := textOf(target)
+	return ok && string(r) == text
+}
+
+// textOf is the text of an error, if it has one: a nil pointer or an error that is not complete may
+// panic when it is asked.
+func textOf(err error) (text string, ok bool) {
+	defer func() { _ = recover() }()
+	return err.Error(), true
 }
 
 // As sets a *RemoteErr or **RemoteErr target, for [errors.As], and reports whether target was one.

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"net"
+	"net/url"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -78,7 +81,6 @@ func TestError_RemoteErrIsComparesTheText(t *testing.T) {
 	notFound := errors.New("file not found")
 	require.ErrorIs(t, NewRemoteErr(notFound), notFound, "the sentinel of the handler")
 	require.ErrorIs(t, fmt.Errorf("call: %w", NewRemoteErr(notFound)), notFound)
-	require.ErrorIs(t, NewRemoteErr(io.EOF), io.EOF)
 	require.NotErrorIs(t, NewRemoteErr(fmt.Errorf("a: %w", notFound)), notFound, "only the whole text counts")
 	require.NotErrorIs(t, NewRemoteErr(notFound), io.EOF)
 	require.NotErrorIs(t, notFound, NewRemoteErr(notFound), "a local error is no remote one")
@@ -90,9 +92,22 @@ func TestError_RemoteErrIsComparesTheText(t *testing.T) {
 	require.False(t, errors.Is(r, nil))
 }
 
+// Targets that can't say their text are no targets, and no panic.
+func TestError_OddTargetsOfIsAreNone(t *testing.T) {
+	r := NewRemoteErrString("x")
+	for _, target := range []error{
+		(*fs.PathError)(nil), &fs.PathError{}, (*url.Error)(nil), &url.Error{}, (*net.OpError)(nil), &net.OpError{},
+		(*limitError)(nil), &disconnectError{}, (*overloadedRemote)(nil), &overloadedRemote{}, (*RemoteErr)(nil),
+	} {
+		require.False(t, errors.Is(r, target), "%T", target)
+		require.False(t, errors.Is(fmt.Errorf("call: %w", r), target), "%T", target)
+	}
+	require.False(t, (&limitError{}).Is((*fs.PathError)(nil)))
+}
+
 // Whatever a remote says, it can't look like something that happened here.
 func TestError_RemoteErrIsNeverALocalCondition(t *testing.T) {
-	for _, local := range []error{ErrDisconnected, context.Canceled, context.DeadlineExceeded} {
+	for _, local := range []error{ErrDisconnected, context.Canceled, context.DeadlineExceeded, io.EOF} {
 		for _, err := range []error{NewRemoteErr(local), RemoteErr(local.Error()), fmt.Errorf("call: %w", NewRemoteErr(local))} {
 			require.NotErrorIs(t, err, local)
 			require.True(t, IsRemoteErr(err))
