@@ -232,6 +232,8 @@ const (
 	frameOverhead     = 1 << 20
 	maxMaxMessageSize = 1<<31 - 1 - frameOverhead
 	defaultNesting    = 1000
+	// maxInterval is a month: some of these travel as milliseconds in 32 bits, and they are doubled.
+	maxInterval = 30 * 24 * time.Hour
 )
 
 // withDefaults checks o and returns a copy of it that is complete.
@@ -278,8 +280,8 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 		if *d.d == 0 {
 			*d.d = d.def
 		}
-		if *d.d < time.Millisecond {
-			return nil, fmt.Errorf("grid: %s is %v, must be at least 1ms", d.name, *d.d)
+		if *d.d < time.Millisecond || *d.d > maxInterval {
+			return nil, fmt.Errorf("grid: %s is %v, must be 1ms to %v", d.name, *d.d, maxInterval)
 		}
 	}
 	o.HandlerNames = maps.Clone(o.HandlerNames)

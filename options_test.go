@@ -9,6 +9,7 @@ import (
 	"go/parser"
 	"go/token"
 	"log/slog"
+	"math"
 	"reflect"
 	"regexp"
 	"strings"
@@ -104,6 +105,9 @@ func TestOptions_BadOnesAreNamed(t *testing.T) {
 		{"tiny ping interval", func(o *ManagerOptions) { o.PingInterval = 1 }, "PingInterval is 1ns"},
 		{"negative stream ping interval", func(o *ManagerOptions) { o.StreamPingInterval = -1 }, "StreamPingInterval is -1ns"},
 		{"negative write timeout", func(o *ManagerOptions) { o.WriteTimeout = -1 }, "WriteTimeout is -1ns"},
+		{"ping interval without end", func(o *ManagerOptions) { o.PingInterval = math.MaxInt64 }, "PingInterval is 2562047h47m16.854775807s, must be 1ms to 720h0m0s"},
+		{"stream ping interval without end", func(o *ManagerOptions) { o.StreamPingInterval = math.MaxInt64 }, "StreamPingInterval is 2562047h"},
+		{"negative nesting", func(o *ManagerOptions) { o.MaxNesting = -1 }, "MaxNesting is -1"},
 		{"negative handshake timeout", func(o *ManagerOptions) { o.HandshakeTimeout = -1 }, "HandshakeTimeout is -1ns"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

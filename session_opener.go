@@ -67,6 +67,10 @@ func (o *opener) open(p parcel) (workers.Task, error) {
 			return nil, nil
 		}
 	}
+	if p.Sub != nil {
+		// What says which handler runs is the subroute's ID; the field is not compared with it.
+		p.Handler = HandlerID(p.Sub[0])
+	}
 	h := o.s.conn.handlers.lookup(p.Handler, p.Sub)
 	if !h.serves(p.Op) {
 		o.refuse(p.message, o.s.opts.noHandlerText(p.message, h))

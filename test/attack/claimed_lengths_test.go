@@ -211,7 +211,7 @@ func TestHandshake_ConnectThatClaimsEverything(t *testing.T) {
 		for _, claim := range claims() {
 			payloads = append(payloads, inEveryPlace([]string{"ID", "Host", "Time", "Token", "Caps"}, claim)...)
 		}
-		for _, n := range []int{1000, 60_000} {
+		for _, n := range []int{33, 1000, 60_000} {
 			for _, key := range []string{"New", "Host", "Time"} {
 				payloads = append(payloads, append(msgp.AppendString(msgp.AppendMapHeader(nil, 1), key), deep(n)...))
 			}
@@ -231,11 +231,11 @@ func TestHandshake_ConnectThatClaimsEverything(t *testing.T) {
 		a.Logged("handshake failed")
 		a.RequireGrown(2 << 20)
 
-		// What nobody knows is skipped, also if it is deep.
+		// What nobody knows is skipped, also if it is nested.
 		hello := rawpeer.Connect{ID: make([]byte, 16), Host: a.Raw, Time: time.Now(), Token: rig.AttackToken}.Encode()
 		hello[0]++
 		p := a.Next()
-		p.Send(rawpeer.Msg{Op: rawpeer.OpConnect, Payload: append(msgp.AppendString(hello, "New"), deep(60_000)...)})
+		p.Send(rawpeer.Msg{Op: rawpeer.OpConnect, Payload: append(msgp.AppendString(hello, "New"), deep(20)...)})
 		p.Expect(rawpeer.OpConnectResponse)
 		a.Echoes(p)
 	})
@@ -264,7 +264,7 @@ func TestHandshake_ConnectResponseThatClaimsEverything(t *testing.T) {
 			p.Expect(rawpeer.OpConnect)
 			answer := rawpeer.ConnectResponse{ID: make([]byte, 16), Accepted: true}.Encode()
 			answer[0]++
-			p.Send(rawpeer.Msg{Op: rawpeer.OpConnectResponse, Payload: append(msgp.AppendString(answer, "New"), deep(60_000)...)})
+			p.Send(rawpeer.Msg{Op: rawpeer.OpConnectResponse, Payload: append(msgp.AppendString(answer, "New"), deep(20)...)})
 			a.Session()
 			a.Echoes(p)
 		})

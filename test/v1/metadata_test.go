@@ -158,3 +158,29 @@ func TestMetadata_ThatMeansNothing(t *testing.T) {
 		r.Alive()
 	})
 }
+
+// Under a subroute the handler is found by the subroute's ID, which has the handler's in it. That is
+// the one that interceptors hear of, whatever the message says beside it.
+func TestInterceptor_HearsOfTheHandlerThatRuns(t *testing.T) {
+	const runs, said = rig.Handler, 77
+	seen := new(servedCalls)
+	inWire(t, rawpeer.Config{Caps: rig.AllCaps}, func(o *grid.ManagerOptions) { o.ServeInterceptors = []grid.ServeInterceptor{seen} }, func(r *wire) {
+		seen.calls = nil
+		require.NoError(r, r.Node.RegisterSingleHandler(runs, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }, "disk"))
+		require.NoError(r, r.Node.RegisterStreamingHandler(runs+1, grid.StreamHandler{Subroute: "disk", Handle: func(context.Context, []byte, <-chan []byte, chan<- []byte) *grid.RemoteErr { return nil }}))
+		r.Peer.Send(rawpeer.Msg{
+			MuxID: 1, Handler: said, Op: rawpeer.OpRequest, Flags: rawpeer.FlagEOF | rawpeer.FlagSubroute,
+			DeadlineMS: 1000, Payload: []byte("x"), Subroute: rawpeer.SubrouteID(uint8(runs), "disk"),
+		})
+		require.Equal(r, "x", string(r.Peer.Expect(rawpeer.OpResponse).Payload))
+		r.Peer.Send(rawpeer.Msg{
+			MuxID: 2, Handler: said, Op: rawpeer.OpConnectMux, Flags: rawpeer.FlagEOF | rawpeer.FlagSubroute,
+			Subroute: rawpeer.SubrouteID(uint8(runs+1), "disk"),
+		})
+		r.Peer.Expect(rawpeer.OpAckMux)
+		synctest.Wait()
+		require.Len(r, seen.calls, 2)
+		require.Equal(r, runs, seen.calls[0].Handler)
+		require.Equal(r, runs+1, seen.calls[1].Handler)
+	})
+}
