@@ -203,8 +203,9 @@ func redact(text string, tokens ...string) string {
 
 // redactError is err, or where its text repeats one of the tokens, an error with that taken out.
 func redactError(err error, tokens ...string) error {
-	if text := err.Error(); redact(text, tokens...) != text {
-		return errors.New(redact(text, tokens...))
+	text := err.Error()
+	if clean := redact(text, tokens...); clean != text {
+		return errors.New(clean)
 	}
 	return err
 }

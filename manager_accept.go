@@ -51,8 +51,8 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 	}
 }
 
-// respondForbidden tells no stranger more than it must; but who has the key can't be told by the handshake
-// that clocks differ.
+// respondForbidden tells no stranger more than it must; but who has the key can't be told by the
+// handshake that clocks differ.
 func respondForbidden(w http.ResponseWriter, reason error) {
 	text := "grid: forbidden"
 	if errors.Is(reason, token.ErrTime) {
