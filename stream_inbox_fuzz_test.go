@@ -14,23 +14,23 @@ import (
 
 // inboxModel is what an inbox must do, without buffers, windows and credits in numbers.
 type inboxModel struct {
-	t         *testing.T
-	b         *inbox
-	wide      bool
-	known     bool
-	capacity  int
-	sent      int // messages that went in
-	taken     int
-	held      int // of taken, those not passed on yet
-	heldBytes int // theirs, of bytes
-	granted   int
-	widest    int // window so far
-	waiting   []string
-	bytes     int
-	ended     bool
-	err       error
-	budget    limit.Budget
-	idle      bool // the consumer found nothing, and waits
+	t        *testing.T
+	b        *inbox
+	wide     bool
+	known    bool
+	capacity int
+	sent     int // messages that went in
+	taken    int
+	held     []int // of taken, those not passed on yet: what each counts
+	handed   int   // of held, those that the handler has taken
+	granted  int
+	widest   int // window so far
+	waiting  []string
+	bytes    int
+	ended    bool
+	err      error
+	budget   limit.Budget
+	idle     bool // the consumer found nothing, and waits
 }
 
 // FuzzInbox drives the receiving end of a stream: nothing lost, repeated or out of order, no sender
@@ -42,8 +42,9 @@ func FuzzInbox(f *testing.F) {
 	f.Add([]byte{1, 1, 7, 0, 7, 0, 7, 0, 7, 0, 7, 255, 7, 255, 7, 255, 5})
 	f.Add([]byte{2, 0, 0, 0, 0, 0, 0, 0, 6, 1, 5, 0})
 	f.Add([]byte{1, 16, 0, 1, 0, 2, 0, 3, 1, 0, 4, 1, 1, 0, 5, 0, 6, 0, 7, 0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 1, 1, 0, 1, 0, 1, 1, 1, 1})
-	f.Add([]byte{1, 8, 0, 2, 4, 0, 5})                             // dropped after a good end
-	f.Add(append([]byte{1, 8}, bytes.Repeat([]byte{7, 1}, 40)...)) // a window that grows as far as it may
+	f.Add([]byte{0, 8, 0, 2, 0, 3, 0, 4, 2, 2, 8, 1, 5, 2, 8, 1, 3, 0}) // dropped while some are held
+	f.Add([]byte{1, 8, 0, 2, 4, 0, 5})                                  // dropped after a good end
+	f.Add(append([]byte{1, 8}, bytes.Repeat([]byte{7, 1}, 40)...))      // a window that grows as far as it may
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if len(data) > 200 {
 			return // the interest is in what, not in how much
@@ -53,8 +54,9 @@ func FuzzInbox(f *testing.F) {
 		m := &inboxModel{t: t, b: new(inbox), wide: kind&1 != 0, known: kind&2 == 0, capacity: p.n(20)}
 		m.budget.Init(math.MaxInt)
 		m.b.init(m.capacity, m.known, m.wide)
+		m.b.setHolder(m)
 		for !p.done() {
-			switch p.n(8) {
+			switch p.n(9) {
 			case 0:
 				m.push(pick(p, inboxSizes...))
 			case 1:
@@ -69,6 +71,8 @@ func FuzzInbox(f *testing.F) {
 				m.drop()
 			case 6:
 				m.end(errors.New("ended"), p)
+			case 8:
+				m.recount(p)
 			case 7: // all that may be sent, and all of it consumed
 				size, most := pick(p, inboxSizes...), 600
 				if size > 100 {
@@ -89,7 +93,7 @@ func FuzzInbox(f *testing.F) {
 		m.take() // the end, if it has come
 		m.pass(p)
 		m.check()
-		if !m.ended && m.capacity > 0 && m.known && m.held == 0 {
+		if !m.ended && m.capacity > 0 && m.known && len(m.held) == 0 {
 			require.Positive(t, m.free(), "the sender is stuck")
 		}
 	})
@@ -159,17 +163,31 @@ func (m *inboxModel) take() {
 func (m *inboxModel) hold() {
 	before := m.bytes
 	if m.got(m.b.hold()) {
-		m.held++
-		m.heldBytes += before - m.bytes
+		m.held = append(m.held, before-m.bytes)
 		m.bytes = before // until it is passed
 	}
 }
 
 func (m *inboxModel) pass(p *program) {
-	m.granted += m.b.handedOn(m.held, p.byte()&1 == 0)
-	m.bytes -= m.heldBytes
-	m.held, m.heldBytes = 0, 0
+	m.granted += m.b.handedOn(len(m.held), p.byte()&1 == 0)
+	for _, n := range m.held {
+		m.bytes -= n
+	}
+	m.held, m.handed = nil, 0
 }
+
+// recount has the handler take some of what is held, which counts no more from then on.
+func (m *inboxModel) recount(p *program) {
+	m.handed += p.n(len(m.held) - m.handed + 1)
+	m.b.recount()
+	for i := range m.handed {
+		m.bytes -= m.held[i]
+		m.held[i] = 0
+	}
+}
+
+// holds implements holder.
+func (m *inboxModel) holds() int { return len(m.held) - m.handed }
 
 func (m *inboxModel) end(err error, p *program) {
 	if p.byte()&3 != 0 { // not too soon
@@ -188,7 +206,10 @@ func (m *inboxModel) drop() {
 	if !m.ended || m.err == nil && len(m.waiting) > 0 {
 		m.ended, m.err = true, dropped
 	}
-	m.waiting, m.bytes, m.heldBytes = nil, 0, 0
+	m.waiting, m.bytes = nil, 0
+	for _, n := range m.held { // they are in the hands of the handler
+		m.bytes += n
+	}
 }
 
 func (m *inboxModel) check() {
@@ -196,7 +217,7 @@ func (m *inboxModel) check() {
 		require.Len(m.t, m.b.signal, 1, "the consumer is not woken")
 	}
 	if !m.wide {
-		require.LessOrEqual(m.t, m.granted, m.taken-m.held, "a credit for nothing")
+		require.LessOrEqual(m.t, m.granted, m.taken-len(m.held), "a credit for nothing")
 	}
 	require.EqualValues(m.t, m.bytes, m.budget.Used())
 	if m.known {
