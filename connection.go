@@ -34,7 +34,8 @@ type Connection struct {
 	draining      *atomic.Bool    // the manager takes nothing new
 
 	lastMux atomic.Uint64 // never reset, so no ID is used twice
-	// What the host takes up here, for all sessions.
+	// What the host takes up here, for all sessions: each has a share of one of the manager's
+	// limits.
 	handlerSlots, streamSlots limit.Slots
 	hostBytes                 limit.Budget
 
@@ -74,11 +75,11 @@ func newConnection(m *Manager, remote string) *Connection {
 		draining: &m.draining,
 		limits:   make(map[string]*errlog.Log),
 	}
-	c.hostBytes.Init(m.opts.MaxHostBytes)
+	c.hostBytes.Init("MaxHostBytes", m.opts.MaxHostBytes, &m.limits.bytes)
 	c.ctx, c.cancel = context.WithCancelCause(m.ctx)
 	c.closing, c.managerEnds = c.ctx.Done(), m.closing
-	c.handlerSlots.Init("handlers", "MaxHandlers", m.opts.MaxHandlers, nil)
-	c.streamSlots.Init("streams", "MaxStreams", m.opts.MaxStreams, &c.handlerSlots)
+	c.handlerSlots.Init("handlers", "MaxHandlers", m.opts.MaxHandlers, &m.limits.handlers, nil)
+	c.streamSlots.Init("streams", "MaxStreams", m.opts.MaxStreams, &m.limits.streams, &c.handlerSlots)
 	if isSecure(c.local) && isSecure(c.remote) {
 		c.crc = 0
 	}
@@ -287,6 +288,9 @@ func (c *Connection) shutdown(reason error) {
 	for _, s := range c.sessions() {
 		s.close(reason)
 	}
+	c.hostBytes.Leave()
+	c.handlerSlots.Leave()
+	c.streamSlots.Leave()
 }
 
 // fault logs what went wrong, the first time and then once an hour.

@@ -131,6 +131,8 @@
 //     [ErrOverloaded] at once.
 //   - Payloads kept for one host: MaxHostBytes, 256 MiB, and waiting in one stream:
 //     MaxStreamBytes, 64 MiB.
+//   - All hosts together: MaxTotalBytes, MaxTotalHandlers and MaxTotalStreams, which go by the
+//     memory that the process may use, and are shared fairly between the hosts.
 //   - Handshakes in progress: MaxHandshakes, 128 or twice the number of hosts.
 //   - Capacities of a stream: 65536 messages.
 //   - Deadlines: 2^32-1 ms, about 49 days. A later one is sent as that.

@@ -70,6 +70,7 @@ type singleEntry struct {
 	contextFn SingleHandlerContextFn
 
 	subroute string
+	decodes  int    // see decodedCost
 	label    string // of the handler, for people; set by add
 	panics   errlog.Log
 }
@@ -79,6 +80,7 @@ type streamEntry struct {
 	serve                   func(m *muxServer)
 	subroute                string
 	outCapacity, inCapacity int
+	decodes, inputDecodes   int    // see decodedCost: of the payload, and of each message
 	label                   string // of the handler, for people; set by add
 	panics                  errlog.Log
 }
@@ -129,6 +131,14 @@ func (h handler) serves(o op) bool {
 		return h.stream != nil
 	}
 	return h.single != nil
+}
+
+// decodes is the decodedCost of the payload.
+func (h handler) decodes() int {
+	if h.single != nil {
+		return h.single.decodes
+	}
+	return h.stream.decodes
 }
 
 // handlerTable is never changed once it is published.
@@ -205,11 +215,14 @@ func (m *Manager) RegisterSingleHandler(id HandlerID, h SingleHandlerFn, subrout
 	if h == nil {
 		return nilHandlerError(m, id)
 	}
-	route, err := registeredSubroute(subroute)
-	if err != nil {
+	return m.registerSingle(id, &singleEntry{fn: h}, subroute)
+}
+
+func (m *Manager) registerSingle(id HandlerID, e *singleEntry, subroute []string) (err error) {
+	if e.subroute, err = registeredSubroute(subroute); err != nil {
 		return err
 	}
-	return m.handlers.add(id, route, handler{single: &singleEntry{fn: h, subroute: route}})
+	return m.handlers.add(id, e.subroute, handler{single: e})
 }
 
 // RegisterSingleHandlerContext is [Manager.RegisterSingleHandler] for a handler that wants a
@@ -218,11 +231,7 @@ func (m *Manager) RegisterSingleHandlerContext(id HandlerID, h SingleHandlerCont
 	if h == nil {
 		return nilHandlerError(m, id)
 	}
-	route, err := registeredSubroute(subroute)
-	if err != nil {
-		return err
-	}
-	return m.handlers.add(id, route, handler{single: &singleEntry{contextFn: h, subroute: route}})
+	return m.registerSingle(id, &singleEntry{contextFn: h}, subroute)
 }
 
 // RegisterStreamingHandler makes h serve streams to id. It may be called at any time, also while

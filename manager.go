@@ -33,6 +33,7 @@ type Manager struct {
 	unknown   errlog.Log      // handshakes of hosts that are not known, or too many
 	forbidden errlog.Log      // upgrades that were refused
 	incoming  incoming
+	limits    totals
 	secret    atomic.Pointer[token.Secret] // nil without SharedSecret
 	passes    token.Used                   // of hosts that dialled
 
@@ -64,6 +65,7 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	m.ctx, m.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	m.closing = m.ctx.Done()
 	m.handlers.init(opts)
+	m.limits.init(opts)
 	if opts.OnStateChange != nil {
 		m.stateHook = newStateHook(opts.OnStateChange, opts.Logger)
 		m.start(m.stateHook.run)

@@ -114,6 +114,7 @@ func (m *Manager) changeHosts(change func(hosts []string) []string) error {
 	for _, c := range removed {
 		c.shutdown(errRemoved)
 	}
+	m.limits.divide()
 	return err
 }
 

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gridrpc/grid/internal/memory"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
 
@@ -164,8 +165,10 @@ type ManagerOptions struct {
 	// arrived only in part, and of answers that wait to be sent, or go in fragments. What would go
 	// beyond is refused, and its caller gets [ErrOverloaded]: a request, a stream, or an answer
 	// that would have to wait; a stream's message ends its stream with that error on both sides.
-	// Each message that waits counts 168 bytes more, for what is around it. From half of the limit
-	// on the windows of streams do not grow. At least MaxMessageSize; the default is 256 MiB, or
+	// Each message that waits counts 168 bytes more, for what is around it. What a typed handler is
+	// given counts four times, as decoded it takes more than it did on the wire, but for [*Bytes];
+	// how much it may take in the end is the affair of its type. From half of the limit on the
+	// windows of streams do not grow. At least MaxMessageSize; the default is 256 MiB, or
 	// four times MaxMessageSize if that is more.
 	MaxHostBytes int
 
@@ -176,6 +179,25 @@ type ManagerOptions struct {
 	// takes large messages to get there. At least MaxMessageSize; the default is 64 MiB, or twice
 	// MaxMessageSize if that is more.
 	MaxStreamBytes int
+
+	// MaxTotalBytes is how many bytes may be kept for all hosts together, counted like
+	// MaxHostBytes. Half of it is divided among the hosts, as many as there are: that much each has
+	// whatever the others do. Beyond it a host may have as much as that leaves for the others, of
+	// the other half: so one host that takes all it can does not starve the rest. What would go
+	// beyond is refused as for MaxHostBytes; a single payload is taken where no host has more than
+	// its own. At least MaxMessageSize. The default is a quarter of the memory that the process may
+	// use, as NewManager finds it: GOMEMLIMIT, the limit of its control group, or what the machine
+	// has, whichever is least.
+	MaxTotalBytes int
+
+	// MaxTotalHandlers is how many handlers, streams included, may be running for all hosts
+	// together, shared like MaxTotalBytes. A call beyond is refused like one beyond MaxHandlers. The
+	// default is one for each 64 KiB of the memory that the process may use: 131072 for 8 GiB.
+	MaxTotalHandlers int
+
+	// MaxTotalStreams is how many of them may be streams. The default is three quarters of
+	// MaxTotalHandlers.
+	MaxTotalStreams int
 
 	// MaxQueuedBytes is how many bytes may wait to be sent to each host. Those who send more wait
 	// for room, for as long as their context lets them, in the order in which they came; but a call
@@ -232,6 +254,9 @@ const (
 	frameOverhead     = 1 << 20
 	maxMaxMessageSize = 1<<31 - 1 - frameOverhead
 	defaultNesting    = 1000
+	// handlerMemory is the memory of the process that there should be, in bytes, for each handler
+	// that may run. One takes a fraction of that; the rest is for what it works on.
+	handlerMemory = 64 << 10
 	// maxInterval is a month: some of these travel as milliseconds in 32 bits, and they are doubled.
 	maxInterval = 30 * 24 * time.Hour
 )
@@ -316,6 +341,10 @@ func (o *ManagerOptions) limits() (err error) {
 	size := o.MaxMessageSize
 	set("MaxHostBytes", &o.MaxHostBytes, size, math.MaxInt, max(256<<20, 4*int64(size)))
 	set("MaxStreamBytes", &o.MaxStreamBytes, size, math.MaxInt, max(64<<20, 2*int64(size)))
+	available := memory.Available()
+	set("MaxTotalBytes", &o.MaxTotalBytes, size, math.MaxInt, max(available/4, int64(size)))
+	set("MaxTotalHandlers", &o.MaxTotalHandlers, 1, math.MaxInt, max(available/handlerMemory, 128))
+	set("MaxTotalStreams", &o.MaxTotalStreams, 1, math.MaxInt, int64(o.MaxTotalHandlers-o.MaxTotalHandlers/4))
 	set("MaxQueuedBytes", &o.MaxQueuedBytes, 4<<10, math.MaxInt, pendingLimit)
 	if o.MaxHandshakes != 0 { // else it depends on the hosts
 		set("MaxHandshakes", &o.MaxHandshakes, 1, math.MaxInt, 0)

@@ -12,11 +12,14 @@ import (
 	"math"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid/internal/memory"
 )
 
 const testToken = "token"
@@ -223,11 +226,21 @@ func TestOptions_DefaultsAreTheDocumentedOnes(t *testing.T) {
 	docs := optionDocs(t)
 	stated := regexp.MustCompile(`default is (\d+)( MiB| KiB| s|)\b`)
 	o.MaxHandshakes = o.maxHandshakes(1) // which goes by the hosts that there are
+	// These go by the memory that there is.
+	available := memory.Available()
+	require.EqualValues(t, min(max(available/4, int64(o.MaxMessageSize)), math.MaxInt), o.MaxTotalBytes)
+	require.EqualValues(t, max(available>>16, 128), o.MaxTotalHandlers)
+	require.Equal(t, o.MaxTotalHandlers-o.MaxTotalHandlers/4, o.MaxTotalStreams)
+	byMemory := []string{"MaxTotalBytes", "MaxTotalHandlers", "MaxTotalStreams"}
 	v := reflect.ValueOf(*o)
 	for i := range v.NumField() {
 		name := v.Type().Field(i).Name
 		doc := docs[name]
 		require.NotEmpty(t, doc, "%s is not documented", name)
+		if slices.Contains(byMemory, name) {
+			require.Contains(t, doc, "The default is", name)
+			continue
+		}
 		var want string
 		if m := stated.FindStringSubmatch(doc); m != nil {
 			want = m[1] + m[2]

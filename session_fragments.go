@@ -2,6 +2,7 @@ package grid
 
 import (
 	"fmt"
+	"math"
 	"sync/atomic"
 	"time"
 
@@ -93,8 +94,8 @@ func (p parcel) addTo(parts **assembly) (payload arrived, whole bool, err error)
 	if size := before + len(p.Payload); size > p.maxSize {
 		return arrived{}, false, fmt.Errorf("%v for mux %d: %w", p.Op, p.MuxID, tooLargeError(size, p.maxSize))
 	}
-	if exceeded := p.budget.Take(len(p.Payload)); exceeded > 0 {
-		return arrived{}, false, hostBytesError(p.budget, exceeded)
+	if exceeded := p.budget.Take(len(p.Payload)); exceeded != nil {
+		return arrived{}, false, bytesError(exceeded)
 	}
 	if *parts == nil {
 		if !more {
@@ -126,9 +127,12 @@ func (p parcel) own() []byte {
 	return append(bytepool.Get(len(p.Payload)), p.Payload...)
 }
 
-// hostBytesError is that of a budget which is exceeded.
-func hostBytesError(b *limit.Budget, exceeded int64) error {
-	return overloadedf("MaxHostBytes", "%d bytes would be kept for this host, MaxHostBytes is %d", exceeded, b.Limit())
+// bytesError says that more would be kept than may be.
+func bytesError(e *limit.Exceeded) error {
+	if e.Pool > 0 {
+		return overloadedf(e.Option, "%d bytes would be kept for this host, whose share of %s, %d, is now %d", e.Would, e.Option, e.Pool, e.Limit)
+	}
+	return overloadedf(e.Option, "%d bytes would be kept for this host, %s is %d", e.Would, e.Option, e.Limit)
 }
 
 // arrived is a payload on its way to the application: in one buffer of its own, or in pieces. The
@@ -138,6 +142,28 @@ type arrived struct {
 	buf    []byte
 	parts  *assembly
 	budget *limit.Budget // that the payload was taken of; nil for none
+	// decoded is what was taken besides its size.
+	decoded int
+}
+
+// counts is how many bytes were taken of the budget.
+func (a arrived) counts() int { return a.size() + a.decoded }
+
+// decodes counts times its size more for the payload, for what it is decoded to. Alone it is never
+// too much.
+func (a *arrived) decodes(times int) error {
+	n := decodedSize(a.size(), times)
+	if exceeded := a.budget.Grow(a.size(), n); exceeded != nil {
+		return bytesError(exceeded)
+	}
+	a.decoded = n
+	return nil
+}
+
+// decodedSize is times size, or where that is too much for an int beside size, as much as there can
+// be.
+func decodedSize(size, times int) int {
+	return int(min(int64(size)*int64(times), int64(math.MaxInt-size)))
 }
 
 // size is the payload's length.
@@ -150,7 +176,7 @@ func (a arrived) size() int {
 
 // join returns the payload in one buffer, which is the caller's. It is called once.
 func (a arrived) join() []byte {
-	a.budget.Put(a.size())
+	a.budget.Put(a.counts())
 	if a.parts != nil {
 		return a.parts.join()
 	}
@@ -159,14 +185,14 @@ func (a arrived) join() []byte {
 
 // claim is join for a payload that goes on counting, until the charge is released.
 func (a arrived) claim() ([]byte, limit.Charge) {
-	c := limit.Charge{Budget: a.budget, Bytes: a.size()}
+	c := limit.Charge{Budget: a.budget, Bytes: a.counts()}
 	a.budget = nil
 	return a.join(), c
 }
 
 // drop gives the payload's buffers back, in place of join.
 func (a arrived) drop() {
-	a.budget.Put(a.size())
+	a.budget.Put(a.counts())
 	if a.parts != nil {
 		a.parts.drop()
 	}

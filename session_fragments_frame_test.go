@@ -28,7 +28,7 @@ func TestFragments_KeepAFrameOnlyForAGoodPartOfIt(t *testing.T) {
 		{10 << 20, 10<<20 + 100, true},
 	} {
 		var budget limit.Budget
-		budget.Init(1 << 30)
+		budget.Init("MaxHostBytes", 1<<30, nil)
 		in := &intake{frame: frame{buf: make([]byte, c.buffer)}, now: time.Now(), maxSize: maxMaxMessageSize, budget: &budget}
 		payload := in.frame.buf[:c.size]
 		for i := range payload {

@@ -88,7 +88,17 @@ func (o *opener) open(p parcel) (workers.Task, error) {
 		as.slots.Release()
 		return nil, o.refuseOverload(p.message, err)
 	}
-	return as.task(p, h, payload, p.deadline(p.now)), nil
+	return o.begin(as, p, h, payload, p.deadline(p.now))
+}
+
+// begin makes the task of an opening that is complete, and has a slot, or refuses it.
+func (o *opener) begin(as *admission, p parcel, h handler, payload arrived, deadline time.Time) (workers.Task, error) {
+	if err := payload.decodes(h.decodes()); err != nil {
+		payload.drop()
+		as.slots.Release()
+		return nil, o.refuseOverload(p.message, err)
+	}
+	return as.task(p, h, payload, deadline), nil
 }
 
 // streamTask makes the serving end of a stream that is complete, and has a slot. It returns nil if
@@ -118,9 +128,8 @@ func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.
 // admit takes a slot for a handler, or says why there is none.
 func (o *opener) admit(m *message, slots *limit.Slots) error {
 	s := o.s
-	if full := slots.Acquire(); full != nil {
-		err := overloadedf(full.Option(), "handler %s refused: %d %s are running for this host, the limit of %s",
-			s.opts.handlerText(m.Handler), full.Limit(), full.Kind(), full.Option())
+	if full, exceeded := slots.Acquire(); full != nil {
+		err := s.opts.slotsError(m.Handler, full.Kind(), exceeded)
 		s.overload(err)
 		return err
 	}
@@ -130,6 +139,15 @@ func (o *opener) admit(m *message, slots *limit.Slots) error {
 		return fmt.Errorf("grid: %w", errShuttingDown)
 	}
 	return nil
+}
+
+// slotsError says that more handlers of a kind would run than may.
+func (o *ManagerOptions) slotsError(id HandlerID, kind string, e *limit.Exceeded) error {
+	limit := "the limit of " + e.Option
+	if e.Pool > 0 {
+		limit = fmt.Sprintf("its share of %s, %d, is now %d", e.Option, e.Pool, e.Limit)
+	}
+	return overloadedf(e.Option, "handler %s refused: %d %s are running for this host, %s", o.handlerText(id), e.Would-1, kind, limit)
 }
 
 // refuse answers a request or an open with an error. The handler, the deadline and EOF are
@@ -274,7 +292,7 @@ func (o *opener) resume(p parcel) (workers.Task, error) {
 		return nil, nil
 	}
 	p.Handler, p.Metadata = pending.handler, pending.metadata
-	return pending.as.task(p, pending.found, payload, pending.deadline), nil
+	return o.begin(pending.as, p, pending.found, payload, pending.deadline)
 }
 
 // giveUp drops an opening that will not be completed. It reports whether there was one.

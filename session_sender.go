@@ -127,8 +127,8 @@ func (snd *sender) sendResponse(m *message, buf []byte, deadline time.Time) (dro
 		return err
 	}
 	charge := limit.Charge{Budget: &snd.s.conn.hostBytes, Bytes: len(m.Payload)}
-	if exceeded := charge.Budget.Take(charge.Bytes); exceeded > 0 {
-		err := hostBytesError(charge.Budget, exceeded)
+	if exceeded := charge.Budget.Take(charge.Bytes); exceeded != nil {
+		err := bytesError(exceeded)
 		snd.s.overload(err)
 		charge.Bytes = 0
 		dropped = answerDropped(err)

@@ -39,10 +39,12 @@ type inbox struct {
 	err   error     // how it ended; nil is well
 	parts *assembly // what has arrived of the next message
 
-	bytes  int           // that wait, or are held
-	held   []int32       // sizes of the messages that are held, -1 for those that do not count any more
-	holder holder        // who holds them
-	budget *limit.Budget // that they were taken of; nil once they do not count any more
+	bytes  int     // that wait, or are held
+	held   []int32 // sizes of the messages that are held, -1 for those that do not count any more
+	holder holder  // who holds them
+	// Those that are held are decoded: times is the decodedCost of each, and decoded that of all.
+	times, decoded int
+	budget         *limit.Budget // that they were taken of; nil once they do not count any more
 
 	window credit.Window
 }
@@ -128,7 +130,7 @@ func (b *inbox) recountLocked() {
 	}
 	for i := range max(len(b.held)-b.holder.holds(), 0) {
 		if b.held[i] >= 0 {
-			b.takenLocked(int(b.held[i]))
+			b.releasedLocked(int(b.held[i]))
 			b.held[i] = -1 // handedOn will find it counted
 		}
 	}
@@ -145,9 +147,9 @@ type holder interface {
 // on.
 func (b *inbox) pushLocked(msg arrived) error {
 	// With what is around it, a message of just the limit fits.
-	if exceeded := msg.budget.TakeBeyond(messageCost, messageCost); exceeded > 0 {
+	if exceeded := msg.budget.TakeBeyond(messageCost, messageCost); exceeded != nil {
 		msg.drop()
-		return hostBytesError(msg.budget, exceeded)
+		return bytesError(exceeded)
 	}
 	b.bytes += msg.size() + messageCost
 	b.budget, msg.budget = msg.budget, nil // counted here from now on
@@ -208,7 +210,7 @@ func (b *inbox) abandonLocked() {
 func (b *inbox) discharge() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.budget.Put(b.bytes)
+	b.budget.Put(b.bytes + b.decoded)
 	b.budget = nil
 }
 
@@ -251,22 +253,40 @@ func (b *inbox) take() (msg arrived, grant int, ok, ended bool, err error) {
 	return msg, grant, ok, ended, err
 }
 
-// setHolder says who calls hold.
-func (b *inbox) setHolder(h holder) {
+// setHolder says who calls hold, and the decodedCost of what it then has.
+func (b *inbox) setHolder(h holder, times int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.holder = h
+	b.holder, b.times = h, times
 }
 
 // hold is take for a consumer that has to pass the message on first: it counts as taken, and its
-// credit is due, when that calls handedOn.
+// credit is due, when that calls handedOn. An error without ended is that of a limit: the message
+// was dropped, and the stream is to end.
 func (b *inbox) hold() (msg arrived, ok, ended bool, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if msg, ok, ended, err = b.nextLocked(); ok {
-		b.held = append(b.held, int32(msg.size()))
+	if msg, ok, ended, err = b.nextLocked(); !ok {
+		return msg, ok, ended, err
 	}
-	return msg, ok, ended, err
+	size := msg.size()
+	n := decodedSize(size, b.times)
+	if exceeded := b.budget.Grow(size+messageCost, n); exceeded != nil {
+		msg.drop()
+		b.takenLocked(size)
+		return arrived{}, false, false, bytesError(exceeded)
+	}
+	b.decoded += n
+	b.held = append(b.held, int32(size))
+	return msg, true, false, nil
+}
+
+// releasedLocked is takenLocked for a message that was held.
+func (b *inbox) releasedLocked(size int) {
+	n := decodedSize(size, b.times)
+	b.takenLocked(size)
+	b.decoded -= n
+	b.budget.Put(n)
 }
 
 // takenLocked says that a message of that size waits no more.
@@ -282,7 +302,7 @@ func (b *inbox) handedOn(n int, keepsUp bool) (grant int) {
 	defer b.mu.Unlock()
 	for range n {
 		if b.held[0] >= 0 {
-			b.takenLocked(int(b.held[0]))
+			b.releasedLocked(int(b.held[0]))
 		}
 		b.held = slices.Delete(b.held, 0, 1)
 		grant += b.grantLocked(keepsUp)

@@ -22,6 +22,7 @@ type inboxModel struct {
 	sent     int // messages that went in
 	taken    int
 	held     []int // of taken, those not passed on yet: what each counts
+	times    int   // what each counts besides its size when it is held
 	handed   int   // of held, those that the handler has taken
 	granted  int
 	widest   int // window so far
@@ -52,9 +53,10 @@ func FuzzInbox(f *testing.F) {
 		p := &program{data}
 		kind := p.byte()
 		m := &inboxModel{t: t, b: new(inbox), wide: kind&1 != 0, known: kind&2 == 0, capacity: p.n(20)}
-		m.budget.Init(math.MaxInt)
+		m.budget.Init("MaxHostBytes", math.MaxInt, nil)
 		m.b.init(m.capacity, m.known, m.wide)
-		m.b.setHolder(m)
+		m.times = int(kind>>2) & 3
+		m.b.setHolder(m, m.times)
 		for !p.done() {
 			switch p.n(9) {
 			case 0:
@@ -163,8 +165,10 @@ func (m *inboxModel) take() {
 func (m *inboxModel) hold() {
 	before := m.bytes
 	if m.got(m.b.hold()) {
-		m.held = append(m.held, before-m.bytes)
-		m.bytes = before // until it is passed
+		cost := before - m.bytes
+		cost += m.times * (cost - messageCost)
+		m.held = append(m.held, cost)
+		m.bytes += cost // until it is passed
 	}
 }
 

@@ -255,10 +255,10 @@ func TestInbox_HeldMessageIsTakenOnce(t *testing.T) {
 	const n, size = 3, 100
 	for gone := range n + 1 { // found by the look
 		var budget limit.Budget
-		budget.Init(1 << 20)
+		budget.Init("MaxHostBytes", 1<<20, nil)
 		var held heldMessages
 		b := newInbox(n, true, false)
-		b.setHolder(&held)
+		b.setHolder(&held, 0)
 		requireWaiting := func(messages int) {
 			t.Helper()
 			require.Equal(t, messages*(size+messageCost), b.bytes)

@@ -23,7 +23,7 @@ func serveStream[In, Out any](m *muxServer, noInput chan In, decode func([]byte)
 	if m.hasInput {
 		in = make(chan In, m.inBuffer())
 		p.in, p.given = in, in
-		m.in.setHolder(p)
+		m.in.setHolder(p, m.handler.inputDecodes)
 	}
 	m.host.submit(p)
 
@@ -213,8 +213,13 @@ func (p *streamPump[In, Out]) feed() {
 // more, in is closed. Where the stream was aborted, the handler's context has ended before.
 func (p *streamPump[In, Out]) fill() bool {
 	p.inHand.Store(true) // before it is held, so that it counts all the while
-	msg, ok, ended, _ := p.m.in.hold()
-	if ended {
+	msg, ok, ended, err := p.m.in.hold()
+	switch {
+	case ended:
+		p.closeInput()
+	case err != nil:
+		p.m.host.overload(err)
+		p.m.fail(err)
 		p.closeInput()
 	}
 	if !ok {

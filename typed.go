@@ -80,9 +80,9 @@ func (h *SingleHandler[Req, Resp]) Register(m *Manager, handle func(req Req) (Re
 		return nilHandlerError(m, h.id)
 	}
 	label := m.opts.handlerText(h.id)
-	return m.RegisterSingleHandler(h.id, func(payload []byte) ([]byte, *RemoteErr) {
+	return m.registerSingle(h.id, &singleEntry{decodes: decodedCost[Req](), fn: func(payload []byte) ([]byte, *RemoteErr) {
 		return h.serve(label, m.opts.MaxNesting, payload, handle)
-	}, subroute...)
+	}}, subroute)
 }
 
 // RegisterContext is Register for a handler that wants a context; see [SingleHandlerContextFn].
@@ -91,9 +91,9 @@ func (h *SingleHandler[Req, Resp]) RegisterContext(m *Manager, handle func(ctx c
 		return nilHandlerError(m, h.id)
 	}
 	label := m.opts.handlerText(h.id)
-	return m.RegisterSingleHandlerContext(h.id, func(ctx context.Context, payload []byte) ([]byte, *RemoteErr) {
+	return m.registerSingle(h.id, &singleEntry{decodes: decodedCost[Req](), contextFn: func(ctx context.Context, payload []byte) ([]byte, *RemoteErr) {
 		return h.serve(label, m.opts.MaxNesting, payload, func(req Req) (Resp, *RemoteErr) { return handle(ctx, req) })
-	}, subroute...)
+	}}, subroute)
 }
 
 // serve decodes a request, and encodes what handle answers. It owns payload.
@@ -259,6 +259,17 @@ func clipError(err error) error {
 		return errors.New(clipTo(text, maxDecodeError))
 	}
 	return err
+}
+
+// decodedCost is how many times its size a payload that is decoded to a T counts besides it towards
+// MaxHostBytes.
+func decodedCost[T RoundTripper]() int {
+	var v T
+	switch any(v).(type) {
+	case NoPayload, *Bytes: // nothing, or no more than was sent
+		return 0
+	}
+	return 3
 }
 
 // valuePool keeps payload values for reuse: those with a Recycle method by that, others by itself.

@@ -131,6 +131,9 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) register(m *Manager, in int, wit
 	if err != nil {
 		return err
 	}
+	if e.inputDecodes = decodedCost[Req](); withPayload {
+		e.decodes = decodedCost[Payload]()
+	}
 	return m.handlers.add(h.id, route, handler{stream: e})
 }
 

@@ -132,7 +132,7 @@ var states = []grid.State{
 
 // limits are the options whose counters are exposed before they are reached, so that the first time
 // is seen as an increase.
-var limits = []string{"MaxHandlers", "MaxStreams", "MaxHostBytes", "MaxStreamBytes", "MaxPings"}
+var limits = []string{"MaxHandlers", "MaxStreams", "MaxHostBytes", "MaxStreamBytes", "MaxPings", "MaxTotalBytes", "MaxTotalHandlers", "MaxTotalStreams"}
 
 // Describe implements [prometheus.Collector].
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {

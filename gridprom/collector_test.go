@@ -69,6 +69,9 @@ grid_connection_limits_reached_total{limit="MaxOfTomorrow",R} 22
 grid_connection_limits_reached_total{limit="MaxPings",R} 0
 grid_connection_limits_reached_total{limit="MaxStreamBytes",R} 0
 grid_connection_limits_reached_total{limit="MaxStreams",R} 21
+grid_connection_limits_reached_total{limit="MaxTotalBytes",R} 0
+grid_connection_limits_reached_total{limit="MaxTotalHandlers",R} 0
+grid_connection_limits_reached_total{limit="MaxTotalStreams",R} 0
 grid_connection_queued_bytes{R} 18
 grid_connection_queued_senders{R} 19
 grid_connection_received_batches_total{R} 10

@@ -1,61 +1,142 @@
 package limit
 
-import "sync/atomic"
+import (
+	"math"
+	"sync/atomic"
+)
 
-// Budget bounds a number of bytes. A nil Budget has no bound. All methods may be called
+// Budget bounds a number of bytes, or of whatever else is counted: by a limit of its own, and by
+// its share of a [Pool], if it has one. A nil Budget has no bound. All methods may be called
 // concurrently.
 type Budget struct {
-	limit int64 // set once
-	used  atomic.Int64
+	// Set once.
+	option string
+	limit  int64
+	pool   *Pool
+
+	used atomic.Int64
+	// open is what may be used without asking the pool: own and borrowed.
+	open    atomic.Int64
+	borrows atomic.Bool // borrowed is not 0
+
+	// The pool's lock guards these.
+	own      int64
+	borrowed int64
 }
 
-// Init sets the limit in bytes.
-func (b *Budget) Init(limit int) { b.limit = int64(limit) }
+// Exceeded is why something could not be taken.
+type Exceeded struct {
+	// Option is the option that limits it: the budget's, or the pool's.
+	Option string
+	// Would is how much the budget would have had to hold, of which no more than Limit may be.
+	Would, Limit int64
+	// Pool is the limit of the pool, where it was that; else 0.
+	Pool int64
+}
+
+// Init sets the limit, the option that it comes from, and the pool that the budget has a share of,
+// nil for none. The share is nothing but what the pool lends until it is next divided.
+func (b *Budget) Init(option string, limit int, pool *Pool) {
+	b.option, b.limit, b.pool = option, int64(limit), pool
+	if pool == nil {
+		b.open.Store(math.MaxInt64)
+		return
+	}
+	pool.join(b)
+}
+
+// Leave gives up the share of the pool, of which the budget keeps what it has taken until that is
+// put back. It may be called more than once.
+func (b *Budget) Leave() {
+	if b.pool != nil {
+		b.pool.leave(b)
+	}
+}
+
+// Option is the option that the limit comes from.
+func (b *Budget) Option() string { return b.option }
 
 // Limit is the most that may be taken.
 func (b *Budget) Limit() int64 { return b.limit }
 
-// Used is how many bytes are taken.
+// Used is how much is taken.
 func (b *Budget) Used() int64 { return b.used.Load() }
 
-// Take adds n bytes. Where they are too many it adds nothing, and returns what there would have
-// been, else 0. What comes alone is never too much.
-func (b *Budget) Take(n int) (exceeded int64) { return b.TakeBeyond(n, 0) }
+// Take adds n. Where that is too much it adds nothing, and says why; else it returns nil. What
+// comes alone is never too much for the budget's own limit, nor for a pool that has lent nothing.
+func (b *Budget) Take(n int) *Exceeded { return b.TakeBeyond(n, 0) }
 
-// TakeBeyond is Take with a limit that is higher by slack.
-func (b *Budget) TakeBeyond(n, slack int) (exceeded int64) {
-	if b == nil || n == 0 {
-		return 0
+// TakeBeyond is Take with a limit of its own that is higher by slack.
+func (b *Budget) TakeBeyond(n, slack int) *Exceeded { return b.take(request{n: n, slack: slack}) }
+
+// Grow is Take for who has taken have before: nothing else makes it come alone or not.
+func (b *Budget) Grow(have, n int) *Exceeded { return b.take(request{n: n, have: have}) }
+
+// request is what somebody wants to take.
+type request struct{ n, slack, have int }
+
+func (b *Budget) take(r request) *Exceeded {
+	if b == nil || r.n == 0 {
+		return nil
 	}
 	for {
 		used := b.used.Load()
-		total := used + int64(n)
-		if total-int64(slack) > b.limit && used > 0 {
-			return total
-		}
-		// Not by an Add that is taken back: of two who come at once, both might be too many for
-		// a moment, and neither get what there is.
-		if b.used.CompareAndSwap(used, total) {
-			return 0
+		total, exceeded := b.add(used, r)
+		switch {
+		case exceeded != nil:
+			return exceeded
+		case total > b.open.Load():
+			return b.pool.lend(b, r)
+		// Not by an Add that is taken back: of two who come at once, both might be too many for a
+		// moment, and neither get what there is.
+		case b.used.CompareAndSwap(used, total):
+			if total > b.open.Load() {
+				b.pool.settle(b) // what was open is less since it was looked at
+			}
+			return nil
 		}
 	}
 }
 
-// Put takes n bytes away, which were added.
-func (b *Budget) Put(n int) {
-	if b != nil && n != 0 {
-		b.used.Add(-int64(n))
+// add is what would be used with more, and why the limit forbids that, if it does.
+func (b *Budget) add(used int64, r request) (total int64, exceeded *Exceeded) {
+	total = sum(used, int64(r.n))
+	if total-int64(r.slack) > b.limit && used > int64(r.have) {
+		return total, &Exceeded{Option: b.option, Would: total, Limit: b.limit}
 	}
+	return total, nil
+}
+
+// sum is a+b, of numbers that are not negative, or the greatest number.
+func sum(a, b int64) int64 {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
+// Put takes n away, which were added. It returns what is left.
+func (b *Budget) Put(n int) (left int64) {
+	if b == nil {
+		return 0
+	}
+	left = b.used.Add(-int64(n))
+	if b.borrows.Load() {
+		b.pool.settle(b)
+	}
+	return left
 }
 
 // Scarce reports whether so much is taken that nobody should ask for more.
-func (b *Budget) Scarce() bool { return b != nil && b.used.Load() > b.limit/2 }
+func (b *Budget) Scarce() bool {
+	return b != nil && (b.used.Load() > b.limit/2 || b.borrows.Load() && b.pool.scarce.Load())
+}
 
-// Charge is a number of bytes that were taken of a budget, and are to be given back once.
+// Charge is a number that was taken of a budget, and is to be given back once.
 type Charge struct {
 	Budget *Budget
 	Bytes  int
 }
 
-// Release gives the bytes back.
+// Release gives it back.
 func (c Charge) Release() { c.Budget.Put(c.Bytes) }

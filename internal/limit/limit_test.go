@@ -20,27 +20,38 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestSlots_AreThereUpToTheLimit(t *testing.T) {
 	var all, some Slots
-	all.Init("handlers", "MaxHandlers", 3, nil)
-	some.Init("streams", "MaxStreams", 2, &all)
-	require.Nil(t, some.Acquire())
-	require.Nil(t, some.Acquire())
-	require.Same(t, &some, some.Acquire())
+	all.Init("handlers", "MaxHandlers", 3, nil, nil)
+	some.Init("streams", "MaxStreams", 2, nil, &all)
+	got := func(s, want *Slots) *Exceeded {
+		full, exceeded := s.Acquire()
+		require.Same(t, want, full)
+		return exceeded
+	}
+	got(&some, nil)
+	got(&some, nil)
+	require.Equal(t, &Exceeded{Option: "MaxStreams", Would: 3, Limit: 2}, got(&some, &some))
 	require.Equal(t, 2, all.InUse(), "a slot of the parent is left")
-	require.Nil(t, all.Acquire())
-	require.Same(t, &all, all.Acquire())
+	got(&all, nil)
+	require.Equal(t, &Exceeded{Option: "MaxHandlers", Would: 4, Limit: 3}, got(&all, &all))
 	some.Release()
-	require.Nil(t, all.Acquire())
-	require.Same(t, &all, some.Acquire(), "it is the parent that is full")
+	got(&all, nil)
+	got(&some, &all) // it is the parent that is full
 	require.Equal(t, 1, some.InUse())
-	require.Equal(t, []any{"streams", "MaxStreams", 2}, []any{some.Kind(), some.Option(), some.Limit()})
+	require.Equal(t, "streams", some.Kind())
+}
+
+// acquire reports whether there was a slot.
+func acquire(s *Slots) bool {
+	full, _ := s.Acquire()
+	return full == nil
 }
 
 func TestSlots_SayWhenTheyAreIdle(t *testing.T) {
 	var s Slots
-	s.Init("", "", 2, nil)
+	s.Init("", "", 2, nil, nil)
 	require.Nil(t, s.UntilIdle())
-	require.Nil(t, s.Acquire())
-	require.Nil(t, s.Acquire())
+	require.True(t, acquire(&s))
+	require.True(t, acquire(&s))
 	idle := s.UntilIdle()
 	s.Release()
 	select {
@@ -58,14 +69,14 @@ func TestSlots_SayWhenTheyAreIdle(t *testing.T) {
 func TestSlots_HoldUnderContention(t *testing.T) {
 	const limit = 3
 	var parent, s Slots
-	parent.Init("", "", limit+1, nil)
-	s.Init("", "", limit, &parent)
+	parent.Init("", "", limit+1, nil, nil)
+	s.Init("", "", limit, nil, &parent)
 	running := make(chan struct{}, limit)
 	var all sync.WaitGroup
 	for range 8 {
 		all.Go(func() {
 			for range 1000 {
-				if s.Acquire() != nil {
+				if !acquire(&s) {
 					continue
 				}
 				select {
@@ -92,7 +103,7 @@ func TestSlots_HoldUnderContention(t *testing.T) {
 // whoever waits must hear of it all the same.
 func TestSlots_SayThatTheyAreIdleAfterOneWasRefused(t *testing.T) {
 	var s Slots
-	s.Init("", "", 1, nil)
+	s.Init("", "", 1, nil, nil)
 	var begun, over atomic.Int64
 	var stopped atomic.Bool
 	// Both come to a round at once, or nearly: without a wake-up, where they can run in parallel.
@@ -110,7 +121,7 @@ func TestSlots_SayThatTheyAreIdleAfterOneWasRefused(t *testing.T) {
 			if stopped.Load() {
 				return
 			}
-			if s.Acquire() == nil {
+			if acquire(&s) {
 				s.Release()
 			}
 			over.Store(round)
@@ -119,7 +130,7 @@ func TestSlots_SayThatTheyAreIdleAfterOneWasRefused(t *testing.T) {
 	lost, round := 0, int64(1)
 	// On a busy machine they come to few rounds.
 	for start := time.Now(); round <= 10_000 && time.Since(start) < 2*time.Second; round++ {
-		require.Nil(t, s.Acquire())
+		require.True(t, acquire(&s))
 		idle := s.UntilIdle()
 		begun.Store(round)
 		for range round % 50 { // to meet the other at any point
@@ -141,32 +152,32 @@ func TestSlots_SayThatTheyAreIdleAfterOneWasRefused(t *testing.T) {
 
 func TestBudget_TakesUpToItsLimit(t *testing.T) {
 	var b Budget
-	b.Init(100)
-	require.Zero(t, b.Take(60))
-	require.Equal(t, int64(101), b.Take(41))
+	b.Init("MaxHostBytes", 100, nil)
+	require.Nil(t, b.Take(60))
+	require.Equal(t, &Exceeded{Option: "MaxHostBytes", Would: 101, Limit: 100}, b.Take(41))
 	require.Equal(t, int64(60), b.Used(), "nothing was added")
-	require.Zero(t, b.Take(40))
+	require.Nil(t, b.Take(40))
 	require.True(t, b.Scarce())
-	require.Zero(t, b.TakeBeyond(7, 7))
-	require.Equal(t, int64(108), b.TakeBeyond(1, 7))
+	require.Nil(t, b.TakeBeyond(7, 7))
+	require.EqualValues(t, 108, b.TakeBeyond(1, 7).Would)
 	Charge{&b, 107}.Release()
 	require.Zero(t, b.Used())
 	require.False(t, b.Scarce())
-	require.Zero(t, b.Take(1000), "what comes alone is never too much")
-	require.Equal(t, int64(1001), b.Take(1))
-	require.Zero(t, b.Take(0))
+	require.Nil(t, b.Take(1000), "what comes alone is never too much")
+	require.EqualValues(t, 1001, b.Take(1).Would)
+	require.Nil(t, b.Take(0))
 }
 
 func TestBudget_OfTheGreatestLimitTakesAnything(t *testing.T) {
 	var b Budget
-	b.Init(math.MaxInt)
-	require.Zero(t, b.Take(1000))
-	require.Zero(t, b.TakeBeyond(168, 168))
+	b.Init("MaxHostBytes", math.MaxInt, nil)
+	require.Nil(t, b.Take(1000))
+	require.Nil(t, b.TakeBeyond(168, 168))
 }
 
 func TestBudget_NilHasNoBound(t *testing.T) {
 	var b *Budget
-	require.Zero(t, b.Take(1<<30))
+	require.Nil(t, b.Take(1<<30))
 	b.Put(5)
 	require.False(t, b.Scarce())
 	Charge{}.Release()
@@ -179,7 +190,7 @@ func FuzzBudget(f *testing.F) {
 	f.Fuzz(func(t *testing.T, limit int, steps []byte) {
 		limit &= 1<<20 - 1
 		var b Budget
-		b.Init(limit)
+		b.Init("MaxHostBytes", limit, nil)
 		var held []int
 		sum := 0
 		for _, s := range steps {
@@ -193,11 +204,11 @@ func FuzzBudget(f *testing.F) {
 			n, slack := int(s)*limit/100, int(s)%3
 			exceeded := b.TakeBeyond(n, slack)
 			fits := n == 0 || sum+n <= limit+slack || sum == 0
-			require.Equal(t, fits, exceeded == 0)
+			require.Equal(t, fits, exceeded == nil)
 			if fits {
 				held, sum = append(held, n), sum+n
 			} else {
-				require.Equal(t, int64(sum+n), exceeded)
+				require.EqualValues(t, sum+n, exceeded.Would)
 			}
 			require.Equal(t, int64(sum), b.Used())
 			require.Equal(t, sum > limit/2, b.Scarce())
@@ -208,8 +219,8 @@ func FuzzBudget(f *testing.F) {
 // Where there is room for one of two who come at once, one of them gets it.
 func TestBudget_GivesWhatThereIsToOneOfTwo(t *testing.T) {
 	var b Budget
-	b.Init(1000)
-	require.Zero(t, b.Take(1))
+	b.Init("MaxHostBytes", 1000, nil)
+	require.Nil(t, b.Take(1))
 	for range 20_000 {
 		var got atomic.Int32
 		var both sync.WaitGroup
@@ -217,7 +228,7 @@ func TestBudget_GivesWhatThereIsToOneOfTwo(t *testing.T) {
 		for range 2 {
 			both.Go(func() {
 				<-start
-				if b.Take(600) == 0 {
+				if b.Take(600) == nil {
 					got.Add(1)
 				}
 			})
@@ -231,7 +242,7 @@ func TestBudget_GivesWhatThereIsToOneOfTwo(t *testing.T) {
 
 func TestBudget_HoldsUnderContention(t *testing.T) {
 	var b Budget
-	b.Init(1000)
+	b.Init("MaxHostBytes", 1000, nil)
 	var all sync.WaitGroup
 	drawn := seed.Of(t)
 	for i := range uint64(8) {
@@ -239,7 +250,7 @@ func TestBudget_HoldsUnderContention(t *testing.T) {
 			random := rand.New(rand.NewPCG(drawn, i))
 			for range 1000 {
 				n := 1 + random.IntN(400)
-				if b.Take(n) == 0 {
+				if b.Take(n) == nil {
 					if used := b.Used(); used > 1000+8*400 {
 						t.Errorf("%d are used", used)
 					}

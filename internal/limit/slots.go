@@ -11,47 +11,45 @@ import (
 type Slots struct {
 	// Set once.
 	kind   string
-	option string
-	limit  int
 	parent *Slots
 
-	n      atomic.Int64
-	wanted atomic.Bool // somebody waits for n to become 0
+	taken  Budget
+	wanted atomic.Bool // somebody waits for none to be taken
 	mu     sync.Mutex
 	idle   Idle
 }
 
-// Init sets what the slots are for, the option that limits them, and how many there are. Each takes
-// one of parent as well, if that is not nil.
-func (s *Slots) Init(kind, option string, limit int, parent *Slots) {
-	s.kind, s.option, s.limit, s.parent = kind, option, limit, parent
+// Init sets what the slots are for, the option that limits them, how many there are, and the pool
+// that they have a share of, nil for none. Each takes one of parent as well, if that is not nil.
+func (s *Slots) Init(kind, option string, limit int, pool *Pool, parent *Slots) {
+	s.kind, s.parent = kind, parent
+	s.taken.Init(option, limit, pool)
 }
+
+// Leave gives up the share of the pool; see [Budget.Leave].
+func (s *Slots) Leave() { s.taken.Leave() }
 
 // Kind is what the slots are for.
 func (s *Slots) Kind() string { return s.kind }
 
-// Option is the option that limits the slots.
-func (s *Slots) Option() string { return s.option }
-
-// Limit is how many slots there are.
-func (s *Slots) Limit() int { return s.limit }
-
 // InUse is how many slots are taken.
-func (s *Slots) InUse() int { return int(s.n.Load()) }
+func (s *Slots) InUse() int { return int(s.taken.Used()) }
 
-// Acquire takes a slot. It returns nil, or the slots of which all are taken, s or a parent; then it
-// has taken none.
-func (s *Slots) Acquire() (full *Slots) {
+// Acquire takes a slot. It returns nil, or the slots of which there is none, s or a parent, and
+// why; then it has taken none.
+func (s *Slots) Acquire() (full *Slots, exceeded *Exceeded) {
 	if s.parent != nil {
-		if full := s.parent.Acquire(); full != nil {
-			return full
+		if full, exceeded := s.parent.Acquire(); full != nil {
+			return full, exceeded
 		}
 	}
-	if s.n.Add(1) > int64(s.limit) {
-		s.Release()
-		return s
+	if exceeded := s.taken.Take(1); exceeded != nil {
+		if s.parent != nil {
+			s.parent.Release()
+		}
+		return s, exceeded
 	}
-	return nil
+	return nil, nil
 }
 
 // Release gives a slot back.
@@ -59,7 +57,7 @@ func (s *Slots) Release() {
 	if s.parent != nil {
 		s.parent.Release()
 	}
-	if s.n.Add(-1) == 0 && s.wanted.Load() {
+	if s.taken.Put(1) == 0 && s.wanted.Load() {
 		s.mu.Lock()
 		s.idle.Notify()
 		s.mu.Unlock()
@@ -72,7 +70,7 @@ func (s *Slots) UntilIdle() <-chan struct{} {
 	s.wanted.Store(true)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.n.Load() == 0 {
+	if s.taken.Used() == 0 {
 		return nil
 	}
 	return s.idle.Wait()
