@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/gridrpc/grid/internal/errlog"
+	"github.com/gridrpc/grid/internal/readmap"
 )
 
 // SingleHandlerFn answers a single request.
@@ -111,12 +112,13 @@ func rawStreamEntry(h StreamHandler) (*streamEntry, error) {
 	})
 }
 
-// registry holds the handlers of a manager. Reading it takes no lock: each registration makes a new
-// table.
+// registry holds the handlers of a manager. Reading it takes no lock.
 type registry struct {
-	opts  *ManagerOptions // set once
-	mu    sync.Mutex      // serialises registrations
-	table atomic.Pointer[handlerTable]
+	opts *ManagerOptions // set once
+	mu   sync.Mutex      // serialises changes
+	// Those without a subroute, and those with one.
+	plain [256]atomic.Pointer[handler]
+	sub   *readmap.Map[subHandlerID, handler]
 }
 
 // handler is one of the two kinds.
@@ -141,24 +143,21 @@ func (h handler) decodes() int {
 	return h.stream.decodes
 }
 
-// handlerTable is never changed once it is published.
-type handlerTable struct {
-	plain [256]handler
-	sub   map[subHandlerID]handler
-}
-
 func (r *registry) init(o *ManagerOptions) {
 	r.opts = o
-	r.table.Store(&handlerTable{sub: map[subHandlerID]handler{}})
+	r.sub = readmap.New[subHandlerID, handler]()
 }
 
 // lookup returns the handler of a message; its zero value if there is none.
 func (r *registry) lookup(id HandlerID, sub *subHandlerID) handler {
-	t := r.table.Load()
 	if sub != nil {
-		return t.sub[*sub]
+		h, _ := r.sub.Get(*sub)
+		return h
 	}
-	return t.plain[id]
+	if h := r.plain[id].Load(); h != nil {
+		return *h
+	}
+	return handler{}
 }
 
 func (r *registry) add(id HandlerID, subroute string, h handler) error {
@@ -172,25 +171,23 @@ func (r *registry) add(id HandlerID, subroute string, h handler) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	old := r.table.Load()
-	t := &handlerTable{plain: old.plain, sub: make(map[subHandlerID]handler, len(old.sub)+1)}
-	for k, v := range old.sub {
-		t.sub[k] = v
+	switch {
+	case subroute == "" && !r.plain[id].CompareAndSwap(nil, &h):
+		return fmt.Errorf("%w: ID %s", ErrHandlerAlreadyExists, r.opts.handlerText(id))
+	case subroute != "" && !r.sub.Add(newSubHandlerID(id, subroute), h):
+		return fmt.Errorf("%w: ID %s, subroute %q", ErrHandlerAlreadyExists, r.opts.handlerText(id), subroute)
 	}
-	if subroute == "" {
-		if h := t.plain[id]; h.single != nil || h.stream != nil {
-			return fmt.Errorf("%w: ID %s", ErrHandlerAlreadyExists, r.opts.handlerText(id))
-		}
-		t.plain[id] = h
-	} else {
-		key := newSubHandlerID(id, subroute)
-		if _, ok := t.sub[key]; ok {
-			return fmt.Errorf("%w: ID %s, subroute %q", ErrHandlerAlreadyExists, r.opts.handlerText(id), subroute)
-		}
-		t.sub[key] = h
-	}
-	r.table.Store(t)
 	return nil
+}
+
+// remove takes a handler away. It reports whether there was one.
+func (r *registry) remove(id HandlerID, subroute string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if subroute == "" {
+		return r.plain[id].Swap(nil) != nil
+	}
+	return r.sub.Remove(newSubHandlerID(id, subroute))
 }
 
 func nilHandlerError(m *Manager, id HandlerID) error {
@@ -245,4 +242,14 @@ func (m *Manager) RegisterStreamingHandler(id HandlerID, h StreamHandler) error 
 		return err
 	}
 	return m.handlers.add(id, h.Subroute, handler{stream: e})
+}
+
+// Unregister takes away the handler of an ID, of either kind, under the subroute whose parts are
+// given. Calls that come from then on are answered that there is no such handler, or by the one that
+// is registered next; those that run, streams among them, go on. It reports whether there was one.
+//
+// A call that was on its way while Unregister was called may still start the handler.
+func (m *Manager) Unregister(id HandlerID, subroute ...string) bool {
+	route, err := registeredSubroute(subroute)
+	return err == nil && m.handlers.remove(id, route)
 }
