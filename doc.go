@@ -120,7 +120,7 @@
 // as well. [GetCaller] and [GetSubroute] read from it who called, as far as the link has proved
 // that, and under which subroute.
 //
-// Links are pinged. One that is dead is noticed within two intervals, ManagerOptions.PingInterval,
+// Links are pinged. One that is dead is noticed within three intervals, ManagerOptions.PingInterval,
 // and every call on it fails then. So is a stream whose other end is gone.
 //
 // # Limits

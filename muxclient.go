@@ -62,6 +62,7 @@ type muxClient struct {
 
 	// When anything was heard of the stream, and when it was last pinged.
 	heard, pinged monotime.Stamp
+	unanswered    monotime.Time // when the first ping since it was heard of was sent; the tick's own
 
 	mu    sync.Mutex // guards what follows
 	ended bool
@@ -90,6 +91,7 @@ func newMuxClient(ctx context.Context, host clientHost, id uint64, handler Handl
 	m.in.init(c.out, !wide, wide)
 	m.heard.Store(monotime.Of(now))
 	m.pinged.Store(monotime.Of(now))
+	m.unanswered = monotime.Of(now)
 	return m
 }
 
@@ -426,13 +428,18 @@ func (m *muxClient) tick(now, progress time.Time, interval, slack time.Duration)
 	if !m.asked.Load() || !m.deadline.IsZero() && m.deadline.Sub(now) <= interval {
 		return
 	}
-	clock := monotime.Of(now)
-	if clock.Sub(max(m.heard.Load(), monotime.Of(progress))) >= 2*interval-slack {
+	clock, heard := monotime.Of(now), m.heard.Load()
+	// The server has two intervals to answer, from the ping on.
+	waits := m.unanswered > heard
+	if waits && clock.Sub(max(m.unanswered, monotime.Of(progress))) >= 2*interval-slack {
 		m.finish(disconnected(errors.New("nothing heard of the stream for two ping intervals")), tellPeer)
 		return
 	}
 	if clock.Sub(m.pinged.Load()) >= interval-slack {
 		m.pinged.Store(clock)
+		if !waits {
+			m.unanswered = clock
+		}
 		m.host.post(message{MuxID: m.id, Op: opPing}, &m.sendSeq)
 	}
 }

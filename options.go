@@ -220,13 +220,15 @@ type ManagerOptions struct {
 	// gives the stream or the connection up. The default is 24704: 128 and twice MaxStreams.
 	MaxPings int
 
-	// PingInterval is how often a connection is pinged. One that has answered no ping for two
-	// intervals, and moves no data either, is given up. The default is 10 s, the protocol's; all
+	// PingInterval is how often a connection is pinged. One that leaves a ping without an
+	// answer for two intervals, and moves no large message either, is given up: so a dead host is
+	// noticed within three. The default is 10 s, the protocol's; all
 	// hosts should agree.
 	PingInterval time.Duration
 
 	// StreamPingInterval is how often an open stream is pinged. The stream is given up by its
-	// client after two intervals of silence, by its server after four. The default is 15 s, the
+	// client when it has heard nothing for two intervals since a ping, by its server after four of
+	// silence. The default is 15 s, the
 	// protocol's; all hosts must agree.
 	StreamPingInterval time.Duration
 

@@ -24,6 +24,7 @@ type watch struct {
 	rttDev   time.Duration
 	pinged   time.Time         // when the last ping was queued
 	ponged   time.Time         // when the last pong arrived
+	asked    time.Time         // when the first ping since then was queued; zero for none
 	progress time.Time         // when a message in the middle of its transfer last moved
 	writing  time.Time         // when the writer last moved, or had nothing to do
 	reading  transfer          // at the last tick
@@ -82,7 +83,8 @@ func (w *watch) stop() {
 // pong takes in the answer to a ping.
 func (w *watch) pong(now time.Time, p *pongMsg) {
 	w.mu.Lock()
-	if rtt := now.Sub(p.T); rtt >= 0 && rtt < time.Hour {
+	// Not by the pong's time alone, which has no monotonic reading.
+	if rtt := now.Sub(w.pinged); p.T.Equal(w.pinged) {
 		if w.rtt = rtt; w.rttMean == 0 {
 			w.rttMean, w.rttDev = rtt, rtt/2
 		} else {
@@ -90,7 +92,7 @@ func (w *watch) pong(now time.Time, p *pongMsg) {
 			w.rttMean += (rtt - w.rttMean) / 8
 		}
 	}
-	w.ponged = now
+	w.ponged, w.asked = now, time.Time{}
 	for _, c := range w.probes {
 		close(c)
 	}
@@ -173,11 +175,15 @@ func (w *watch) look(now time.Time) (ping bool, progress time.Time, err error) {
 	if now.Sub(w.writing) >= s.opts.WriteTimeout {
 		return false, now, fmt.Errorf("the peer has read nothing for %v", s.opts.WriteTimeout)
 	}
-	if now.Sub(later(w.ponged, w.progress)) >= 2*s.opts.PingInterval-w.period {
+	// The peer has two intervals to answer, from the ping on.
+	if !w.asked.IsZero() && now.Sub(later(w.asked, w.progress)) >= 2*s.opts.PingInterval-w.period {
 		return false, now, errNoPong
 	}
 	if ping = now.Sub(w.pinged) >= s.opts.PingInterval-w.period; ping {
 		w.pinged = now
+		if w.asked.IsZero() {
+			w.asked = now
+		}
 	}
 	return ping, w.progress, nil
 }

@@ -84,7 +84,7 @@ func Elapsed(f func()) time.Duration {
 func Pooled(s string) []byte { return append(grid.GetByteBufferCap(len(s)), s...) }
 
 // NoticeTime is within what a peer that has fallen silent must be noticed.
-const NoticeTime = 2 * 10 * time.Second
+const NoticeTime = 3 * 10 * time.Second
 
 // BlockHandler registers a stream handler that reports why its context ended.
 func BlockHandler(t testing.TB, m *grid.Manager, id grid.HandlerID) (ended <-chan error) {

@@ -16,7 +16,7 @@ import (
 
 // Lesson 18, the kinds that get as far as the handshake: the end of the session reaches everything
 // that waits.
-func TestLiveness_MutePeerIsNoticedWithinTwoPingIntervals(t *testing.T) {
+func TestLiveness_MutePeerIsNoticed(t *testing.T) {
 	t.Parallel()
 	for name, mute := range map[string]rawpeer.Config{
 		"reads, and answers no ping": {ManualPings: true},
@@ -69,7 +69,7 @@ func TestLiveness_MutePeerIsNoticedWithinTwoPingIntervals(t *testing.T) {
 }
 
 // Lesson 18, half-open TCP.
-func TestLiveness_HalfOpenLinkIsNoticedWithinTwoPingIntervals(t *testing.T) {
+func TestLiveness_HalfOpenLinkIsNoticed(t *testing.T) {
 	t.Parallel()
 	for _, age := range []time.Duration{0, 9 * time.Second, 10 * time.Second, time.Minute} {
 		synctest.Test(t, func(t *testing.T) {
@@ -180,6 +180,40 @@ func TestLiveness_PeerThatTalksButAnswersNoPingIsNoticed(t *testing.T) {
 		require.LessOrEqual(t, time.Since(begin), rig.NoticeTime)
 		require.Error(t, <-talk)
 	})
+}
+
+// A peer has two intervals to answer a ping, whenever its stall begins: a pause for a garbage
+// collection or the move of a virtual machine costs no link, and no stream.
+func TestLiveness_StallOfLessThanTwoIntervalsCostsNothing(t *testing.T) {
+	t.Parallel()
+	const interval = time.Second
+	for phase := time.Duration(0); phase < interval; phase += interval / 8 {
+		for _, both := range []bool{false, true} {
+			synctest.Test(t, func(t *testing.T) {
+				g := rig.New(t, 2, func(_ int, o *grid.ManagerOptions) { o.PingInterval, o.StreamPingInterval = interval, interval })
+				st, err := g.Conn(0, 1).NewStream(t.Context(), rig.TwoWay, nil)
+				require.NoError(t, err)
+				back, err := g.Conn(1, 0).NewStream(t.Context(), rig.TwoWay, nil)
+				require.NoError(t, err)
+				for _, stall := range []time.Duration{13 * interval / 10, 17 * interval / 10} {
+					time.Sleep(10*interval + phase)
+					g.Net.Stall(g.Addr(0), g.Addr(1), true)
+					g.Net.Stall(g.Addr(1), g.Addr(0), both)
+					time.Sleep(stall)
+					g.Net.Stall(g.Addr(0), g.Addr(1), false)
+					g.Net.Stall(g.Addr(1), g.Addr(0), false)
+				}
+				time.Sleep(10 * interval)
+				for i, st := range []*grid.Stream{st, back} {
+					require.NoError(t, st.Err())
+					require.NoError(t, st.Send([]byte("still here")))
+					st.CloseSend()
+					require.NoError(t, rig.Consume(st))
+					require.Zero(t, g.Conn(i, 1-i).Stats().Reconnects)
+				}
+			})
+		}
+	}
 }
 
 func TestLiveness_IdleConnectionLives(t *testing.T) {

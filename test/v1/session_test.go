@@ -113,8 +113,9 @@ func TestV1Session_IsPingedAndGivenUpWithoutPongs(t *testing.T) {
 		}
 		pings, _ := r.Peer.Drain()
 		require.NotEmpty(r, pings)
-		require.LessOrEqual(r, time.Since(start), 20*time.Second+200*time.Millisecond)
-		require.Greater(r, time.Since(start), 17*time.Second)
+		// The ping that is not answered comes after an interval.
+		require.LessOrEqual(r, time.Since(start), 30*time.Second)
+		require.Greater(r, time.Since(start), 26*time.Second)
 		r.Lost("no pong")
 	})
 }

@@ -94,7 +94,7 @@ func TestPing_StreamWithANearDeadlineGetsNone(t *testing.T) {
 }
 
 // The connection is alive, and answers its own pings, but the stream is not.
-func TestPing_ClientGivesAStreamUpAfterTwoIntervalsOfSilence(t *testing.T) {
+func TestPing_ClientGivesAStreamUpThatAnswersNoneForTwoIntervals(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, nil)
@@ -112,8 +112,8 @@ func TestPing_ClientGivesAStreamUpAfterTwoIntervalsOfSilence(t *testing.T) {
 		}
 		begin = time.Now()
 		require.ErrorIs(t, rig.Consume(silent), grid.ErrDisconnected)
-		require.LessOrEqual(t, time.Since(begin), 2*streamPingTime)
-		require.Greater(t, time.Since(begin), streamPingTime)
+		require.LessOrEqual(t, time.Since(begin), 3*streamPingTime)
+		require.Greater(t, time.Since(begin), 2*streamPingTime-3*time.Second)
 		require.Equal(t, grid.StateConnected, c.State())
 		for {
 			if m := p.Recv(); m.Op == rawpeer.OpDisconnectServerMux {
