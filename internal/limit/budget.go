@@ -48,8 +48,15 @@ func (b *Budget) Put(n int) {
 	}
 }
 
-// Scarce reports whether so much is taken that nobody should ask for more.
-func (b *Budget) Scarce() bool { return b != nil && b.used.Load() > b.limit/2 }
+// Spare reports whether n bytes may be promised, beside what is taken: if that is no more than half
+// of the limit then, and if there is room for more besides.
+func (b *Budget) Spare(n, more int64) bool {
+	if b == nil {
+		return true
+	}
+	used := b.used.Load()
+	return n <= b.limit/2-used && n+more <= b.limit-used
+}
 
 // Charge is a number of bytes that were taken of a budget, and are to be given back once.
 type Charge struct {

@@ -146,12 +146,14 @@ func TestBudget_TakesUpToItsLimit(t *testing.T) {
 	require.Equal(t, int64(101), b.Take(41))
 	require.Equal(t, int64(60), b.Used(), "nothing was added")
 	require.Zero(t, b.Take(40))
-	require.True(t, b.Scarce())
+	require.False(t, b.Spare(0, 0))
 	require.Zero(t, b.TakeBeyond(7, 7))
 	require.Equal(t, int64(108), b.TakeBeyond(1, 7))
 	Charge{&b, 107}.Release()
 	require.Zero(t, b.Used())
-	require.False(t, b.Scarce())
+	require.True(t, b.Spare(50, 50))
+	require.False(t, b.Spare(51, 0))
+	require.False(t, b.Spare(50, 51))
 	require.Zero(t, b.Take(1000), "what comes alone is never too much")
 	require.Equal(t, int64(1001), b.Take(1))
 	require.Zero(t, b.Take(0))
@@ -162,13 +164,15 @@ func TestBudget_OfTheGreatestLimitTakesAnything(t *testing.T) {
 	b.Init(math.MaxInt)
 	require.Zero(t, b.Take(1000))
 	require.Zero(t, b.TakeBeyond(168, 168))
+	require.True(t, b.Spare(math.MaxInt/2-1168, 1))
+	require.False(t, b.Spare(math.MaxInt64-1, 1))
 }
 
 func TestBudget_NilHasNoBound(t *testing.T) {
 	var b *Budget
 	require.Zero(t, b.Take(1<<30))
 	b.Put(5)
-	require.False(t, b.Scarce())
+	require.True(t, b.Spare(math.MaxInt64, 0))
 	Charge{}.Release()
 }
 
@@ -200,7 +204,7 @@ func FuzzBudget(f *testing.F) {
 				require.Equal(t, int64(sum+n), exceeded)
 			}
 			require.Equal(t, int64(sum), b.Used())
-			require.Equal(t, sum > limit/2, b.Scarce())
+			require.Equal(t, sum+n <= limit/2 && sum+n+int(s) <= limit, b.Spare(int64(n), int64(s)))
 		}
 	})
 }
