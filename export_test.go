@@ -216,3 +216,6 @@ const (
 	MaxOutBuffer    = maxOutBuffer
 	AllCaps         = ourCaps
 )
+
+// Decode is what typed handlers and calls do with a payload.
+func Decode[T RoundTripper](v T, b []byte, nesting int) error { return decode(v, b, nesting) }
