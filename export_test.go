@@ -71,13 +71,17 @@ func (s *session) QueueBounds() error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	const oneMore = 64 << 10
+	waiting := len(q.batch.buf)
+	for _, b := range q.full {
+		waiting += len(b.buf)
+	}
 	for _, part := range []struct {
 		what        string
 		size, limit int
 	}{
 		{"posted", q.posted, postedLimit + oneMore},
 		{"urgent", len(q.urgent.buf), urgentLimit + firstBuffer},
-		{"batch", len(q.batch.buf), postedLimit + s.opts.MaxQueuedBytes + largeLimit + oneMore},
+		{"batches", waiting, postedLimit + s.opts.MaxQueuedBytes + largeLimit + oneMore},
 		{"small", q.small.taken + q.small.promised, s.opts.MaxQueuedBytes + oneMore},
 		{"large", q.large.taken + q.large.promised, largeLimit + oneMore},
 	} {
@@ -212,3 +216,6 @@ const (
 	MaxOutBuffer    = maxOutBuffer
 	AllCaps         = ourCaps
 )
+
+// Decode is what typed handlers and calls do with a payload.
+func Decode[T RoundTripper](v T, b []byte, nesting int) error { return decode(v, b, nesting) }

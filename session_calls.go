@@ -54,7 +54,7 @@ func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerI
 	}
 	m := newMuxClient(ctx, s, s.conn.nextMuxID(), id, c, s.wide(), time.Now())
 	m.maxMessage = s.opts.MaxMessageSize
-	m.in.maxBytes = s.opts.MaxStreamBytes
+	m.in.maxBytes, m.in.maxMessage = s.opts.MaxStreamBytes, s.opts.MaxMessageSize
 	m.closing = s.conn.managerEnds
 	m.seen = seen
 	if s.caps&capMetadata == 0 {

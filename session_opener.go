@@ -107,7 +107,7 @@ func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.
 	s := o.s
 	c := newMuxServer(s, p.message, h.stream, payload, deadline, s.wide(), &s.conn.caller, s.opts.MaxMessageSize, p.now)
 	c.slot = &s.conn.streamSlots
-	c.in.maxBytes = s.opts.MaxStreamBytes
+	c.in.maxBytes, c.in.maxMessage = s.opts.MaxStreamBytes, s.opts.MaxMessageSize
 	if c.seen = s.conn.observe(payload.size()); c.seen != nil {
 		c.metadata = bytes.Clone(p.Metadata)
 	}

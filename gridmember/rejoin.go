@@ -1,7 +1,6 @@
 package gridmember
 
 import (
-	"cmp"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -18,7 +17,7 @@ const (
 	goneAtATime  = 3
 	roundsToSeed = 10 // from one seed that is asked to the next
 
-	defaultRound = 30 * time.Second // where PushPullInterval is 0
+	defaultRound = 30 * time.Second // where there is no PushPullInterval
 )
 
 // gone are members that are no more, dead or left: memberlist does not say which.
@@ -65,7 +64,10 @@ func (g *gone) some() (addresses []string) {
 
 // rejoin asks who is gone, and seeds, until Close. One that does not answer is memberlist's to log.
 func (s *Membership) rejoin(every time.Duration, seeds []string) {
-	tick := time.NewTicker(cmp.Or(every, defaultRound))
+	if every <= 0 { // memberlist takes a negative one as it does 0
+		every = defaultRound
+	}
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for round := 1; ; round++ {
 		select {

@@ -33,6 +33,15 @@ func (w *Window) Init(size, credits int, wide bool) {
 // Size is the size of the window, in messages.
 func (w *Window) Size() int { return w.size }
 
+// Grown is what the window would hold at most, in bytes, if it grew once more: messages like the
+// largest so far, of which each takes overhead besides.
+func (w *Window) Grown(overhead int) int64 {
+	return int64(w.wider()) * (int64(w.largest) + int64(overhead))
+}
+
+// wider is the size to which the window grows next.
+func (w *Window) wider() int { return min(2*w.size, MaxWindow) }
+
 // Spent reports whether the sender has no credit left.
 func (w *Window) Spent() bool { return w.credits == 0 }
 
@@ -62,7 +71,7 @@ func (w *Window) Taken(keepsUp, mayGrow bool) (grant int) {
 	// A consumer that has emptied the queue after a whole window keeps up, and the sender may be
 	// waiting for it: more may be under way.
 	if keepsUp && w.run >= w.size {
-		if wider := min(2*w.size, MaxWindow); mayGrow && wider > w.size && wider <= most {
+		if wider := w.wider(); mayGrow && wider > w.size && wider <= most {
 			w.owed += wider - w.size
 			w.grown += wider - w.size
 			w.size = wider
