@@ -178,7 +178,7 @@ func (c *Connection) openObserved(ctx context.Context, id HandlerID, sub *subHan
 	if !caps.known {
 		// What is registered here under the same name tells a version 1 peer's capacities.
 		if h := c.handlers.lookup(id, sub).stream; h != nil {
-			caps = capacities{out: h.outCapacity, in: h.inCapacity, known: !s.wide()}
+			caps = capacities{out: h.outCapacity, in: h.inCapacity, known: !s.caps.wide()}
 		}
 	}
 	return s.openStream(ctx, id, sub, payload, metadata, seen, caps)

@@ -57,7 +57,8 @@ type ConnectionStats struct {
 	// StreamsServed are the streams among them.
 	StreamsServed int
 	// SlowConsumers are streams, of both directions, whose sender must wait because the consumer
-	// here has not taken what came.
+	// here has not taken what came. Those that were opened here count only where the server tells
+	// how far it may be ahead (protocol section 8, extension 16), or is of version 1.
 	SlowConsumers int
 	// KeptBytes are those of payloads that count towards MaxHostBytes.
 	KeptBytes int64

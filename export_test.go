@@ -129,7 +129,7 @@ func (h *lateHost) sendOpening(done <-chan struct{}, m message, seq *sequence, d
 // OpenLate opens a stream, and calls before just before the first message is queued.
 func OpenLate(ctx context.Context, c *Connection, id HandlerID, payload []byte, before func()) error {
 	s := c.session.Load()
-	m := newMuxClient(ctx, &lateHost{s, before}, c.nextMuxID(), id, capacities{}, true, time.Now())
+	m := newMuxClient(ctx, &lateHost{s, before}, c.nextMuxID(), id, capacities{}, s.caps, time.Now())
 	if !s.streams.add(m.id, m) {
 		panic("the number is in use")
 	}
@@ -140,7 +140,7 @@ func OpenLate(ctx context.Context, c *Connection, id HandlerID, payload []byte, 
 type Inbox struct{ b *inbox }
 
 // NewInbox makes one, of a stream with input and wide credits.
-func NewInbox(capacity int) Inbox { return Inbox{newInbox(capacity, true, true)} }
+func NewInbox(capacity int) Inbox { return Inbox{newInbox(capacity, true)} }
 
 // Take takes a message, if there is one, and returns the credits for it.
 func (b Inbox) Take() (credits int, ok bool) {

@@ -181,9 +181,10 @@ type ManagerOptions struct {
 	// MaxStreamBytes is how many bytes may wait in a stream for its consumer, in each direction,
 	// those in the channel of a handler included. A message beyond ends the stream with
 	// [ErrOverloaded] on both sides; where nothing else waits, one of any size is taken. Each
-	// counts 168 bytes more. The number of messages is bounded by the stream's capacities, and its
-	// windows do not grow to where they leave no room for one of MaxMessageSize, so it takes large
-	// messages to get there. At least MaxMessageSize; the default is 64 MiB, or twice MaxMessageSize if that
+	// counts 168 bytes more. The number of messages is bounded by the stream's capacities, or 65536
+	// where a server does not tell its own (protocol section 8), and windows do not grow to where
+	// they leave no room for one of MaxMessageSize, so it takes large messages to get there. At least
+	// MaxMessageSize; the default is 64 MiB, or twice MaxMessageSize if that
 	// is more.
 	MaxStreamBytes int
 

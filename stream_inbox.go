@@ -50,15 +50,26 @@ type inbox struct {
 	window credit.Window
 }
 
-// init sets how many messages the sender may send at first. known is false where only the sender
-// knows that, and it may be anything.
-func (b *inbox) init(capacity int, known, wide bool) {
+// init sets how many messages the sender may send at first.
+func (b *inbox) init(capacity int, wide bool) {
 	b.signal = make(chan struct{}, 1)
-	credits := capacity
-	if !known {
-		credits = maxCapacity
-	}
-	b.window.Init(capacity, credits, wide)
+	b.window.Init(capacity, capacity, wide)
+}
+
+// initUntold is init where the sender has wide credits, and does not tell how many at first. They
+// may be anything, and the window begins as the smallest: the owner of a larger one would wait for
+// messages that may not be sent.
+func (b *inbox) initUntold() {
+	b.signal = make(chan struct{}, 1)
+	b.window.Init(1, maxCapacity, true)
+}
+
+// begin sets what init was not told yet: how many messages the sender, which has wide credits, may
+// send at first. It has sent none.
+func (b *inbox) begin(capacity int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.window.Init(capacity, capacity, true)
 }
 
 // isFull reports whether the sender must wait for the consumer.

@@ -25,7 +25,7 @@ type Window struct {
 }
 
 // Init sets the size of the window, in messages, and the credits that the sender may hold at first:
-// they are more where only the sender knows its window.
+// they are more where the sender does not tell how many it has.
 func (w *Window) Init(size, credits int, wide bool) {
 	*w = Window{wide: wide, size: size, credits: credits}
 }
@@ -49,7 +49,7 @@ func (w *Window) Spent() bool { return w.credits == 0 }
 // waiting is how many wait now, this one included.
 func (w *Window) Arrived(bytes, waiting int) {
 	w.credits--
-	w.size = max(w.size, waiting) // where only the sender knew it
+	w.size = max(w.size, waiting) // where the sender has not told it
 	w.largest = max(w.largest, bytes)
 }
 
