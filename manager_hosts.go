@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/hostname"
 )
 
@@ -23,7 +24,7 @@ type hostSet struct {
 func normalHost(host string) (string, error) {
 	normal, err := hostname.Normalize(host)
 	if err != nil {
-		return "", fmt.Errorf("grid: host %q: %w", host, err)
+		return "", fmt.Errorf("grid: host %s: %w", clip.Name(host), clip.Error(err))
 	}
 	return normal, nil
 }

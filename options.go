@@ -83,7 +83,7 @@ type ManagerOptions struct {
 	AuthFn func() string
 
 	// AuthToken checks the tokens of hosts that dial this one, in the upgrade request and again in
-	// the handshake. It is required like AuthFn.
+	// the handshake. It is required like AuthFn. One of more than 32 KiB is refused without it.
 	AuthToken ValidateTokenFn
 
 	// VerifyPeer, if not nil, has the last word on a host that has dialled this one: it is told
