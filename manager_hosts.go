@@ -149,6 +149,11 @@ func (m *Manager) replaceHosts(change func(hosts []string) []string) (removed ma
 	slices.Sort(next.targets)
 	m.incoming.setLimit(m.opts.maxHandshakes(len(hosts)))
 	m.hosts.Store(next)
+	// Under the lock, so that of a host which is added again the end of the old connection is told
+	// before anything of the new one.
+	for _, c := range removed {
+		c.end(errRemoved)
+	}
 	for _, c := range added {
 		if c.dials {
 			m.start(func() { c.keepDialling(c.ctx) })
