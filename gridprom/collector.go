@@ -12,7 +12,8 @@ import (
 )
 
 // NewCollector returns a collector of the Stats of m, with a label for the remote host of each
-// connection, and one number of all of them. Every scrape calls [grid.Manager.Stats] once, so that its numbers are of one moment.
+// connection, and of one number of m itself. Every scrape calls [grid.Manager.Stats] once, so that
+// its numbers are of one moment.
 // What is exposed of a host vanishes when it is removed, and begins at zero if it is added again.
 //
 // It goes on to work after m was closed.

@@ -84,7 +84,8 @@ func TestState_OnStateChange(t *testing.T) {
 	})
 }
 
-// One that is slow, or panics, holds up nobody, and hears of everything, while no more than 16 wait.
+// One that is slow, or panics, holds up nobody, and hears of everything, while no more than 16
+// wait.
 func TestState_OnStateChangeThatIsSlowOrPanics(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
