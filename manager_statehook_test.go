@@ -200,7 +200,7 @@ func TestStateHook_WhatIsToldIsAChain(t *testing.T) {
 			stands[s.Host] += 1 + s.Missed
 			told += 1 + int64(s.Missed)
 		}
-		for range 5000 {
+		for range 1000 {
 			host := fmt.Sprint("h", random.IntN(hosts))
 			if random.IntN(3) == 0 { // one that won't be seen again
 				host = fmt.Sprint("h once ", random.IntN(1_000_000))

@@ -91,7 +91,7 @@ func TestStateChange_ThoseOfAHostThatComesAndGoesDoNotAddUp(t *testing.T) {
 					}
 					a.During(func() { flap(n) })
 					if rawDials { // else the peers are kept for the end of the test
-						a.RequireGrown(1 << 20)
+						a.RequireGrown(512 << 10)
 					}
 					require.Empty(a, h.of(a.Raw))
 					require.GreaterOrEqual(a, a.Node.Stats().StateChangesMissed, int64(2*n))
