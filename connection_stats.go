@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/gridrpc/grid/internal/clip"
 )
 
 // Traffic is what has gone over a connection, or all of them, so far: from session to session, and
@@ -103,7 +105,7 @@ func (c *connectionCounters) lost(s *session) {
 func (c *connectionCounters) fault(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.lastError = err.Error()
+	c.lastError = clip.Text(err.Error())
 }
 
 func (c *connectionCounters) limitReached(option string) {

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/credit"
 	"github.com/gridrpc/grid/internal/monotime"
 )
@@ -435,7 +436,7 @@ func (m *muxClient) onPong(p *pongMsg) {
 	case p.NotFound:
 		m.finish(disconnected(errors.New("the remote does not know the stream")), 0)
 	case p.Err != nil:
-		m.finish(NewRemoteErrString(*p.Err), tellPeer)
+		m.finish(NewRemoteErrString(clip.Text(*p.Err)), tellPeer)
 	}
 }
 

@@ -330,10 +330,8 @@ func (m *muxServer) onUnansweredPing(msg *message) { m.checkSeq(msg) }
 
 func (m *muxServer) onDisconnect(msg *message) {
 	var cause error = context.Canceled
-	if msg.Flags&flagPayloadIsErr != 0 {
-		// It lives as long as the handler, which may be long.
-		msg.Payload = msg.Payload[:min(len(msg.Payload), maxReason)]
-		cause = msg.reason()
+	if reason := msg.reason(); reason != nil {
+		cause = reason
 	}
 	m.abort(cause, 0)
 }

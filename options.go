@@ -87,7 +87,7 @@ type ManagerOptions struct {
 	AuthFn func() string
 
 	// AuthToken checks the tokens of hosts that dial this one, in the upgrade request and again in
-	// the handshake. It is required like AuthFn.
+	// the handshake. It is required like AuthFn. One of more than 32 KiB is refused without it.
 	AuthToken ValidateTokenFn
 
 	// VerifyPeer, if not nil, has the last word on a host that has dialled this one: it is told
@@ -136,6 +136,11 @@ type ManagerOptions struct {
 	// OnStateChange, if not nil, is told of every change of the state of a connection to another
 	// host, in their order and one at a time, on a goroutine of its own. Close waits for it, so it
 	// must call neither Close nor Shutdown.
+	//
+	// While it does not keep up, changes wait: of each host 16, of which the last then stands for
+	// all that come after it as well, and says by its Missed for how many. Once 1024 wait, of all
+	// hosts together, those of a host that is removed become one, or none if nothing was told of
+	// the host yet. ManagerStats has StateChangesMissed.
 	OnStateChange func(StateChange)
 
 	// Logger takes what an operator should know: connections made, lost and refused, panics of

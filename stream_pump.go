@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/errlog"
 	"github.com/gridrpc/grid/internal/workers"
 )
@@ -79,7 +80,7 @@ func handlerResult(recovered any, result *RemoteErr, label string, log *slog.Log
 		return result
 	}
 	panics.Panicked(log.With("handler", label), "grid: handler panicked", recovered)
-	return NewRemoteErrf("grid: handler %s panicked: %v", label, recovered)
+	return NewRemoteErrf("grid: handler %s panicked: %s", label, clip.Text(fmt.Sprint(recovered)))
 }
 
 // streamPump stands between a handler's channels and its stream: it hands on what the client has

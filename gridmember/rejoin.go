@@ -20,7 +20,9 @@ const (
 	defaultRound = 30 * time.Second // where there is no PushPullInterval
 )
 
-// gone are members that are no more, dead or left: memberlist does not say which.
+// gone are members that are no more, dead or left: memberlist does not say which. Gossip may have
+// made them up, so those that the grid was connected to come first: they are asked before all
+// others, and none of them gives way to another.
 type gone struct {
 	mu      sync.Mutex // guards what follows
 	members map[string]goneMember
@@ -29,16 +31,25 @@ type gone struct {
 type goneMember struct {
 	address string
 	since   time.Time
+	proved  bool // the grid was connected to it
 }
 
-func (g *gone) add(n *memberlist.Node) {
+func (g *gone) add(n *memberlist.Node, proved bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.members == nil {
 		g.members = make(map[string]goneMember)
 	}
+	if proved && len(g.members) >= maxGone {
+		for name, m := range g.members {
+			if !m.proved {
+				delete(g.members, name)
+				break
+			}
+		}
+	}
 	if len(g.members) < maxGone {
-		g.members[n.Name] = goneMember{n.Address(), time.Now()}
+		g.members[n.Name] = goneMember{n.Address(), time.Now(), proved}
 	}
 }
 
@@ -52,14 +63,19 @@ func (g *gone) remove(n *memberlist.Node) {
 func (g *gone) some() (addresses []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	var others []string
 	for name, m := range g.members { // in no order
-		if time.Since(m.since) > askGoneFor {
+		switch {
+		case time.Since(m.since) > askGoneFor:
 			delete(g.members, name)
-		} else if len(addresses) < goneAtATime {
+		case m.proved:
 			addresses = append(addresses, m.address)
+		default:
+			others = append(others, m.address)
 		}
 	}
-	return addresses
+	addresses = append(addresses, others...)
+	return addresses[:min(len(addresses), goneAtATime)]
 }
 
 // rejoin asks who is gone, and seeds, until Close. One that does not answer is memberlist's to log.
