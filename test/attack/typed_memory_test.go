@@ -36,9 +36,9 @@ func TestTyped_ArrayThatTakesMuchMoreThanItsBytesIsRefused(t *testing.T) {
 	requireRefused(t, nestedArrays.New, arrayOf(100, string(arrayOf(1000, "\x80"))), nil, want)
 }
 
-// requireHeld has b decoded by a handler and by a caller, and requires that the value which they hold
+// requireMemory has b decoded by a handler and by a caller, and requires that the value which they hold
 // takes no more memory than it may.
-func requireHeld[T grid.RoundTripper](t *testing.T, newT func() T, b []byte) {
+func requireMemory[T grid.RoundTripper](t *testing.T, newT func() T, b []byte) {
 	t.Helper()
 	most := int64(32*len(b) + 256<<10 + 1<<20) // and what the calls themselves take
 	if bytepool.Strict {
@@ -76,20 +76,20 @@ func requireHeld[T grid.RoundTripper](t *testing.T, newT func() T, b []byte) {
 // A Bytes of a few bytes took a page in memory, and what came twice in a map the room for two.
 func TestTyped_HeldValuesTakeAtMost32TimesTheirBytes(t *testing.T) {
 	for _, e := range []string{"\xc0", "\xc4\x00", "\xc4\x01a"} {
-		requireHeld(t, bytesArrays.New, arrayOf(300_000/len(e), e))
+		requireMemory(t, bytesArrays.New, arrayOf(300_000/len(e), e))
 	}
 	for _, e := range []string{"\xc0", "\x89" + strings.Repeat("\xa0\xa0", 9)} {
-		requireHeld(t, mssArrays.New, arrayOf(300_000/len(e), e))
+		requireMemory(t, mssArrays.New, arrayOf(300_000/len(e), e))
 	}
-	requireHeld(t, mssArrays.New, arrayOf(900, "\x81\xa0\xa0"))
-	requireHeld(t, nestedArrays.New, arrayOf(100, string(arrayOf(3000, "\xc0"))))
-	requireHeld(t, urlValuesArrays.New, arrayOf(750, "\x81\xa0\x91\xa0"))
+	requireMemory(t, mssArrays.New, arrayOf(900, "\x81\xa0\xa0"))
+	requireMemory(t, nestedArrays.New, arrayOf(100, string(arrayOf(3000, "\xc0"))))
+	requireMemory(t, urlValuesArrays.New, arrayOf(750, "\x81\xa0\x91\xa0"))
 
 	duplicates := append(msgp.AppendMapHeader(nil, 1000), strings.Repeat("\xa0\xa0", 1000)...)
-	requireHeld(t, grid.NewMSS, duplicates)
+	requireMemory(t, grid.NewMSS, duplicates)
 	lists := msgp.AppendMapHeader(nil, 1)
 	lists = msgp.AppendString(lists, "")
-	requireHeld(t, grid.NewURLValues, append(lists, arrayOf(300_000, "\xa0")...))
+	requireMemory(t, grid.NewURLValues, append(lists, arrayOf(300_000, "\xa0")...))
 }
 
 // msgp bounds what is in a slice or a map where it is told to.
