@@ -420,7 +420,7 @@ func TestLongText_ThatEndsACallOfOursIsClipped(t *testing.T) {
 				})
 				c.MuxID = r.Peer.Expect(rawpeer.OpConnectMux).MuxID
 				if c.Op != rawpeer.OpMuxConnectError {
-					r.Peer.Send(rawpeer.Msg{MuxID: c.MuxID, Op: rawpeer.OpAckMux, Payload: rawpeer.Credits(0)})
+					r.Peer.Send(rawpeer.Msg{MuxID: c.MuxID, Op: rawpeer.OpAckMux, Payload: rawpeer.AckPayload(rig.AllCaps, 0, 1)})
 				}
 				r.Peer.Send(c)
 				check(<-opened)
@@ -480,7 +480,7 @@ func TestLongText_OfAHandlersErrorIsTheCallers(t *testing.T) {
 			return err
 		})
 		m.MuxID, m.Op, m.Seq = r.Peer.Expect(rawpeer.OpConnectMux).MuxID, rawpeer.OpMuxServerMsg, 1
-		r.Peer.Send(rawpeer.Msg{MuxID: m.MuxID, Op: rawpeer.OpAckMux, Payload: rawpeer.Credits(0)})
+		r.Peer.Send(rawpeer.Msg{MuxID: m.MuxID, Op: rawpeer.OpAckMux, Payload: rawpeer.AckPayload(rig.AllCaps, 0, 1)})
 		r.Peer.Send(m)
 		require.Equal(r, grid.NewRemoteErrString(said), <-opened)
 		require.Empty(r, l.require(r, r.Node.Manager))
