@@ -178,7 +178,7 @@ func (c *Connection) openObserved(ctx context.Context, id HandlerID, sub *subHan
 	if !caps.known {
 		// What is registered here under the same name tells a version 1 peer's capacities.
 		if h := c.handlers.lookup(id, sub).stream; h != nil {
-			caps = capacities{out: h.outCapacity, in: h.inCapacity, known: !s.wide()}
+			caps = capacities{out: h.outCapacity, in: h.inCapacity, known: !s.caps.wide()}
 		}
 	}
 	return s.openStream(ctx, id, sub, payload, metadata, seen, caps)
@@ -279,12 +279,17 @@ func (c *Connection) untilIdle() <-chan struct{} {
 	return nil
 }
 
-// shutdown ends the connection for good.
-func (c *Connection) shutdown(reason error) {
+// end makes the state the last one. What there is of sessions is for shutdown to close.
+func (c *Connection) end(reason error) {
 	c.cancel(reason)
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.state.set(StateShutdown, reason)
-	c.mu.Unlock()
+}
+
+// shutdown ends the connection for good.
+func (c *Connection) shutdown(reason error) {
+	c.end(reason)
 	for _, s := range c.sessions() {
 		s.close(reason)
 	}

@@ -42,7 +42,7 @@ func (c *Connection) dial(ctx context.Context) (*session, error) {
 		Counters: c.opts.counters(),
 	})
 	if err != nil {
-		return nil, redactError(err, bearer)
+		return nil, cleanError(err, bearer)
 	}
 	s, err := handshake(ctx, ws, func() (*session, error) {
 		s, err := c.greet(ws, header, bearer)

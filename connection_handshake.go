@@ -9,6 +9,7 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/hostname"
 	"github.com/gridrpc/grid/internal/token"
 	"github.com/gridrpc/grid/internal/wsconn"
@@ -19,9 +20,6 @@ const maxClockSkew = 5 * time.Minute
 
 // handshakeLimit is the largest message, in bytes, that is read from somebody who is not known yet.
 const handshakeLimit = 64 << 10
-
-// maxReason is how much of a peer's reason to refuse a handshake is kept, in bytes.
-const maxReason = 1 << 10
 
 // shouldDial reports whether local dials remote, rather than the reverse (section 1).
 func shouldDial(local, remote string) bool {
@@ -76,13 +74,13 @@ func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent string) (*s
 	}
 	var resp connectResp
 	if err := readHandshake(ws, opConnectResponse, resp.UnmarshalMsg); err != nil {
-		return nil, redactError(fmt.Errorf("handshake: %w", err), req.Token, sent)
+		return nil, cleanError(fmt.Errorf("handshake: %w", err), req.Token, sent)
 	}
 	if !resp.Accepted {
-		return nil, rejectf("%s", clipTo(redact(resp.RejectedReason, req.Token, sent), maxReason))
+		return nil, rejectf("%s", clean(resp.RejectedReason, req.Token, sent))
 	}
 	if resp.Host != "" && !isSameHost(resp.Host, c.remote) {
-		return nil, fmt.Errorf("handshake: it was %s that answered", clip(redact(resp.Host, req.Token, sent)))
+		return nil, fmt.Errorf("handshake: it was %s that answered", clip.Name(clean(resp.Host, req.Token, sent)))
 	}
 	if secret != nil {
 		meeting.AcceptorID = resp.ID
@@ -128,9 +126,9 @@ func (m *Manager) answer(ws *wsconn.Conn, challenge token.Nonce, r *http.Request
 		resp = connectResp{ID: m.ID, Host: m.opts.Local}
 		var rejected *rejectedError
 		if !errors.As(err, &rejected) {
-			return c, nil, redactError(err, req.Token, bearerToken(r)) // nobody is there to be told
+			return c, nil, cleanError(err, req.Token, bearerToken(r)) // nobody is there to be told
 		}
-		resp.RejectedReason = redact(rejected.reason, req.Token, bearerToken(r))
+		resp.RejectedReason = clean(rejected.reason, req.Token, bearerToken(r))
 		err = &rejectedError{resp.RejectedReason}
 	}
 	payload, merr := resp.MarshalMsg(nil)
@@ -157,7 +155,7 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, challenge token
 		}
 		return nil, err
 	}
-	name := func(said string) string { return clip(redact(said, req.Token, bearerToken(r))) }
+	name := func(said string) string { return clip.Name(clean(said, req.Token, bearerToken(r))) }
 	if req.To != "" && !isSameHost(req.To, m.opts.Local) {
 		return nil, rejectf("this is %s, not %s", m.opts.Local, name(req.To))
 	}
@@ -187,24 +185,28 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, challenge token
 
 // checkToken checks what a Connect has to show.
 func (m *Manager) checkToken(c *Connection, req *connectReq, challenge token.Nonce, a *arrival) error {
+	if err := checkTokenSize(req.Token); err != nil {
+		return err
+	}
 	if secret := m.secret.Load(); secret != nil {
 		return secret.CheckResponse(m.meeting(c, req, challenge), req.Token)
 	}
 	return a.run(func() error { return m.opts.validate(req.Token) })
 }
 
-// redact takes tokens out of a text that may repeat them, and that is for a log.
-func redact(text string, tokens ...string) string {
+// clean makes a text fit for logs that somebody else has had a part in: tokens that it may repeat
+// are taken out, and then it is clipped.
+func clean(text string, tokens ...string) string {
 	for _, t := range tokens {
 		text = wsconn.Redact(text, t)
 	}
-	return text
+	return clip.Text(text)
 }
 
-// redactError is err, or where its text repeats one of the tokens, an error with that taken out.
-func redactError(err error, tokens ...string) error {
+// cleanError is err, or where its text is not clean, an error with one that is.
+func cleanError(err error, tokens ...string) error {
 	text := err.Error()
-	if clean := redact(text, tokens...); clean != text {
+	if clean := clean(text, tokens...); clean != text {
 		return errors.New(clean)
 	}
 	return err
@@ -234,13 +236,4 @@ func readHandshake(ws *wsconn.Conn, want op, decode func([]byte) ([]byte, error)
 		return protocolErrorf("%v: %v", m.Op, err)
 	}
 	return nil
-}
-
-// clip shortens what a stranger has sent, for a log or an answer.
-func clip(s string) string {
-	const most = 128
-	if len(s) > most {
-		return fmt.Sprintf("%q...", s[:most])
-	}
-	return fmt.Sprintf("%q", s)
 }

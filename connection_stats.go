@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/gridrpc/grid/internal/clip"
 )
 
 // Traffic is what has gone over a connection, or all of them, so far: from session to session, and
@@ -57,7 +59,8 @@ type ConnectionStats struct {
 	// StreamsServed are the streams among them.
 	StreamsServed int
 	// SlowConsumers are streams, of both directions, whose sender must wait because the consumer
-	// here has not taken what came.
+	// here has not taken what came. Those that were opened here count only where the server tells
+	// how far it may be ahead (protocol section 8, extension 16), or is of version 1.
 	SlowConsumers int
 	// KeptBytes are those of payloads that count towards MaxHostBytes.
 	KeptBytes int64
@@ -102,7 +105,7 @@ func (c *connectionCounters) lost(s *session) {
 func (c *connectionCounters) fault(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.lastError = err.Error()
+	c.lastError = clip.Text(err.Error())
 }
 
 func (c *connectionCounters) limitReached(option string) {

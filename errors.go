@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"strings"
+
+	"github.com/gridrpc/grid/internal/clip"
 )
 
 // Errors that arise on this side. None of them ever stands for something that the remote host said;
@@ -51,6 +53,11 @@ var (
 
 // RemoteErr is an error that came from the remote side: what a handler returned, or the remote's
 // reason for not running one. It travels as its text.
+//
+// The text of a handler belongs to the caller, who gets all of it: this implementation sends 64 KiB
+// of it at most, others may send as much as MaxMessageSize. So clip it before it is logged or kept.
+// Of what the remote says for itself, and of all else that a peer says, no more than 1 KiB is kept,
+// logged or made part of an error.
 //
 // A call returns it as *RemoteErr, wrapped if it is [ErrOverloaded] as well. [errors.As] finds it
 // with a *RemoteErr or a RemoteErr as the target. [errors.Is] compares the text, so a remote's
@@ -128,8 +135,9 @@ func (r RemoteErr) As(target any) bool {
 	return true
 }
 
+// protocolErrorf may be given what a decoder says, which may repeat what it was given.
 func protocolErrorf(format string, a ...any) error {
-	return fmt.Errorf("%w: %s", ErrProtocol, fmt.Sprintf(format, a...))
+	return fmt.Errorf("%w: %s", ErrProtocol, clip.Text(fmt.Sprintf(format, a...)))
 }
 
 func tooLargeError(size, limit int) error {
@@ -169,7 +177,7 @@ func disconnected(reason error) error {
 	if reason == nil || errors.Is(reason, ErrDisconnected) {
 		return ErrDisconnected
 	}
-	return &disconnectError{reason}
+	return &disconnectError{clip.Error(reason)}
 }
 
 // disconnectError is ErrDisconnected with its reason in the text only: a lost connection must not

@@ -71,13 +71,17 @@ func (s *session) QueueBounds() error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	const oneMore = 64 << 10
+	waiting := len(q.batch.buf)
+	for _, b := range q.full {
+		waiting += len(b.buf)
+	}
 	for _, part := range []struct {
 		what        string
 		size, limit int
 	}{
 		{"posted", q.posted, postedLimit + oneMore},
 		{"urgent", len(q.urgent.buf), urgentLimit + firstBuffer},
-		{"batch", len(q.batch.buf), postedLimit + s.opts.MaxQueuedBytes + largeLimit + oneMore},
+		{"batches", waiting, postedLimit + s.opts.MaxQueuedBytes + largeLimit + oneMore},
 		{"small", q.small.taken + q.small.promised, s.opts.MaxQueuedBytes + oneMore},
 		{"large", q.large.taken + q.large.promised, largeLimit + oneMore},
 	} {
@@ -125,7 +129,7 @@ func (h *lateHost) sendOpening(done <-chan struct{}, m message, seq *sequence, d
 // OpenLate opens a stream, and calls before just before the first message is queued.
 func OpenLate(ctx context.Context, c *Connection, id HandlerID, payload []byte, before func()) error {
 	s := c.session.Load()
-	m := newMuxClient(ctx, &lateHost{s, before}, c.nextMuxID(), id, capacities{}, true, time.Now())
+	m := newMuxClient(ctx, &lateHost{s, before}, c.nextMuxID(), id, capacities{}, s.caps, time.Now())
 	if !s.streams.add(m.id, m) {
 		panic("the number is in use")
 	}
@@ -136,7 +140,7 @@ func OpenLate(ctx context.Context, c *Connection, id HandlerID, payload []byte, 
 type Inbox struct{ b *inbox }
 
 // NewInbox makes one, of a stream with input and wide credits.
-func NewInbox(capacity int) Inbox { return Inbox{newInbox(capacity, true, true)} }
+func NewInbox(capacity int) Inbox { return Inbox{newInbox(capacity, true)} }
 
 // Take takes a message, if there is one, and returns the credits for it.
 func (b Inbox) Take() (credits int, ok bool) {
@@ -212,3 +216,6 @@ const (
 	MaxOutBuffer    = maxOutBuffer
 	AllCaps         = ourCaps
 )
+
+// Decode is what typed handlers and calls do with a payload.
+func Decode[T RoundTripper](v T, b []byte, nesting int) error { return decode(v, b, nesting) }

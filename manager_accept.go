@@ -3,10 +3,12 @@ package grid
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"time"
 
+	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/token"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
@@ -34,7 +36,7 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 		}
 		defer a.leave()
 		if err := a.run(func() error { return m.authorise(r, authReq) }); err != nil {
-			m.forbidden.Warn(m.opts.Logger.With("local", m.opts.Local, "addr", r.RemoteAddr), "grid: upgrade refused", err)
+			m.forbidden.Warn(m.opts.Logger.With("local", m.opts.Local, "addr", addrOf(r)), "grid: upgrade refused", err)
 			respondForbidden(w, err)
 			return
 		}
@@ -82,8 +84,20 @@ func (m *Manager) authorise(r *http.Request, authReq []func(*http.Request) error
 	case m.secret.Load() != nil:
 		check = func() error { return m.checkPass(bearer) }
 	}
+	if err := checkTokenSize(bearer); err != nil {
+		return err
+	}
 	if err := check(); err != nil {
-		return redactError(err, bearer)
+		return cleanError(err, bearer)
+	}
+	return nil
+}
+
+// checkTokenSize refuses what nobody who may come in has: it would take long to look for it in an
+// error that repeats it.
+func checkTokenSize(token string) error {
+	if len(token) > wsconn.MaxToken {
+		return fmt.Errorf("token has %d bytes, the limit is %d", len(token), wsconn.MaxToken)
 	}
 	return nil
 }
@@ -141,7 +155,7 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request, a *arrival) *se
 	}
 	ws, err := wsconn.Upgrade(w, r, header, handshakeLimit, deadline, m.opts.counters())
 	if err != nil {
-		m.opts.Logger.Debug("grid: upgrade failed", "local", m.opts.Local, "addr", r.RemoteAddr, "error", err)
+		m.opts.Logger.Debug("grid: upgrade failed", "local", m.opts.Local, "addr", addrOf(r), "error", clip.Error(err))
 		return nil
 	}
 
@@ -163,15 +177,19 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request, a *arrival) *se
 	switch {
 	case err == nil:
 	case c != nil:
-		c.logRefused(r.RemoteAddr, err)
+		c.logRefused(addrOf(r), err)
 	default:
 		m.stranger(r, err)
 	}
 	return s
 }
 
+// addrOf is where a request is from, for logs: what is in front of the Handler may have set it by a
+// header.
+func addrOf(r *http.Request) string { return clip.Text(r.RemoteAddr) }
+
 // stranger logs the failed handshake of somebody who is not known, the first and then one an hour:
 // they must not fill the log.
 func (m *Manager) stranger(r *http.Request, err error) {
-	m.unknown.Warn(m.opts.Logger.With("local", m.opts.Local, "addr", r.RemoteAddr), "grid: handshake failed", err)
+	m.unknown.Warn(m.opts.Logger.With("local", m.opts.Local, "addr", addrOf(r)), "grid: handshake failed", err)
 }

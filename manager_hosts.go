@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/hostname"
 )
 
@@ -23,7 +24,7 @@ type hostSet struct {
 func normalHost(host string) (string, error) {
 	normal, err := hostname.Normalize(host)
 	if err != nil {
-		return "", fmt.Errorf("grid: host %q: %w", host, err)
+		return "", fmt.Errorf("grid: host %s: %w", clip.Name(host), clip.Error(err))
 	}
 	return normal, nil
 }
@@ -149,6 +150,11 @@ func (m *Manager) replaceHosts(change func(hosts []string) []string) (removed ma
 	slices.Sort(next.targets)
 	m.incoming.setLimit(m.opts.maxHandshakes(len(hosts)))
 	m.hosts.Store(next)
+	// Under the lock, so that of a host which is added again the end of the old connection is told
+	// before anything of the new one.
+	for _, c := range removed {
+		c.end(errRemoved)
+	}
 	for _, c := range added {
 		if c.dials {
 			m.start(func() { c.keepDialling(c.ctx) })

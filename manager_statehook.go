@@ -1,33 +1,64 @@
 package grid
 
 import (
+	"cmp"
+	"container/list"
 	"fmt"
 	"log/slog"
 	"sync"
 	"time"
 
+	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/errlog"
 )
 
-// StateChange is a step of a connection from one [State] to another.
+// StateChange is a step of a connection from one [State] to another. Of the changes that are told
+// of one host each begins where the one before has ended; the first begins with
+// [StateUnconnected], and so does one that follows [StateShutdown], when the host was added again.
 type StateChange struct {
 	// Host is the base URL of the remote host.
 	Host     string
 	From, To State
 	// Err is why the connection was lost, could not be made, or was closed for good; nil otherwise.
+	// Where Missed is not 0 it is the last such reason, also if To is StateConnected.
 	Err error
 	// Time is when it happened, by this host's clock.
 	Time time.Time
+	// Missed is how many changes were merged into this one, because ManagerOptions.OnStateChange
+	// had not kept up. Where it is not 0 the connection may have been made and lost in between, so
+	// whoever acts on connections that are lost must take it for one, whatever From and To are.
+	Missed int
 }
 
 // String says what happened, such as "http://node2:9000: connecting, now connected".
 func (c StateChange) String() string {
 	s := fmt.Sprintf("%s: %v, now %v", c.Host, c.From, c.To)
+	if c.Missed > 0 {
+		s += fmt.Sprintf(" (changes missed: %d)", c.Missed)
+	}
 	if c.Err != nil {
 		s += ": " + c.Err.Error()
 	}
 	return s
 }
+
+// mergedWith is one change in the place of two, of which next is the later.
+func (c StateChange) mergedWith(next StateChange) StateChange {
+	next.From = c.From
+	next.Err = cmp.Or(next.Err, c.Err)
+	next.Missed += c.Missed + 1
+	return next
+}
+
+// A peer that comes and goes makes changes faster than they can be told, and they must not add up.
+const (
+	// keptChanges is how many wait of one host. Those beyond are merged with the last.
+	keptChanges = 16
+	// keptOfRemoved is how many may wait of all hosts before those of a host that is removed are
+	// merged into one, or dropped if nothing was told of it: else hosts that are added and removed
+	// would add up.
+	keptOfRemoved = 1024
+)
 
 // stateHook passes changes on to a function of the application's, one after the other and on a
 // goroutine of its own: they happen under locks. Its methods may be called on nil.
@@ -39,12 +70,14 @@ type stateHook struct {
 
 	mu      sync.Mutex // guards what follows
 	changed sync.Cond
-	queue   []StateChange
+	queue   list.List                  // of the StateChanges that wait, the oldest first
+	waiting map[string][]*list.Element // the same by host; of those that have any
+	missed  int64                      // how many were merged into another, or dropped
 	closed  bool
 }
 
 func newStateHook(f func(StateChange), log *slog.Logger) *stateHook {
-	h := &stateHook{f: f, log: log}
+	h := &stateHook{f: f, log: log, waiting: make(map[string][]*list.Element)}
 	h.changed.L = &h.mu
 	return h
 }
@@ -56,10 +89,58 @@ func (h *stateHook) tell(c StateChange) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.closed {
-		h.queue = append(h.queue, c)
-		h.changed.Signal()
+	if h.closed {
+		return
 	}
+	c.Err = clip.Error(c.Err)
+	before := h.waiting[c.Host]
+	kept := keptChanges
+	if c.To == StateShutdown && h.queue.Len() >= keptOfRemoved {
+		kept = 1
+	}
+	for len(before) >= kept {
+		before, c = h.merge(before, c)
+	}
+	if kept == 1 && c.From == StateUnconnected { // nothing was told
+		h.missed++
+		delete(h.waiting, c.Host)
+		return
+	}
+	// At the end, also where it was merged, so that the times are in order.
+	h.waiting[c.Host] = append(before, h.queue.PushBack(c))
+	h.changed.Signal()
+}
+
+func change(e *list.Element) StateChange { return e.Value.(StateChange) }
+
+// merge takes the last of a host's changes out of the queue, and returns it merged with next.
+func (h *stateHook) merge(waiting []*list.Element, next StateChange) ([]*list.Element, StateChange) {
+	last := len(waiting) - 1
+	h.missed++
+	next = change(waiting[last]).mergedWith(next)
+	h.queue.Remove(waiting[last])
+	return waiting[:last], next
+}
+
+// take takes the oldest change out of the queue, which has one.
+func (h *stateHook) take() StateChange {
+	c := h.queue.Remove(h.queue.Front()).(StateChange)
+	if rest := h.waiting[c.Host][1:]; len(rest) > 0 {
+		h.waiting[c.Host] = rest
+	} else {
+		delete(h.waiting, c.Host)
+	}
+	return c
+}
+
+// missedChanges is how many were not told, or not by themselves.
+func (h *stateHook) missedChanges() int64 {
+	if h == nil {
+		return 0
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.missed
 }
 
 // close makes run return when it has passed on what there is.
@@ -78,18 +159,15 @@ func (h *stateHook) run() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for {
-		for len(h.queue) == 0 {
+		for h.queue.Len() == 0 {
 			if h.closed {
 				return
 			}
 			h.changed.Wait()
 		}
-		changes := h.queue
-		h.queue = nil
+		c := h.take()
 		h.mu.Unlock()
-		for _, c := range changes {
-			h.call(c)
-		}
+		h.call(c)
 		h.mu.Lock()
 	}
 }

@@ -7,6 +7,9 @@ type ManagerStats struct {
 	ID string
 	// Connected is how many of the connections are.
 	Connected int
+	// StateChangesMissed is how many changes of states OnStateChange was not told of by themselves,
+	// because it had not kept up. It is not among those that fall.
+	StateChangesMissed int64
 	// What follows is the sum of all present Connections; so a counter falls when a host is
 	// removed.
 	Traffic
@@ -19,7 +22,7 @@ type ManagerStats struct {
 
 // Stats returns the present statistics of all connections.
 func (m *Manager) Stats() ManagerStats {
-	st := ManagerStats{HostName: m.opts.Local, ID: m.ID.String()}
+	st := ManagerStats{HostName: m.opts.Local, ID: m.ID.String(), StateChangesMissed: m.stateHook.missedChanges()}
 	hosts := m.hosts.Load()
 	for _, host := range hosts.targets {
 		c := hosts.conns[host].Stats()

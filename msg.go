@@ -5,11 +5,11 @@ import (
 	"encoding/binary"
 	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/tinylib/msgp/msgp"
 	"github.com/zeebo/xxh3"
 
+	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/limit"
 	"github.com/gridrpc/grid/internal/wellformed"
 )
@@ -142,22 +142,11 @@ func (m *message) setError(text string) {
 	m.Payload = []byte(clipText(text))
 }
 
-// clipText shortens an error's text to what travels, between two characters.
-func clipText(text string) string { return clipTo(text, maxErrorText) }
+// clipText shortens an error's text to what travels.
+func clipText(text string) string { return clip.To(text, maxErrorText) }
 
-func clipTo(text string, most int) string {
-	if len(text) <= most {
-		return text
-	}
-	const mark = "..."
-	n := most - len(mark)
-	for n > 0 && !utf8.RuneStart(text[n]) {
-		n--
-	}
-	return text[:n] + mark
-}
-
-// payloadErr is the error that the message carries, or nil.
+// payloadErr is the error of a handler that the message carries, or nil. It is for the caller, who
+// gets all of it, as of any other answer.
 func (m *message) payloadErr() *RemoteErr {
 	if m.Flags&flagPayloadIsErr == 0 {
 		return nil
@@ -165,12 +154,13 @@ func (m *message) payloadErr() *RemoteErr {
 	return NewRemoteErrString(string(m.Payload)) // copied: the buffer is reused
 }
 
-// reason is why the remote has given a call or stream up, or nil.
+// reason is why the remote has given a call or stream up, or nil. It is kept for as long as that
+// is, which may be long, so no more than the beginning is.
 func (m *message) reason() error {
 	if m.Flags&flagPayloadIsErr == 0 {
 		return nil
 	}
-	return refusal(string(m.Payload))
+	return refusal(clip.Bytes(m.Payload))
 }
 
 // setSubroute makes sub, which may be nil, follow the message.

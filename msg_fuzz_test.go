@@ -224,7 +224,7 @@ func FuzzGridPayloads(f *testing.F) {
 	for _, s := range []string{
 		"\x80", "\xc0", "\xdf\xff\xff\xff\xff", "\x81\xdb\xff\xff\xff\xff", "\x81\xa4Host\xdb\xff\xff\xff\xff", "\x81\xa2ID\xc6\xff\xff\xff\xff",
 		"\x81\xa4Time\xc9\xff\xff\xff\xff\x05", "\x81\xa1x\xc6\xff\xff\xff\xff", "\x81\xa1x\xdd\xff\xff\xff\xff", "\x81\xa1t\xd7\xff\x00\x00\x00\x00\x00\x00\x00\x00",
-		"\x82\xa1e\xa1a\xa1e\xc0", "\xce\x00\x01\x00\x00", "\x40", "\x81\xa4Caps\xcf\xff\xff\xff\xff\xff\xff\xff\xff",
+		"\x82\xa1e\xa1a\xa1e\xc0", "\xce\x00\x01\x00\x00", "\x00\xce\x00\x01\x00\x00", "\x00\x00", "\x03\x04\x05", "\x40", "\x81\xa4Caps\xcf\xff\xff\xff\xff\xff\xff\xff\xff",
 	} {
 		f.Add([]byte(s))
 	}
@@ -259,6 +259,17 @@ func FuzzGridPayloads(f *testing.F) {
 			got, err := parseCredits(appendCredits(nil, n))
 			require.NoError(t, err)
 			require.Equal(t, n, got)
+		}
+		if in, out, err := parseCapacities(data); err == nil {
+			require.LessOrEqual(t, in, maxCapacity)
+			require.LessOrEqual(t, out, maxCapacity)
+			require.Positive(t, out)
+			gotIn, gotOut, err := parseCapacities(appendCapacities(nil, in, out))
+			require.NoError(t, err)
+			require.Equal(t, [2]int{in, out}, [2]int{gotIn, gotOut})
+		} else {
+			require.ErrorIs(t, err, ErrProtocol)
+			require.ErrorContains(t, err, "AckMux with")
 		}
 	})
 }

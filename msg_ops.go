@@ -63,7 +63,18 @@ const (
 	capFragments
 	capDrain
 	capMetadata
+	capBothCapacities
 )
 
 // ourCaps are the extensions that this implementation speaks.
-const ourCaps = capWideCredits | capFragments | capDrain | capMetadata
+const ourCaps = capWideCredits | capFragments | capDrain | capMetadata | capBothCapacities
+
+// wide reports whether credits may be returned many at a time.
+func (c caps) wide() bool { return c&capWideCredits != 0 }
+
+// bothCapacities reports whether an ack names both capacities of a handler, which it does only
+// where credits are wide.
+func (c caps) bothCapacities() bool {
+	const needed = capWideCredits | capBothCapacities
+	return c&needed == needed
+}

@@ -67,6 +67,42 @@ func parseCredits(b []byte) (int, error) {
 	return int(n), nil
 }
 
+// ackBuffer has room for the two numbers of an ack.
+type ackBuffer [2 * len(creditBuffer{})]byte
+
+// appendCapacities encodes what an ack tells: how many messages the client may send at first, and
+// how many the handler.
+func appendCapacities(b []byte, in, out int) []byte { return appendCredits(appendCredits(b, in), out) }
+
+// parseCapacities reads what appendCapacities has encoded.
+func parseCapacities(b []byte) (in, out int, err error) {
+	if in, b, err = readCapacity(b, "InCapacity", 0); err != nil {
+		return 0, 0, err
+	}
+	if out, b, err = readCapacity(b, "OutCapacity", 1); err != nil {
+		return 0, 0, err
+	}
+	if len(b) > 0 {
+		return 0, 0, protocolErrorf("%v with %d bytes behind both capacities", opAckMux, len(b))
+	}
+	return in, out, nil
+}
+
+// readCapacity reads the capacity of that name, which is least or more.
+func readCapacity(b []byte, name string, least uint64) (n int, rest []byte, err error) {
+	if len(b) == 0 {
+		return 0, nil, protocolErrorf("%v without %s", opAckMux, name)
+	}
+	v, rest, err := msgp.ReadUint64Bytes(b)
+	switch {
+	case err != nil:
+		return 0, nil, protocolErrorf("%v with a bad %s: %x", opAckMux, name, b[:min(len(b), 16)])
+	case v < least || v > maxCapacity:
+		return 0, nil, protocolErrorf("%v with %s %d, not %d to %d", opAckMux, name, v, least, maxCapacity)
+	}
+	return int(v), rest, nil
+}
+
 // addCredits takes in the credits that msg returns.
 func addCredits(c *credit.Credits, msg *message, wide bool) error {
 	n := 1

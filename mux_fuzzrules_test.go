@@ -92,17 +92,15 @@ func (w *wireRules) sent(from int, m rawpeer.Msg) {
 		require.False(w.t, eof && s.amid, "%v amid a message", m)
 		// An end is alone, or an error.
 		require.False(w.t, eof && len(m.Payload) > 0 && m.Flags&rawpeer.FlagPayloadIsErr == 0, "%v", m)
-		if !s.amid && (!eof || m.Op == rawpeer.OpMuxServerMsg && !w.r.wide) {
+		if !s.amid && (!eof || m.Op == rawpeer.OpMuxServerMsg && !w.r.caps.wide()) {
 			s.spent++
 		}
 		s.amid = more
 		require.LessOrEqual(w.t, s.spent, w.begun(x, side)+s.had, "%v without a credit", m)
 	case rawpeer.OpAckMux:
-		if w.r.wide {
-			require.Equal(w.t, x.stream.inCapacity, creditsIn(m), "%v", m)
-		}
+		require.Equal(w.t, rawpeer.AckPayload(uint64(w.r.caps), x.stream.inCapacity, x.stream.outCapacity), m.Payload, "%v", m)
 	case rawpeer.OpUnblockSrvMux, rawpeer.OpUnblockClMux:
-		require.False(w.t, !w.r.wide && len(m.Payload) > 0, "%v to version 1", m)
+		require.False(w.t, !w.r.caps.wide() && len(m.Payload) > 0, "%v to version 1", m)
 		s.granted += creditsIn(m)
 	}
 }
@@ -139,7 +137,7 @@ func (w *wireRules) check() {
 			// The client's consumer may hold one that it has not counted.
 			consumed := []int{x.stream.clientGot + 1, x.stream.handlerGot}[side]
 			granted, capacity := x.side[side].granted, w.begun(x, 1-side)
-			if !w.r.wide {
+			if !w.r.caps.wide() {
 				require.LessOrEqual(w.t, granted, consumed, "stream %d: credits for nothing", x.stream.i)
 				continue
 			}

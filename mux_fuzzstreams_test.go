@@ -33,9 +33,9 @@ func FuzzStreams(f *testing.F) {
 		opened + send + cancel + up + settle + serve, opened + serve + serve + enough + settle + serve, opened + send + serve + wait + settle, opened + serve + serve + cut + settle, open + cut + up,
 		stall + opened + serve + stall + settle, open + cancel + up + down, opened + serve + consume + down + up + serve + down + well + "\x09\x01\x00\x01\x09\x01\x00\x01" + consume,
 	} {
-		for kind := range byte(8) {
+		for kind := range byte(16) {
 			// The stream's client, whether it sends through Requests, its capacities, its deadline.
-			f.Add([]byte(string([]byte{kind, 0, 0, kind & 1, 1 + kind>>1, 3 - kind>>1&2, 0}) + steps))
+			f.Add([]byte(string([]byte{kind, 0, 0, kind & 1, 1 + kind&7>>1, 3 - kind>>1&2, 0}) + steps))
 		}
 		f.Add([]byte("\x02\x01\x00\x01\x04\x04\x05\x01\x00\x00\x00\x00" + steps + "\x00\x01\x05\x01\x04\x0f"))
 	}
@@ -61,7 +61,7 @@ type streamsRun struct {
 	quiet   fence
 	t       *testing.T
 	p       *program
-	wide    bool
+	caps    caps
 	hosts   [2]*fuzzHost
 	pending [2][]rawpeer.Msg // what a host has sent, and the other one has not been given
 	rules   *wireRules
@@ -74,7 +74,10 @@ const fuzzMaxMessage = 200 << 10
 func newStreamsRun(t *testing.T, p *program) *streamsRun {
 	kind := p.byte()
 	caps := []caps{0, capWideCredits, ourCaps, capFragments}[kind&3]
-	r := &streamsRun{t: t, p: p, wide: caps&capWideCredits != 0, began: time.Now()}
+	if kind&8 != 0 {
+		caps ^= capBothCapacities
+	}
+	r := &streamsRun{t: t, p: p, caps: caps, began: time.Now()}
 	for i := range r.hosts {
 		r.hosts[i] = newFuzzHost(t, i, caps, func(o *ManagerOptions) { o.MaxMessageSize = fuzzMaxMessage })
 		if kind&4 != 0 {
@@ -200,6 +203,27 @@ func (r *streamsRun) settle() {
 	}
 	for r.move(0, 1<<20, true) || r.move(1, 1<<20, true) {
 		r.check()
+	}
+	r.checkCredits()
+}
+
+// checkCredits requires that the client of a stream knows what its server has: nothing is on its
+// way.
+func (r *streamsRun) checkCredits() {
+	if r.caps.wide() && !r.caps.bothCapacities() {
+		return // it does not tell
+	}
+	for i, h := range r.hosts {
+		for _, c := range h.sess.streams.all(nil) {
+			s, ok := r.hosts[1-i].sess.served.get(c.id)
+			if !ok || c.hasEnded() || s.isAborted() {
+				continue
+			}
+			c.in.mu.Lock()
+			spent := c.in.window.Spent()
+			c.in.mu.Unlock()
+			require.Equal(r.t, s.credits.Ready() != nil, spent, "what client and server of stream %d know of credits", c.id)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/credit"
 	"github.com/gridrpc/grid/internal/monotime"
 )
@@ -33,9 +34,9 @@ type muxClient struct {
 	host       clientHost
 	id         uint64
 	handler    HandlerID
-	wide       bool            // the peer has wide credits
+	caps       caps            // in use with the peer
 	takesData  bool            // the handler takes input; published by opened
-	inCapacity int32           // of the handler, for what it is known
+	inCapacity int32           // of a handler of version 1, for what it is known
 	ctx        context.Context // with which the stream goes on: the caller's, or an interceptor's
 	caller     context.Context // the caller's
 	deadline   time.Time       // of ctx, zero for none
@@ -70,25 +71,31 @@ type muxClient struct {
 	stop  func() bool // ends the watch on ctx
 }
 
-func newMuxClient(ctx context.Context, host clientHost, id uint64, handler HandlerID, c capacities, wide bool, now time.Time) *muxClient {
+func newMuxClient(ctx context.Context, host clientHost, id uint64, handler HandlerID, c capacities, caps caps, now time.Time) *muxClient {
 	m := &muxClient{
 		host:    host,
 		id:      id,
 		handler: handler,
-		wide:    wide,
+		caps:    caps,
 		ctx:     ctx,
 		caller:  ctx,
 		done:    make(chan struct{}),
 	}
 	m.deadline, _ = ctx.Deadline()
-	// A peer of ours is right about its own handler's capacity, whatever is registered here, and
-	// does not tell: it has 1 at least, and a client that took it for more would wait for messages
-	// that may not be sent. One of version 1 is taken to have what we know.
-	if !c.known || wide {
-		c.out, c.in = 1, 1
+	// A peer of ours is right about its own handler's capacities, whatever is registered here. One of
+	// version 1 is taken to have what we know.
+	switch {
+	case caps.bothCapacities():
+		m.in.init(0, true) // until the ack has come
+	case caps.wide():
+		m.in.initUntold()
+	default:
+		if !c.known {
+			c.out, c.in = 1, 1
+		}
+		m.inCapacity = int32(c.in)
+		m.in.init(c.out, false)
 	}
-	m.inCapacity = int32(c.in)
-	m.in.init(c.out, !wide, wide)
 	m.heard.Store(monotime.Of(now))
 	m.pinged.Store(monotime.Of(now))
 	m.unanswered = monotime.Of(now)
@@ -345,21 +352,34 @@ func (m *muxClient) onAck(msg *message) {
 		return
 	}
 	m.acked = true
-	n, limit := int(m.inCapacity), int(m.inCapacity)
-	if m.wide {
+	in, limit := int(m.inCapacity), int(m.inCapacity)
+	if m.caps.wide() {
 		var err error
-		if n, err = parseCredits(msg.Payload); err != nil {
+		if in, err = m.parseAck(msg.Payload); err != nil {
 			m.fail(err)
 			return
 		}
 		limit = maxCapacity
 	}
-	m.credits.Reset(n, limit)
-	if m.takesData = n > 0; m.takesData {
+	m.credits.Reset(in, limit)
+	if m.takesData = in > 0; m.takesData {
 		m.sending = make(chan struct{}, 1)
 	}
 	m.opened.Store(true)
 	m.in.poke()
+}
+
+// parseAck reads what a peer with wide credits tells of its handler, and returns how many messages
+// we may send at first.
+func (m *muxClient) parseAck(payload []byte) (in int, err error) {
+	if !m.caps.bothCapacities() {
+		return parseCredits(payload)
+	}
+	in, out, err := parseCapacities(payload)
+	if err == nil {
+		m.in.begin(out)
+	}
+	return in, err
 }
 
 // onMessage returns an error that ends the session.
@@ -393,7 +413,7 @@ func (m *muxClient) onUnblock(msg *message) {
 	if !m.checkSeq(msg) {
 		return
 	}
-	if err := addCredits(&m.credits, msg, m.wide); err != nil {
+	if err := addCredits(&m.credits, msg, m.caps.wide()); err != nil {
 		m.fail(err)
 	}
 }
@@ -418,7 +438,7 @@ func (m *muxClient) onPong(p *pongMsg) {
 	case p.NotFound:
 		m.finish(disconnected(errors.New("the remote does not know the stream")), 0)
 	case p.Err != nil:
-		m.finish(NewRemoteErrString(*p.Err), tellPeer)
+		m.finish(NewRemoteErrString(clip.Text(*p.Err)), tellPeer)
 	}
 }
 

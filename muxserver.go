@@ -39,7 +39,7 @@ type muxServer struct {
 	id         uint64
 	handler    *streamEntry
 	handlerID  HandlerID
-	wide       bool // the peer has wide credits
+	caps       caps // in use with the peer
 	hasInput   bool
 	payload    arrived // the handler's, once it runs
 	ctx        context.Context
@@ -71,14 +71,14 @@ type muxServer struct {
 }
 
 // newMuxServer makes the serving end of the stream that open, a ConnectMux, asks for.
-func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrived, deadline time.Time, wide bool, caller *RemoteClient, maxMessage int, now time.Time) *muxServer {
+func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrived, deadline time.Time, caps caps, caller *RemoteClient, maxMessage int, now time.Time) *muxServer {
 	eof := open.Flags&flagEOF != 0
 	m := &muxServer{
 		host:       host,
 		id:         open.MuxID,
 		handler:    h,
 		handlerID:  open.Handler,
-		wide:       wide,
+		caps:       caps,
 		hasInput:   h.inCapacity > 0 && !eof,
 		inputEOF:   eof,
 		payload:    payload,
@@ -89,12 +89,15 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrive
 		returned:   make(chan struct{}),
 	}
 	limit := h.outCapacity
-	if wide {
+	switch {
+	case caps.bothCapacities():
+		limit = maxCapacity
+	case caps.wide():
 		limit = maxCapacity + credit.MaxWindow // the client does not know outCapacity
 	}
 	m.credits.Reset(h.outCapacity, limit)
 	if m.hasInput {
-		m.in.init(m.inCredits(), true, wide)
+		m.in.init(m.inCredits(), caps.wide())
 	}
 	m.heard.Store(monotime.Of(now))
 
@@ -115,6 +118,17 @@ func (m *muxServer) inCredits() int {
 		return 0
 	}
 	return m.handler.inCapacity
+}
+
+// ackPayload tells the client what it may have to know of the handler's capacities.
+func (m *muxServer) ackPayload(buf *ackBuffer) []byte {
+	switch {
+	case m.caps.bothCapacities():
+		return appendCapacities(buf[:0], m.inCredits(), m.handler.outCapacity)
+	case m.caps.wide():
+		return appendCredits(buf[:0], m.inCredits())
+	}
+	return nil
 }
 
 // Run implements workers.Task: it runs the handler.
@@ -222,7 +236,7 @@ func (m *muxServer) handlerReturned() {
 // by a disconnect, as it was with such a server; but not by a second one, which could overtake the
 // first and its reason.
 func (m *muxServer) sendResult() {
-	if !m.wide {
+	if !m.caps.wide() {
 		_ = m.credits.Reserve(context.Background())
 	}
 	if !m.isAborted() {
@@ -236,7 +250,7 @@ func (m *muxServer) sendResult() {
 	}
 	// The end of a stream that has ended: it only releases what it holds.
 	m.abort(errStreamOver, 0)
-	if !m.wide && !m.wasTold() {
+	if !m.caps.wide() && !m.wasTold() {
 		m.host.post(message{MuxID: m.id, Op: opDisconnectClientMux}, nil)
 	}
 }
@@ -299,7 +313,7 @@ func (m *muxServer) onUnblock(msg *message) {
 	if !m.checkSeq(msg) {
 		return
 	}
-	if err := addCredits(&m.credits, msg, m.wide); err != nil {
+	if err := addCredits(&m.credits, msg, m.caps.wide()); err != nil {
 		m.fail(err)
 	}
 }
@@ -316,10 +330,8 @@ func (m *muxServer) onUnansweredPing(msg *message) { m.checkSeq(msg) }
 
 func (m *muxServer) onDisconnect(msg *message) {
 	var cause error = context.Canceled
-	if msg.Flags&flagPayloadIsErr != 0 {
-		// It lives as long as the handler, which may be long.
-		msg.Payload = msg.Payload[:min(len(msg.Payload), maxReason)]
-		cause = msg.reason()
+	if reason := msg.reason(); reason != nil {
+		cause = reason
 	}
 	m.abort(cause, 0)
 }

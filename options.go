@@ -32,6 +32,9 @@ type ValidateTokenFn func(token string) error
 // ManagerOptions are the options of [NewManager]. Local and Hosts are required, and a way to tell
 // the other hosts from strangers: SharedSecret, or AuthFn and AuthToken. The zero value of every
 // other field is its documented default.
+//
+// What is a number has bounds, which its documentation names, and [NewManager] refuses what is
+// beyond them. Where it names no upper one, any is allowed: [math.MaxInt] is no limit.
 type ManagerOptions struct {
 	// Local is the base URL of this host, http or https without a path, by which the others know
 	// it, such as "https://node1:9000". It must be in Hosts.
@@ -84,7 +87,7 @@ type ManagerOptions struct {
 	AuthFn func() string
 
 	// AuthToken checks the tokens of hosts that dial this one, in the upgrade request and again in
-	// the handshake. It is required like AuthFn.
+	// the handshake. It is required like AuthFn. One of more than 32 KiB is refused without it.
 	AuthToken ValidateTokenFn
 
 	// VerifyPeer, if not nil, has the last word on a host that has dialled this one: it is told
@@ -133,6 +136,11 @@ type ManagerOptions struct {
 	// OnStateChange, if not nil, is told of every change of the state of a connection to another
 	// host, in their order and one at a time, on a goroutine of its own. Close waits for it, so it
 	// must call neither Close nor Shutdown.
+	//
+	// While it does not keep up, changes wait: of each host 16, of which the last then stands for
+	// all that come after it as well, and says by its Missed for how many. Once 1024 wait, of all
+	// hosts together, those of a host that is removed become one, or none if nothing was told of
+	// the host yet. ManagerStats has StateChangesMissed.
 	OnStateChange func(StateChange)
 
 	// Logger takes what an operator should know: connections made, lost and refused, panics of
@@ -141,23 +149,25 @@ type ManagerOptions struct {
 
 	// MaxMessageSize is the largest payload in bytes, in either direction. A larger one is refused
 	// on the sender, with [ErrMessageTooLarge]; a peer that sends one loses its connection, so it
-	// should be the same on all hosts. The default is 32 MiB.
+	// should be the same on all hosts. From 1 to 2146435071 bytes, which is 2 GiB less 1 MiB and a
+	// byte; the default is 32 MiB.
 	MaxMessageSize int
 
 	// MaxNesting is how deep arrays and maps may be nested in what typed handlers and calls decode.
 	// Before anything of a payload is decoded it is looked through: one that is nested deeper, or in
-	// which a header claims more than there can be, is refused with an error that says where. The
+	// which a header claims more than there can be, is refused with an error that says where. From 1
+	// to 100000, as the code that decodes calls itself, and the stack of a goroutine has an end; the
 	// default is 1000.
 	MaxNesting int
 
 	// MaxHandlers is how many handlers, of single requests and streams together, may be running at
 	// a time for each host, those of callers that have gone included. A call beyond is refused at
-	// once; its caller gets [ErrOverloaded]. The default is 16384.
+	// once; its caller gets [ErrOverloaded]. At least 1; the default is 16384.
 	MaxHandlers int
 
 	// MaxStreams is how many of them may be streams. A stream beyond is refused like a call beyond
-	// MaxHandlers. The default is 12288: three quarters of MaxHandlers, so that streams leave room
-	// for requests.
+	// MaxHandlers. At least 1; the default is 12288: three quarters of MaxHandlers, so that streams
+	// leave room for requests.
 	MaxStreams int
 
 	// MaxHostBytes is how many bytes of payloads may be kept here for each host: of those of
@@ -167,17 +177,20 @@ type ManagerOptions struct {
 	// that would have to wait; a stream's message ends its stream with that error on both sides.
 	// Each message that waits counts 168 bytes more, for what is around it. What a typed handler is
 	// given counts four times, as decoded it takes more than it did on the wire, but for [*Bytes];
-	// how much it may take in the end is the affair of its type. From half of the limit on the
-	// windows of streams do not grow. At least MaxMessageSize; the default is 256 MiB, or
-	// four times MaxMessageSize if that is more.
+	// how much it may take in the end is the affair of its type. The windows of streams do not grow
+	// to where they might fill more than half of the limit, or leave no room for a message of
+	// MaxMessageSize. At least MaxMessageSize; the default is 256 MiB, or four times MaxMessageSize
+	// if that is more.
 	MaxHostBytes int
 
 	// MaxStreamBytes is how many bytes may wait in a stream for its consumer, in each direction,
 	// those in the channel of a handler included. A message beyond ends the stream with
 	// [ErrOverloaded] on both sides; where nothing else waits, one of any size is taken. Each
-	// counts 168 bytes more. The number of messages is bounded by the stream's capacities, so it
-	// takes large messages to get there. At least MaxMessageSize; the default is 64 MiB, or twice
-	// MaxMessageSize if that is more.
+	// counts 168 bytes more. The number of messages is bounded by the stream's capacities, or 65536
+	// where a server does not tell its own (protocol section 8), and windows do not grow to where
+	// they leave no room for one of MaxMessageSize, so it takes large messages to get there. At least
+	// MaxMessageSize; the default is 64 MiB, or twice MaxMessageSize if that
+	// is more.
 	MaxStreamBytes int
 
 	// MaxTotalBytes is how many bytes may be kept for all hosts together, counted like
@@ -191,12 +204,13 @@ type ManagerOptions struct {
 	MaxTotalBytes int
 
 	// MaxTotalHandlers is how many handlers, streams included, may be running for all hosts
-	// together, shared like MaxTotalBytes. A call beyond is refused like one beyond MaxHandlers. The
-	// default is one for each 64 KiB of the memory that the process may use: 131072 for 8 GiB.
+	// together, shared like MaxTotalBytes. A call beyond is refused like one beyond MaxHandlers. At
+	// least 1. The default is one for each 64 KiB of the memory that the process may use: 131072 for
+	// 8 GiB.
 	MaxTotalHandlers int
 
-	// MaxTotalStreams is how many of them may be streams. The default is three quarters of
-	// MaxTotalHandlers.
+	// MaxTotalStreams is how many of them may be streams. At least 1. The default is three quarters
+	// of MaxTotalHandlers.
 	MaxTotalStreams int
 
 	// MaxQueuedBytes is how many bytes may wait to be sent to each host. Those who send more wait
@@ -211,42 +225,42 @@ type ManagerOptions struct {
 	// MaxHandshakes is how many hosts may be on their way in at a time: from the upgrade request
 	// on, while BlockConnect holds them back, until the handshake is complete. Where there are
 	// more, the oldest gives way: it is closed, or answered 503 if it was not upgraded yet. Most do
-	// not last longer than a round trip, so it takes a flood to push out a host in earnest. The
-	// default is 128, or twice the number of hosts if that is more.
+	// not last longer than a round trip, so it takes a flood to push out a host in earnest. At least
+	// 1; the default is 128, or twice the number of hosts if that is more.
 	MaxHandshakes int
 
 	// MaxPings is how many pings of each host are answered in a second, those of its connection and
 	// of its streams together. Further ones are dropped, and a peer that hears of none any more
-	// gives the stream or the connection up. The default is 24704: 128 and twice MaxStreams.
+	// gives the stream or the connection up. At least 2, one for the connection and one for a
+	// stream; the default is 24704: 128 and twice MaxStreams.
 	MaxPings int
 
-	// PingInterval is how often a connection is pinged. One that leaves a ping without an
-	// answer for two intervals, and moves no large message either, is given up: so a dead host is
-	// noticed within three. The default is 10 s, the protocol's; all
-	// hosts should agree.
+	// PingInterval is how often a connection is pinged. One that leaves a ping without an answer for
+	// two intervals, and moves no large message either, is given up: so a dead host is noticed
+	// within three. From 1 ms to 30 days; the default is 10 s, the protocol's; all hosts should
+	// agree.
 	PingInterval time.Duration
 
-	// StreamPingInterval is how often an open stream is pinged. The stream is given up by its
-	// client when it has heard nothing for two intervals since a ping, by its server after four of
-	// silence. The default is 15 s, the
-	// protocol's; all hosts must agree.
+	// StreamPingInterval is how often an open stream is pinged. The stream is given up by its client
+	// when it has heard nothing for two intervals since a ping, by its server after four of silence.
+	// From 1 ms to 30 days; the default is 15 s, the protocol's; all hosts must agree.
 	StreamPingInterval time.Duration
 
 	// WriteTimeout is how long a write may make no progress at all before the connection is given
-	// up. Progress is seen in steps of 64 KiB, so a link must carry that much in the time. The
-	// default is 20 s.
+	// up. Progress is seen in steps of 64 KiB, so a link must carry that much in the time. From 1 ms
+	// to 30 days; the default is 20 s.
 	WriteTimeout time.Duration
 
 	// MessageTimeout is how long a message may take to arrive, from its first byte to its last,
 	// also where it comes in fragments: so a link must carry MaxMessageSize in that time, or as
 	// many as are sent at once. It is looked at every second, or more often with short intervals.
 	// Where it has not, the connection is given up, or of a message in fragments its call or
-	// stream. The default is 300 s.
+	// stream. From 1 ms to 30 days; the default is 300 s.
 	MessageTimeout time.Duration
 
 	// HandshakeTimeout bounds dialling, upgrading and the handshake, as a whole: a peer that is not
 	// done by then is closed. What comes before the upgrade request is complete is for the HTTP
-	// server to bound, by its ReadHeaderTimeout. The default is 10 s.
+	// server to bound, by its ReadHeaderTimeout. From 1 ms to 30 days; the default is 10 s.
 	HandshakeTimeout time.Duration
 }
 
@@ -259,7 +273,14 @@ const (
 	// handlerMemory is the memory of the process that there should be, in bytes, for each handler
 	// that may run. One takes a fraction of that; the rest is for what it works on.
 	handlerMemory = 64 << 10
-	// maxInterval is a month: some of these travel as milliseconds in 32 bits, and they are doubled.
+	// maxMaxNesting is what msgp allows in the values that it decodes by itself. It leaves each level
+	// 2500 bytes of the stack that a goroutine may have on 32 bits.
+	maxMaxNesting = 100_000
+	minMaxPings   = 2
+	minQueued     = 4 << 10
+	minInterval   = time.Millisecond
+	// maxInterval is a month: some of these travel as milliseconds in 32 bits, and they are
+	// multiplied.
 	maxInterval = 30 * 24 * time.Hour
 )
 
@@ -307,8 +328,8 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 		if *d.d == 0 {
 			*d.d = d.def
 		}
-		if *d.d < time.Millisecond || *d.d > maxInterval {
-			return nil, fmt.Errorf("grid: %s is %v, must be 1ms to %v", d.name, *d.d, maxInterval)
+		if *d.d < minInterval || *d.d > maxInterval {
+			return nil, fmt.Errorf("grid: %s is %v, must be %v to %v, or 0 for the default", d.name, *d.d, minInterval, maxInterval)
 		}
 	}
 	o.HandlerNames = maps.Clone(o.HandlerNames)
@@ -337,7 +358,7 @@ func (o *ManagerOptions) limits() (err error) {
 		}
 	}
 	set("MaxMessageSize", &o.MaxMessageSize, 1, maxMaxMessageSize, 32<<20)
-	set("MaxNesting", &o.MaxNesting, 1, math.MaxInt32, defaultNesting)
+	set("MaxNesting", &o.MaxNesting, 1, maxMaxNesting, defaultNesting)
 	set("MaxHandlers", &o.MaxHandlers, 1, math.MaxInt, 16384)
 	set("MaxStreams", &o.MaxStreams, 1, math.MaxInt, int64(o.MaxHandlers-o.MaxHandlers/4))
 	size := o.MaxMessageSize
@@ -347,11 +368,11 @@ func (o *ManagerOptions) limits() (err error) {
 	set("MaxTotalBytes", &o.MaxTotalBytes, size, math.MaxInt, max(available/4, int64(size)))
 	set("MaxTotalHandlers", &o.MaxTotalHandlers, 1, math.MaxInt, max(available/handlerMemory, 128))
 	set("MaxTotalStreams", &o.MaxTotalStreams, 1, math.MaxInt, int64(o.MaxTotalHandlers-o.MaxTotalHandlers/4))
-	set("MaxQueuedBytes", &o.MaxQueuedBytes, 4<<10, math.MaxInt, pendingLimit)
+	set("MaxQueuedBytes", &o.MaxQueuedBytes, minQueued, math.MaxInt, pendingLimit)
 	if o.MaxHandshakes != 0 { // else it depends on the hosts
 		set("MaxHandshakes", &o.MaxHandshakes, 1, math.MaxInt, 0)
 	}
-	set("MaxPings", &o.MaxPings, 1, math.MaxInt, 128+2*int64(min(o.MaxStreams, 1<<30)))
+	set("MaxPings", &o.MaxPings, minMaxPings, math.MaxInt, 128+2*int64(min(o.MaxStreams, 1<<30)))
 	return err
 }
 

@@ -41,6 +41,7 @@ func (c *CallInfo) AddMetadata(key, value string) {
 type CallResult struct {
 	// Err is what the caller gets, or the handler has returned; nil if all went well. A stream that
 	// was given up has the reason, and so has, on the serving side, an answer that was not sent.
+	// The text of a handler's error may be as long as a message: see RemoteErr.
 	Err error
 	// Duration is from the begin to the end. On the calling side that of a stream ends when it
 	// does, although messages may still wait to be consumed.

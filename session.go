@@ -73,9 +73,6 @@ func newSession(c *Connection, ws *wsconn.Conn, peerID [16]byte, peerCaps caps) 
 	return s
 }
 
-// wide reports whether credits may be returned many at a time.
-func (s *session) wide() bool { return s.caps&capWideCredits != 0 }
-
 // run reads until the session ends, and returns why. Its goroutine is the reader; all that the
 // session has started is gone when it returns, but for handlers that are still running.
 func (s *session) run() error {

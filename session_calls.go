@@ -52,9 +52,9 @@ func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerI
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	m := newMuxClient(ctx, s, s.conn.nextMuxID(), id, c, s.wide(), time.Now())
+	m := newMuxClient(ctx, s, s.conn.nextMuxID(), id, c, s.caps, time.Now())
 	m.maxMessage = s.opts.MaxMessageSize
-	m.in.maxBytes = s.opts.MaxStreamBytes
+	m.in.maxBytes, m.in.maxMessage = s.opts.MaxStreamBytes, s.opts.MaxMessageSize
 	m.closing = s.conn.managerEnds
 	m.seen = seen
 	if s.caps&capMetadata == 0 {

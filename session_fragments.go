@@ -91,8 +91,8 @@ func (p parcel) addTo(parts **assembly) (payload arrived, whole bool, err error)
 	if *parts != nil {
 		before = (*parts).size
 	}
-	if size := before + len(p.Payload); size > p.maxSize {
-		return arrived{}, false, fmt.Errorf("%v for mux %d: %w", p.Op, p.MuxID, tooLargeError(size, p.maxSize))
+	if len(p.Payload) > p.maxSize-before { // the sum might overflow
+		return arrived{}, false, fmt.Errorf("%v for mux %d: %w", p.Op, p.MuxID, tooLargeError(before+len(p.Payload), p.maxSize))
 	}
 	if exceeded := p.budget.Take(len(p.Payload)); exceeded != nil {
 		return arrived{}, false, bytesError(exceeded)

@@ -101,7 +101,7 @@ func newFragmentsRun(t *testing.T, p *program, fragments, wide bool) *fragmentsR
 		caps |= capFragments
 	}
 	if wide {
-		caps |= capWideCredits
+		caps |= capWideCredits | capBothCapacities
 	}
 	r.h = newFuzzHost(t, 0, caps, func(o *ManagerOptions) { o.MaxMessageSize, o.MaxHandlers = fuzzWhole, fuzzSlots })
 	require.NoError(t, r.h.RegisterSingleHandler(1, func(b []byte) ([]byte, *RemoteErr) { return b, nil }))
@@ -147,10 +147,7 @@ func newFragmentsRun(t *testing.T, p *program, fragments, wide bool) *fragmentsR
 	}()
 	synctest.Wait()
 	r.openMux = r.h.take()[0].MuxID
-	ack := rawpeer.Msg{Op: rawpeer.OpAckMux, MuxID: r.openMux}
-	if wide {
-		ack.Payload = []byte{0}
-	}
+	ack := rawpeer.Msg{Op: rawpeer.OpAckMux, MuxID: r.openMux, Payload: rawpeer.AckPayload(uint64(caps), 0, fuzzCapacity)}
 	r.h.put(rawpeer.EncodeMerged(rawpeer.Msg{Op: rawpeer.OpConnectMux, MuxID: fuzzServed, Handler: 4}, ack))
 	synctest.Wait()
 	require.Len(t, r.h.take(), 1)

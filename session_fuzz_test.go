@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"github.com/tinylib/msgp/msgp"
 
 	"github.com/gridrpc/grid/internal/credit"
 	"github.com/gridrpc/grid/internal/rawpeer"
@@ -45,6 +46,18 @@ func FuzzHostilePeer(f *testing.F) {
 		"\x00\x20\x97\x00\x02\x00\x00\x11\x00\xc4\x00\xc4\x08\x97\x00\x00\x00\x00\x03\x00\xc4\x00", say(rawpeer.OpPing, 8, 0, 0, "\x05"), say(rawpeer.OpPing, 8, 0, 0, text), say(rawpeer.OpPong, 8, 0, 0, "\x05"),
 	} {
 		for kind := range byte(4) {
+			f.Add([]byte(string([]byte{kind}) + steps))
+		}
+	}
+	acked := func(payload string) string {
+		return open + say(rawpeer.OpAckMux, 0, 0, 0, "\x08"+string(byte(len(payload)))+payload)
+	}
+	for _, steps := range []string{
+		acked("\x02\x01") + message + end + consume, acked("\x00\x02") + consume + message + message + message + message + end, acked("\x00\x02") + message + message + message + consume,
+		acked("\x00\xcd\x02\x00") + message + part + part + message + consume + end, acked("\x00"), acked("\x00\x00"), acked("\x00\x01\x01"), acked("\x00\xce\x00\x01\x00\x01"), acked(""),
+		acked("\x01\x01") + part + message + part + consume, acked("\x00\x01") + say(rawpeer.OpMuxServerMsg, 0, 0, 0, text) + say(rawpeer.OpMuxServerMsg, 0, 0, eof, text) + consume,
+	} {
+		for kind := byte(3); kind < 8; kind++ {
 			f.Add([]byte(string([]byte{kind}) + steps))
 		}
 	}
@@ -95,9 +108,18 @@ type hostileCall struct {
 	said    []byte // payloads
 	saidEnd bool   // and nothing that would be delivered behind it
 	acked   bool
+	out     int  // what the first ack has named, where it does
+	granted int  // credits that we were returned
+	took    int  // messages
 	broken  bool // a second time, which ends it with an error
 	over    bool
 	err     error
+}
+
+// hostileCaps are those in use; what they were before both capacities are told among them.
+var hostileCaps = [8]caps{
+	0, capWideCredits, capFragments, ourCaps &^ capBothCapacities,
+	ourCaps, capWideCredits | capBothCapacities, capFragments | capBothCapacities, ourCaps,
 }
 
 func newHostileRun(t *testing.T, p *program) *hostileRun {
@@ -105,7 +127,7 @@ func newHostileRun(t *testing.T, p *program) *hostileRun {
 	r := &hostileRun{t: t, p: p, muxes: map[uint64]*hostileCall{}, permits: make(chan bool, 1000)}
 	r.next = [2]map[uint64]uint32{{}, {}}
 	r.ctx, r.cancel = context.WithCancel(t.Context())
-	r.h = newFuzzHost(t, 0, []caps{0, capWideCredits, capFragments, ourCaps}[kind&3], func(o *ManagerOptions) {
+	r.h = newFuzzHost(t, 0, hostileCaps[kind&7], func(o *ManagerOptions) {
 		o.MaxMessageSize, o.MaxHandlers = hostileMaxMessage, hostileMaxHandlers
 		o.MaxStreamBytes, o.MaxHostBytes, o.MaxPings = hostileMaxStreamBytes, hostileMaxHostBytes, 20
 	})
@@ -198,6 +220,11 @@ func (r *hostileRun) say() rawpeer.Msg {
 	}
 	if c != nil && m.Op == rawpeer.OpAckMux {
 		c.broken = c.broken || c.acked && !c.saidEnd
+		if !c.acked {
+			ack := rawpeer.Reader{Bytes: m.Payload}
+			rawpeer.Read(&ack, msgp.ReadUint64Bytes)
+			c.out = int(min(rawpeer.Read(&ack, msgp.ReadUint64Bytes), 1<<20))
+		}
 		c.acked = true
 	}
 	if c != nil && (m.Op == rawpeer.OpMuxServerMsg || m.Op == rawpeer.OpResponse) && m.Flags&rawpeer.FlagPayloadIsErr == 0 && !c.saidEnd {
@@ -217,6 +244,8 @@ func (r *hostileRun) listen() {
 			r.muxes[m.MuxID] = r.streams[m.Payload[0]]
 		case m.Op == rawpeer.OpRequest && len(m.Payload) == 1:
 			r.muxes[m.MuxID] = r.calls[m.Payload[0]]
+		case m.Op == rawpeer.OpUnblockSrvMux:
+			r.muxes[m.MuxID].granted += creditsIn(m)
 		}
 	}
 }
@@ -251,6 +280,7 @@ func (r *hostileRun) open(sends bool) {
 			<-c.permits
 			r.quiet.pass()
 			c.got = append(c.got, b...)
+			c.took++
 			PutByteBuffer(b)
 			return nil
 		})
@@ -295,9 +325,12 @@ func (r *hostileRun) check() {
 		}
 	}
 	for _, m := range s.streams.all(nil) {
-		capacity := 0 // which its server knows
-		if !m.wide {
-			capacity = 2
+		capacity := 2
+		if c := r.muxes[m.id]; m.caps.bothCapacities() && c != nil && c.acked {
+			capacity = c.out
+			require.LessOrEqual(t, c.took+m.in.waiting(), c.out+c.granted, "more came than the peer had credits for")
+		} else if m.caps.wide() {
+			capacity = 0 // which its server knows
 		}
 		requireBounded(&m.in, capacity)
 	}
@@ -319,6 +352,13 @@ func (r *hostileRun) check() {
 			require.True(t, bytes.Equal(c.said, c.got), "%x in place of %x", c.got, c.said)
 		}
 	}
+}
+
+// waiting is how many messages wait.
+func (b *inbox) waiting() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.queue) - b.head
 }
 
 func (r *hostileRun) finish() {

@@ -22,7 +22,7 @@ type opener struct {
 	openings          muxTable[*opening] // what arrives in fragments, and is not complete
 	// hasOpenings is false if there are certainly none.
 	hasOpenings bool
-	ackBuf      creditBuffer
+	ackBuf      ackBuffer
 }
 
 // admission is what differs between a request and a stream that the peer asks for, once it is known
@@ -105,9 +105,9 @@ func (o *opener) begin(as *admission, p parcel, h handler, payload arrived, dead
 // the session has ended.
 func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.Time) workers.Task {
 	s := o.s
-	c := newMuxServer(s, p.message, h.stream, payload, deadline, s.wide(), &s.conn.caller, s.opts.MaxMessageSize, p.now)
+	c := newMuxServer(s, p.message, h.stream, payload, deadline, s.caps, &s.conn.caller, s.opts.MaxMessageSize, p.now)
 	c.slot = &s.conn.streamSlots
-	c.in.maxBytes = s.opts.MaxStreamBytes
+	c.in.maxBytes, c.in.maxMessage = s.opts.MaxStreamBytes, s.opts.MaxMessageSize
 	if c.seen = s.conn.observe(payload.size()); c.seen != nil {
 		c.metadata = bytes.Clone(p.Metadata)
 	}
@@ -117,11 +117,7 @@ func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.
 		c.slot.Release()
 		return nil
 	}
-	ack := message{MuxID: c.id, Op: opAckMux}
-	if c.wide {
-		ack.Payload = appendCredits(o.ackBuf[:0], c.inCredits())
-	}
-	s.sender.post(ack, &c.sendSeq)
+	s.sender.post(message{MuxID: c.id, Op: opAckMux, Payload: c.ackPayload(&o.ackBuf)}, &c.sendSeq)
 	return c
 }
 

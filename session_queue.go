@@ -26,6 +26,9 @@ const (
 	pendingLimit = 256 << 10
 	// firstBuffer is what a session that was idle starts its batch with.
 	firstBuffer = 1 << 10
+	// maxBatch is the largest batch of several messages, whatever the limits allow to wait: every
+	// peer reads so much, whatever its MaxMessageSize.
+	maxBatch = frameOverhead
 )
 
 var (
@@ -46,9 +49,10 @@ type outQueue struct {
 	wake chan struct{} // holds a token when an idle writer should look
 
 	mu     sync.Mutex
+	full   []batch // that go before batch, and take no more; it is not empty then
 	batch  batch
 	urgent batch      // connection pings and pongs overtake the rest
-	posted int        // bytes of batch that were posted
+	posted int        // bytes of messages that were posted
 	hint   int        // size of the last batch
 	idle   bool       // the writer waits on wake, and no token is in it
 	poked  bool       // the writer has something other than batches to look after
@@ -69,6 +73,8 @@ type sequence struct {
 type batch struct {
 	buf   []byte
 	count uint32
+
+	small, large, posted int // bytes, by what they are counted as
 }
 
 // init sets how many bytes of messages that are not large may wait. A sender that finds more than
@@ -130,7 +136,11 @@ func (q *outQueue) await(r *room, t *turn, done <-chan struct{}) error {
 func (q *outQueue) size() (bytes, senders int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.batch.buf) + len(q.urgent.buf), q.small.line.Len() + q.large.line.Len()
+	bytes = len(q.batch.buf) + len(q.urgent.buf)
+	for _, b := range q.full {
+		bytes += len(b.buf)
+	}
+	return bytes, q.small.line.Len() + q.large.line.Len()
 }
 
 // largeSent is how many bytes of large payloads have been sent, or are about to be.
@@ -163,11 +173,16 @@ func (q *outQueue) endTurn(t *turn) {
 
 func (q *outQueue) sendLocked(r *room, m *message, seq *sequence) error {
 	m.Flags |= q.crc
-	before := len(q.batch.buf)
-	if !q.addLocked(m, seq) {
+	n, ok := q.addLocked(m, seq)
+	if !ok {
 		return errSendCancelled
 	}
-	r.taken += len(q.batch.buf) - before
+	r.taken += n
+	if r == &q.large {
+		q.batch.large += n
+	} else {
+		q.batch.small += n
+	}
 	return nil
 }
 
@@ -183,9 +198,9 @@ func (q *outQueue) post(m *message, seq *sequence) error {
 	if q.posted > postedLimit {
 		return errFlooded
 	}
-	before := len(q.batch.buf)
-	q.addLocked(m, seq)
-	q.posted += len(q.batch.buf) - before
+	n, _ := q.addLocked(m, seq)
+	q.posted += n
+	q.batch.posted += n
 	return nil
 }
 
@@ -205,12 +220,13 @@ func (q *outQueue) postUrgent(m *message) error {
 	return nil
 }
 
-// addLocked adds m to the batch, and reports whether it might: nothing may follow the end of seq.
-func (q *outQueue) addLocked(m *message, seq *sequence) bool {
+// addLocked adds m, which takes n bytes, to the batch. It reports whether it might: nothing may
+// follow the end of seq.
+func (q *outQueue) addLocked(m *message, seq *sequence) (n int, ok bool) {
 	switch {
 	case seq == nil:
 	case seq.ended:
-		return false
+		return 0, false
 	case m.Op == opDisconnectServerMux || m.Op == opDisconnectClientMux:
 		seq.ended = true
 	default:
@@ -218,9 +234,14 @@ func (q *outQueue) addLocked(m *message, seq *sequence) bool {
 		seq.next++
 	}
 	m.freeSlot()
+	if q.batch.count > 0 && len(q.batch.buf)+roomFor(m) > maxBatch {
+		q.full = append(q.full, q.batch)
+		q.batch = batch{}
+	}
+	before := len(q.batch.buf)
 	q.batch.add(m, q.hint)
 	q.wakeLocked()
-	return true
+	return len(q.batch.buf) - before, true
 }
 
 func (q *outQueue) wakeLocked() {
@@ -265,21 +286,26 @@ func (q *outQueue) untilIdle() <-chan struct{} {
 	return q.empty.Wait()
 }
 
-// swap hands over what is queued, and begins new batches. Those that it returns are the caller's,
-// who must call release with each.
+// swap hands over what is queued, up to a batch of it. Those that it returns are the caller's, who
+// must call release with each.
 func (q *outQueue) swap() (urgent, normal batch) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	urgent, q.urgent = q.urgent, batch{}
-	normal, q.batch = q.batch, batch{}
+	if len(q.full) > 0 {
+		normal, q.full[0] = q.full[0], batch{}
+		q.full = q.full[1:]
+	} else {
+		normal, q.batch = q.batch, batch{}
+	}
 	if normal.count > 0 {
 		q.hint = min(max(len(normal.buf), firstBuffer), pendingLimit)
 	}
-	q.posted = 0
-	for _, r := range [...]*room{&q.small, &q.large} {
-		r.taken = 0
-		r.grant()
-	}
+	q.posted -= normal.posted
+	q.small.taken -= normal.small
+	q.large.taken -= normal.large
+	q.small.grant()
+	q.large.grant()
 	return urgent, normal
 }
 
@@ -293,6 +319,10 @@ func (q *outQueue) close(err error) {
 	}
 	q.err = err
 	q.empty.Notify()
+	for _, b := range q.full {
+		b.release()
+	}
+	q.full = nil
 	q.batch.release()
 	q.urgent.release()
 	q.small.wakeAll()
@@ -302,8 +332,7 @@ func (q *outQueue) close(err error) {
 
 // add appends m. hint is the capacity to start with.
 func (b *batch) add(m *message, hint int) {
-	// The estimate is an upper bound, so that nothing is reallocated outside of the pool.
-	need := m.Msgsize() + len(subHandlerID{}) + len(m.Metadata) + checksumSize + 2*msgp.BytesPrefixSize
+	need := roomFor(m)
 	if b.buf == nil {
 		b.buf = bytepool.Get(max(hint, mergedHeaderMax+need))[:mergedHeaderMax]
 	}
@@ -311,6 +340,11 @@ func (b *batch) add(m *message, hint int) {
 	b.buf = msgp.AppendBytesHeader(b.buf, uint32(m.size()))
 	b.buf = m.appendTo(b.buf)
 	b.count++
+}
+
+// roomFor is more than what m takes in a batch, so that nothing is reallocated outside of the pool.
+func roomFor(m *message) int {
+	return m.Msgsize() + len(subHandlerID{}) + len(m.Metadata) + checksumSize + 2*msgp.BytesPrefixSize
 }
 
 // frame is the websocket message that carries the batch (section 6): the grid message itself where

@@ -2,6 +2,7 @@ package grid
 
 import (
 	"errors"
+	"math"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/gridrpc/grid/internal/bytepool"
 	"github.com/gridrpc/grid/internal/monotime"
+	"github.com/gridrpc/grid/internal/seed"
 )
 
 func newOutQueue() *outQueue {
@@ -23,11 +25,20 @@ func newOutQueue() *outQueue {
 // takeMessages decodes what is queued, the urgent first.
 func takeMessages(t *testing.T, q *outQueue) (msgs []message) {
 	t.Helper()
-	urgent, normal := q.swap()
-	for _, b := range []batch{urgent, normal} {
-		if b.count == 0 {
-			continue
-		}
+	for more := true; more; {
+		q.mu.Lock()
+		more = len(q.full) > 0
+		q.mu.Unlock()
+		urgent, normal := q.swap()
+		msgs = append(append(msgs, takeBatch(t, urgent)...), takeBatch(t, normal)...)
+	}
+	return msgs
+}
+
+// takeBatch decodes a batch, and gives it back.
+func takeBatch(t *testing.T, b batch) (msgs []message) {
+	t.Helper()
+	if b.count > 0 {
 		var m message
 		rest, err := m.parse(append([]byte(nil), b.frame()...))
 		require.NoError(t, err)
@@ -364,10 +375,74 @@ func TestOutQueue_RefusesAFloodOfAnswers(t *testing.T) {
 		require.ErrorIs(t, err, errFlooded)
 		require.Greater(t, n, 50)
 	}
-	require.Less(t, cap(q.batch.buf)+cap(q.urgent.buf), 4*postedLimit)
+	kept := cap(q.batch.buf) + cap(q.urgent.buf)
+	for _, b := range q.full {
+		kept += cap(b.buf)
+	}
+	require.Less(t, kept, 4*postedLimit)
 	takeMessages(t, q)
 	require.NoError(t, q.post(&message{Op: opPong}, nil), "once it was written there is room again")
 	q.close(errClosed)
+}
+
+// However much may wait, it goes in batches that every peer reads, and each of them makes room for
+// what was counted in it, and no more. A ping goes between them.
+func TestOutQueue_GoesInBatchesThatEveryPeerReads(t *testing.T) {
+	out := bytepool.Out()
+	q := new(outQueue)
+	q.init(flagCRC, math.MaxInt)
+	q.large.limit = math.MaxInt
+	random := seed.Rand(t)
+	const messages = 3000
+	var sent []int
+	add := func(n int) {
+		payload := make([]byte, n)
+		var err error
+		switch random.IntN(3) {
+		case 0:
+			err = q.post(&message{Op: opPong, Payload: payload[:min(n, 1000)]}, nil)
+			n = min(n, 1000)
+		case 1:
+			large := turn{size: n}
+			require.NoError(t, q.await(&q.large, &large, nil))
+			err = q.sendInTurn(&large, &message{Op: opRequest, Payload: payload}, nil)
+		default:
+			err = q.send(nil, &message{Op: opRequest, Payload: payload}, nil)
+		}
+		require.NoError(t, err)
+		sent = append(sent, n)
+	}
+	for range messages {
+		add(random.IntN(4 << 10))
+	}
+	add(3 << 20) // alone
+	require.NoError(t, q.send(nil, &message{Op: opRequest, Payload: make([]byte, 5<<20)}, nil))
+	sent = append(sent, 5<<20)
+	batches := 0
+	for len(q.full) > 0 || q.batch.count > 0 {
+		waiting, _ := q.size()
+		before := [...]int{q.posted, q.small.taken, q.large.taken}
+		require.NoError(t, q.postUrgent(&message{Op: opPing}))
+		urgent, normal := q.swap()
+		require.EqualValues(t, 1, urgent.count)
+		urgent.release()
+		after, _ := q.size()
+		require.Equal(t, waiting, after+len(normal.buf))
+		require.Equal(t, before, [...]int{q.posted + normal.posted, q.small.taken + normal.small, q.large.taken + normal.large})
+		require.Equal(t, len(normal.buf), normal.posted+normal.small+normal.large)
+		if normal.count > 1 {
+			require.LessOrEqual(t, len(normal.frame()), maxBatch)
+		}
+		for _, m := range takeBatch(t, normal) {
+			require.Len(t, m.Payload, sent[0])
+			sent = sent[1:]
+		}
+		batches++
+	}
+	require.Empty(t, sent)
+	require.Greater(t, batches, 4)
+	require.Zero(t, q.posted+q.small.taken+q.large.taken)
+	require.Equal(t, out, bytepool.Out(), "buffers are missing")
 }
 
 func TestOutQueue_PingsOvertakeData(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/limit"
 	"github.com/gridrpc/grid/internal/monotime"
 	"github.com/gridrpc/grid/internal/workers"
@@ -205,7 +206,7 @@ func (r *reader) onMuxConnectError(m *message) error {
 	if err := unmarshal(e.UnmarshalMsg, m.Payload); err != nil {
 		return protocolErrorf("%v for mux %d: %v", m.Op, m.MuxID, err)
 	}
-	reason := refusal(e.Error)
+	reason := refusal(clip.Text(e.Error))
 	if r.s.calls.answer(m.MuxID, answer{err: reason}) {
 		return nil
 	}

@@ -114,7 +114,7 @@ func busyHost(t *testing.T, c caps) *fuzzHost {
 	}))
 	s := h.sess
 	s.reader.setNow(time.Now())
-	stream := newMuxClient(context.Background(), s, 1, 2, capacities{out: 2, in: 2, known: true}, s.wide(), time.Now())
+	stream := newMuxClient(context.Background(), s, 1, 2, capacities{out: 2, in: 2, known: true}, s.caps, time.Now())
 	s.streams.add(1, stream)
 	_, err := s.calls.add(2, true)
 	require.NoError(t, err)
@@ -173,6 +173,10 @@ func FuzzMerged(f *testing.F) {
 		for _, c := range []uint8{0, 3} {
 			f.Add(c, rawpeer.EncodeMerged(msgs...), []byte{}, int8(0), uint8(0))
 		}
+	}
+	for _, payload := range [][]byte{{2, 3}, {2}, {2, 0}, {2, 3, 1}} {
+		ack.Payload = payload
+		f.Add(uint8(capWideCredits|capBothCapacities), rawpeer.EncodeMerged(ack, rawpeer.Msg{Op: rawpeer.OpMuxServerMsg, MuxID: 1, Seq: 1}), []byte{}, int8(0), uint8(0))
 	}
 	f.Add(uint8(3), rawpeer.EncodeMerged(), []byte("\x0e\x00\x00\x03\x00\x00\x00\x01"), int8(1), uint8(0))
 	f.Add(uint8(3), rawpeer.EncodeMerged(), []byte("\x05\x00\x00\x04\x00\x00\x00\x01\x0d\x00\x00\x04\x00\x00\x00\x02\x02"), int8(-1), uint8(0))

@@ -37,7 +37,7 @@ func (t *turn) Late(now monotime.Time) bool { return now >= t.late }
 // there is no other.
 func (r *room) fits(size int) bool {
 	used := r.taken + r.promised
-	return used == 0 || used+size <= r.limit
+	return used == 0 || size <= r.limit-used // the sum might overflow
 }
 
 // enter puts t in line, behind those of its rank.

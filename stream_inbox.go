@@ -28,8 +28,9 @@ const (
 // it blocks but the consumer, which waits on signal.
 type inbox struct {
 	// Set once.
-	signal   chan struct{} // holds a token when the consumer should look
-	maxBytes int           // that may wait, if there is more than one message; 0 for no limit
+	signal     chan struct{} // holds a token when the consumer should look
+	maxBytes   int           // that may wait, if there is more than one message; 0 for no limit
+	maxMessage int           // the size of a message
 
 	mu    sync.Mutex
 	queue []arrived
@@ -49,15 +50,26 @@ type inbox struct {
 	window credit.Window
 }
 
-// init sets how many messages the sender may send at first. known is false where only the sender
-// knows that, and it may be anything.
-func (b *inbox) init(capacity int, known, wide bool) {
+// init sets how many messages the sender may send at first.
+func (b *inbox) init(capacity int, wide bool) {
 	b.signal = make(chan struct{}, 1)
-	credits := capacity
-	if !known {
-		credits = maxCapacity
-	}
-	b.window.Init(capacity, credits, wide)
+	b.window.Init(capacity, capacity, wide)
+}
+
+// initUntold is init where the sender has wide credits, and does not tell how many at first. They
+// may be anything, and the window begins as the smallest: the owner of a larger one would wait for
+// messages that may not be sent.
+func (b *inbox) initUntold() {
+	b.signal = make(chan struct{}, 1)
+	b.window.Init(1, maxCapacity, true)
+}
+
+// begin sets what init was not told yet: how many messages the sender, which has wide credits, may
+// send at first. It has sent none.
+func (b *inbox) begin(capacity int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.window.Init(capacity, capacity, true)
 }
 
 // isFull reports whether the sender must wait for the consumer.
@@ -100,18 +112,19 @@ func (b *inbox) receive(p parcel) (failure, err error) {
 	return b.pushLocked(msg), nil
 }
 
-// roomLocked fails if n bytes more are too many to wait. Where nothing waits they never are.
-func (b *inbox) roomLocked(n int) error {
+// roomLocked fails if size bytes more are too many to wait. Where nothing waits they never are.
+func (b *inbox) roomLocked(size int) error {
 	if b.maxBytes == 0 {
 		return nil
 	}
+	n, most := int64(size), int64(b.maxBytes) // sums that might overflow an int
 	if b.parts != nil {
-		n += b.parts.size
+		n += int64(b.parts.size)
 	}
-	if b.bytes+n > b.maxBytes {
+	if int64(b.bytes)+n > most {
 		b.recountLocked()
 	}
-	if n += b.bytes; n > b.maxBytes && b.bytes > 0 {
+	if n += int64(b.bytes); n > most && b.bytes > 0 {
 		return overloadedf("MaxStreamBytes", "%d bytes would wait in a stream, MaxStreamBytes is %d", n, b.maxBytes)
 	}
 	return nil
@@ -332,7 +345,14 @@ func (b *inbox) grantLocked(keepsUp bool) int {
 		return 0
 	}
 	keepsUp = keepsUp && b.head == len(b.queue)
-	return b.window.Taken(keepsUp, keepsUp && !b.budget.Scarce())
+	return b.window.Taken(keepsUp, keepsUp && b.mayGrowLocked())
+}
+
+// mayGrowLocked reports whether a window that has grown would fit into what may wait, with one
+// message of any size besides: else it is the larger window that ends the stream.
+func (b *inbox) mayGrowLocked() bool {
+	grown, largest := b.window.Grown(messageCost), int64(b.maxMessage+messageCost)
+	return (b.maxBytes == 0 || grown+largest <= int64(b.maxBytes)) && b.budget.Spare(grown, largest)
 }
 
 // poke gives the consumer a token.

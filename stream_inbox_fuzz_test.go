@@ -17,7 +17,7 @@ type inboxModel struct {
 	t        *testing.T
 	b        *inbox
 	wide     bool
-	known    bool
+	known    bool // to the receiver: the capacity
 	capacity int
 	sent     int // messages that went in
 	taken    int
@@ -52,9 +52,17 @@ func FuzzInbox(f *testing.F) {
 		}
 		p := &program{data}
 		kind := p.byte()
-		m := &inboxModel{t: t, b: new(inbox), wide: kind&1 != 0, known: kind&2 == 0, capacity: p.n(20)}
+		m := &inboxModel{t: t, b: new(inbox), wide: kind&3 != 0, known: kind&3 != 3, capacity: p.n(20)}
 		m.budget.Init("MaxHostBytes", math.MaxInt, nil)
-		m.b.init(m.capacity, m.known, m.wide)
+		switch kind & 3 {
+		default:
+			m.b.init(m.capacity, m.wide)
+		case 2: // by an ack
+			m.b.init(0, true)
+			m.b.begin(m.capacity)
+		case 3:
+			m.b.initUntold()
+		}
 		m.times = int(kind>>2) & 3
 		m.b.setHolder(m, m.times)
 		for !p.done() {
@@ -224,6 +232,7 @@ func (m *inboxModel) check() {
 		require.LessOrEqual(m.t, m.granted, m.taken-len(m.held), "a credit for nothing")
 	}
 	require.EqualValues(m.t, m.bytes, m.budget.Used())
+	require.Equal(m.t, m.free() == 0 && m.bytes > 0 && !m.ended, m.b.isFull())
 	if m.known {
 		// What the sender holds, and what waits.
 		window := m.capacity + m.granted - m.taken

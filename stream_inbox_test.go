@@ -3,6 +3,7 @@ package grid
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"testing"
 
 	"github.com/gridrpc/grid/internal/credit"
@@ -13,18 +14,23 @@ import (
 // Between peers of this implementation a window does not fall below the capacity of the handler,
 // whichever side receives.
 func TestInbox_WindowNeverFallsBelowItsCapacity(t *testing.T) {
-	b := new(inbox)
-	b.init(1, false, true)
-	s := &inboxSender{t: t, b: b, credits: 64, size: credit.MaxWindowBytes / 4} // it has 64 credits of its own
+	s := &inboxSender{t: t, b: newUntoldInbox(), credits: 64, size: credit.MaxWindowBytes / 4} // it has 64 credits of its own
 	for range 10 {
 		require.GreaterOrEqual(t, s.fill(), 64)
 		s.consume()
 	}
 }
 
-func newInbox(capacity int, known, wide bool) *inbox {
+func newInbox(capacity int, wide bool) *inbox {
 	b := new(inbox)
-	b.init(capacity, known, wide)
+	b.init(capacity, wide)
+	return b
+}
+
+// newUntoldInbox is of a stream whose sender does not tell its credits.
+func newUntoldInbox() *inbox {
+	b := new(inbox)
+	b.initUntold()
 	return b
 }
 
@@ -48,7 +54,7 @@ func requireEnded(t *testing.T, b *inbox, want error) {
 func TestInbox_DeliversWhatCameBeforeTheEnd(t *testing.T) {
 	gone := errors.New("gone")
 	for _, end := range []error{nil, gone} {
-		b := newInbox(3, true, false)
+		b := newInbox(3, false)
 		require.NoError(t, push(b, []byte("a")))
 		require.NoError(t, push(b, []byte("b")))
 		b.end(end)
@@ -62,20 +68,20 @@ func TestInbox_DeliversWhatCameBeforeTheEnd(t *testing.T) {
 
 func TestInbox_DropNeverMakesAShortCleanEnd(t *testing.T) {
 	why := errors.New("cancelled")
-	b := newInbox(3, true, false)
+	b := newInbox(3, false)
 	require.NoError(t, push(b, []byte("a")))
 	b.end(nil)
 	b.drop(why)
 	requireEnded(t, b, why)
 
-	b = newInbox(3, true, false)
+	b = newInbox(3, false)
 	require.NoError(t, push(b, []byte("a")))
 	takeOne(t, b, "a")
 	b.end(nil)
 	b.drop(why)
 	requireEnded(t, b, nil)
 
-	b = newInbox(3, true, false)
+	b = newInbox(3, false)
 	require.NoError(t, push(b, []byte("a")))
 	failed := errors.New("failed")
 	b.end(failed)
@@ -85,20 +91,40 @@ func TestInbox_DropNeverMakesAShortCleanEnd(t *testing.T) {
 
 func TestInbox_RefusesMessagesWithoutACredit(t *testing.T) {
 	for _, wide := range []bool{false, true} {
-		b := newInbox(2, true, wide)
+		b := newInbox(2, wide)
 		require.NoError(t, push(b, []byte("a")))
 		require.NoError(t, push(b, []byte("b")))
 		require.ErrorIs(t, push(b, []byte("c")), ErrFlowControl)
 	}
-	require.ErrorIs(t, push(newInbox(0, true, true), []byte("a")), ErrFlowControl)
-	b := newInbox(1, false, true) // only the sender knows its capacity
+	require.ErrorIs(t, push(newInbox(0, true), []byte("a")), ErrFlowControl)
+	b := newUntoldInbox()
 	for range 1000 {
 		require.NoError(t, push(b, []byte("a")))
 	}
 }
 
+func TestInbox_BeginsWithTheCapacityThatItIsTold(t *testing.T) {
+	for _, capacity := range []int{1, 3, 1000} {
+		b := newInbox(0, true)
+		require.False(t, b.isFull(), "nothing has come")
+		b.begin(capacity)
+		for range capacity {
+			require.False(t, b.isFull())
+			require.NoError(t, pushFrom(b, []byte("a"), nil))
+		}
+		require.True(t, b.isFull())
+		require.ErrorIs(t, pushFrom(b, []byte("a"), nil), ErrFlowControl)
+		require.ErrorContains(t, pushFrom(b, []byte("a"), nil), fmt.Sprint("window is ", capacity))
+		granted := 0
+		for range capacity {
+			granted += takeOne(t, b, "a")
+		}
+		require.Equal(t, max(min(2*capacity, credit.MaxWindow), capacity), granted, "the window has grown")
+	}
+}
+
 func TestInbox_ReturnsOneCreditAtATimeToVersion1(t *testing.T) {
-	b := newInbox(2, true, false)
+	b := newInbox(2, false)
 	for range 100 {
 		require.NoError(t, push(b, []byte("a")))
 		require.Equal(t, 1, takeOne(t, b, "a"))
@@ -110,7 +136,7 @@ func TestInbox_ReturnsOneCreditAtATimeToVersion1(t *testing.T) {
 func TestInbox_ReturnsNoCreditForTheLastMessage(t *testing.T) {
 	for _, wide := range []bool{false, true} {
 		for _, held := range []bool{false, true} {
-			b := newInbox(2, true, wide)
+			b := newInbox(2, wide)
 			last := &message{Op: opMuxClientMsg, Flags: flagEOF, Payload: []byte("b")}
 			require.NoError(t, push(b, []byte("a")))
 			failure, err := b.receive(parcel{last, &intake{maxSize: maxMaxMessageSize}})
@@ -161,7 +187,7 @@ func (s *inboxSender) consume() {
 }
 
 func TestInbox_WindowGrowsForAConsumerThatKeepsUp(t *testing.T) {
-	s := &inboxSender{t: t, b: newInbox(1, true, true), credits: 1, size: 100}
+	s := &inboxSender{t: t, b: newInbox(1, true), credits: 1, size: 100}
 	rounds := 0
 	for sent := 0; sent < 10_000; rounds++ {
 		sent += s.fill()
@@ -177,7 +203,7 @@ func TestInbox_WindowGrowsForAConsumerThatKeepsUp(t *testing.T) {
 
 func TestInbox_WindowIsBoundedInBytes(t *testing.T) {
 	const size = 100 << 10
-	s := &inboxSender{t: t, b: newInbox(1, true, true), credits: 1, size: size}
+	s := &inboxSender{t: t, b: newInbox(1, true), credits: 1, size: size}
 	for range 100 {
 		s.fill()
 		s.consume()
@@ -186,7 +212,7 @@ func TestInbox_WindowIsBoundedInBytes(t *testing.T) {
 
 	// A window that grew for small messages shrinks when they become large, but never below what
 	// the stream was registered with.
-	s = &inboxSender{t: t, b: newInbox(4, true, true), credits: 4, size: 10}
+	s = &inboxSender{t: t, b: newInbox(4, true), credits: 4, size: 10}
 	for range 100 {
 		s.fill()
 		s.consume()
@@ -203,7 +229,7 @@ func TestInbox_WindowIsBoundedInBytes(t *testing.T) {
 
 // A consumer that takes every message late gets no wider window.
 func TestInbox_WindowStaysForAConsumerThatLagsBehind(t *testing.T) {
-	s := &inboxSender{t: t, b: newInbox(4, true, true), credits: 4, size: 10}
+	s := &inboxSender{t: t, b: newInbox(4, true), credits: 4, size: 10}
 	s.fill()
 	for range 1000 {
 		_, grant, ok, _, _ := s.b.take()
@@ -215,7 +241,7 @@ func TestInbox_WindowStaysForAConsumerThatLagsBehind(t *testing.T) {
 }
 
 func TestInbox_QueueDoesNotGrowWithTheStream(t *testing.T) {
-	b := newInbox(4, true, false)
+	b := newInbox(4, false)
 	require.NoError(t, push(b, []byte("a")))
 	for range 10_000 {
 		require.NoError(t, push(b, []byte("a")))
@@ -257,7 +283,7 @@ func TestInbox_HeldMessageIsTakenOnce(t *testing.T) {
 		var budget limit.Budget
 		budget.Init("MaxHostBytes", 1<<20, nil)
 		var held heldMessages
-		b := newInbox(n, true, false)
+		b := newInbox(n, false)
 		b.setHolder(&held, 0)
 		requireWaiting := func(messages int) {
 			t.Helper()

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/errlog"
 	"github.com/gridrpc/grid/internal/workers"
 )
@@ -58,7 +59,7 @@ func closedChan[In any]() chan In {
 // credits are returned when the pump next looks. A version 1 peer gets a credit back for each
 // message that is passed on.
 func (m *muxServer) inBuffer() int {
-	if !m.wide {
+	if !m.caps.wide() {
 		return 0
 	}
 	return min(m.inCredits()/2, maxInBuffer)
@@ -79,7 +80,7 @@ func handlerResult(recovered any, result *RemoteErr, label string, log *slog.Log
 		return result
 	}
 	panics.Panicked(log.With("handler", label), "grid: handler panicked", recovered)
-	return NewRemoteErrf("grid: handler %s panicked: %v", label, recovered)
+	return NewRemoteErrf("grid: handler %s panicked: %s", label, clip.Text(fmt.Sprint(recovered)))
 }
 
 // streamPump stands between a handler's channels and its stream: it hands on what the client has
@@ -264,7 +265,7 @@ func (p *streamPump[In, Out]) account() {
 	}
 	grant := m.in.handedOn(p.waiting-held, held == 0 || held < cap(p.in))
 	p.waiting = held
-	if m.wide {
+	if m.caps.wide() {
 		p.grant(grant)
 		return
 	}

@@ -2,12 +2,12 @@ package grid
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"reflect"
 	"strconv"
 	"sync"
 
+	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/wellformed"
 )
 
@@ -217,7 +217,7 @@ func encode[T RoundTripper](v T) (b []byte, err error) {
 	defer recovered(&err, "encoding", v)
 	b, err = v.MarshalMsg(GetByteBufferCap(v.Msgsize()))
 	if err != nil {
-		return nil, fmt.Errorf("encoding %T: %w", v, err)
+		return nil, fmt.Errorf("encoding %T: %w", v, clip.Error(err))
 	}
 	if b == nil {
 		b = []byte{}
@@ -227,7 +227,8 @@ func encode[T RoundTripper](v T) (b []byte, err error) {
 
 // decode unmarshals b, all of it, into v. b stays the caller's. It has looked through all of b
 // before: generated code makes room for what a header claims, and calls itself for what is nested,
-// which no recover helps against. A panic becomes an error.
+// which no recover helps against. A panic becomes an error. What the code says is clipped, since it
+// may repeat what the peer has sent, as encoding/json does.
 func decode[T RoundTripper](v T, b []byte, nesting int) (err error) {
 	defer recovered(&err, "decoding", v)
 	if err := wellformed.Check(b, nesting); err != nil {
@@ -235,7 +236,7 @@ func decode[T RoundTripper](v T, b []byte, nesting int) (err error) {
 	}
 	rest, err := v.UnmarshalMsg(b)
 	if err != nil {
-		return fmt.Errorf("decoding %T: %w", v, clipError(err))
+		return fmt.Errorf("decoding %T: %w", v, clip.Error(err))
 	}
 	if len(rest) > 0 {
 		return fmt.Errorf("decoding %T: %d bytes are left over", v, len(rest))
@@ -245,20 +246,8 @@ func decode[T RoundTripper](v T, b []byte, nesting int) (err error) {
 
 func recovered(err *error, doing string, v any) {
 	if p := recover(); p != nil {
-		*err = fmt.Errorf("%s %T: panic: %s", doing, v, clipTo(fmt.Sprint(p), maxDecodeError))
+		*err = fmt.Errorf("%s %T: panic: %s", doing, v, clip.Text(fmt.Sprint(p)))
 	}
-}
-
-// maxDecodeError is how much is kept, in bytes, of what a decoder says: it may repeat what the peer
-// has sent, as encoding/json does.
-const maxDecodeError = 1 << 10
-
-// clipError is err, or where its text is long an error of the beginning of that.
-func clipError(err error) error {
-	if text := err.Error(); len(text) > maxDecodeError {
-		return errors.New(clipTo(text, maxDecodeError))
-	}
-	return err
 }
 
 // decodedCost is how many times its size a payload that is decoded to a T counts besides it towards

@@ -16,6 +16,9 @@ import (
 // UnmarshalMsg must copy what it keeps, because its input is reused when it has returned. A payload
 // that is also a [Recycler] recycles itself; any other may be pooled by the typed handlers, and its
 // UnmarshalMsg must then overwrite every field.
+//
+// A decoded value takes more memory than its bytes on the wire: see [Array] and [JSON] for how much a
+// peer can make of little.
 type RoundTripper interface {
 	msgp.Unmarshaler
 	msgp.Marshaler
@@ -30,15 +33,6 @@ type RoundTripper interface {
 type Recycler interface {
 	Recycle()
 }
-
-const (
-	// maxKept is the number of entries above which a map or a slice is left to the garbage
-	// collector instead of kept for reuse.
-	maxKept = 1024
-	// maxReserved bounds the room made for entries on the word of a header. Beyond it room is made
-	// as the entries arrive.
-	maxReserved = 1024
-)
 
 // NoPayload stands where a call carries nothing. It encodes to no bytes at all, and decoding leaves
 // its input unread, whatever that is. It holds no state, so it may be used concurrently. Use it as
@@ -60,16 +54,18 @@ func (NoPayload) Msgsize() int { return 0 }
 // MSS is a map[string]string as a payload. A nil map and an empty one are kept apart on the wire.
 // Entries are encoded in no particular order.
 //
+// Decoded it takes at most 32 times its bytes, and 1 KiB.
+//
 // It is as safe for concurrent use as a map: reading and encoding may go on at the same time,
 // nothing else may.
 type MSS map[string]string
 
-var mssPool sync.Pool
+var mssPool mapPool
 
 // NewMSS returns an empty MSS that is not nil. The caller owns it; [MSS.Recycle] is optional.
 func NewMSS() *MSS { return newMap[MSS](&mssPool) }
 
-// NewMSSWith returns an MSS of m, which may be nil. It takes m over: Recycle and decoding empty
+// NewMSSWith returns an MSS of m, which may be nil. It takes m over: Recycle and decoding may empty
 // that very map. To answer with a map that others hold as well, see
 // [SingleHandler.WithSharedResponse].
 func NewMSSWith(m map[string]string) *MSS { return (*MSS)(&m) }
@@ -102,7 +98,15 @@ func (m *MSS) MarshalMsg(b []byte) ([]byte, error) {
 // UnmarshalMsg replaces what m holds by what b starts with, and returns the rest of b. It copies
 // what it keeps. After an error m is empty.
 func (m *MSS) UnmarshalMsg(b []byte) ([]byte, error) {
-	o, err := unmarshalMap(m, b, readString)
+	o, err := unmarshalMap(m, b, &mssPool, readString)
+	if err != nil {
+		return b, fmt.Errorf("grid: decoding MSS: %w", err)
+	}
+	return o, nil
+}
+
+func (m *MSS) unmarshalElement(b []byte, left *allowance) ([]byte, error) {
+	o, err := unmarshalMapElement(m, b, left, &mssPool, readString)
 	if err != nil {
 		return b, fmt.Errorf("grid: decoding MSS: %w", err)
 	}
@@ -121,26 +125,27 @@ func (m *MSS) Msgsize() int {
 	return n
 }
 
-// Recycle ends the life of m and of its map, which is emptied. The strings stay valid. Recycling
-// nil does nothing.
+// Recycle ends the life of m and of its map. The strings stay valid. Recycling nil does nothing.
 func (m *MSS) Recycle() { recycleMap(&mssPool, m) }
 
 // URLValues is a map[string][]string as a payload, the type of [url.Values]. A nil map and an empty
 // one are kept apart on the wire, a nil list arrives as an empty one. Keys are encoded in no
 // particular order.
 //
+// Decoded it takes at most 32 times its bytes, and 1 KiB.
+//
 // It is as safe for concurrent use as a map: reading and encoding may go on at the same time,
 // nothing else may.
 type URLValues map[string][]string
 
-var urlValuesPool sync.Pool
+var urlValuesPool mapPool
 
 // NewURLValues returns an empty URLValues that is not nil. The caller owns it; [URLValues.Recycle]
 // is optional.
 func NewURLValues() *URLValues { return newMap[URLValues](&urlValuesPool) }
 
 // NewURLValuesWith returns a URLValues of m, which may be nil. It takes m over: Recycle and
-// decoding empty that very map. To answer with a map that others hold as well, see
+// decoding may empty that very map. To answer with a map that others hold as well, see
 // [SingleHandler.WithSharedResponse].
 func NewURLValuesWith(m map[string][]string) *URLValues { return (*URLValues)(&m) }
 
@@ -172,7 +177,21 @@ func (u *URLValues) MarshalMsg(b []byte) ([]byte, error) {
 // UnmarshalMsg replaces what u holds by what b starts with, and returns the rest of b. It copies
 // what it keeps. After an error u is empty.
 func (u *URLValues) UnmarshalMsg(b []byte) ([]byte, error) {
-	o, err := unmarshalMap(u, b, readStrings)
+	o, err := unmarshalMap(u, b, &urlValuesPool, readStrings)
+	if err != nil {
+		return b, fmt.Errorf("grid: decoding URLValues: %w", err)
+	}
+	return o, nil
+}
+
+func (u *URLValues) unmarshalElement(b []byte, left *allowance) ([]byte, error) {
+	o, err := unmarshalMapElement(u, b, left, &urlValuesPool, func(b []byte) ([]string, []byte, error) {
+		list, o, err := readStrings(b)
+		if err == nil {
+			err = left.take(cap(list) * sizeOf[string]())
+		}
+		return list, o, err
+	})
 	if err != nil {
 		return b, fmt.Errorf("grid: decoding URLValues: %w", err)
 	}
@@ -194,8 +213,8 @@ func (u *URLValues) Msgsize() int {
 	return n
 }
 
-// Recycle ends the life of u and of its map, which is emptied. The lists in it and their strings
-// stay valid. Recycling nil does nothing.
+// Recycle ends the life of u and of its map. The lists in it and their strings stay valid.
+// Recycling nil does nothing.
 func (u *URLValues) Recycle() { recycleMap(&urlValuesPool, u) }
 
 // Bytes is a []byte as a payload. nil and empty are kept apart on the wire.
@@ -208,9 +227,9 @@ type Bytes []byte
 // bytesPool holds *Bytes without an array.
 var bytesPool sync.Pool
 
-// NewBytes returns an empty Bytes with a capacity of at least 4 KiB from the pool of
-// [GetByteBuffer]. The caller owns it; [Bytes.Recycle] is optional.
-func NewBytes() *Bytes { return NewBytesWith(GetByteBuffer()) }
+// NewBytes returns an empty Bytes that is not nil, to append to or to decode into. The caller owns
+// it; [Bytes.Recycle] is optional.
+func NewBytes() *Bytes { return NewBytesWith([]byte{}) }
 
 // NewBytesCap returns an empty Bytes with a capacity of at least n bytes from the pool of
 // [GetByteBufferCap]. The caller owns it; [Bytes.Recycle] is optional.
@@ -246,7 +265,20 @@ func (b *Bytes) MarshalMsg(dst []byte) ([]byte, error) {
 
 // UnmarshalMsg replaces what b holds by a copy of what src starts with, and returns the rest of
 // src. It reuses b's array if that is large enough. After an error b is empty.
-func (b *Bytes) UnmarshalMsg(src []byte) ([]byte, error) {
+func (b *Bytes) UnmarshalMsg(src []byte) ([]byte, error) { return b.unmarshal(src, false) }
+
+func (b *Bytes) unmarshalElement(src []byte, left *allowance) ([]byte, error) {
+	o, err := b.unmarshal(src, true)
+	if err == nil {
+		err = left.take(sizeOfNew[Bytes]() + cap(*b))
+	}
+	return o, err
+}
+
+// unmarshal is UnmarshalMsg. Where memory is to be saved it takes no array from the pool for a few
+// bytes, since none is that small, and keeps none that is much too large.
+func (b *Bytes) unmarshal(src []byte, save bool) ([]byte, error) {
+	const fewBytes = 16
 	if msgp.IsNil(src) {
 		PutByteBuffer(*b)
 		*b = nil
@@ -257,9 +289,14 @@ func (b *Bytes) UnmarshalMsg(src []byte) ([]byte, error) {
 	if err != nil {
 		return src, fmt.Errorf("grid: decoding Bytes: %w", err)
 	}
-	if *b == nil || cap(*b) < len(v) {
+	n := len(v)
+	if *b == nil || cap(*b) < n || save && cap(*b) > 2*n {
 		PutByteBuffer(*b)
-		*b = GetByteBufferCap(len(v))
+		if n == 0 || save && n <= fewBytes {
+			*b = make(Bytes, 0, n)
+		} else {
+			*b = GetByteBufferCap(n)
+		}
 	}
 	*b = append(*b, v...)
 	return o, nil

@@ -45,21 +45,24 @@ func (p *ArrayOf[T]) NewWith(val []T) *Array[T] {
 // something that T can encode: a nil pointer is fine for the types of this package, and panics with
 // generated code.
 //
+// Decoding refuses what would take more memory than 32 times the payload, and 256 KiB. Elements are
+// counted as far as this package knows their types: of a [JSON], or of one with generated code, the
+// pointer to it. Short maps and empty arrays alone can take so much: an MSS of one entry takes 352
+// bytes, be it of 3 bytes on the wire, an empty one 64. The first 750 of any are never refused, nor
+// are MSS of 12 bytes each, on average, and Bytes.
+//
 // Make it with [ArrayOf]; the zero value encodes, but cannot be decoded into. Reading and encoding
 // may go on concurrently, nothing else may.
 type Array[T RoundTripper] struct {
-	of  *ArrayOf[T]
-	val []T
-	// spare is an empty slice to fill next, nil while val uses it.
-	spare []T
+	of *ArrayOf[T]
+	// list is the value. One that is empty and has a capacity is none, but what to fill next: an
+	// empty value has no capacity. As an element of another array it is small that way.
+	list []T
 }
 
 // Append adds v to the array, which takes over each element, and returns a.
 func (a *Array[T]) Append(v ...T) *Array[T] {
-	if a.val == nil && len(v) > 0 {
-		a.val, a.spare = a.spare, nil
-	}
-	a.val = append(a.val, v...)
+	a.list = append(a.list, v...)
 	return a
 }
 
@@ -68,16 +71,16 @@ func (a *Array[T]) Append(v ...T) *Array[T] {
 // and not recycled.
 func (a *Array[T]) Set(val []T) {
 	// What lies between the length and the capacity stays the caller's.
-	a.val = slices.Clip(val)
+	a.list = slices.Clip(val)
 }
 
 // Value returns the slice, nil if there is none. It and the elements stay the array's: neither is
 // valid after Recycle, nor the slice after UnmarshalMsg.
 func (a *Array[T]) Value() []T {
-	if a == nil {
+	if a == nil || len(a.list) == 0 && cap(a.list) > 0 {
 		return nil
 	}
-	return a.val
+	return a.list
 }
 
 // MarshalMsg appends a to b and returns the result; it keeps neither. The error is that of an
@@ -101,35 +104,58 @@ func (a *Array[T]) MarshalMsg(b []byte) ([]byte, error) {
 // UnmarshalMsg replaces the value by new elements from what b starts with, and returns the rest of
 // b. Elements that were there before are dropped and not recycled. After an error a has no value.
 func (a *Array[T]) UnmarshalMsg(b []byte) ([]byte, error) {
+	return a.unmarshalElement(b, allowanceFor(b))
+}
+
+func (a *Array[T]) unmarshalElement(b []byte, left *allowance) ([]byte, error) {
 	a.reset()
+	o, err := a.unmarshal(b, left)
+	if err != nil {
+		return b, fmt.Errorf("grid: decoding Array: %w", err)
+	}
+	return o, nil
+}
+
+// unmarshal is [Array.UnmarshalMsg] of an array without a value.
+func (a *Array[T]) unmarshal(b []byte, left *allowance) ([]byte, error) {
+	list := a.list
+	a.list = nil
+	if err := left.take(sizeOfNew[Array[T]]()); err != nil {
+		return b, err
+	}
 	if msgp.IsNil(b) {
 		return b[1:], nil
 	}
 	if a.of == nil {
-		return b, fmt.Errorf("grid: decoding Array: %T was not made by ArrayOf", a)
+		return b, fmt.Errorf("%T was not made by ArrayOf", a)
 	}
 	n, o, err := msgp.ReadArrayHeaderBytes(b)
 	if err == nil {
 		err = checkCount(n, 1, o)
 	}
 	if err != nil {
-		return b, fmt.Errorf("grid: decoding Array: %w", err)
+		return b, err
 	}
-	val := a.spare
-	a.spare = nil
-	if val == nil {
-		val = make([]T, 0, min(n, maxReserved))
+	if uint64(cap(list)) > 2*uint64(n) {
+		list = nil // what is kept of a large array is not for a small one
 	}
 	for i := range n {
 		v := a.of.newFn()
-		val = append(val, v)
-		if o, err = v.UnmarshalMsg(o); err != nil {
+		list = append(extend(list, int(n)), v)
+		if o, err = unmarshalElement(v, o, left); err != nil {
 			// Nobody has seen these elements.
-			recycleAll(val)
-			return b, fmt.Errorf("grid: decoding Array: element %d of %d: %w", i, n, err)
+			recycleAll(list)
+			return b, fmt.Errorf("element %d of %d: %w", i, n, err)
 		}
 	}
-	a.val = val
+	if err := left.take((cap(list) - len(list)) * sizeOf[T]()); err != nil {
+		recycleAll(list)
+		return b, err
+	}
+	if n == 0 {
+		list = []T{}
+	}
+	a.list = list
 	return o, nil
 }
 
@@ -152,7 +178,7 @@ func (a *Array[T]) Recycle() {
 	if a == nil {
 		return
 	}
-	recycleAll(a.val)
+	recycleAll(a.list)
 	a.reset()
 	if a.of != nil {
 		a.of.pool.Put(a)
@@ -161,11 +187,12 @@ func (a *Array[T]) Recycle() {
 
 // reset takes the value out of a, keeping its memory unless that is large.
 func (a *Array[T]) reset() {
-	if a.val != nil && cap(a.val) <= maxKept {
-		clear(a.val)
-		a.spare = a.val[:0]
+	if c := cap(a.list); c == 0 || c > maxKept {
+		a.list = nil
+		return
 	}
-	a.val = nil
+	clear(a.list)
+	a.list = a.list[:0]
 }
 
 // recycleAll recycles those elements that can be.
@@ -175,4 +202,15 @@ func recycleAll[T any](list []T) {
 			r.Recycle()
 		}
 	}
+}
+
+// unmarshalElement decodes v from what b starts with, and returns the rest of b.
+func unmarshalElement[T RoundTripper](v T, b []byte, left *allowance) ([]byte, error) {
+	if err := left.take(sizeOf[T]()); err != nil {
+		return b, err
+	}
+	if e, ok := any(v).(arrayElement); ok {
+		return e.unmarshalElement(b, left)
+	}
+	return v.UnmarshalMsg(b)
 }

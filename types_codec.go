@@ -3,7 +3,7 @@ package grid
 import (
 	"encoding/binary"
 	"fmt"
-	"sync"
+	"slices"
 
 	"github.com/tinylib/msgp/msgp"
 )
@@ -12,6 +12,13 @@ import (
 // none returns a string that shares memory with its input.
 
 const (
+	// maxReserved bounds the room made for entries on the word of a header. Beyond it room is made
+	// as the entries arrive.
+	maxReserved = 1024
+	// maxKept is the number of entries above which a map or a slice is left to the garbage
+	// collector instead of kept for reuse.
+	maxKept = 1024
+
 	leadStr32 = 0xdb
 	leadBin32 = 0xc6
 )
@@ -71,77 +78,22 @@ func readStrings(b []byte) ([]string, []byte, error) {
 	if err != nil {
 		return nil, b, err
 	}
-	list := make([]string, 0, min(n, maxReserved))
+	list := []string{}
 	for i := range n {
 		var s string
 		if s, o, err = readString(o); err != nil {
 			return nil, b, fmt.Errorf("entry %d of %d: %w", i, n, err)
 		}
-		list = append(list, s)
+		list = append(extend(list, int(n)), s)
 	}
 	return list, o, nil
 }
 
-// unmarshalMap replaces what m holds by the map that b starts with, and returns the rest of b.
-// After an error m is empty.
-func unmarshalMap[M ~map[string]V, V any](m *M, b []byte, readValue func([]byte) (V, []byte, error)) ([]byte, error) {
-	if msgp.IsNil(b) {
-		*m = nil
-		return b[1:], nil
+// extend returns list with room for one entry more of the n that a header claims, all of which it
+// is made for in the end, where append would make it larger. Its capacity is all of its memory.
+func extend[T any](list []T, n int) []T {
+	if len(list) < cap(list) {
+		return list
 	}
-	emptyMap(m)
-	n, o, err := msgp.ReadMapHeaderBytes(b)
-	if err == nil {
-		err = checkCount(n, 2, o)
-	}
-	if err != nil {
-		return b, err
-	}
-	if *m == nil {
-		*m = make(M, min(n, maxReserved))
-	}
-	for i := range n {
-		var key string
-		if key, o, err = readKey(o); err != nil {
-			emptyMap(m)
-			return b, fmt.Errorf("key %d of %d: %w", i, n, err)
-		}
-		var v V
-		if v, o, err = readValue(o); err != nil {
-			emptyMap(m)
-			// The peer chose the key, so an error shows no more than its start.
-			return b, fmt.Errorf("value of %.64q: %w", key, err)
-		}
-		(*m)[key] = v
-	}
-	return o, nil
-}
-
-// emptyMap empties m, keeping its memory unless that is large.
-func emptyMap[M ~map[string]V, V any](m *M) {
-	if len(*m) > maxKept {
-		*m = nil
-		return
-	}
-	clear(*m)
-}
-
-// newMap returns an empty map that is not nil, from pool where it has one.
-func newMap[M ~map[string]V, V any](pool *sync.Pool) *M {
-	m, _ := pool.Get().(*M)
-	if m == nil {
-		m = new(M)
-	}
-	if *m == nil {
-		*m = make(M)
-	}
-	return m
-}
-
-func recycleMap[M ~map[string]V, V any](pool *sync.Pool, m *M) {
-	if m == nil {
-		return
-	}
-	emptyMap(m)
-	pool.Put(m)
+	return append(slices.Grow([]T(nil), min(n, max(2*len(list), maxReserved))), list...)
 }

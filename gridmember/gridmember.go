@@ -10,9 +10,17 @@
 //	...
 //	defer members.Leave(5 * time.Second)
 //
-// Who can send gossip decides which hosts are dialled: give the configuration a SecretKey where the
-// network can't be trusted. Who may call is decided by the grid, as ever: a host that gossip has
-// brought needs a valid token.
+// Who can send gossip decides which hosts are dialled, by all hosts: it can make them dial any
+// addresses, 4096 at a time, and send an upgrade request to each, which with AuthFn has the token of
+// the host that dials. It can also have hosts removed, and keep new ones out. So give the
+// configuration a SecretKey wherever somebody else may reach memberlist's port: that is what
+// prevents it. Who may call is decided by the grid, as ever: a host that gossip has brought needs a
+// valid token.
+//
+// What gossip can make a host keep is bounded. No more than 4096 names are known, those of members
+// that left lately among them; further members, and those whose name has more than 300 bytes, are
+// refused, of which memberlist's log tells. Of that log no more than 100 lines of 1 KiB are written
+// in a minute, and the number of those that were dropped.
 //
 // A host that is cut off from the others is dead for them, and they for it, after memberlist's
 // suspicion timeout, some seconds; its calls end with [grid.ErrDisconnected]. Who was lost is asked
@@ -26,14 +34,20 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"log/slog"
+	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
 
 	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/errlog"
+	"github.com/gridrpc/grid/internal/hostname"
 )
 
 // Membership is a Manager's part in the gossip. Its methods may be called concurrently.
@@ -45,8 +59,12 @@ type Membership struct {
 	stop    chan struct{}
 	stopped chan struct{}
 	once    sync.Once
+	admit   *admission
 	gone    gone
-	refused map[string]bool // names that are no hosts, and were logged; the goroutine's own
+
+	// The goroutine's own.
+	refused  map[string]bool // members that are no hosts
+	refusals errlog.Log
 }
 
 // Join begins to gossip, and joins those of seeds that it reaches: addresses of members, with
@@ -55,14 +73,15 @@ type Membership struct {
 // to join it.
 //
 // conf is memberlist's configuration, of which a copy is used; the default is its DefaultLANConfig.
-// Name is set, and Events is called as well as seen.
+// Name is set, and Events and Alive are called as well as seen.
 //
 // Where DeadNodeReclaimTime is 0 it is set to a second, so that a host which has died may come back
 // at another address; that still takes memberlist half a minute or so.
 //
 // It is an error if none of the seeds is reached, which the caller may try again, and if memberlist
-// can't listen; then the hosts are as they were. A member whose name is no host is logged once, by
-// [slog.Default], and left out. What memberlist logs itself goes where its configuration says.
+// can't listen; then the hosts are as they were. A member whose name is no host is left out. The
+// first is logged, by [slog.Default], and then one an hour. What memberlist logs itself goes where
+// its configuration says.
 func Join(m *grid.Manager, conf *memberlist.Config, seeds ...string) (*Membership, error) {
 	if conf == nil {
 		conf = memberlist.DefaultLANConfig()
@@ -74,9 +93,17 @@ func Join(m *grid.Manager, conf *memberlist.Config, seeds ...string) (*Membershi
 		changed: make(chan struct{}, 1),
 		stop:    make(chan struct{}),
 		stopped: make(chan struct{}),
-		refused: make(map[string]bool),
 	}
 	c.Name = m.HostName()
+	s.admit = newAdmission(&c)
+	c.Alive = s.admit
+	if c.Logger != nil {
+		c.Logger = log.New(&rationed{to: conf.Logger.Writer}, c.Logger.Prefix(), c.Logger.Flags())
+	} else if c.LogOutput == nil {
+		c.LogOutput = &rationed{to: func() io.Writer { return os.Stderr }}
+	} else {
+		c.LogOutput = &rationed{to: func() io.Writer { return conf.LogOutput }}
+	}
 	c.DeadNodeReclaimTime = cmp.Or(c.DeadNodeReclaimTime, time.Second)
 	c.Events = &events{s, conf.Events}
 	list, err := memberlist.Create(&c)
@@ -144,18 +171,55 @@ func (s *Membership) follow() {
 	}
 }
 
-// apply changes what differs. One by one, so that a name that is no host keeps out no other.
+// apply makes the hosts what the members are, but for those whose name is no host.
 func (s *Membership) apply() {
-	stay := make(map[*grid.Connection]bool) // a member may spell its name in another way than its host
-	for _, host := range s.Members() {
-		s.check(host, s.manager.AddHost(host))
-		stay[s.manager.Connection(host)] = true
-	}
-	for _, host := range s.manager.Targets() {
-		if !stay[s.manager.Connection(host)] {
-			s.check(host, s.manager.RemoveHost(host))
+	hosts, names := []string{s.manager.HostName()}, []string{s.manager.HostName()}
+	seen := map[string]bool{hosts[0]: true} // a member may spell its name in another way than its host
+	before := s.refused
+	s.refused = make(map[string]bool)
+	for _, name := range s.Members() {
+		host, err := hostname.Normalize(name)
+		switch {
+		case before[name]:
+			s.refused[name] = true
+		case err != nil:
+			s.refuse(name, err)
+		case !seen[host]:
+			seen[host] = true
+			hosts, names = append(hosts, host), append(names, name)
 		}
 	}
+	if s.manager.SetHosts(hosts) == nil {
+		return
+	}
+	// Those with another scheme than this host may be refused, one by one. They keep out no other.
+	scheme, _, _ := strings.Cut(s.manager.HostName(), ":")
+	some := hosts[:0]
+	for i, host := range hosts {
+		if !strings.HasPrefix(host, scheme+":") {
+			if err := s.manager.AddHost(host); err != nil {
+				s.refuse(names[i], err)
+				continue
+			}
+		}
+		some = append(some, host)
+	}
+	if err := s.manager.SetHosts(some); err != nil {
+		s.warn("gridmember: cannot set the hosts", "", err)
+	}
+}
+
+// refuse leaves a member out.
+func (s *Membership) refuse(name string, err error) {
+	s.refused[name] = true
+	s.warn("gridmember: member is no host", name, err)
+}
+
+func (s *Membership) warn(what, member string, err error) {
+	if errors.Is(err, grid.ErrDisconnected) {
+		return // the manager has ended
+	}
+	s.refusals.Warn(s.log.With("local", s.manager.HostName(), "member", member), what, err)
 }
 
 // wake has follow look.
@@ -166,12 +230,10 @@ func (s *Membership) wake() {
 	}
 }
 
-func (s *Membership) check(host string, err error) {
-	if err == nil || errors.Is(err, grid.ErrDisconnected) || s.refused[host] {
-		return // the manager has ended, or that is known
-	}
-	s.refused[host] = true
-	s.log.Warn("gridmember: member is no host", "local", s.manager.HostName(), "member", host, "error", err)
+// wasConnected reports whether the grid has ever been connected to a member, as which then some
+// host has proved itself.
+func (s *Membership) wasConnected(name string) bool {
+	return !s.manager.Connection(name).Stats().LastConnect.IsZero()
 }
 
 // events wakes follow, and tells those who wanted to know before.
@@ -182,6 +244,7 @@ type events struct {
 
 // NotifyJoin implements [memberlist.EventDelegate].
 func (e *events) NotifyJoin(n *memberlist.Node) {
+	e.s.admit.joined(n.Name)
 	e.s.gone.remove(n)
 	e.s.wake()
 	if e.next != nil {
@@ -191,7 +254,8 @@ func (e *events) NotifyJoin(n *memberlist.Node) {
 
 // NotifyLeave implements [memberlist.EventDelegate].
 func (e *events) NotifyLeave(n *memberlist.Node) {
-	e.s.gone.add(n)
+	e.s.admit.left(n.Name)
+	e.s.gone.add(n, e.s.wasConnected(n.Name))
 	e.s.wake()
 	if e.next != nil {
 		e.next.NotifyLeave(n)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -323,6 +324,19 @@ func TestMember_LeaveAndCloseMayBeRepeated(t *testing.T) {
 		for _, end := range ends {
 			require.NoError(t, end(s))
 		}
+	}
+}
+
+// memberlist takes an interval that is 0 or less as none; so it must not end the process here.
+func TestMember_JoinsWithoutAPushPullInterval(t *testing.T) {
+	for _, every := range []time.Duration{0, -1, math.MinInt64, math.MaxInt64} {
+		c := quick()
+		c.PushPullInterval = every
+		s, err := gridmember.Join(newManager(t, "http://127.0.0.1:1"), c)
+		require.NoError(t, err)
+		time.Sleep(50 * time.Millisecond)
+		require.Equal(t, []string{"http://127.0.0.1:1"}, s.Members())
+		require.NoError(t, s.Close())
 	}
 }
 

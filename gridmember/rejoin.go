@@ -1,7 +1,6 @@
 package gridmember
 
 import (
-	"cmp"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -18,10 +17,12 @@ const (
 	goneAtATime  = 3
 	roundsToSeed = 10 // from one seed that is asked to the next
 
-	defaultRound = 30 * time.Second // where PushPullInterval is 0
+	defaultRound = 30 * time.Second // where there is no PushPullInterval
 )
 
-// gone are members that are no more, dead or left: memberlist does not say which.
+// gone are members that are no more, dead or left: memberlist does not say which. Gossip may have
+// made them up, so those that the grid was connected to come first: they are asked before all
+// others, and none of them gives way to another.
 type gone struct {
 	mu      sync.Mutex // guards what follows
 	members map[string]goneMember
@@ -30,16 +31,25 @@ type gone struct {
 type goneMember struct {
 	address string
 	since   time.Time
+	proved  bool // the grid was connected to it
 }
 
-func (g *gone) add(n *memberlist.Node) {
+func (g *gone) add(n *memberlist.Node, proved bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.members == nil {
 		g.members = make(map[string]goneMember)
 	}
+	if proved && len(g.members) >= maxGone {
+		for name, m := range g.members {
+			if !m.proved {
+				delete(g.members, name)
+				break
+			}
+		}
+	}
 	if len(g.members) < maxGone {
-		g.members[n.Name] = goneMember{n.Address(), time.Now()}
+		g.members[n.Name] = goneMember{n.Address(), time.Now(), proved}
 	}
 }
 
@@ -53,19 +63,27 @@ func (g *gone) remove(n *memberlist.Node) {
 func (g *gone) some() (addresses []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	var others []string
 	for name, m := range g.members { // in no order
-		if time.Since(m.since) > askGoneFor {
+		switch {
+		case time.Since(m.since) > askGoneFor:
 			delete(g.members, name)
-		} else if len(addresses) < goneAtATime {
+		case m.proved:
 			addresses = append(addresses, m.address)
+		default:
+			others = append(others, m.address)
 		}
 	}
-	return addresses
+	addresses = append(addresses, others...)
+	return addresses[:min(len(addresses), goneAtATime)]
 }
 
 // rejoin asks who is gone, and seeds, until Close. One that does not answer is memberlist's to log.
 func (s *Membership) rejoin(every time.Duration, seeds []string) {
-	tick := time.NewTicker(cmp.Or(every, defaultRound))
+	if every <= 0 { // memberlist takes a negative one as it does 0
+		every = defaultRound
+	}
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for round := 1; ; round++ {
 		select {

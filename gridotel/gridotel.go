@@ -39,6 +39,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/clip"
 )
 
 const (
@@ -181,17 +182,9 @@ func address(host string) (name string, port int) {
 	return text(u.Hostname()), port
 }
 
-// maxText is how much of a text is kept, in bytes.
-const maxText = 1 << 10
-
 // text makes s one that can be exported: exporters drop all spans of a batch in which one has a
-// string that is not UTF-8.
-func text(s string) string {
-	if len(s) > maxText {
-		s = s[:maxText-len("...")] + "..."
-	}
-	return strings.ToValidUTF8(s, "\uFFFD")
-}
+// string that is not UTF-8. Long ones are clipped.
+func text(s string) string { return strings.ToValidUTF8(clip.Text(s), "\uFFFD") }
 
 // outcome is how a call has ended, of few values.
 func outcome(r grid.CallResult) []attribute.KeyValue {

@@ -12,7 +12,8 @@ import (
 )
 
 // NewCollector returns a collector of the Stats of m, with a label for the remote host of each
-// connection. Every scrape calls [grid.Manager.Stats] once, so that its numbers are of one moment.
+// connection, and of one number of m itself. Every scrape calls [grid.Manager.Stats] once, so that
+// its numbers are of one moment.
 // What is exposed of a host vanishes when it is removed, and begins at zero if it is added again.
 //
 // It goes on to work after m was closed.
@@ -121,6 +122,7 @@ var connectionMetrics = []connectionMetric{
 }
 
 var (
+	missedDesc = prometheus.NewDesc("grid_state_changes_missed_total", "Changes of the states of connections that OnStateChange was not told of by themselves, because it had not kept up.", nil, nil)
 	stateDesc  = connectionDesc("state", "1 for the present state of the connection, 0 for all others.", "state")
 	limitsDesc = connectionDesc("limits_reached_total", "How often a limit for the remote was reached here, by the name of the option.", "limit")
 )
@@ -136,6 +138,7 @@ var limits = []string{"MaxHandlers", "MaxStreams", "MaxHostBytes", "MaxStreamByt
 
 // Describe implements [prometheus.Collector].
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- missedDesc
 	ch <- stateDesc
 	ch <- limitsDesc
 	for i := range connectionMetrics {
@@ -146,6 +149,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements [prometheus.Collector].
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	st := c.stats()
+	ch <- prometheus.MustNewConstMetric(missedDesc, prometheus.CounterValue, float64(st.StateChangesMissed))
 	for i := range st.Connections {
 		collectConnection(ch, &st.Connections[i])
 	}

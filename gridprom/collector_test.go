@@ -32,7 +32,7 @@ func TestCollector_LimitsAreOptions(t *testing.T) {
 // Each number is that of the right field: no two of them are the same.
 func TestCollector_NumbersAreThoseOfTheirFields(t *testing.T) {
 	c := &collector{stats: func() grid.ManagerStats {
-		return grid.ManagerStats{Connections: []grid.ConnectionStats{{
+		return grid.ManagerStats{StateChangesMissed: 23, Connections: []grid.ConnectionStats{{
 			HostName: "http://a", State: grid.StateConnectionError, Dials: true,
 			LastConnect: time.Unix(100, 5e8), LastDisconnect: time.Unix(200, 0), Reconnects: 2,
 			RoundTrip: 3 * time.Second, RoundTripMean: 4 * time.Second, RoundTripDeviation: 5 * time.Second,
@@ -93,6 +93,7 @@ grid_connection_state{R,state="shutdown"} 0
 grid_connection_state{R,state="unconnected"} 0
 grid_connection_streams{R} 13
 grid_connection_streams_served{R} 15
+grid_state_changes_missed_total 23
 `, strings.Join(lines, ""))
 }
 

@@ -154,13 +154,16 @@ func TestMesh_HostsThatDoNotAnswerSayWhy(t *testing.T) {
 	many, err := json.Marshal(View{Host: "http://node5:9000", Links: make([]Link, maxLinks+1)})
 	require.NoError(t, err)
 	synctest.Test(t, func(t *testing.T) {
-		g := newMesh(t, 9, Options{}, map[int]grid.SingleHandlerFn{
+		g := newMesh(t, 10, Options{}, map[int]grid.SingleHandlerFn{
 			1: nil, // has no handler
 			2: say("what?"),
 			3: say(`{"Host":"http://elsewhere"}`),
 			4: say(strings.Repeat(" ", maxView+1)),
 			5: say(string(many)),
 			6: func([]byte) ([]byte, *grid.RemoteErr) { return nil, grid.NewRemoteErrString("") },
+			9: func([]byte) ([]byte, *grid.RemoteErr) {
+				return nil, grid.NewRemoteErrString(strings.Repeat("<b>\n\x1b[2J\u202e", 1<<16))
+			},
 		})
 		g.Partition([]int{7})
 		g.PartitionSilently([]int{7}, []int{8})
@@ -171,6 +174,7 @@ func TestMesh_HostsThatDoNotAnswerSayWhy(t *testing.T) {
 			1: "no request handler with ID 200", 2: "its view can't be read: invalid character", 3: `it calls itself "http://elsewhere"`,
 			4: "its view has 4194305 bytes, the limit is 4194304", 5: "its view has more than 5000 links", 6: "an error that has no text",
 			7: "not connected: grid: disconnected", 8: "deadline exceeded",
+			9: strings.Repeat("<b>\uFFFD\uFFFD[2J\uFFFD", 20),
 		} {
 			n := m.node(t, g.Host(i))
 			if i == 0 {
@@ -178,11 +182,14 @@ func TestMesh_HostsThatDoNotAnswerSayWhy(t *testing.T) {
 				continue
 			}
 			require.Contains(t, n.Err, want)
+			require.Less(t, len(n.Err), 2*maxText)
 			require.Nil(t, n.View)
 		}
 		page := g.get(t, 0, "/").Body.String()
-		require.Equal(t, 8, strings.Count(page, "no answer</td><td>"), "as errors")
-		require.Equal(t, 8, strings.Count(page, `colspan="9">no answer`), "in the matrix")
+		require.Equal(t, 9, strings.Count(page, "no answer</td><td>"), "as errors")
+		require.Equal(t, 9, strings.Count(page, `colspan="10">no answer`), "in the matrix")
+		require.NotContains(t, page, "\x1b")
+		require.NotContains(t, page, "<b>")
 	})
 }
 

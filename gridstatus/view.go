@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/gridrpc/grid"
 )
@@ -94,7 +95,7 @@ func viewOf(m *grid.Manager) *View {
 func linkOf(c *grid.ConnectionStats) Link {
 	l := Link{
 		Host: c.HostName, State: c.State.String(), Since: c.LastDisconnect, Dials: c.Dials, Reconnects: c.Reconnects,
-		LastDisconnect: c.LastDisconnect, LastError: c.LastError,
+		LastDisconnect: c.LastDisconnect, LastError: plain(c.LastError),
 		RoundTrip: c.RoundTripMean, RoundTripDeviation: c.RoundTripDeviation,
 		BytesIn: c.BytesIn, BytesOut: c.BytesOut, MessagesIn: c.MessagesIn, MessagesOut: c.MessagesOut,
 		Calls: c.Calls, Streams: c.Streams, Handlers: c.Handlers, StreamsServed: c.StreamsServed,
@@ -174,12 +175,24 @@ func (l *Link) clean() {
 	}
 }
 
-// clip keeps n bytes of a text.
+// clip keeps n bytes of a text, without characters that are for terminals.
 func clip(text string, n int) string {
-	if len(text) > n {
-		return strings.ToValidUTF8(text[:n], "") + " ..."
+	cut := func(s string) string { return strings.ToValidUTF8(s[:min(len(s), n)], "") }
+	if short := plain(text[:min(len(text), n)]); len(text) <= n && len(short) <= n {
+		return short
 	}
-	return text
+	return cut(plain(cut(text))) + " ..."
+}
+
+// plain puts a mark in the place of characters that move a cursor, or turn around what is beside
+// them. A browser is not harmed by them, but whoever reads what it was sent may be.
+func plain(text string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, text)
 }
 
 // rateFrom is measured between an earlier view of the same host, not older than that, and v.

@@ -119,7 +119,7 @@ func (m *member) follow(ctx context.Context, r *report, n *node, changes <-chan 
 			case c.To == grid.StateShutdown:
 				r.title("%s has left", c.Host)
 				delete(used, c.Host)
-			case c.From == grid.StateConnected:
+			case c.From == grid.StateConnected || c.Missed > 0:
 				r.title("%s is lost: %v", c.Host, c.Err)
 			}
 		}

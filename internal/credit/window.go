@@ -25,13 +25,22 @@ type Window struct {
 }
 
 // Init sets the size of the window, in messages, and the credits that the sender may hold at first:
-// they are more where only the sender knows its window.
+// they are more where the sender does not tell how many it has.
 func (w *Window) Init(size, credits int, wide bool) {
 	*w = Window{wide: wide, size: size, credits: credits}
 }
 
 // Size is the size of the window, in messages.
 func (w *Window) Size() int { return w.size }
+
+// Grown is what the window would hold at most, in bytes, if it grew once more: messages like the
+// largest so far, of which each takes overhead besides.
+func (w *Window) Grown(overhead int) int64 {
+	return int64(w.wider()) * (int64(w.largest) + int64(overhead))
+}
+
+// wider is the size to which the window grows next.
+func (w *Window) wider() int { return min(2*w.size, MaxWindow) }
 
 // Spent reports whether the sender has no credit left.
 func (w *Window) Spent() bool { return w.credits == 0 }
@@ -40,7 +49,7 @@ func (w *Window) Spent() bool { return w.credits == 0 }
 // waiting is how many wait now, this one included.
 func (w *Window) Arrived(bytes, waiting int) {
 	w.credits--
-	w.size = max(w.size, waiting) // where only the sender knew it
+	w.size = max(w.size, waiting) // where the sender has not told it
 	w.largest = max(w.largest, bytes)
 }
 
@@ -62,7 +71,7 @@ func (w *Window) Taken(keepsUp, mayGrow bool) (grant int) {
 	// A consumer that has emptied the queue after a whole window keeps up, and the sender may be
 	// waiting for it: more may be under way.
 	if keepsUp && w.run >= w.size {
-		if wider := min(2*w.size, MaxWindow); mayGrow && wider > w.size && wider <= most {
+		if wider := w.wider(); mayGrow && wider > w.size && wider <= most {
 			w.owed += wider - w.size
 			w.grown += wider - w.size
 			w.size = wider

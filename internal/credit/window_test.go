@@ -1,6 +1,7 @@
 package credit
 
 import (
+	"math"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -87,6 +88,21 @@ func TestWindow_GrowsUpToItsBytes(t *testing.T) {
 			drain(t, w, c.bytes, true)
 		}
 		require.Equal(t, c.want, w.Size(), "messages of %d bytes", c.bytes)
+	}
+}
+
+// What it says it would hold after it has grown is what it then has room for.
+func TestWindow_SaysWhatItWouldHoldWhenGrown(t *testing.T) {
+	for _, size := range []int{1, 3, MaxWindow / 2, MaxWindow} {
+		w := newWindow(size, true)
+		require.EqualValues(t, min(2*size, MaxWindow)*10, w.Grown(10), "of empty messages")
+		for i, bytes := range []int{100, 7} {
+			w.Arrived(bytes, 1)
+			require.EqualValues(t, min(2*w.Size(), MaxWindow)*110, w.Grown(10), "after message %d", i)
+			w.Taken(false, false)
+		}
+		w.Arrived(math.MaxInt32, 1)
+		require.EqualValues(t, int64(min(2*w.Size(), MaxWindow))*(math.MaxInt32+168), w.Grown(168))
 	}
 }
 

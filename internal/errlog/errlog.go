@@ -1,11 +1,15 @@
-// Package errlog rations errors that come again and again, so that they can't fill a log.
+// Package errlog rations errors that come again and again, so that they can't fill a log. It
+// clips them as well.
 package errlog
 
 import (
+	"fmt"
 	"log/slog"
 	"runtime/debug"
 	"sync"
 	"time"
+
+	"github.com/gridrpc/grid/internal/clip"
 )
 
 // Interval is how often an error is logged that goes on.
@@ -26,9 +30,9 @@ func (l *Log) Warn(log *slog.Logger, what string, err error) {
 	switch n, ok := l.Due(time.Now()); {
 	case !ok:
 	case n > 0:
-		log.Warn(what, "error", err, "suppressed", n)
+		log.Warn(what, "error", clip.Error(err), "suppressed", n)
 	default:
-		log.Warn(what, "error", err)
+		log.Warn(what, "error", clip.Error(err))
 	}
 }
 
@@ -41,7 +45,7 @@ func (l *Log) Panicked(log *slog.Logger, what string, p any) {
 	if n > 0 {
 		log = log.With("suppressed", n)
 	}
-	log.Error(what, "panic", p, "stack", string(debug.Stack()))
+	log.Error(what, "panic", clip.Text(fmt.Sprint(p)), "stack", string(debug.Stack()))
 }
 
 // Due reports whether an error is to be logged, and how many were not since the last.

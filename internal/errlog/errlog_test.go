@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/seed"
 )
 
@@ -55,6 +56,24 @@ func TestLog_PanickedCountsWhatItSuppresses(t *testing.T) {
 		l.Panicked(log, "it panicked", "boom")
 		require.Equal(t, 2, strings.Count(b.String(), "it panicked"))
 		require.Contains(t, b.String(), "suppressed=2")
+	})
+}
+
+func TestLog_ClipsWhatIsLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, b := newBuffer()
+		var l, panics Log
+		long := strings.Repeat("x", 1<<20)
+		for range 3 {
+			l.Warn(log, "it broke", errors.New(long))
+			panics.Panicked(log, "it panicked", errors.New(long))
+			time.Sleep(Interval / 2) // the third one has a number
+		}
+		require.Equal(t, 2, strings.Count(b.String(), "suppressed=1"))
+		for line := range strings.Lines(b.String()) {
+			require.LessOrEqual(t, strings.Count(line, "x"), clip.Most+100)
+			require.Greater(t, strings.Count(line, "x"), clip.Most/2)
+		}
 	})
 }
 

@@ -66,7 +66,7 @@ func (b *Budget) Used() int64 { return b.used.Load() }
 // comes alone is never too much for the budget's own limit, nor for a pool that has lent nothing.
 func (b *Budget) Take(n int) *Exceeded { return b.TakeBeyond(n, 0) }
 
-// TakeBeyond is Take with a limit of its own that is higher by slack.
+// TakeBeyond is Take with limits that are higher by slack.
 func (b *Budget) TakeBeyond(n, slack int) *Exceeded { return b.take(request{n: n, slack: slack}) }
 
 // Grow is Take for who has taken have before: nothing else makes it come alone or not.
@@ -127,9 +127,18 @@ func (b *Budget) Put(n int) (left int64) {
 	return left
 }
 
-// Scarce reports whether so much is taken that nobody should ask for more.
-func (b *Budget) Scarce() bool {
-	return b != nil && (b.used.Load() > b.limit/2 || b.borrows.Load() && b.pool.scarce.Load())
+// Spare reports whether n may be promised, beside what is taken: if that is no more than half of the
+// limit then, and if there is room for more besides, also in the share of the pool.
+func (b *Budget) Spare(n, more int64) bool {
+	if b == nil {
+		return true
+	}
+	used := b.used.Load()
+	room := min(b.limit, b.open.Load()) - used
+	if b.pool != nil {
+		room = min(b.limit-used, room+b.pool.left.Load()/2)
+	}
+	return n <= b.limit/2-used && n+more <= room
 }
 
 // Charge is a number that was taken of a budget, and is to be given back once.

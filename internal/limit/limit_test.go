@@ -157,12 +157,14 @@ func TestBudget_TakesUpToItsLimit(t *testing.T) {
 	require.Equal(t, &Exceeded{Option: "MaxHostBytes", Would: 101, Limit: 100}, b.Take(41))
 	require.Equal(t, int64(60), b.Used(), "nothing was added")
 	require.Nil(t, b.Take(40))
-	require.True(t, b.Scarce())
+	require.False(t, b.Spare(0, 0))
 	require.Nil(t, b.TakeBeyond(7, 7))
 	require.EqualValues(t, 108, b.TakeBeyond(1, 7).Would)
 	Charge{&b, 107}.Release()
 	require.Zero(t, b.Used())
-	require.False(t, b.Scarce())
+	require.True(t, b.Spare(50, 50))
+	require.False(t, b.Spare(51, 0))
+	require.False(t, b.Spare(50, 51))
 	require.Nil(t, b.Take(1000), "what comes alone is never too much")
 	require.EqualValues(t, 1001, b.Take(1).Would)
 	require.Nil(t, b.Take(0))
@@ -173,13 +175,15 @@ func TestBudget_OfTheGreatestLimitTakesAnything(t *testing.T) {
 	b.Init("MaxHostBytes", math.MaxInt, nil)
 	require.Nil(t, b.Take(1000))
 	require.Nil(t, b.TakeBeyond(168, 168))
+	require.True(t, b.Spare(math.MaxInt/2-1168, 1))
+	require.False(t, b.Spare(math.MaxInt64-1, 1))
 }
 
 func TestBudget_NilHasNoBound(t *testing.T) {
 	var b *Budget
 	require.Nil(t, b.Take(1<<30))
 	b.Put(5)
-	require.False(t, b.Scarce())
+	require.True(t, b.Spare(math.MaxInt64, 0))
 	Charge{}.Release()
 }
 
@@ -211,7 +215,7 @@ func FuzzBudget(f *testing.F) {
 				require.EqualValues(t, sum+n, exceeded.Would)
 			}
 			require.Equal(t, int64(sum), b.Used())
-			require.Equal(t, sum > limit/2, b.Scarce())
+			require.Equal(t, sum+n <= limit/2 && sum+n+int(s) <= limit, b.Spare(int64(n), int64(s)))
 		}
 	})
 }

@@ -17,7 +17,7 @@ type Pool struct {
 	option string
 	limit  int64
 
-	scarce atomic.Bool // more is lent than is left
+	left atomic.Int64 // to be lent
 
 	mu       sync.Mutex // guards what follows, and what budgets have of the pool
 	budgets  map[*Budget]struct{}
@@ -30,6 +30,7 @@ type Pool struct {
 func (p *Pool) Init(option string, limit int) {
 	p.option, p.limit = option, int64(limit)
 	p.lendable = p.limit
+	p.left.Store(p.limit)
 	p.budgets = make(map[*Budget]struct{})
 }
 
@@ -90,7 +91,7 @@ func (p *Pool) lend(b *Budget, r request) *Exceeded {
 		others := p.lent - b.borrowed
 		share := max(p.lendable-others, 0) / 2
 		alone := used <= int64(r.have) && others == 0
-		if borrow := total - b.own; borrow > share && !alone && (p.lent > 0 || borrow > p.lendable) {
+		if borrow := total - b.own - int64(r.slack); borrow > share && !alone && (p.lent > 0 || borrow > p.lendable) {
 			return &Exceeded{Option: p.option, Would: total, Limit: b.own + share, Pool: p.limit}
 		}
 		if b.used.CompareAndSwap(used, total) {
@@ -119,5 +120,5 @@ func (p *Pool) settleLocked(b *Budget) {
 			break
 		}
 	}
-	p.scarce.Store(p.lent > p.lendable/2)
+	p.left.Store(p.lendable - p.lent)
 }

@@ -112,18 +112,19 @@ func TestPool_ChangesWithItsBudgets(t *testing.T) {
 	require.Zero(t, b[0].Put(500))
 	require.Zero(t, p.lent)
 	require.Equal(t, 250, fill(b[1]))
-	require.False(t, late.Scarce())
 	require.Nil(t, late.Take(1))
 }
 
-func TestPool_IsScarceForThoseWhoBorrow(t *testing.T) {
+func TestPool_SparesWhatIsOwnAndHalfOfWhatIsLeft(t *testing.T) {
 	_, b := newPool(1000, 5)
-	fill(b[0])
-	fill(b[1])
-	require.True(t, b[0].Scarce())
-	require.False(t, b[2].Scarce(), "it has all of its own")
-	b[0].Put(200)
-	require.False(t, b[1].Scarce())
+	require.True(t, b[0].Spare(100, 250))
+	require.False(t, b[0].Spare(100, 251))
+	require.Equal(t, 350, fill(b[0]))
+	require.Equal(t, 225, fill(b[1]))
+	require.True(t, b[2].Spare(100, 62))
+	require.False(t, b[2].Spare(100, 63))
+	require.Zero(t, b[0].Put(350))
+	require.True(t, b[2].Spare(100, 187))
 }
 
 func TestPool_HoldsUnderContention(t *testing.T) {

@@ -43,10 +43,11 @@ const (
 	FlagMore          = 64
 	FlagMetadata      = 128
 
-	CapWideCredits = 1
-	CapFragments   = 2
-	CapDrain       = 4
-	CapMetadata    = 8
+	CapWideCredits    = 1
+	CapFragments      = 2
+	CapDrain          = 4
+	CapMetadata       = 8
+	CapBothCapacities = 16
 )
 
 // OpNames are those of the protocol.

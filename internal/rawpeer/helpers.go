@@ -48,3 +48,15 @@ func EveryWidth(v uint64) (all [][]byte) {
 
 // Credits is the payload that returns so many.
 func Credits(n int) []byte { return msgp.AppendUint64(nil, uint64(n)) }
+
+// AckPayload is that of the ack between peers with caps, for a handler with these capacities. in is
+// 0 for a stream without input.
+func AckPayload(caps uint64, in, out int) []byte {
+	switch {
+	case caps&CapWideCredits == 0:
+		return nil
+	case caps&CapBothCapacities == 0:
+		return Credits(in)
+	}
+	return append(Credits(in), Credits(out)...)
+}

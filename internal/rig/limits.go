@@ -36,7 +36,7 @@ const (
 	MaxOutBuffer   = 64
 
 	// AllCaps is a peer's that speaks all extensions.
-	AllCaps = rawpeer.CapWideCredits | rawpeer.CapFragments | rawpeer.CapDrain | rawpeer.CapMetadata
+	AllCaps = rawpeer.CapWideCredits | rawpeer.CapFragments | rawpeer.CapDrain | rawpeer.CapMetadata | rawpeer.CapBothCapacities
 )
 
 // Keys of clusters that know nothing of each other.

@@ -9,6 +9,7 @@ import (
 	"crypto/x509/pkix"
 	"math/big"
 	"net"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -80,7 +81,7 @@ func (a *Authority) sign(template *x509.Certificate, key *ecdsa.PublicKey) *x509
 	return cert
 }
 
-// Issue makes a certificate for a host name or an IP address.
+// Issue makes a certificate for a host name or an IP address, or several, with spaces in between.
 func (a *Authority) Issue(name string, uses ...x509.ExtKeyUsage) tls.Certificate {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -89,10 +90,12 @@ func (a *Authority) Issue(name string, uses ...x509.ExtKeyUsage) tls.Certificate
 		uses = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 	}
 	template := &x509.Certificate{Subject: pkix.Name{CommonName: "node"}, KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: uses}
-	if ip := net.ParseIP(name); ip != nil {
-		template.IPAddresses = []net.IP{ip}
-	} else {
-		template.DNSNames = []string{name}
+	for name := range strings.SplitSeq(name, " ") {
+		if ip := net.ParseIP(name); ip != nil {
+			template.IPAddresses = append(template.IPAddresses, ip)
+		} else {
+			template.DNSNames = append(template.DNSNames, name)
+		}
 	}
 	cert := a.sign(template, &key.PublicKey)
 	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}

@@ -5,6 +5,7 @@ package wellformed
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 )
 
 // Check walks once through b, which is one value of MessagePack after the other, without allocating
@@ -17,73 +18,127 @@ import (
 //
 // What it accepts has no length that is larger than b.
 func Check(b []byte, maxDepth int) error {
+	const unbounded = math.MaxUint32 // more than there can be
 	var some [32]uint32
-	wanted := some[:0] // values that the arrays and maps around are still to have, the innermost last
-	owed := uint64(0)  // their sum
-	for i := 0; i < len(b) || owed > 0; {
-		if i == len(b) {
-			return fmt.Errorf("at byte %d: %d values more were claimed", i, owed)
+	around := some[:0] // values that those around the present array or map still want, the innermost last
+	want := uint32(unbounded)
+	owed := uint64(0) // the sum of around, without what is in none
+	for i, last := 0, 0; ; {
+		// Most values are short, and the first byte tells how short.
+		for want > 0 && i < len(b) {
+			n := int(plain[b[i]])
+			if n == 0 {
+				break
+			}
+			last, i = i, i+n
+			want--
 		}
-		for len(wanted) > 0 && wanted[len(wanted)-1] == 0 {
-			wanted = wanted[:len(wanted)-1]
-		}
-		if len(wanted) > 0 {
-			wanted[len(wanted)-1]--
-			owed--
-		}
-		// A value is a head and, behind it, size bytes or count values.
-		head, size, count, isNested := 1, uint64(0), uint64(0), false
-		lead := b[i]
 		switch {
-		case lead < 0x80 || lead >= 0xe0: // small integer
-		case lead < 0x90:
-			count, isNested = 2*uint64(lead&0x0f), true
-		case lead < 0xa0:
-			count, isNested = uint64(lead&0x0f), true
-		case lead < 0xc0:
-			size = uint64(lead & 0x1f)
-		default:
-			k := &kinds[lead-0xc0]
-			if k.what == "" {
-				return fmt.Errorf("at byte %d: no value begins with %#02x", i, lead)
+		case i > len(b):
+			_, _, _, err := parse(b[last:])
+			return fmt.Errorf("at byte %d: %w", last, err)
+		case want == 0 && len(around) == 0:
+			want = unbounded
+			continue
+		case want == 0:
+			inner := len(around) - 1
+			want, around = around[inner], around[:inner]
+			if inner > 0 {
+				owed -= uint64(want)
 			}
-			head += int(k.length)
-			if len(b)-i < head {
-				return fmt.Errorf("at byte %d: %s is cut short", i, k.what)
+			continue
+		case i == len(b) && len(around) > 0:
+			return fmt.Errorf("at byte %d: %d values more were claimed", i, owed+uint64(want))
+		case i == len(b):
+			return nil
+		}
+		n, count, isNested, err := parse(b[i:])
+		want--
+		if err == nil && isNested {
+			others := owed
+			if len(around) > 0 {
+				others += uint64(want)
 			}
-			n := uint64(k.size)
-			switch k.length {
-			case 1:
-				n += uint64(b[i+1])
-			case 2:
-				n += uint64(binary.BigEndian.Uint16(b[i+1:]))
-			case 4:
-				n += uint64(binary.BigEndian.Uint32(b[i+1:]))
-			}
-			if k.values == 0 {
-				size = n
-			} else {
-				count, isNested = n*uint64(k.values), true
+			switch left := uint64(len(b) - i - n); {
+			case others+count > left:
+				err = fmt.Errorf("%s of %d values, with %d around it, in %d bytes", name(b[i]), count, others, left)
+			case len(around) >= maxDepth:
+				err = fmt.Errorf("nested deeper than %d", maxDepth)
 			}
 		}
-		left := uint64(len(b) - i - head)
-		if size > left {
-			return fmt.Errorf("at byte %d: %s of %d bytes, there are %d", i, name(lead), size, left)
+		if err != nil {
+			return fmt.Errorf("at byte %d: %w", i, err)
 		}
-		if isNested {
-			if owed+count > left {
-				return fmt.Errorf("at byte %d: %s of %d values, with %d around it, in %d bytes", i, name(lead), count, owed, left)
+		i += n
+		if count > 0 {
+			if len(around) > 0 {
+				owed += uint64(want)
 			}
-			if len(wanted) >= maxDepth {
-				return fmt.Errorf("at byte %d: nested deeper than %d", i, maxDepth)
-			}
-			wanted = append(wanted, uint32(count)) // at most len(b)
-			owed += count
+			around, want = append(around, want), uint32(count) // at most len(b)
 		}
-		i += head + int(size)
 	}
-	return nil
 }
+
+// parse takes apart what b begins with: n bytes, and behind them count values where it is an array
+// or a map.
+func parse(b []byte) (n int, count uint64, isNested bool, err error) {
+	head, size := 1, uint64(0)
+	lead := b[0]
+	switch {
+	case lead < 0x80 || lead >= 0xe0: // small integer
+	case lead < 0x90:
+		count, isNested = 2*uint64(lead&0x0f), true
+	case lead < 0xa0:
+		count, isNested = uint64(lead&0x0f), true
+	case lead < 0xc0:
+		size = uint64(lead & 0x1f)
+	default:
+		k := &kinds[lead-0xc0]
+		if k.what == "" {
+			return 0, 0, false, fmt.Errorf("no value begins with %#02x", lead)
+		}
+		head += int(k.length)
+		if len(b) < head {
+			return 0, 0, false, fmt.Errorf("%s is cut short", k.what)
+		}
+		length := uint64(k.size)
+		switch k.length {
+		case 1:
+			length += uint64(b[1])
+		case 2:
+			length += uint64(binary.BigEndian.Uint16(b[1:]))
+		case 4:
+			length += uint64(binary.BigEndian.Uint32(b[1:]))
+		}
+		if k.values == 0 {
+			size = length
+		} else {
+			count, isNested = length*uint64(k.values), true
+		}
+	}
+	if left := uint64(len(b) - head); size > left {
+		return 0, 0, false, fmt.Errorf("%s of %d bytes, there are %d", name(lead), size, left)
+	}
+	return head + int(size), count, isNested, nil
+}
+
+// plain is how many bytes a value has, by its lead byte; 0 where that does not tell.
+var plain = func() (sizes [256]uint8) {
+	for lead := range sizes {
+		switch {
+		case lead < 0x80 || lead >= 0xe0:
+			sizes[lead] = 1
+		case lead < 0xa0: // a map or an array
+		case lead < 0xc0:
+			sizes[lead] = 1 + uint8(lead&0x1f)
+		default:
+			if k := kinds[lead-0xc0]; k.what != "" && k.length == 0 {
+				sizes[lead] = 1 + k.size
+			}
+		}
+	}
+	return sizes
+}()
 
 // kind is what a lead byte from 0xc0 on begins.
 type kind struct {

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/gridrpc/grid/internal/clip"
 )
 
 // maxAnswer is how many bytes the answer to an upgrade request may have.
@@ -109,7 +111,7 @@ func dialError(err error, resp *http.Response, token string, connected bool) err
 	case errors.Is(err, websocket.ErrBadHandshake):
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer)) // gorilla has kept 1 KiB
 		text := Redact(strings.TrimSpace(string(body)), token)
-		return refusedError(resp.StatusCode, text[:min(len(text), maxRefusal)])
+		return refusedError(resp.StatusCode, clip.To(text, maxRefusal))
 	case connected && !isOfTheSocket(err):
 		return errAnswer
 	}

@@ -36,14 +36,21 @@ const (
 	// secretRun is how many bytes in a row of a token are as good as all of it.
 	secretRun = 16
 	redacted  = "[redacted]"
+	// maxRedacted is how much of a text is looked through. Nobody keeps as much.
+	maxRedacted = 16 << 10
 )
 
 // Redact takes a token out of a text that somebody else has made, and that may repeat it or some of
 // it, also as it is quoted by Go or JSON, or escaped for a URL or HTML. What is shorter than 8 bytes
-// is no secret, and often a word.
+// is no secret, and often a word. Of a text of more than 16 KiB it returns the beginning.
 func Redact(text, token string) string {
 	if len(token) < minSecret || len(text) < minSecret {
 		return text
+	}
+	whole := len(text)
+	if len(text) > maxRedacted {
+		text = text[:maxRedacted]
+		whole = maxRedacted - (secretRun - 1) // so much of a token that was cut in two may not be seen
 	}
 	forms := []string{token}
 	for _, form := range []string{
@@ -59,7 +66,7 @@ func Redact(text, token string) string {
 		markRuns(told, text, form)
 	}
 	var b strings.Builder
-	for i := range len(text) {
+	for i := range whole {
 		switch {
 		case !told[i]:
 			b.WriteByte(text[i])

@@ -38,4 +38,21 @@ func TestRedact_OfLongTextsIsQuick(t *testing.T) {
 	began := time.Now()
 	Redact(strings.Repeat("ab", 32<<10), strings.Repeat("ab", 16<<10)+"c")
 	require.Less(t, time.Since(began), 2*time.Second)
+	began = time.Now()
+	Redact(strings.Repeat("ab", 8<<20), strings.Repeat("ab", 16<<10)+"c")
+	require.Less(t, time.Since(began), 2*time.Second)
+}
+
+// Of a long text only the beginning is looked through, and returned; nothing of a token that is cut
+// in two there.
+func TestRedact_OfALongTextReturnsTheBeginning(t *testing.T) {
+	const token = "s3cr3t-of-the-cluster"
+	for n := range 2 * len(token) {
+		got := Redact(strings.Repeat("-", maxRedacted-n)+token+strings.Repeat("-", 1<<20), token)
+		require.LessOrEqual(t, len(got), maxRedacted)
+		require.Greater(t, len(got), maxRedacted-3*len(token))
+		require.Empty(t, strings.Trim(strings.ReplaceAll(got, redacted, ""), "-"), "%d bytes of it are in front", n)
+	}
+	short := strings.Repeat("-", maxRedacted)
+	require.Equal(t, short, Redact(short, token))
 }

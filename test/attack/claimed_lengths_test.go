@@ -190,7 +190,7 @@ func TestCredits_OfManyBytesAreNotRepeated(t *testing.T) {
 				})
 				id, seq := p.Expect(rawpeer.OpConnectMux).MuxID, uint32(0)
 				if op != rawpeer.OpAckMux {
-					p.Send(rawpeer.Msg{MuxID: id, Op: rawpeer.OpAckMux, Payload: []byte{1}})
+					p.Send(rawpeer.Msg{MuxID: id, Op: rawpeer.OpAckMux, Payload: rawpeer.AckPayload(rig.AllCaps, 1, 1)})
 					seq++
 				}
 				synctest.Wait()

@@ -46,7 +46,7 @@ func requireUntold(t *testing.T, book *rig.LogBook, m *grid.Manager) {
 }
 
 // echoing starts a node that dials a host, of which each connection is the test's.
-func echoing(t *testing.T, serve func(c net.Conn, in *bufio.Reader, r *http.Request)) (m *grid.Manager, conn *grid.Connection, book *rig.LogBook) {
+func echoing(t *testing.T, serve func(c net.Conn, in *bufio.Reader, r *http.Request), edit ...func(o *grid.ManagerOptions)) (m *grid.Manager, conn *grid.Connection, book *rig.LogBook) {
 	t.Helper()
 	n := faultconn.NewNetwork()
 	l, err := n.Listen(rig.HostAddr(rig.PeerHost(t, false)))
@@ -74,6 +74,9 @@ func echoing(t *testing.T, serve func(c net.Conn, in *bufio.Reader, r *http.Requ
 	g, raw := rig.NewLone(t, n, false, func(o *grid.ManagerOptions) {
 		o.Logger = slog.New(slog.NewTextHandler(book, &slog.HandlerOptions{Level: slog.LevelDebug}))
 		o.AuthFn = func() string { return echoToken }
+		for _, f := range edit {
+			f(o)
+		}
 	})
 	return g.Manager(0), g.Manager(0).Connection(raw), book
 }

@@ -1,6 +1,7 @@
 package attack
 
 import (
+	"bytes"
 	"context"
 	"runtime"
 	"strings"
@@ -140,6 +141,54 @@ func TestTyped_PayloadThatIsNestedDeepIsRefused(t *testing.T) {
 		b, err := c.SingleRequest(t.Context(), typedSingle, nested(8))
 		require.NoError(t, err)
 		require.NotEmpty(t, b)
+	})
+}
+
+// nest is decoded by a call for each level, as few as there can be.
+type nest struct{ inner *nest }
+
+func (n *nest) MarshalMsg(b []byte) ([]byte, error) { return append(b, 0x90), nil }
+func (n *nest) Msgsize() int                        { return 1 }
+
+func (n *nest) UnmarshalMsg(b []byte) ([]byte, error) {
+	size, b, err := msgp.ReadArrayHeaderBytes(b)
+	if err != nil || size == 0 {
+		return b, err
+	}
+	n.inner = new(nest)
+	return n.inner.UnmarshalMsg(b)
+}
+
+func (n *nest) depth() (levels int) {
+	for ; n != nil; n = n.inner {
+		levels++
+	}
+	return levels
+}
+
+// With the greatest MaxNesting a value that is as deep is decoded, and the stack is enough.
+func TestTyped_PayloadAsDeepAsMayBeIsDecoded(t *testing.T) {
+	const most = 100_000
+	rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.MaxNesting = most }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		nests := grid.NewSingleHandler(typedSingle, func() *nest { return new(nest) }, grid.NewNoPayload)
+		depth := 0
+		require.NoError(t, nests.Register(g.Manager(1), func(req *nest) (grid.NoPayload, *grid.RemoteErr) {
+			depth = req.depth()
+			return grid.NewNoPayload(), nil
+		}))
+		deep := func(n int) []byte { return append(bytes.Repeat([]byte{0x91}, n-1), 0x90) }
+		_, err := c.SingleRequest(t.Context(), typedSingle, deep(most))
+		require.NoError(t, err)
+		require.Equal(t, most, depth)
+		_, err = c.SingleRequest(t.Context(), typedSingle, deep(most+1))
+		require.ErrorContains(t, err, "nested deeper than 100000")
+
+		trees := grid.NewSingleHandler(typedStream, func() *tree { return new(tree) }, grid.NewNoPayload)
+		require.NoError(t, trees.Register(g.Manager(1), func(*tree) (grid.NoPayload, *grid.RemoteErr) { return grid.NewNoPayload(), nil }))
+		for _, level := range []string{"\x81\xa8Children\x91", "\x81\xa5Named\x81\xa1x"} {
+			_, err = c.SingleRequest(t.Context(), typedStream, []byte(strings.Repeat(level, most/2-1)+"\x80"))
+			require.NoError(t, err)
+		}
 	})
 }
 

@@ -126,6 +126,48 @@ func TestStats_OfWhatWaits(t *testing.T) {
 	})
 }
 
+// A client is slow as well, once what may be on its way to it waits: its window, be that the capacity
+// or what it has grown to.
+func TestStats_CountAClientThatIsSlow(t *testing.T) {
+	t.Parallel()
+	for _, capacity := range []int{1, 4, 3 * rig.MaxWindow} {
+		rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+			g.Stream(capacity, 0, rig.Pour(1))
+			ctx, cancel := context.WithCancel(t.Context())
+			s := rig.OpenStream(t, ctx, c)
+			requireSlow := func(waiting int) {
+				t.Helper()
+				synctest.Wait()
+				require.Equal(t, 1, c.Stats().SlowConsumers)
+				require.Equal(t, 1, g.Manager(0).Stats().SlowConsumers)
+				require.EqualValues(t, waiting*(1+rig.MessageCost), c.Stats().KeptBytes)
+				require.Zero(t, g.Conn(1, 0).Stats().SlowConsumers, "the server is not")
+			}
+			requireSlow(capacity)
+			took, goOn := 0, make(chan struct{})
+			ended := rig.InBackground(func() error {
+				return s.Results(func(b []byte) error {
+					grid.PutByteBuffer(b)
+					if took++; took == 20*rig.MaxWindow {
+						<-goOn
+					}
+					return nil
+				})
+			})
+			synctest.Wait()
+			window := int(c.Stats().KeptBytes) / (1 + rig.MessageCost)
+			requireSlow(window)
+			require.GreaterOrEqual(t, window, max(capacity, rig.MaxWindow)/2, "what is owed was not returned yet")
+			require.LessOrEqual(t, window, max(capacity, rig.MaxWindow))
+			cancel()
+			close(goOn)
+			require.ErrorIs(t, <-ended, context.Canceled)
+			synctest.Wait()
+			require.Zero(t, c.Stats().SlowConsumers)
+		})
+	}
+}
+
 func TestStats_OfRefusals(t *testing.T) {
 	t.Parallel()
 	rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.MaxHandlers = 1 }, func(t *testing.T, g *rig.Grid, c *grid.Connection) {

@@ -36,7 +36,7 @@ func oddMessages() (all []rawpeer.Msg) {
 		rawpeer.OpMuxConnectError: {"", string(rawpeer.ConnectError("no")), "\xc1"},
 		rawpeer.OpUnblockSrvMux:   badCredits,
 		rawpeer.OpUnblockClMux:    badCredits,
-		rawpeer.OpAckMux:          badCredits,
+		rawpeer.OpAckMux:          append(badAcks, badCredits...),
 		rawpeer.OpDisconnect:      {""},
 		rawpeer.OpMerged:          {""},
 	}
@@ -95,4 +95,16 @@ var badCredits = []string{
 	"\xcf\xff\xff\xff\xff\xff\xff\xff\xff", // 2^64-1
 	"\x01\x01",                             // two of them
 	"", "\x00", "\x01", "\xce\x00\x01\x00\x00",
+}
+
+// badAcks are what an ack may name in place of one number, of which the last three are two
+// capacities.
+var badAcks = []string{
+	"\x01\x00",                 // OutCapacity is 1 at least
+	"\x01\xce\x00\x01\x00\x01", // 65537
+	"\xce\x00\x01\x00\x01\x01", // 65537
+	"\x01\xff",                 // -1
+	"\x01\xc1",                 // no MessagePack
+	"\x01\x01\x01",             // three of them
+	"\x00\x01", "\xce\x00\x01\x00\x00\xce\x00\x01\x00\x00", "\xcc\x01\xd1\x00\x01",
 }

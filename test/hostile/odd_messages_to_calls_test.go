@@ -66,11 +66,7 @@ func clientStates() []clientState {
 		return a
 	}
 	ack := func(r *hostileRig, a *askedMux) *askedMux {
-		m := rawpeer.Msg{MuxID: a.id, Op: rawpeer.OpAckMux}
-		if r.extended() {
-			m.Payload = rawpeer.Credits(streamCapacity)
-		}
-		r.peer.Send(m)
+		r.peer.Send(rawpeer.Msg{MuxID: a.id, Op: rawpeer.OpAckMux, Payload: rawpeer.AckPayload(r.peer.Config.Caps, streamCapacity, streamCapacity)})
 		a.seq, a.acked = 1, true
 		synctest.Wait()
 		return a
@@ -176,7 +172,7 @@ func clientStates() []clientState {
 }
 
 // want is what must come of it when the peer says m: by the protocol, section by section.
-func (a *askedMux) want(m rawpeer.Msg, extended bool) outcome {
+func (a *askedMux) want(m rawpeer.Msg, extended, toldBoth bool) outcome {
 	if breaksTheLink(m, extended) {
 		return linkIsLost
 	}
@@ -249,8 +245,19 @@ func (a *askedMux) want(m rawpeer.Msg, extended bool) outcome {
 		}
 		return stillThere
 	}
-	if _, err := readCredits(m.Payload); extended && (err != nil || len(m.Payload) == 0) {
-		return isAgainst
+	switch {
+	case toldBoth:
+		in, rest, err := msgp.ReadUint64Bytes(m.Payload)
+		if err != nil || in > rig.MaxCapacity {
+			return isAgainst
+		}
+		if out, err := readCredits(rest); len(rest) == 0 || err != nil || out == 0 {
+			return isAgainst
+		}
+	case extended:
+		if _, err := readCredits(m.Payload); err != nil || len(m.Payload) == 0 {
+			return isAgainst
+		}
 	}
 	return stillThere
 }
@@ -319,7 +326,7 @@ func TestSession_OddMessagesToOurCallsHarmNoOthers(t *testing.T) {
 					m.MuxID, m.Seq = a.id, m.Seq+a.seq
 					r.clear()
 					require.NoError(r, r.peer.TrySend(m))
-					want := a.want(m, r.extended())
+					want := a.want(m, r.extended(), r.toldBoth())
 					what := fmt.Sprintf("%v, next is %d", m, a.seq)
 					require.Equal(r, want != linkIsLost, r.isUp(), "%s: want %s, log %q", what, want, r.Book.Lines)
 					if want == linkIsLost {

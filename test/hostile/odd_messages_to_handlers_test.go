@@ -114,7 +114,7 @@ func serverStates() []serverState {
 }
 
 // want is what must come of the stream, or of what opens, when the peer says m.
-func (s *servedMux) want(m rawpeer.Msg, extended bool) outcome {
+func (s *servedMux) want(m rawpeer.Msg, extended, toldBoth bool) outcome {
 	if breaksTheLink(m, extended) {
 		return linkIsLost
 	}
@@ -155,6 +155,9 @@ func (s *servedMux) want(m rawpeer.Msg, extended bool) outcome {
 		}
 		if s.waiting > 0 && n >= uint64(s.waiting) {
 			return endedWell // for there is nothing more to come
+		}
+		if toldBoth && s.waiting == 0 && n > rig.MaxCapacity-streamCapacity {
+			return isFlow // which others may not know
 		}
 	case rawpeer.OpDisconnectServerMux:
 		if m.Flags&rawpeer.FlagPayloadIsErr != 0 {
@@ -221,7 +224,7 @@ func TestSession_OddMessagesToOurHandlersHarmNoOthers(t *testing.T) {
 					m.MuxID, m.Seq = s.id, m.Seq+s.seq
 					r.clear()
 					require.NoError(r, r.peer.TrySend(m))
-					want := s.want(m, r.extended())
+					want := s.want(m, r.extended(), r.toldBoth())
 					what := fmt.Sprintf("%v, next is %d", m, s.seq)
 					require.Equal(r, want != linkIsLost, r.isUp(), "%s: want %s, log %q", what, want, r.Book.Lines)
 					if want == linkIsLost {

@@ -22,10 +22,11 @@ import (
 // Whatever it does, it may spoil its own calls and its own link, and nothing else: nobody else's
 // calls, no memory, no slots.
 
-// Both versions of what a peer may speak.
+// What a peer may speak, in what makes a difference here.
 var peerKinds = map[string]rawpeer.Config{
-	"version 1": {},
-	"extended":  {Caps: rawpeer.CapWideCredits | rawpeer.CapFragments},
+	"version 1":       {},
+	"extended":        {Caps: rawpeer.CapWideCredits | rawpeer.CapFragments},
+	"both capacities": {Caps: rawpeer.CapWideCredits | rawpeer.CapFragments | rawpeer.CapBothCapacities},
 }
 
 // hostileRig is one that is attacked, and the peer that breaks the rules, once it is let in.
@@ -48,7 +49,7 @@ const (
 
 const streamCapacity = 2 // of these streams, in each direction
 
-// inHostile runs f in a bubble four times: with either version, with the node as acceptor and as
+// inHostile runs f in a bubble six times: with each kind of peer, with the node as acceptor and as
 // dialler.
 func inHostile(t *testing.T, edit func(o *grid.ManagerOptions), f func(r *hostileRig)) {
 	t.Helper()
@@ -90,6 +91,9 @@ func (r *hostileRig) connect() {
 }
 
 func (r *hostileRig) extended() bool { return r.peer.Config.Caps != 0 }
+
+// toldBoth reports whether acks name both capacities.
+func (r *hostileRig) toldBoth() bool { return r.peer.Config.Caps&rawpeer.CapBothCapacities != 0 }
 
 // letGo lets the handlers return that wait for nothing else.
 func (r *hostileRig) letGo() {

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"github.com/tinylib/msgp/msgp"
 
 	"github.com/gridrpc/grid"
 	"github.com/gridrpc/grid/internal/faultconn"
@@ -17,11 +16,12 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// inFragments runs f as InWire does, with a peer that has the extension, and with one that has no
-// other.
+// inFragments runs f as InWire does, with a peer that has the extension, with one that has no other,
+// and with those that have what changes credits.
 func inFragments(t *testing.T, edit func(o *grid.ManagerOptions), f func(r *wire)) {
 	t.Helper()
-	for name, caps := range map[string]uint64{"wide": rawpeer.CapWideCredits | rawpeer.CapFragments, "alone": rawpeer.CapFragments} {
+	const wide = rawpeer.CapWideCredits | rawpeer.CapFragments
+	for name, caps := range map[string]uint64{"alone": rawpeer.CapFragments, "wide": wide, "both capacities": wide | rawpeer.CapBothCapacities} {
 		t.Run(name, func(t *testing.T) { inWire(t, rawpeer.Config{Caps: caps}, edit, f) })
 	}
 }
@@ -122,13 +122,10 @@ func TestFragments_RequestAndResponseOnTheWire(t *testing.T) {
 	})
 }
 
-// ack is what accepts a stream whose handler takes so many messages at first.
-func (r *wire) ack(id uint64, credits int) rawpeer.Msg {
-	m := rawpeer.Msg{MuxID: id, Op: rawpeer.OpAckMux, Flags: rawpeer.FlagCRC}
-	if r.Peer.Config.Caps&rawpeer.CapWideCredits != 0 {
-		m.Payload = msgp.AppendInt(nil, credits)
-	}
-	return m
+// ack is what accepts a stream whose handler has that capacity in both directions.
+func (r *wire) ack(id uint64, capacity int) rawpeer.Msg {
+	payload := rawpeer.AckPayload(r.Peer.Config.Caps, capacity, capacity)
+	return rawpeer.Msg{MuxID: id, Op: rawpeer.OpAckMux, Flags: rawpeer.FlagCRC, Payload: payload}
 }
 
 func TestFragments_StreamThatTheNodeOpensOnTheWire(t *testing.T) {

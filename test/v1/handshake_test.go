@@ -1,6 +1,7 @@
 package v1
 
 import (
+	"fmt"
 	"testing"
 	"testing/synctest"
 
@@ -11,15 +12,19 @@ import (
 )
 
 // What a peer says in its handshake that does not know To, Host and Proof: of version 1, and of
-// this implementation before it had them. They were recorded at the beginning of a bubble's time.
-var handshakesOfBefore = map[string]struct{ connect, response string }{
+// this implementation before it had them, which was before an ack named both capacities. They were
+// recorded at the beginning of a bubble's time. ack is the payload of what accepts a stream of such
+// a peer without input.
+var handshakesOfBefore = map[string]struct{ connect, response, ack string }{
 	"version 1": {
 		"84a24944c41030313233343536373839616263646566a4486f7374af687474703a2f2f7261773a39303030a454696d65c70c0500000000386d438000000000a5546f6b656ea5746f6b656e",
 		"83a24944c41030313233343536373839616263646566a84163636570746564c3ae52656a6563746564526561736f6ea0",
+		"",
 	},
-	"all extensions": {
+	"the first four extensions": {
 		"85a24944c41030313233343536373839616263646566a4486f7374af687474703a2f2f7261773a39303030a454696d65c70c0500000000386d438000000000a5546f6b656ea5746f6b656ea4436170730f",
 		"84a24944c41030313233343536373839616263646566a84163636570746564c3ae52656a6563746564526561736f6ea0a4436170730f",
+		"00",
 	},
 }
 
@@ -63,7 +68,9 @@ func TestV1Handshake_WithoutNamesIsAsBefore(t *testing.T) {
 					require.Equal(t, rig.Outcome{Payload: []byte("a")}, <-done)
 
 					p.Send(rawpeer.Msg{MuxID: 7, Handler: uint8(rig.Stream), Op: rawpeer.OpConnectMux, Flags: rawpeer.FlagCRC, Payload: []byte("s")})
-					require.EqualValues(t, 7, p.Expect(rawpeer.OpAckMux).MuxID)
+					ack := p.Expect(rawpeer.OpAckMux)
+					require.EqualValues(t, 7, ack.MuxID)
+					require.Equal(t, hex.ack, fmt.Sprintf("%x", ack.Payload))
 					require.Equal(t, []byte{0}, p.Expect(rawpeer.OpMuxServerMsg).Payload)
 				})
 			})

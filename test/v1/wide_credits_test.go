@@ -17,6 +17,9 @@ import (
 
 var wideConfig = rawpeer.Config{Caps: rawpeer.CapWideCredits}
 
+// capacitiesConfig is a peer that tells both capacities as well.
+var capacitiesConfig = rawpeer.Config{Caps: rawpeer.CapWideCredits | rawpeer.CapBothCapacities}
+
 // returned is how many credits a message returns.
 func returned(t *testing.T, m rawpeer.Msg) int {
 	t.Helper()
@@ -31,23 +34,29 @@ func returned(t *testing.T, m rawpeer.Msg) int {
 }
 
 // askedWide opens a stream to handler 50, as the peer, and requires the credits that it starts
-// with.
+// with. A peer that is told both capacities is to learn that OutCapacity is 1.
 func (r *wire) askedWide(started <-chan *served, id uint64, m rawpeer.Msg, start int) *served {
 	r.Helper()
 	m.MuxID, m.Handler, m.Op = id, 50, rawpeer.OpConnectMux
 	r.Peer.Send(m)
 	s := <-started
 	s.id, s.seq = id, 1
-	r.Expect(rawpeer.Msg{MuxID: id, Op: rawpeer.OpAckMux, Flags: rawpeer.FlagCRC, Payload: rawpeer.Credits(start)})
+	r.Expect(rawpeer.Msg{MuxID: id, Op: rawpeer.OpAckMux, Flags: rawpeer.FlagCRC, Payload: rawpeer.AckPayload(r.Peer.Config.Caps, start, 1)})
 	return s
 }
 
 // openWide opens a stream to handler 50 with a number of credits.
 func (r *wire) openWide(n int) *v1Stream {
 	r.Helper()
+	return r.openAcked(rawpeer.Credits(n))
+}
+
+// openAcked opens a stream to handler 50, which the peer takes on.
+func (r *wire) openAcked(payload []byte) *v1Stream {
+	r.Helper()
 	c, m, opened := r.opening(r.Context())
 	require.Equal(r, rawpeer.Msg{MuxID: c.id, Handler: 50, Op: rawpeer.OpConnectMux, Flags: rawpeer.FlagCRC}, m, "whether there is input is the peer's to say")
-	c.say(rawpeer.Msg{Op: rawpeer.OpAckMux, Flags: rawpeer.FlagCRC, Payload: rawpeer.Credits(n)})
+	c.say(rawpeer.Msg{Op: rawpeer.OpAckMux, Flags: rawpeer.FlagCRC, Payload: payload})
 	require.NoError(r, <-opened)
 	return c
 }

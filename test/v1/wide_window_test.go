@@ -67,12 +67,20 @@ func (w *wideSender) take(n int) {
 
 // withWideSenders runs f with the peer as the client of a stream that the node serves, and as the
 // server of one that it opens; capacity is the handler's in that direction. extra is what may be
-// under way beyond the window: the message that a client's consumer has in hand, and one more
-// because a client learns the server's capacity from what comes.
+// under way beyond the window: the message that a client's consumer has in hand, and one more where
+// a client learns the server's capacity from what comes. overrun has the peer send without a credit;
+// it is nil where the node does not know that.
 func withWideSenders(t *testing.T, capacity int, f func(w *wideSender, extra int, overrun func())) {
 	t.Helper()
+	for _, c := range []rawpeer.Config{wideConfig, capacitiesConfig} {
+		withWideSender(t, c, capacity, f)
+	}
+}
+
+func withWideSender(t *testing.T, config rawpeer.Config, capacity int, f func(w *wideSender, extra int, overrun func())) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		r := newWire(t, true, wideConfig, nil)
+		r := newWire(t, true, config, nil)
 		s := r.askedWide(r.serve(1, capacity, ""), 1, rawpeer.Msg{}, capacity)
 		w := &wideSender{r: r, have: capacity}
 		w.msg = func(payload string) rawpeer.Msg { return s.numbered(clientMsg(payload)) }
@@ -91,8 +99,8 @@ func withWideSenders(t *testing.T, capacity int, f func(w *wideSender, extra int
 		})
 	})
 	synctest.Test(t, func(t *testing.T) {
-		r := newWire(t, true, wideConfig, nil)
-		c := r.openWide(0)
+		r := newWire(t, true, config, nil)
+		c := r.openAcked(rawpeer.AckPayload(config.Caps, 0, capacity))
 		c.consume()
 		w := &wideSender{r: r, have: capacity}
 		w.msg = func(payload string) rawpeer.Msg { return c.numbered(serverMsg(payload)) }
@@ -104,7 +112,14 @@ func withWideSenders(t *testing.T, capacity int, f func(w *wideSender, extra int
 				return false
 			}
 		}
-		f(w, 2, nil)
+		if config.Caps&rawpeer.CapBothCapacities == 0 {
+			f(w, 2, nil)
+			return
+		}
+		f(w, 1, func() {
+			c.say(serverMsg("x"))
+			r.expectDropped(rawpeer.OpDisconnectServerMux, c.id, grid.ErrFlowControl)
+		})
 	})
 }
 
