@@ -93,11 +93,16 @@ func newConnection(m *Manager, remote string) *Connection {
 // a minute, after which the error is [context.DeadlineExceeded].
 //
 // Other errors: [ErrDisconnected] (wrapped), at once where there is no connection, and when it is
-// lost meanwhile; the cause of ctx, at once when it ends; [ErrMessageTooLarge] and
-// [ErrUnknownHandler], before anything is sent; [ErrProtocol], also for an answer that takes longer
-// than MessageTimeout; [ErrOverloaded], which is a *[RemoteErr] as well unless it was a limit of
-// this side that was reached; and *[RemoteErr] for whatever else the remote answered: the handler's
-// error, its panic, or that there is no such handler.
+// lost meanwhile; [context.Canceled] or [context.DeadlineExceeded] with the text of the cause, at
+// once when ctx ends; [ErrMessageTooLarge] and [ErrUnknownHandler], before anything is sent;
+// [ErrProtocol], also for an answer that takes longer than MessageTimeout; [ErrOverloaded], which
+// is a *[RemoteErr] as well unless it was a limit of this side that was reached; and *[RemoteErr]
+// for whatever else the remote answered: the handler's error, its panic, or that there is no such
+// handler.
+//
+// The error of a context that has ended is its cause as well, if that is the application's own:
+// neither what a call may return, as a RemoteErr, nor the end of anything else. So the error with
+// which a group of calls is cancelled is told from that of the call which has failed.
 func (c *Connection) SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error) {
 	return c.request(ctx, id, "", nil, payload)
 }
@@ -243,10 +248,10 @@ func (c *Connection) State() State {
 	return c.state.get()
 }
 
-// WaitForConnect waits until the state is [StateConnected]. If ctx ends before, it returns its
-// cause, wrapped with the last error of the connection where there was one. It returns an error
-// that wraps [ErrDisconnected] at once after shutdown, for a host that was removed and for nil. The
-// connection may be lost again by the time it returns.
+// WaitForConnect waits until the state is [StateConnected]. If ctx ends before, it returns the
+// error of that, as a call does, with the text of the connection's last error where there was one.
+// It returns an error that wraps [ErrDisconnected] at once after shutdown, for a host that was
+// removed and for nil. The connection may be lost again by the time it returns.
 func (c *Connection) WaitForConnect(ctx context.Context) error {
 	if c == nil {
 		return ErrDisconnected

@@ -104,8 +104,8 @@ func (s *stateMachine) set(to State, reason error) bool {
 	return false
 }
 
-// waitConnected waits for StateConnected. It returns the cause of ctx if that ends before, and
-// errEnded once the state is StateShutdown.
+// waitConnected waits for StateConnected. It returns the contextError of ctx if that ends before,
+// and errEnded once the state is StateShutdown.
 func (s *stateMachine) waitConnected(ctx context.Context) error {
 	for {
 		s.mu.Lock()
@@ -126,7 +126,7 @@ func (s *stateMachine) waitConnected(ctx context.Context) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return contextError(ctx)
 		}
 	}
 }

@@ -97,8 +97,9 @@
 //
 //   - [ErrDisconnected]: there is no link, or it was lost during the call. In the
 //     second case the remote may or may not have acted on it.
-//   - the cause of the caller's context, usually [context.Canceled] or
-//     [context.DeadlineExceeded].
+//   - [context.Canceled], [context.DeadlineExceeded]: the caller's context has ended.
+//     The text has its cause, which errors.Is finds if it is the application's own,
+//     and not, for instance, the error of another call.
 //   - [ErrMessageTooLarge], [ErrUnknownHandler]: the call could not be sent.
 //   - [ErrOverloaded]: a limit was reached, most often on the remote; then it is a
 //     RemoteErr as well. The handler has not run, unless the text says that its

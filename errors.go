@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/gridrpc/grid/internal/clip"
@@ -50,6 +51,12 @@ var (
 	// does not allow there. It is wrapped with what it was.
 	ErrProtocol = errors.New("grid: protocol violated")
 )
+
+// packageErrors are all of them.
+var packageErrors = []error{
+	ErrDisconnected, ErrUnknownHandler, ErrHandlerAlreadyExists, ErrIncorrectSequence, ErrFlowControl,
+	ErrMessageTooLarge, ErrOverloaded, ErrProtocol,
+}
 
 // RemoteErr is an error that came from the remote side: what a handler returned, or the remote's
 // reason for not running one. It travels as its text.
@@ -104,9 +111,13 @@ func (r RemoteErr) Error() string { return string(r) }
 // Is reports whether target has the same text, for [errors.Is]; see [RemoteErr].
 func (r RemoteErr) Is(target error) bool {
 	switch target {
-	case nil, ErrDisconnected, ErrUnknownHandler, ErrHandlerAlreadyExists, ErrIncorrectSequence,
-		ErrFlowControl, ErrMessageTooLarge, ErrOverloaded, ErrProtocol, context.Canceled, context.DeadlineExceeded, io.EOF:
+	case nil, context.Canceled, context.DeadlineExceeded, io.EOF:
 		return false
+	}
+	for _, e := range packageErrors {
+		if e == target {
+			return false
+		}
 	}
 	if p, ok := target.(*RemoteErr); ok {
 		return p != nil && *p == r
@@ -188,3 +199,60 @@ func (e *disconnectError) Error() string { return ErrDisconnected.Error() + ": "
 
 // Is reports whether target is ErrDisconnected, and never whether the reason is.
 func (e *disconnectError) Is(target error) bool { return target == ErrDisconnected }
+
+// contextError is why a call ends whose context has ended; nil while it has not. It is ctx.Err(),
+// with the text of the cause.
+//
+// It is the cause as well where that is the application's own. It is not where a call has returned
+// it: a group of calls may be cancelled with the error of one host, which is none of the others'.
+func contextError(ctx context.Context) error {
+	err := ctx.Err()
+	if err == nil {
+		return nil
+	}
+	cause := context.Cause(ctx)
+	if cause == context.Canceled && err == context.Canceled || cause == context.DeadlineExceeded && err == context.DeadlineExceeded {
+		return err
+	}
+	e := &endedContext{err: err, text: err.Error()}
+	if text, ok := textOf(cause); ok && text != e.text {
+		e.text += ": " + clip.Text(text)
+	}
+	if !isOfCall(cause) {
+		e.cause = cause
+	}
+	return e
+}
+
+// isOfCall reports whether err is, or wraps, what calls return: a RemoteErr, or an error of this
+// package. It reports true as well for one that can't be asked.
+func isOfCall(err error) (is bool) {
+	is = true
+	defer func() { _ = recover() }()
+	return IsRemoteErr(err) || slices.ContainsFunc(packageErrors, func(e error) bool { return errors.Is(err, e) })
+}
+
+// endedContext is the error of a context, with the text of its cause.
+type endedContext struct {
+	text  string
+	err   error // [context.Canceled] or [context.DeadlineExceeded]
+	cause error // nil where it is not the application's own
+}
+
+func (e *endedContext) Error() string { return e.text }
+
+// Is reports whether target is the error of the context, or is the cause. A cause may be the end of
+// something else: the deadline of another context is not that of this one, nor is [io.EOF] the good
+// end of a stream.
+func (e *endedContext) Is(target error) bool {
+	switch target {
+	case context.Canceled, context.DeadlineExceeded, io.EOF:
+		return errors.Is(e.err, target)
+	}
+	return e.cause != nil && errors.Is(e.cause, target)
+}
+
+// As finds the error of the context, and the cause.
+func (e *endedContext) As(target any) bool {
+	return errors.As(e.err, target) || e.cause != nil && errors.As(e.cause, target)
+}

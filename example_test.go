@@ -432,7 +432,7 @@ func ExampleConnection_SingleRequest_deadline() {
 	// context deadline exceeded
 	// tick 0
 	// tick 1
-	// here: seen enough
+	// here: context canceled: seen enough
 	// there: context canceled
 }
 

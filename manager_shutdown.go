@@ -13,8 +13,8 @@ var (
 )
 
 // Shutdown closes the Manager gracefully: no call or stream is begun any more, what is under way in
-// either direction may finish until ctx ends, and then it does as [Manager.Close]. It returns the
-// cause of ctx if that ended before everything had finished, else nil.
+// either direction may finish until ctx ends, and then it does as [Manager.Close]. If that comes
+// before everything has finished it returns the error of ctx, as a call does, else nil.
 //
 // The remote hosts are told (protocol section 8). From then on they find the host disconnected, and
 // wait for it to come back, while what they have under way goes on; those that do not know the
@@ -80,7 +80,7 @@ func (m *Manager) waitIdle(ctx context.Context) error {
 			case <-m.closing:
 				return nil
 			case <-ctx.Done():
-				return context.Cause(ctx)
+				return contextError(ctx)
 			}
 		}
 	}

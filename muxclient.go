@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -159,7 +160,7 @@ func (m *muxClient) watch() {
 	m.stop = stop
 }
 
-func (m *muxClient) cancelled() { m.cancel(context.Cause(m.ctx)) }
+func (m *muxClient) cancelled() { m.cancel(contextError(m.ctx)) }
 
 // cancel gives the stream up: what waits is dropped, the handler's context ends.
 func (m *muxClient) cancel(cause error) { m.finish(cause, dropWaiting|tellPeer) }
@@ -228,7 +229,7 @@ func (m *muxClient) results(next func([]byte) error) error {
 		switch {
 		case ok && m.caller.Err() != nil:
 			msg.drop()
-			return m.stopConsuming(context.Cause(m.caller))
+			return m.stopConsuming(contextError(m.caller))
 		case ok:
 			m.grant(grant)
 			if err := next(msg.join()); err != nil {
@@ -426,10 +427,24 @@ func (m *muxClient) onDisconnect(msg *message) {
 	case err == nil:
 		m.finish(disconnected(errors.New("the remote dropped the stream")), 0)
 	case !m.deadline.IsZero() && err.Error() == context.DeadlineExceeded.Error():
-		// The server's clock was a little ahead of ours.
-		m.finish(context.DeadlineExceeded, dropWaiting)
+		m.pastDeadline()
 	default:
 		m.finish(err, 0)
+	}
+}
+
+// deadlineSlack is how much earlier the server may find the deadline passed, which travels in whole
+// milliseconds, and how much later our context may end.
+const deadlineSlack = 10 * time.Millisecond
+
+// pastDeadline ends a stream of which the server says that its deadline has passed. If that is so
+// here in a moment, our own context ends it, which knows the cause.
+func (m *muxClient) pastDeadline() {
+	end := func() { m.finish(cmp.Or(contextError(m.ctx), context.DeadlineExceeded), dropWaiting) }
+	if left := time.Until(m.deadline); left <= deadlineSlack {
+		time.AfterFunc(left+deadlineSlack, end)
+	} else {
+		end()
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 
 // single makes a single request and waits for its answer.
 func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte) ([]byte, error) {
-	if err := context.Cause(ctx); err != nil {
+	if err := contextError(ctx); err != nil {
 		return nil, err
 	}
 	deadline, hasDeadline := ctx.Deadline()
@@ -43,13 +43,13 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 	case a := <-c.answered:
 		return s.calls.result(c, a)
 	case <-ctx.Done():
-		return s.calls.abandon(c, context.Cause(ctx))
+		return s.calls.abandon(c, contextError(ctx))
 	}
 }
 
 // openStream opens a stream and waits until the peer has taken it on.
 func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte, seen *observed, c capacities) (*muxClient, error) {
-	if err := context.Cause(ctx); err != nil {
+	if err := contextError(ctx); err != nil {
 		return nil, err
 	}
 	m := newMuxClient(ctx, s, s.conn.nextMuxID(), id, c, s.caps, time.Now())

@@ -111,7 +111,7 @@ func (snd *sender) sendRequest(ctx context.Context, c *call, m *message) error {
 		if started {
 			snd.post(message{MuxID: c.id, Op: opDisconnectServerMux}, nil)
 		}
-		err = cmp.Or(context.Cause(ctx), context.DeadlineExceeded)
+		err = cmp.Or(contextError(ctx), context.DeadlineExceeded)
 	}
 	return err
 }

@@ -66,11 +66,12 @@ func (s *Stream) CloseSend() {
 // buffer is next's from then on.
 //
 // It returns nil only if the handler returned nil and all its messages were passed on. Otherwise:
-// the handler's error, or the remote's reason for giving up, as *[RemoteErr]; the cause of the
-// caller's context; an error that wraps [ErrDisconnected] if the connection was lost;
-// [ErrOverloaded] if more waited in the stream, at either end, than may; [ErrIncorrectSequence],
-// [ErrFlowControl] or [ErrProtocol] if the remote broke the protocol, or a message took longer than
-// MessageTimeout; or the error of next, which also ends the stream and the context of the handler.
+// the handler's error, or the remote's reason for giving up, as *[RemoteErr]; the error of the
+// caller's context, as [Connection.SingleRequest] has it; an error that wraps [ErrDisconnected] if
+// the connection was lost; [ErrOverloaded] if more waited in the stream, at either end, than may;
+// [ErrIncorrectSequence], [ErrFlowControl] or [ErrProtocol] if the remote broke the protocol, or a
+// message took longer than MessageTimeout; or the error of next, which also ends the stream and the
+// context of the handler.
 //
 // While next runs, the handler can be no further ahead than its window: so slow consumers slow down
 // their handler.

@@ -55,8 +55,8 @@ func DefaultBuckets() []float64 {
 //     has given up its stream with a reason in its own words. Only with side "serve".
 //   - disconnected: [grid.ErrDisconnected].
 //   - overloaded: [grid.ErrOverloaded], here or there.
-//   - deadline_exceeded, canceled: the context of the caller, as [context.DeadlineExceeded] and
-//     [context.Canceled]. A cause of its own is "error".
+//   - deadline_exceeded, canceled: the context of the caller has ended, with whatever
+//     cause.
 //   - message_too_large: [grid.ErrMessageTooLarge].
 //   - protocol_error: [grid.ErrProtocol], [grid.ErrIncorrectSequence], [grid.ErrFlowControl].
 //   - error: everything else, such as a consumer that has ended its stream early.

@@ -75,7 +75,7 @@ func (g *Grid) Restart(i int) {
 }
 
 // Shutdown ends node i gracefully, as [grid.Manager.Shutdown] does: it takes nothing new, and what
-// is under way may finish until ctx ends. It returns the cause of ctx if that ended first, and nil
+// is under way may finish until ctx ends. It returns the error of ctx if that ended first, and nil
 // if the node is stopped. The node runs until then.
 func (g *Grid) Shutdown(ctx context.Context, i int) error {
 	g.t.Helper()

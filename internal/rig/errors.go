@@ -5,6 +5,7 @@ import (
 	"errors"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -25,6 +26,10 @@ const (
 	IsUnknown      = "unknown handler"
 	IsRemote       = "remote"
 	IsNothingElse  = "nothing else" // an error of its own
+
+	// The end of a context that has a cause.
+	IsCanceledCause = IsCanceled + ", " + IsCause
+	IsDeadlineCause = IsCause + ", " + IsDeadline
 )
 
 // KindOf returns the kinds that err is, as [errors.Is] and [errors.As] say.
@@ -53,11 +58,11 @@ func KindOf(err error) (kinds []string) {
 	return kinds
 }
 
-// RequireKind requires that an error is of these kinds and no other.
+// RequireKind requires that an error is of this kind, or these in alphabetical order, and no other.
 func RequireKind(t *testing.T, err error, want string, what string) {
 	t.Helper()
 	require.Error(t, err, what)
-	require.Equal(t, []string{want}, KindOf(err), "%s: %v", what, err)
+	require.Equal(t, want, strings.Join(KindOf(err), ", "), "%s: %v", what, err)
 }
 
 // BadEnds are the ways for a handler to end that are no return.

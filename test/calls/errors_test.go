@@ -78,9 +78,9 @@ var callFailures = map[string]callFailure{
 	"closed before":          {rig.IsDisconnected, (*failing).closeNode, nil},
 	"nil connection":         {rig.IsDisconnected, func(e *failing) { e.conn = nil }, nil},
 	"cancelled before":       {rig.IsCanceled, (*failing).cancelOnly, nil},
-	"cause before":           {rig.IsCause, (*failing).giveCause, nil},
+	"cause before":           {rig.IsCanceledCause, (*failing).giveCause, nil},
 	"deadline before":        {rig.IsDeadline, func(e *failing) { e.limit(-1, nil) }, nil},
-	"deadline before, cause": {rig.IsCause, func(e *failing) { e.limit(-1, rig.ErrCause) }, nil},
+	"deadline before, cause": {rig.IsDeadlineCause, func(e *failing) { e.limit(-1, rig.ErrCause) }, nil},
 	"too large":              {rig.IsTooLarge, func(e *failing) { e.payload = make([]byte, 1001) }, nil},
 
 	"lost during":      {rig.IsDisconnected, nil, func(e *failing, _ rawpeer.Msg) { e.cutLink() }},
@@ -90,9 +90,9 @@ var callFailures = map[string]callFailure{
 	"peer is garbage":  {rig.IsDisconnected, nil, func(e *failing, _ rawpeer.Msg) { _ = e.peer.TrySendBytes([]byte("?")) }},
 	"dropped":          {rig.IsDisconnected, nil, func(e *failing, m rawpeer.Msg) { e.answer(m, rawpeer.OpDisconnectClientMux, 0, "") }},
 	"cancelled during": {rig.IsCanceled, nil, func(e *failing, _ rawpeer.Msg) { e.cancelOnly() }},
-	"cause during":     {rig.IsCause, nil, func(e *failing, _ rawpeer.Msg) { e.giveCause() }},
+	"cause during":     {rig.IsCanceledCause, nil, func(e *failing, _ rawpeer.Msg) { e.giveCause() }},
 	"deadline":         {rig.IsDeadline, func(e *failing) { e.limit(time.Second, nil) }, func(*failing, rawpeer.Msg) {}},
-	"deadline, cause":  {rig.IsCause, func(e *failing) { e.limit(time.Second, rig.ErrCause) }, func(*failing, rawpeer.Msg) {}},
+	"deadline, cause":  {rig.IsDeadlineCause, func(e *failing) { e.limit(time.Second, rig.ErrCause) }, func(*failing, rawpeer.Msg) {}},
 	"ack of neither":   {rig.IsProtocol, nil, func(e *failing, m rawpeer.Msg) { e.answer(m, rawpeer.OpMuxServerMsg, 0, "x") }},
 }
 
@@ -219,7 +219,7 @@ var streamFailures = map[string]streamFailure{
 	"dropped":        {rig.IsDisconnected, func(e *failing, m rawpeer.Msg) { e.answer(m, rawpeer.OpDisconnectClientMux, 0, "") }},
 	"peer is silent": {rig.IsDisconnected, func(*failing, rawpeer.Msg) {}},
 	"cancelled":      {rig.IsCanceled, func(e *failing, _ rawpeer.Msg) { e.cancelOnly() }},
-	"cause":          {rig.IsCause, func(e *failing, _ rawpeer.Msg) { e.giveCause() }},
+	"cause":          {rig.IsCanceledCause, func(e *failing, _ rawpeer.Msg) { e.giveCause() }},
 	"handler error": {rig.IsRemote, func(e *failing, m rawpeer.Msg) {
 		e.answer(m, rawpeer.OpMuxServerMsg, rawpeer.FlagEOF|rawpeer.FlagPayloadIsErr, "bad")
 	}},
@@ -268,20 +268,23 @@ func requireDead(t *testing.T, s *grid.Stream, want string) {
 func TestError_EveryWayAStreamCanFailByItsDeadlineOrItsConsumer(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
-		cause        error
-		serverBefore bool // the server's notice comes first
-		want         string
+		cause  error
+		before time.Duration // by which the server's notice comes first; 0 for none
+		want   string
 	}{
-		"client first":        {nil, false, rig.IsDeadline},
-		"client first, cause": {rig.ErrCause, false, rig.IsCause},
-		"server first":        {nil, true, rig.IsDeadline},
+		"client first":            {nil, 0, rig.IsDeadline},
+		"client first, cause":     {rig.ErrCause, 0, rig.IsDeadlineCause},
+		"server first":            {nil, 10 * time.Second, rig.IsDeadline},
+		"server just first":       {nil, time.Millisecond, rig.IsDeadline},
+		"server just first cause": {rig.ErrCause, time.Millisecond, rig.IsDeadlineCause},
 	} {
 		t.Run(name, func(t *testing.T) {
 			inFailing(t, func(t *testing.T, e *failing) {
 				registerLocally(e.Grid, 3, 2)
 				e.limit(10*time.Second, test.cause)
 				s, id := openToPeer(t, e.ctx, e.conn, e.peer, 2)
-				if test.serverBefore {
+				if test.before > 0 {
+					time.Sleep(10*time.Second - test.before)
 					e.answer(rawpeer.Msg{MuxID: id}, rawpeer.OpDisconnectClientMux, rawpeer.FlagPayloadIsErr, context.DeadlineExceeded.Error())
 				}
 				<-s.Done()

@@ -200,7 +200,7 @@ func TestRequest_IsNotAnsweredAfterItsDeadline(t *testing.T) {
 	})
 }
 
-func TestRequest_ReturnsAtOnceWithTheCauseOfItsContext(t *testing.T) {
+func TestRequest_ReturnsAtOnceWhenItsContextEnds(t *testing.T) {
 	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		release := make(chan struct{})
@@ -212,7 +212,9 @@ func TestRequest_ReturnsAtOnceWithTheCauseOfItsContext(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			go func() { synctest.Wait(); cancel(why) }()
 			_, err := c.SingleRequest(ctx, rig.Handler, nil)
-			require.Equal(t, why, err)
+			require.ErrorIs(t, err, context.Canceled)
+			require.ErrorIs(t, err, why)
+			require.EqualError(t, err, "context canceled: changed my mind")
 		}))
 		require.Zero(t, rig.Elapsed(func() {
 			ctx, cancel := context.WithCancel(t.Context())
@@ -224,7 +226,9 @@ func TestRequest_ReturnsAtOnceWithTheCauseOfItsContext(t *testing.T) {
 			ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, why)
 			defer cancel()
 			_, err := c.SingleRequest(ctx, rig.Handler, nil)
-			require.Equal(t, why, err)
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			require.ErrorIs(t, err, why)
+			require.EqualError(t, err, "context deadline exceeded: changed my mind")
 		}))
 		require.Zero(t, c.Stats().Calls)
 	})

@@ -37,8 +37,8 @@ func TestStream_HandlerSeesWhyItsContextEnded(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		s := rig.OpenStream(t, ctx, c)
 		go func() { synctest.Wait(); cancel(rig.ErrCause) }()
-		require.Equal(t, rig.ErrCause, s.Results(nil))
-		require.Equal(t, rig.ErrCause, s.Err())
+		rig.RequireKind(t, s.Results(nil), rig.IsCanceledCause, "Results")
+		rig.RequireKind(t, s.Err(), rig.IsCanceledCause, "Err")
 		require.Equal(t, context.Canceled, <-causes)
 
 		ctx, stop := context.WithTimeout(t.Context(), time.Second)

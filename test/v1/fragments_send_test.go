@@ -76,8 +76,8 @@ func TestFragments_StopWhenTheCallerGivesUp(t *testing.T) {
 			require.Empty(r, begun)
 			require.Zero(r, rig.Elapsed(func() {
 				cancel(rig.ErrCause)
-				require.Equal(r, rig.ErrCause, <-begun)
-				require.Equal(r, rig.ErrCause, <-behind)
+				require.ErrorIs(r, <-begun, rig.ErrCause)
+				require.ErrorIs(r, <-behind, rig.ErrCause)
 			}))
 			require.Zero(r, r.Conn.Stats().Calls+r.Conn.Stats().Streams)
 			r.Peer.StartReading()
@@ -457,7 +457,7 @@ func TestFragments_OfAnAnswerThatNobodyWaitsFor(t *testing.T) {
 				g.WaitConnected()
 			} else {
 				cancel(rig.ErrCause)
-				require.Equal(t, rig.ErrCause, <-ended)
+				require.ErrorIs(t, <-ended, rig.ErrCause)
 				require.Zero(t, g.Conn(to, from).Stats().Calls)
 				time.Sleep(4 * time.Second) // the rest is for nobody
 			}
@@ -587,7 +587,7 @@ func TestFragments_OfAnOpeningAndShutdown(t *testing.T) {
 			r.Quiet()
 			ctx, cancel := context.WithTimeoutCause(r.Context(), time.Second, rig.ErrCause)
 			defer cancel()
-			require.Equal(r, time.Second, rig.Elapsed(func() { require.Equal(r, rig.ErrCause, r.Node.Shutdown(ctx)) }))
+			require.Equal(r, time.Second, rig.Elapsed(func() { require.ErrorIs(r, r.Node.Shutdown(ctx), rig.ErrCause) }))
 			require.Zero(r, r.Conn.Stats().Handlers)
 		})
 	})

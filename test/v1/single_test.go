@@ -141,7 +141,7 @@ func TestV1Request_AnswersThatNobodyWaitsForAreDropped(t *testing.T) {
 		done = r.Call(ctx2, 50, nil)
 		r.Peer.Expect(rawpeer.OpRequest)
 		cancel2(cause)
-		require.Equal(r, cause, (<-done).Err)
+		require.ErrorIs(r, (<-done).Err, cause)
 
 		for _, m := range []rawpeer.Msg{
 			{Op: rawpeer.OpResponse, Flags: rig.CRCEOF},

@@ -99,7 +99,7 @@ func TestV1Stream_IsCancelled(t *testing.T) {
 			c.say(serverMsg("a"))
 			c.say(serverMsg("b"))
 			synctest.Wait()
-			require.Equal(r, errStop, stop(c, cancel), name)
+			require.ErrorIs(r, stop(c, cancel), errStop, name)
 			synctest.Wait()
 			var msgs []rawpeer.Msg
 			for _, m := range r.Peer.Pending() {
