@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gridrpc/grid/internal/errlog"
 	"github.com/gridrpc/grid/internal/limit"
@@ -32,6 +33,7 @@ type Connection struct {
 	closing       <-chan struct{} // of ctx
 	managerEnds   <-chan struct{} // closed when the manager is
 	draining      *atomic.Bool    // the manager takes nothing new
+	began         time.Time
 
 	lastMux atomic.Uint64 // never reset, so no ID is used twice
 	// What the host takes up here, for all sessions: each has a share of one of the manager's
@@ -74,6 +76,7 @@ func newConnection(m *Manager, remote string) *Connection {
 		caller:   RemoteClient{Name: remote},
 		draining: &m.draining,
 		limits:   make(map[string]*errlog.Log),
+		began:    time.Now(),
 	}
 	c.hostBytes.Init("MaxHostBytes", m.opts.MaxHostBytes, &m.limits.bytes)
 	c.ctx, c.cancel = context.WithCancelCause(m.ctx)
@@ -192,7 +195,7 @@ func (c *Connection) openObserved(ctx context.Context, id HandlerID, sub *subHan
 // ready returns the session, after the checks that every call makes first.
 func (c *Connection) ready(id HandlerID, payload []byte) (*session, error) {
 	if c == nil {
-		return nil, ErrDisconnected
+		return nil, errNoConnection
 	}
 	if id == 0 {
 		return nil, ErrUnknownHandler
@@ -205,22 +208,56 @@ func (c *Connection) ready(id HandlerID, payload []byte) (*session, error) {
 		return nil, c.unavailable()
 	}
 	if c.draining.Load() {
-		return nil, disconnected(errShuttingDown)
+		return nil, c.disconnected(errShuttingDown)
 	}
 	return s, nil
 }
+
+// errNoConnection is what a nil Connection returns.
+var errNoConnection = disconnected("", errors.New("nil Connection: its host was not among the Manager's hosts, or is the local one"))
+
+func (c *Connection) disconnected(reason error) error { return disconnected(c.remote, reason) }
 
 // unavailable is why there is no session.
 func (c *Connection) unavailable() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch {
-	case c.left != nil:
-		return disconnected(errPeerShuttingDown)
 	case c.isClosing():
-		return disconnected(context.Cause(c.ctx))
+		return c.disconnected(context.Cause(c.ctx))
+	case c.draining.Load():
+		return c.disconnected(errShuttingDown)
+	case c.left != nil:
+		return c.disconnected(errPeerShuttingDown)
 	}
-	return ErrDisconnected
+	return c.disconnected(errors.New(c.absence()))
+}
+
+// absence says for how long there has been no connection, and why.
+func (c *Connection) absence() string {
+	since, why := c.stats.lastFault()
+	if since.IsZero() {
+		since = c.began
+	}
+	text := "no connection for " + age(time.Since(since))
+	switch {
+	case !c.dials:
+		text += ", waiting for it to dial"
+	case why == "" && c.state.get() == StateUnconnected:
+		text += ", not dialled yet"
+	}
+	if why != "" {
+		text += ": " + why
+	}
+	return text
+}
+
+// age is d as precise as it matters.
+func age(d time.Duration) string {
+	if d < time.Second {
+		return d.Round(time.Millisecond).String()
+	}
+	return d.Round(time.Second).String()
 }
 
 // Subroute returns the connection to handlers that are registered under a subroute; see [Subroute].
@@ -249,23 +286,21 @@ func (c *Connection) State() State {
 }
 
 // WaitForConnect waits until the state is [StateConnected]. If ctx ends before, it returns the
-// error of that, as a call does, with the text of the connection's last error where there was one.
+// error of that, as a call does, with the host and why it is not connected in the text.
 // It returns an error that wraps [ErrDisconnected] at once after shutdown, for a host that was
 // removed and for nil. The connection may be lost again by the time it returns.
 func (c *Connection) WaitForConnect(ctx context.Context) error {
 	if c == nil {
-		return ErrDisconnected
+		return errNoConnection
 	}
 	err := c.state.waitConnected(ctx)
-	if err == errEnded {
-		return disconnected(context.Cause(c.ctx))
+	switch {
+	case err == errEnded:
+		return c.disconnected(context.Cause(c.ctx))
+	case err != nil:
+		return fmt.Errorf("%w: %s: %s", err, c.remote, c.absence())
 	}
-	if err != nil {
-		if last := c.Stats().LastError; last != "" {
-			return fmt.Errorf("%w (last error: %s)", err, last)
-		}
-	}
-	return err
+	return nil
 }
 
 func (c *Connection) nextMuxID() uint64 { return c.lastMux.Add(1) }
@@ -309,7 +344,7 @@ func (c *Connection) fault(what string, err error) {
 		return
 	}
 	c.stats.fault(err)
-	c.errors.Warn(c.log, what, err)
+	c.errors.Warn(c.log, what, withoutHost(err))
 }
 
 // logRefused logs a failed handshake of the remote's, the first and then one an hour. It says nothing

@@ -61,11 +61,17 @@ func (c *Connection) adopt(s *session) error {
 func (c *Connection) lost(s *session) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.session.CompareAndSwap(s, nil) {
-		c.stats.lost(s)
-		c.state.set(StateConnectionError, s.err)
-	} else if c.left == s {
-		c.stats.lost(s)
+	current := c.session.CompareAndSwap(s, nil)
+	if !current && c.left != s {
+		return
+	}
+	c.stats.lost(s)
+	if !c.isClosing() && !c.draining.Load() {
+		c.stats.fault(s.err) // the next call says why, which may come before serve does
+	}
+	if current {
+		c.state.set(StateConnectionError, withoutHost(s.err))
+	} else {
 		c.left = nil
 	}
 }

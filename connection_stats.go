@@ -2,6 +2,7 @@ package grid
 
 import (
 	"maps"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -105,7 +106,14 @@ func (c *connectionCounters) lost(s *session) {
 func (c *connectionCounters) fault(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.lastError = clip.Text(err.Error())
+	c.lastError = clip.Text(withoutHost(err).Error())
+}
+
+// lastFault is when the last connection was lost, zero for never, and the last error.
+func (c *connectionCounters) lastFault() (lost time.Time, why string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lastLoss, strings.TrimPrefix(c.lastError, ErrDisconnected.Error()+": ")
 }
 
 func (c *connectionCounters) limitReached(option string) {

@@ -28,7 +28,7 @@ func newSubroute(c *Connection, route string) *Subroute {
 // SingleRequest is [Connection.SingleRequest] to a handler under the subroute.
 func (s *Subroute) SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error) {
 	if s == nil {
-		return nil, ErrDisconnected
+		return nil, errNoConnection
 	}
 	if s.err != nil {
 		return nil, s.err
@@ -44,7 +44,7 @@ func (s *Subroute) NewStream(ctx context.Context, id HandlerID, payload []byte) 
 
 func (s *Subroute) openStream(ctx context.Context, id HandlerID, payload []byte, caps capacities) (*muxClient, error) {
 	if s == nil {
-		return nil, ErrDisconnected
+		return nil, errNoConnection
 	}
 	if s.err != nil {
 		return nil, s.err
@@ -85,7 +85,7 @@ func (s *Subroute) State() State {
 // WaitForConnect is [Connection.WaitForConnect].
 func (s *Subroute) WaitForConnect(ctx context.Context) error {
 	if s == nil {
-		return ErrDisconnected
+		return errNoConnection
 	}
 	return s.conn.WaitForConnect(ctx)
 }

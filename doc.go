@@ -22,8 +22,9 @@
 // is a link: without one every call on it returns [ErrDisconnected] at once.
 // [Connection.WaitForConnect] waits for the link, [Connection.State] and [Connection.Stats] tell of
 // it. For a host that is not known, and for the local one unless LocalCalls is set, the Connection
-// is nil; calls on nil return [ErrDisconnected] too, and never panic. [Manager.AddHost],
-// [Manager.RemoveHost] and [Manager.SetHosts] change which hosts there are.
+// is nil; calls on nil return [ErrDisconnected] too, and never panic. [Manager.Lookup] returns an
+// error there, which says what is wrong with the name. [Manager.AddHost], [Manager.RemoveHost] and
+// [Manager.SetHosts] change which hosts there are.
 //
 // A handler goes by a [HandlerID], 1 to 255, which all hosts agree on, and optionally by a
 // subroute: a name under which the same IDs mean something of their own, such as that of a disk.
@@ -95,8 +96,9 @@
 // compares its text, so a sentinel that both hosts know can be used across the wire. Everything
 // else arose on this side:
 //
-//   - [ErrDisconnected]: there is no link, or it was lost during the call. In the
-//     second case the remote may or may not have acted on it.
+//   - [ErrDisconnected]: there is no link, or it was lost during the call; the text
+//     says to which host, and why. In the second case the remote may or may not
+//     have acted on it.
 //   - [context.Canceled], [context.DeadlineExceeded]: the caller's context has ended.
 //     The text has its cause, which errors.Is finds if it is the application's own,
 //     and not, for instance, the error of another call.

@@ -14,10 +14,10 @@ import (
 // Errors that arise on this side. None of them ever stands for something that the remote host said;
 // that is a [RemoteErr].
 var (
-	// ErrDisconnected is returned, often wrapped with a reason, when there is no connection to the
-	// host, when it is lost while a call or stream is under way, and by every method of a nil
-	// [Connection] or [Subroute]. Whether the remote has seen the request is then unknown, except
-	// where there was no connection to begin with.
+	// ErrDisconnected is returned, wrapped with the host and the reason, when there is no
+	// connection to the host, when it is lost while a call or stream is under way, and by every
+	// method of a nil [Connection] or [Subroute]. Whether the remote has seen the request is then
+	// unknown, except where there was no connection to begin with.
 	ErrDisconnected = errors.New("grid: disconnected")
 
 	// ErrUnknownHandler is returned for the reserved handler ID 0.
@@ -183,19 +183,36 @@ type overloadedRemote struct{ remote *RemoteErr }
 func (e *overloadedRemote) Error() string   { return e.remote.Error() }
 func (e *overloadedRemote) Unwrap() []error { return []error{e.remote, ErrOverloaded} }
 
-// disconnected wraps the reason for which a session ended.
-func disconnected(reason error) error {
-	if reason == nil || errors.Is(reason, ErrDisconnected) {
-		return ErrDisconnected
+// disconnected is why there is no connection to a host, or no more; host may be empty.
+func disconnected(host string, reason error) error {
+	if e, ok := reason.(*disconnectError); ok {
+		reason = e.reason
 	}
-	return &disconnectError{clip.Error(reason)}
+	return &disconnectError{host, clip.Error(reason)}
+}
+
+// withoutHost is err for where the host is named anyway.
+func withoutHost(err error) error {
+	if e, ok := err.(*disconnectError); ok && e.host != "" {
+		return &disconnectError{"", e.reason}
+	}
+	return err
 }
 
 // disconnectError is ErrDisconnected with its reason in the text only: a lost connection must not
 // be mistaken for whatever caused the loss.
-type disconnectError struct{ reason error }
+type disconnectError struct {
+	host   string // empty where it is the manager that takes nothing more
+	reason error
+}
 
-func (e *disconnectError) Error() string { return ErrDisconnected.Error() + ": " + e.reason.Error() }
+func (e *disconnectError) Error() string {
+	text := ErrDisconnected.Error() + ": "
+	if e.host != "" {
+		text += e.host + ": "
+	}
+	return text + e.reason.Error()
+}
 
 // Is reports whether target is ErrDisconnected, and never whether the reason is.
 func (e *disconnectError) Is(target error) bool { return target == ErrDisconnected }

@@ -116,12 +116,15 @@ func TestError_RemoteErrIsNeverALocalCondition(t *testing.T) {
 }
 
 func TestError_DisconnectedKeepsItsReasonInTheTextOnly(t *testing.T) {
-	require.Equal(t, ErrDisconnected, disconnected(nil))
 	for _, reason := range []error{io.EOF, context.Canceled, context.DeadlineExceeded, NewRemoteErrString("x"), ErrProtocol} {
-		err := disconnected(reason)
-		require.ErrorIs(t, err, ErrDisconnected)
-		require.NotErrorIs(t, err, reason)
-		require.False(t, IsRemoteErr(err))
-		require.EqualError(t, err, "grid: disconnected: "+reason.Error())
+		for host, prefix := range map[string]string{"": "", "http://b": "http://b: "} {
+			err := disconnected(host, reason)
+			require.ErrorIs(t, err, ErrDisconnected)
+			require.NotErrorIs(t, err, reason)
+			require.False(t, IsRemoteErr(err))
+			require.EqualError(t, err, "grid: disconnected: "+prefix+reason.Error())
+			require.EqualError(t, withoutHost(err), "grid: disconnected: "+reason.Error())
+			require.EqualError(t, disconnected("http://c", err), "grid: disconnected: http://c: "+reason.Error(), "a reason is wrapped once")
+		}
 	}
 }

@@ -374,7 +374,7 @@ func ExampleRemoteErr() {
 	// Output:
 	// the handler's own error: file not found
 	// another error from the remote host: grid: no request handler with ID 2
-	// the remote host can't be reached: grid: disconnected
+	// the remote host can't be reached: grid: disconnected: nil Connection: its host was not among the Manager's hosts, or is the local one
 	// something on this side: grid: message too large: payload of 34603008 bytes, MaxMessageSize is 33554432 bytes
 }
 

@@ -186,8 +186,8 @@ var (
 // Refusal is a peer's, with its text.
 func Refusal(text string) error { return refusal(text) }
 
-// Disconnected has a reason.
-func Disconnected(reason error) error { return disconnected(reason) }
+// Disconnected has a host and a reason.
+func Disconnected(host string, reason error) error { return disconnected(host, reason) }
 
 // TooLarge is the error for a size beyond the limit.
 func TooLarge(size, limit int) error { return tooLargeError(size, limit) }

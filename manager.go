@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/errlog"
 	"github.com/gridrpc/grid/internal/hostname"
 	"github.com/gridrpc/grid/internal/token"
@@ -92,7 +93,7 @@ func (m *Manager) Targets() []string { return slices.Clone(m.hosts.Load().target
 
 // Connection returns the connection to host, by its base URL in any spelling; nil for one that is
 // not known, and for the local host unless ManagerOptions.LocalCalls is set. The methods of a nil
-// *Connection return [ErrDisconnected].
+// *Connection return [ErrDisconnected]. [Manager.Lookup] says why there is none.
 func (m *Manager) Connection(host string) *Connection {
 	if c := m.peer(host); c != nil {
 		return c
@@ -103,6 +104,25 @@ func (m *Manager) Connection(host string) *Connection {
 		}
 	}
 	return nil
+}
+
+// Lookup is Connection with an error in place of nil, which says that host is not among the hosts,
+// and which of them may be meant, or that it is the local host.
+func (m *Manager) Lookup(host string) (*Connection, error) {
+	if c := m.Connection(host); c != nil {
+		return c, nil
+	}
+	normal, err := normalHost(host)
+	if err == nil && normal == m.opts.Local {
+		return nil, fmt.Errorf("grid: %s is the local host, and LocalCalls is not set", clip.Name(host))
+	}
+	if meant := hostname.Suggest(host, append(m.Targets(), m.opts.Local)); meant != "" {
+		return nil, fmt.Errorf("grid: %s is not among the hosts (did you mean %s?)", clip.Name(host), meant)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return nil, fmt.Errorf("grid: %s is not among the hosts", clip.Name(host))
 }
 
 // begin registers a goroutine that Close waits for, with m.work.Done to be called at its end. It

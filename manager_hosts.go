@@ -108,7 +108,7 @@ func (m *Manager) changeHosts(change func(hosts []string) []string) error {
 	// Close takes the lock after its end has been decided, so it finds all those that are added
 	// here, and waits until those that are removed have ended.
 	if !m.begin() {
-		return disconnected(errClosed)
+		return disconnected("", errClosed)
 	}
 	defer m.work.Done()
 	removed, err := m.replaceHosts(change)
@@ -123,7 +123,7 @@ func (m *Manager) replaceHosts(change func(hosts []string) []string) (removed ma
 	m.hostsMu.Lock()
 	defer m.hostsMu.Unlock()
 	if m.draining.Load() {
-		return nil, disconnected(errShuttingDown)
+		return nil, disconnected("", errShuttingDown)
 	}
 	old := m.hosts.Load()
 	hosts, err := m.opts.normalHosts(change(append(slices.Clone(old.targets), m.opts.Local)))

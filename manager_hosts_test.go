@@ -301,3 +301,39 @@ func TestHosts_AddingOneThatIsThereCostsNothing(t *testing.T) {
 		require.ErrorIs(t, m.AddHost(g.Host(1)), grid.ErrDisconnected)
 	})
 }
+
+func TestHosts_LookupSaysWhichIsMeant(t *testing.T) {
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		m := g.Node(0)
+		for _, spelling := range []string{g.Host(1), "HTTP://NODE1:09000"} {
+			found, err := m.Lookup(spelling)
+			require.NoError(t, err)
+			require.Same(t, c, found)
+		}
+		for host, want := range map[string]string{
+			"https://node1:9000":       `grid: "https://node1:9000" is not among the hosts (did you mean http://node1:9000?)`,
+			"http://node1":             `grid: "http://node1" is not among the hosts (did you mean http://node1:9000?)`,
+			"node1:9000":               `grid: "node1:9000" is not among the hosts (did you mean http://node1:9000?)`,
+			"https://node0:9000":       `grid: "https://node0:9000" is not among the hosts (did you mean http://node0:9000?)`,
+			"http://node2:9000":        `grid: "http://node2:9000" is not among the hosts`,
+			"HTTP://NODE0:9000":        `grid: "HTTP://NODE0:9000" is the local host, and LocalCalls is not set`,
+			"http://other/":            `grid: host "http://other/": URL must end after the host and port`,
+			strings.Repeat("x", 1<<20): `grid: host "` + strings.Repeat("x", 128) + `"...: URL must begin with http:// or https://`,
+		} {
+			found, err := m.Lookup(host)
+			require.Nil(t, found)
+			require.ErrorContains(t, err, want)
+			require.Less(t, len(err.Error()), 500)
+			require.NotErrorIs(t, err, grid.ErrDisconnected)
+		}
+		require.NoError(t, m.RemoveHost(g.Host(1)))
+		_, err := m.Lookup(g.Host(1))
+		require.EqualError(t, err, `grid: "http://node1:9000" is not among the hosts`)
+	})
+	rig.InPair(t, func(_ int, o *grid.ManagerOptions) { o.LocalCalls = true }, func(t *testing.T, g *rig.Grid, _ *grid.Connection) {
+		self, err := g.Manager(0).Lookup(g.Host(0))
+		require.NoError(t, err)
+		_, err = self.SingleRequest(t.Context(), rig.Echo, nil)
+		require.NoError(t, err)
+	})
+}

@@ -25,6 +25,13 @@ type frameSender interface {
 // limitLogger is what logs that a limit was reached.
 type limitLogger interface{ overload(err error) }
 
+// callHost is the session as a call of this side sees it.
+type callHost interface {
+	limitLogger
+	// disconnected is ErrDisconnected with the name of the remote host, for a reason.
+	disconnected(reason error) error
+}
+
 // capacities are what one side knows of a handler's.
 type capacities struct {
 	out, in int

@@ -18,7 +18,7 @@ import (
 // clientHost is the session as the opening end of a stream sees it.
 type clientHost interface {
 	frameSender
-	limitLogger
+	callHost
 	// sendOpening is send for a message that tells what is left until a deadline, if there is one.
 	sendOpening(done <-chan struct{}, m message, seq *sequence, deadline time.Time) error
 	// clientEnded takes the stream out of the session's table.
@@ -425,7 +425,7 @@ func (m *muxClient) onDisconnect(msg *message) {
 	err := msg.reason()
 	switch {
 	case err == nil:
-		m.finish(disconnected(errors.New("the remote dropped the stream")), 0)
+		m.finish(m.host.disconnected(errors.New("the remote dropped the stream")), 0)
 	case !m.deadline.IsZero() && err.Error() == context.DeadlineExceeded.Error():
 		m.pastDeadline()
 	default:
@@ -451,7 +451,7 @@ func (m *muxClient) pastDeadline() {
 func (m *muxClient) onPong(p *pongMsg) {
 	switch {
 	case p.NotFound:
-		m.finish(disconnected(errors.New("the remote does not know the stream")), 0)
+		m.finish(m.host.disconnected(errors.New("the remote does not know the stream")), 0)
 	case p.Err != nil:
 		m.finish(NewRemoteErrString(clip.Text(*p.Err)), tellPeer)
 	}
@@ -467,7 +467,7 @@ func (m *muxClient) tick(now, progress time.Time, interval, slack time.Duration)
 	// The server has two intervals to answer, from the ping on.
 	waits := m.unanswered > heard
 	if waits && clock.Sub(max(m.unanswered, monotime.Of(progress))) >= 2*interval-slack {
-		m.finish(disconnected(errors.New("nothing heard of the stream for two ping intervals")), tellPeer)
+		m.finish(m.host.disconnected(errors.New("nothing heard of the stream for two ping intervals")), tellPeer)
 		return
 	}
 	if clock.Sub(m.pinged.Load()) >= interval-slack {

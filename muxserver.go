@@ -342,7 +342,7 @@ func (m *muxServer) tick(now, progress time.Time, interval time.Duration) {
 		return
 	}
 	if monotime.Of(now).Sub(max(m.heard.Load(), monotime.Of(progress))) > 4*interval {
-		m.abort(disconnected(errors.New("the client has not pinged its stream")), tellReason)
+		m.abort(disconnected("", errors.New("the client has not pinged its stream")), tellReason)
 	}
 }
 

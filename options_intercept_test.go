@@ -484,7 +484,7 @@ func TestInterceptor_StatusOfAResult(t *testing.T) {
 		"ok":                nil,
 		"overloaded":        grid.Refusal("grid: overloaded: too much"),
 		"remote_error":      grid.NewRemoteErrString("no"),
-		"disconnected":      grid.Disconnected(grid.ErrClosed),
+		"disconnected":      grid.Disconnected("http://b", grid.ErrClosed),
 		"deadline_exceeded": fmt.Errorf("wrapped: %w", context.DeadlineExceeded),
 		"canceled":          context.Canceled,
 		"message_too_large": grid.TooLarge(2, 1),

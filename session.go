@@ -87,7 +87,7 @@ func (s *session) run() error {
 // it waits for nothing. Only the first call has an effect.
 func (s *session) close(reason error) {
 	s.closeOnce.Do(func() {
-		s.err = disconnected(reason)
+		s.err = s.disconnected(reason)
 		close(s.done)
 		s.cancel(s.err)
 		s.conn.lost(s) // no new calls
@@ -158,6 +158,8 @@ func (s *session) send(done <-chan struct{}, m message, seq *sequence) error {
 func (s *session) sendOpening(done <-chan struct{}, m message, seq *sequence, deadline time.Time) error {
 	return s.sender.sendInTime(done, &m, seq, deadline)
 }
+
+func (s *session) disconnected(reason error) error { return s.conn.disconnected(reason) }
 
 func (s *session) clientEnded(m *muxClient) { s.streams.remove(m.id) }
 func (s *session) serverEnded(m *muxServer) { s.served.remove(m.id) }

@@ -167,7 +167,7 @@ func (t *callTable) answer(id uint64, a answer) bool {
 // receive takes in an answer, or a fragment of one. known reports whether its call still waits.
 // That a limit was reached is logged by host, before the caller hears of it; err ends the
 // session.
-func (t *callTable) receive(p parcel, host limitLogger) (known bool, err error) {
+func (t *callTable) receive(p parcel, host callHost) (known bool, err error) {
 	if p.Flags&flagMore != 0 {
 		return t.extend(p, host)
 	}
@@ -192,7 +192,7 @@ func (t *callTable) receive(p parcel, host limitLogger) (known bool, err error) 
 		c.answer(answer{err: answerDropped(err)})
 		return true, nil
 	case err != nil:
-		c.answer(answer{err: disconnected(err)}) // as all others will hear
+		c.answer(answer{err: host.disconnected(err)}) // as all others will hear
 		return true, err
 	}
 	c.answer(answer{payload: payload})

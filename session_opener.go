@@ -112,7 +112,7 @@ func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.
 		c.metadata = bytes.Clone(p.Metadata)
 	}
 	if !s.served.add(c.id, c) {
-		c.cancel(ErrDisconnected)
+		c.cancel(s.endError())
 		payload.drop()
 		c.slot.Release()
 		return nil

@@ -264,9 +264,9 @@ func (r *reader) onDisconnectClientMux(m *message) {
 	if r.toClient(m, (*muxClient).onDisconnect) {
 		return
 	}
-	err := error(ErrDisconnected)
-	if reason := m.reason(); reason != nil {
-		err = reason
+	err := m.reason()
+	if err == nil {
+		err = r.s.disconnected(errDropped)
 	}
 	r.s.calls.answer(m.MuxID, answer{err: err})
 }
@@ -280,7 +280,10 @@ func (r *reader) onDisconnect(m *message) error {
 	return nil
 }
 
-var errPeerClosed = errors.New("the peer has closed the connection")
+var (
+	errPeerClosed = errors.New("the peer has closed the connection")
+	errDropped    = errors.New("the remote dropped the request")
+)
 
 func (r *reader) onPing(m *message) error {
 	s := r.s

@@ -139,7 +139,7 @@ func (h *SingleHandler[Req, Resp]) Call(ctx context.Context, conn Requester, req
 		if h.ignoreNilConn {
 			return zero, nil
 		}
-		return zero, ErrDisconnected
+		return zero, errNoConnection
 	}
 	payload, err := encode(req)
 	if err != nil {

@@ -214,7 +214,7 @@ func decodeNext[T RoundTripper](p *valuePool[T], b []byte, nesting int) (v T, er
 // error for a payload that can't be encoded.
 func (h *StreamTypeHandler[Payload, Req, Resp]) Call(ctx context.Context, conn Streamer, payload Payload) (*TypedStream[Req, Resp], error) {
 	if isNil(conn) {
-		return nil, ErrDisconnected
+		return nil, errNoConnection
 	}
 	var b []byte
 	if h.withPayload() {

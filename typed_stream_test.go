@@ -203,9 +203,9 @@ func TestTyped_StreamUndecodablePayload(t *testing.T) {
 			require.ErrorContains(t, err, "grid: handler 100: payload: decoding *grid_test.failing: ")
 		}
 		require.False(t, called)
-		require.Equal(t, grid.ErrDisconnected, errOf(h.Call(t.Context(), nil, &failing{})))
-		require.Equal(t, grid.ErrDisconnected, errOf(h.Call(t.Context(), (*grid.Connection)(nil), &failing{})))
-		require.Equal(t, grid.ErrDisconnected, errOf(h.Call(t.Context(), (*grid.Subroute)(nil), &failing{})))
+		require.ErrorIs(t, errOf(h.Call(t.Context(), nil, &failing{})), grid.ErrDisconnected)
+		require.ErrorIs(t, errOf(h.Call(t.Context(), (*grid.Connection)(nil), &failing{})), grid.ErrDisconnected)
+		require.ErrorIs(t, errOf(h.Call(t.Context(), (*grid.Subroute)(nil), &failing{})), grid.ErrDisconnected)
 	})
 }
 

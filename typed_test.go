@@ -59,7 +59,7 @@ func TestTyped_CallOnNilConnections(t *testing.T) {
 	none := []grid.Requester{nil, (*grid.Connection)(nil), (*grid.Subroute)(nil), (*grid.Connection)(nil).Subroute("a")}
 	for _, conn := range none {
 		resp, err := h.Call(t.Context(), conn, &failing{Text: marshalPanic}) // is not looked at
-		require.Equal(t, grid.ErrDisconnected, err)
+		require.ErrorIs(t, err, grid.ErrDisconnected)
 		require.Nil(t, resp)
 	}
 	h = grid.NewSingleHandler(rig.Handler, newFailing, newFailing).IgnoreNilConn()

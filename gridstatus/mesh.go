@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -76,7 +75,7 @@ func (s *Status) gather(before *Mesh) *Mesh {
 	for i := range m.Nodes[1:] {
 		n := &m.Nodes[i+1]
 		wg.Go(func() {
-			b, err := s.ask(ctx, n.Host)
+			b, err := s.m.Connection(n.Host).SingleRequest(ctx, s.id, nil)
 			if err == nil {
 				decoding <- struct{}{}
 				n.View, err = decodeView(n.Host, b)
@@ -96,16 +95,6 @@ func (s *Status) gather(before *Mesh) *Mesh {
 	}
 	m.findOthers()
 	return m
-}
-
-// ask returns what another host says.
-func (s *Status) ask(ctx context.Context, host string) ([]byte, error) {
-	conn := s.m.Connection(host)
-	b, err := conn.SingleRequest(ctx, s.id, nil)
-	if why := conn.Stats().LastError; errors.Is(err, grid.ErrDisconnected) && why != "" {
-		return nil, fmt.Errorf("not connected: %s", why)
-	}
-	return b, err
 }
 
 func (m *Mesh) addRates(before *Mesh) {

@@ -173,7 +173,7 @@ func TestMesh_HostsThatDoNotAnswerSayWhy(t *testing.T) {
 		for i, want := range []string{
 			1: "no request handler with ID 200", 2: "its view can't be read: invalid character", 3: `it calls itself "http://elsewhere"`,
 			4: "its view has 4194305 bytes, the limit is 4194304", 5: "its view has more than 5000 links", 6: "an error that has no text",
-			7: "not connected: grid: disconnected", 8: "deadline exceeded",
+			7: "grid: disconnected: " + g.Host(7) + ": no connection for ", 8: "deadline exceeded",
 			9: strings.Repeat("<b>\uFFFD\uFFFD[2J\uFFFD", 20),
 		} {
 			n := m.node(t, g.Host(i))

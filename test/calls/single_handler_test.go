@@ -148,9 +148,9 @@ func TestError_NilConnectionIsDisconnected(t *testing.T) {
 	var c *grid.Connection
 	for _, conn := range []grid.Streamer{c, c.Subroute("a"), c.Subroute("a").Subroute("b")} {
 		_, err := conn.(grid.Requester).SingleRequest(t.Context(), rig.Echo, nil)
-		require.Equal(t, grid.ErrDisconnected, err)
+		require.ErrorIs(t, err, grid.ErrDisconnected)
 		s, err := conn.NewStream(t.Context(), rig.Stream, nil)
-		require.Equal(t, grid.ErrDisconnected, err)
+		require.ErrorIs(t, err, grid.ErrDisconnected)
 		require.Nil(t, s)
 	}
 }
@@ -159,10 +159,10 @@ func TestSubroute_OfNoConnectionIsSafeToUse(t *testing.T) {
 	t.Parallel()
 	for _, s := range []*grid.Subroute{nil, (*grid.Connection)(nil).Subroute("disk"), (*grid.Subroute)(nil).Subroute("1")} {
 		_, err := s.SingleRequest(t.Context(), 1, nil)
-		require.Equal(t, grid.ErrDisconnected, err)
+		require.ErrorIs(t, err, grid.ErrDisconnected)
 		_, err = s.NewStream(t.Context(), 1, nil)
-		require.Equal(t, grid.ErrDisconnected, err)
-		require.Equal(t, grid.ErrDisconnected, s.WaitForConnect(t.Context()))
+		require.ErrorIs(t, err, grid.ErrDisconnected)
+		require.ErrorIs(t, s.WaitForConnect(t.Context()), grid.ErrDisconnected)
 		require.Equal(t, grid.StateUnconnected, s.State())
 		require.Zero(t, s.Stats())
 		require.Empty(t, s.String())

@@ -72,7 +72,7 @@ func TestShutdown_OfAPeerFinishesWhatIsUnderWay(t *testing.T) {
 			func() error { _, err := r.Conn.NewStream(r.Context(), rig.TwoWay, nil); return err }(),
 		} {
 			require.ErrorIs(r, err, grid.ErrDisconnected)
-			require.EqualError(r, err, "grid: disconnected: the remote host is shutting down")
+			require.EqualError(r, err, "grid: disconnected: "+r.Conn.HostName()+": the remote host is shutting down")
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
 		defer cancel()
@@ -90,7 +90,8 @@ func TestShutdown_OfAPeerFinishesWhatIsUnderWay(t *testing.T) {
 		synctest.Wait()
 		require.Empty(r, r.Book.About("connection lost"), "it was announced")
 		_, err := r.Conn.SingleRequest(r.Context(), rig.Echo, nil)
-		require.EqualError(r, err, "grid: disconnected")
+		require.ErrorContains(r, err, "grid: disconnected: "+r.Conn.HostName()+": no connection for 0s")
+		require.ErrorContains(r, err, ": the peer has closed the connection")
 
 		r.Peer = r.Next()
 		require.NoError(r, r.Conn.WaitForConnect(r.Context()))
