@@ -159,7 +159,8 @@ func TestHosts_SetHostsRefusesAWrongList(t *testing.T) {
 			require.Equal(t, []string{g.Host(1)}, m.Targets())
 			require.Same(t, c, g.Conn(0, 1))
 		}
-		require.ErrorContains(t, m.AddHost("http://new/path"), "must end after the host")
+		require.ErrorContains(t, m.AddHost("http://new/path"), "must end after the host and port: write http://new")
+		require.EqualError(t, m.AddHost("127.0.0.1:99"), `grid: host "127.0.0.1:99": URL must begin with http:// or https://: write http://127.0.0.1:99, or https://127.0.0.1:99`)
 		require.ErrorContains(t, m.RemoveHost(g.Host(0)), "local host")
 		require.NoError(t, m.AddHost(g.Host(0)))
 		require.Equal(t, grid.StateConnected, c.State())
@@ -317,7 +318,8 @@ func TestHosts_LookupSaysWhichIsMeant(t *testing.T) {
 			"https://node0:9000":       `grid: "https://node0:9000" is not among the hosts (did you mean http://node0:9000?)`,
 			"http://node2:9000":        `grid: "http://node2:9000" is not among the hosts`,
 			"HTTP://NODE0:9000":        `grid: "HTTP://NODE0:9000" is the local host, and LocalCalls is not set`,
-			"http://other/":            `grid: host "http://other/": URL must end after the host and port`,
+			"http://other/":            `grid: host "http://other/": URL must end after the host and port: write http://other`,
+			"127.0.0.1:99":             `grid: host "127.0.0.1:99": URL must begin with http:// or https://: write http://127.0.0.1:99`,
 			strings.Repeat("x", 1<<20): `grid: host "` + strings.Repeat("x", 128) + `"...: URL must begin with http:// or https://`,
 		} {
 			found, err := m.Lookup(host)

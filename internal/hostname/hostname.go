@@ -16,8 +16,53 @@ const maxName = 253
 
 // Normalize returns the normal form of a base URL: scheme and name in lower case, without a default
 // port, a dot at the end of the name or zeros in front of the port, and with an IP address as
-// [netip.Addr] writes it. It is an error if there is no such form.
+// [netip.Addr] writes it. It is an error if there is no such form, which says what to write in its
+// place if that is clear.
 func Normalize(host string) (string, error) {
+	normal, err := normalize(host)
+	if err == nil {
+		return normal, nil
+	}
+	if better := corrected(host); len(better) > 0 {
+		err = fmt.Errorf("%w: write %s", err, strings.Join(better, ", or "))
+	}
+	return "", err
+}
+
+// corrected is what may be meant by a host of which only the scheme or the end is wrong.
+func corrected(host string) (better []string) {
+	const most = len("https://") + maxName + len(":65535/")
+	if len(host) > most {
+		return nil
+	}
+	scheme, rest, ok := strings.Cut(host, "://")
+	if !ok {
+		rest = strings.TrimPrefix(host, "//")
+	}
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		rest = rest[:i]
+	}
+	schemes := []string{"http", "https"}
+	switch strings.ToLower(scheme) {
+	case "http", "ws":
+		schemes = schemes[:1]
+	case "https", "wss":
+		schemes = schemes[1:]
+	}
+	for _, scheme := range schemes {
+		if normal, err := normalize(scheme + "://" + rest); err == nil {
+			better = append(better, normal)
+		}
+	}
+	return better
+}
+
+var errScheme = errors.New("URL must begin with http:// or https://")
+
+func normalize(host string) (string, error) {
+	if !strings.Contains(host, "://") {
+		return "", errScheme
+	}
 	u, err := url.Parse(host)
 	if err != nil {
 		var e *url.Error
@@ -28,7 +73,7 @@ func Normalize(host string) (string, error) {
 	}
 	switch {
 	case u.Scheme != "http" && u.Scheme != "https" || u.Opaque != "":
-		return "", errors.New("URL must begin with http:// or https://")
+		return "", errScheme
 	case u.User != nil:
 		return "", errors.New("URL has a user name")
 	case u.Path != "" || u.RawQuery != "" || u.ForceQuery || strings.Contains(host, "#"):

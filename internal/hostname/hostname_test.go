@@ -34,8 +34,13 @@ func TestNormalize_SpellingsOfOneHostAreOne(t *testing.T) {
 func TestNormalize_SaysWhatIsWrong(t *testing.T) {
 	for host, want := range map[string]string{
 		"":                                   "must begin with http:// or https://",
-		"b.test:9000":                        "must begin with http:// or https://",
-		"wss://b.test":                       "must begin with http:// or https://",
+		"b.test:9000":                        "must begin with http:// or https://: write http://b.test:9000, or https://b.test:9000",
+		"127.0.0.1:99":                       "must begin with http:// or https://: write http://127.0.0.1:99, or https://127.0.0.1:99",
+		"[::1]:99":                           "must begin with http:// or https://: write http://[::1]:99, or https://[::1]:99",
+		"//b.test/":                          "must begin with http:// or https://: write http://b.test, or https://b.test",
+		"wss://b.test":                       "must begin with http:// or https://: write https://b.test",
+		"ws://b.test/":                       "must begin with http:// or https://: write http://b.test",
+		"tcp://b.test:9000":                  "must begin with http:// or https://: write http://b.test:9000, or https://b.test:9000",
 		"http:b.test":                        "must begin with http:// or https://",
 		"http://":                            "no host name",
 		"http://:80":                         "no host name",
@@ -44,9 +49,10 @@ func TestNormalize_SaysWhatIsWrong(t *testing.T) {
 		"http://.b":                          "begins with one",
 		"http://b..":                         "two dots in a row",
 		"http://user@b":                      "user name",
-		"http://b/":                          "must end after the host and port",
-		"http://b?":                          "must end after the host and port",
-		"http://b#":                          "must end after the host and port",
+		"http://b/":                          "must end after the host and port: write http://b",
+		"HTTPS://B:443/grid/v1?x":            "must end after the host and port: write https://b",
+		"http://b?":                          "must end after the host and port: write http://b",
+		"http://b#":                          "must end after the host and port: write http://b",
 		"http://b:":                          `port "" must be 1 to 65535`,
 		"http://b:0":                         `port "0" must be 1 to 65535`,
 		"http://b:65536":                     `port "65536" must be 1 to 65535`,
@@ -66,6 +72,7 @@ func TestNormalize_SaysWhatIsWrong(t *testing.T) {
 		got, err := hostname.Normalize(host)
 		require.ErrorContains(t, err, want, host)
 		require.Empty(t, got)
+		require.Equal(t, strings.Contains(want, "write http"), strings.Contains(err.Error(), "write http"), err)
 	}
 }
 
