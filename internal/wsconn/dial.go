@@ -34,7 +34,7 @@ type DialOptions struct {
 	Counters
 }
 
-// maxRefusal is how much of the text of a refusal ends up in the error.
+// maxRefusal is how much of a text of a refusal ends up in the error.
 const maxRefusal = 256
 
 // errAnswer stands for what net/http says of an answer that it can't read: that quotes the answer,
@@ -110,8 +110,8 @@ func dialError(err error, resp *http.Response, token string, connected bool) err
 	switch {
 	case errors.Is(err, websocket.ErrBadHandshake):
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer)) // gorilla has kept 1 KiB
-		text := Redact(strings.TrimSpace(string(body)), token)
-		return refusedError(resp.StatusCode, clip.To(text, maxRefusal))
+		said := func(text string) string { return clip.To(Redact(strings.TrimSpace(text), token), maxRefusal) }
+		return refusedError(resp.StatusCode, said(resp.Header.Get("Location")), said(string(body)))
 	case connected && !isOfTheSocket(err):
 		return errAnswer
 	}

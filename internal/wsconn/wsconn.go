@@ -265,8 +265,11 @@ func (l *link) Write(p []byte) (int, error) {
 
 // refusedError is a server's answer to a dial that was not an upgrade. The text of the status is
 // HTTP's own: that of the answer may be anything.
-func refusedError(status int, body string) error {
+func refusedError(status int, location, body string) error {
 	text := strings.TrimSpace(fmt.Sprintf("upgrade refused: %d %s", status, http.StatusText(status)))
+	if location != "" && status/100 == 3 {
+		text += fmt.Sprintf(", to %q", location)
+	}
 	if body != "" {
 		text += fmt.Sprintf(": %q", body)
 	}

@@ -190,6 +190,34 @@ func TestDial_RefusalTellsNothingSecret(t *testing.T) {
 	require.EqualError(t, err, `upgrade refused: 403 Forbidden: "go away: Bearer [redacted]"`, "nothing secret gets into a log")
 }
 
+func TestDial_RedirectSaysWhereTo(t *testing.T) {
+	t.Parallel()
+	for location, want := range map[string]string{
+		"https://b.test/grid/v1": `to "https://b.test/grid/v1"`,
+		"/login":                 `to "/login"`,
+		"https://b.test/?very secret#very+secret":         `to "https://b.test/?[redacted]#[redacted]"`,
+		"https://b.test/" + strings.Repeat("x", 10_000):   `to "https://b.test/` + strings.Repeat("x", 100),
+		"https://b.test/\u202e":                           `to "https://b.test/\u202e"`,
+		"https://" + strings.Repeat("very secret", 1_000): `to "https://[redacted]"`,
+	} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Location", location)
+			w.WriteHeader(http.StatusFound)
+		}))
+		defer s.Close()
+		_, err := dial(t, "ws"+strings.TrimPrefix(s.URL, "http"), DialOptions{Token: "very secret"})
+		require.ErrorContains(t, err, "upgrade refused: 302 Found, "+want)
+		require.Less(t, len(err.Error()), 400)
+	}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Location", "https://b.test")
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	defer s.Close()
+	_, err := dial(t, "ws"+strings.TrimPrefix(s.URL, "http"), DialOptions{})
+	require.EqualError(t, err, "upgrade refused: 404 Not Found", "it is no redirect")
+}
+
 // A server must not switch on what was not offered: decompression has no limit.
 func TestDial_RefusesCompressionThatWasNotOffered(t *testing.T) {
 	t.Parallel()

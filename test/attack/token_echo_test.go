@@ -94,6 +94,9 @@ func TestToken_EchoedInAnAnswerToTheUpgradeIsNotTold(t *testing.T) {
 		"body": func(said string) string {
 			return fmt.Sprintf("HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%s", len(said), said)
 		},
+		"location": func(said string) string {
+			return "HTTP/1.1 302 Found\r\nLocation: https://" + said + "\r\nContent-Length: 0\r\n\r\n"
+		},
 		"body of chunks": func(said string) string {
 			return "HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n" + said + "\r\n"
 		},
