@@ -338,23 +338,38 @@ func (c *Connection) shutdown(reason error) {
 	c.streamSlots.Leave()
 }
 
-// fault logs what went wrong, the first time and then once an hour.
-func (c *Connection) fault(what string, err error) {
-	if c.isClosing() || c.draining.Load() {
-		return
+// lostLink logs why a connection was lost: the first time and then once an hour, counted together
+// with failed attempts to make one.
+func (c *Connection) lostLink(err error) {
+	if c.isFaulty(err) {
+		c.errors.Warn(c.log, "grid: connection lost", withoutHost(err))
 	}
-	c.stats.fault(err)
-	c.errors.Warn(c.log, what, withoutHost(err))
 }
 
-// logRefused logs a failed handshake of the remote's, the first and then one an hour. It says nothing
-// about a connection that there may be.
+// cannotConnect logs a failed attempt to connect, of each reason the first and then one an hour.
+func (c *Connection) cannotConnect(err error) {
+	if c.isFaulty(err) {
+		c.errors.WarnReason(c.log, "grid: cannot connect", err)
+	}
+}
+
+// isFaulty notes what went wrong, and reports whether it is to be logged: not once this side ends.
+func (c *Connection) isFaulty(err error) bool {
+	if c.isClosing() || c.draining.Load() {
+		return false
+	}
+	c.stats.fault(err)
+	return true
+}
+
+// logRefused logs a failed handshake of the remote's, of each reason the first and then one an
+// hour. It says nothing about a connection that there may be.
 func (c *Connection) logRefused(addr string, err error) {
 	if c.isClosing() {
 		return
 	}
 	c.stats.fault(err)
-	c.refused.Warn(c.log.With("addr", addr), "grid: handshake failed", err)
+	c.refused.WarnReason(c.log.With("addr", addr), "grid: handshake failed", err)
 }
 
 // overload logs that a limit was reached: of each the first time, and then once an hour.

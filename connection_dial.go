@@ -19,7 +19,7 @@ func (c *Connection) keepDialling(ctx context.Context) {
 		s, err := c.dial(ctx)
 		if err != nil {
 			c.state.set(StateConnectionError, err)
-			c.fault("grid: cannot connect", err)
+			c.cannotConnect(err)
 		} else if c.serve(s) {
 			b.Reset()
 		}

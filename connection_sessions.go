@@ -131,7 +131,7 @@ func (c *Connection) serve(s *session) (lived bool) {
 	if s.leaving.Load() || s.sender.hungUp.Load() {
 		c.stats.fault(err) // one of the two is shutting down, which is no fault
 	} else {
-		c.fault("grid: connection lost", err)
+		c.lostLink(err)
 	}
 	return s.reader.frames.Load() > 0 || life >= time.Second
 }

@@ -34,7 +34,7 @@ func (m *Manager) startSelf() error {
 		for ; m.ctx.Err() == nil; b.Wait(m.ctx) {
 			if serve == nil {
 				if serve, err = l.connect(m); err != nil {
-					l.near.fault("grid: cannot connect", err)
+					l.near.cannotConnect(err)
 					continue
 				}
 			}
@@ -60,6 +60,6 @@ func (l *selfLink) connect(m *Manager) (serve func(), err error) {
 	}
 	return func() {
 		m.start(func() { _ = f.run() })
-		l.near.fault("grid: connection lost", n.run())
+		l.near.lostLink(n.run())
 	}, nil
 }

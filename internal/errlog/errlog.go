@@ -4,8 +4,10 @@ package errlog
 
 import (
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,25 +17,60 @@ import (
 // Interval is how often an error is logged that goes on.
 const Interval = time.Hour
 
+// MaxReasons is for how many reasons an error is logged in an Interval: who has a part in its text
+// may make up ever new ones.
+const MaxReasons = 4
+
 // Log rations the errors of one kind: the first is logged, and then one in an Interval. The zero
 // value is ready. All methods may be called concurrently.
 type Log struct {
 	mu         sync.Mutex
-	last       time.Time // when one was logged
-	suppressed int       // since then
-	logged     bool      // since the last recovery, or that is news for another reason
-	recoveries bool      // there was one
+	last       time.Time          // when one was logged
+	reasons    [MaxReasons]reason // that were logged
+	suppressed int                // since last
+	logged     bool               // since the last recovery, or that is news for another reason
+	recoveries bool               // there was one
+}
+
+// reason is one for which an error was logged.
+type reason struct {
+	hash uint64
+	at   time.Time
 }
 
 // Warn logs an error, if one is due.
 func (l *Log) Warn(log *slog.Logger, what string, err error) {
-	switch n, ok := l.Due(time.Now()); {
-	case !ok:
-	case n > 0:
-		log.Warn(what, "error", clip.Error(err), "suppressed", n)
+	n, ok := l.Due(time.Now())
+	warn(log, what, err, n, ok)
+}
+
+// WarnReason logs an error, if one is due for its reason: so a new one does not wait until the hour
+// of another is over. There are few in an Interval. It makes no difference between texts that
+// differ in digits, as those with the port of a client do.
+func (l *Log) WarnReason(log *slog.Logger, what string, err error) {
+	n, ok := l.dueFor(hashOf(err), time.Now())
+	warn(log, what, err, n, ok)
+}
+
+func warn(log *slog.Logger, what string, err error, suppressed int, due bool) {
+	switch {
+	case !due:
+	case suppressed > 0:
+		log.Warn(what, "error", clip.Error(err), "suppressed", suppressed)
 	default:
 		log.Warn(what, "error", clip.Error(err))
 	}
+}
+
+var hashSeed = maphash.MakeSeed()
+
+func hashOf(err error) uint64 {
+	return maphash.String(hashSeed, strings.Map(func(r rune) rune {
+		if '0' <= r && r <= '9' {
+			return -1
+		}
+		return r
+	}, clip.Text(err.Error())))
 }
 
 // Panicked logs a panic with the stack of its goroutine, if one is due.
@@ -56,9 +93,36 @@ func (l *Log) Due(now time.Time) (suppressed int, ok bool) {
 		l.suppressed++
 		return 0, false
 	}
-	n := l.suppressed
+	return l.loggedLocked(now), true
+}
+
+// dueFor is Due for a reason.
+func (l *Log) dueFor(hash uint64, now time.Time) (suppressed int, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var free *reason
+	for i := range l.reasons {
+		r := &l.reasons[i]
+		switch {
+		case r.at.IsZero() || now.Sub(r.at) >= Interval:
+			free = r
+		case r.hash == hash:
+			l.suppressed++
+			return 0, false
+		}
+	}
+	if free == nil {
+		l.suppressed++
+		return 0, false
+	}
+	*free = reason{hash, now}
+	return l.loggedLocked(now), true
+}
+
+func (l *Log) loggedLocked(now time.Time) (suppressed int) {
+	suppressed = l.suppressed
 	l.last, l.suppressed, l.logged = now, 0, true
-	return n, true
+	return suppressed
 }
 
 // Recovered reports whether it is news that all is well: an error was logged since it last was, or
@@ -82,5 +146,5 @@ func (l *Log) ExpectRecovery() {
 func (l *Log) Reset() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.last, l.suppressed = time.Time{}, 0
+	l.last, l.reasons, l.suppressed = time.Time{}, [MaxReasons]reason{}, 0
 }

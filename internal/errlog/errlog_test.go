@@ -3,7 +3,10 @@ package errlog
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -31,6 +34,60 @@ func TestLog_WarnsOfTheFirstAndThenOfOneAnHour(t *testing.T) {
 		require.Equal(t, 2, strings.Count(b.String(), "it broke"))
 		require.Equal(t, 1, strings.Count(b.String(), "suppressed=3599"))
 		require.Contains(t, b.String(), "error=why")
+	})
+}
+
+// A new reason is told at once, and each once an hour. There are no more than a few, however many
+// somebody makes up, and none is lost count of.
+func TestLog_WarnsOfANewReasonAtOnce(t *testing.T) {
+	random := seed.Rand(t)
+	synctest.Test(t, func(t *testing.T) {
+		log, b := newBuffer()
+		var l Log
+		for i := range 3600 {
+			l.WarnReason(log, "cannot connect", fmt.Errorf("dial 10.0.0.1:%d: no such host", i))
+			if i >= 1000 {
+				l.WarnReason(log, "cannot connect", errors.New("403 Forbidden"))
+			}
+			time.Sleep(time.Second)
+		}
+		lines := strings.Split(strings.TrimSpace(b.String()), "\n")
+		require.Len(t, lines, 2)
+		require.Contains(t, lines[0], "no such host")
+		require.NotContains(t, lines[0], "suppressed")
+		require.Contains(t, lines[1], "403 Forbidden")
+		require.Contains(t, lines[1], "suppressed=1000")
+
+		l.WarnReason(log, "cannot connect", errors.New("dial 10.0.0.1:1: no such host"))
+		require.Equal(t, 2, strings.Count(b.String(), "no such host"), "its hour is over")
+		l.WarnReason(log, "cannot connect", errors.New("403 Forbidden"))
+		require.Equal(t, 1, strings.Count(b.String(), "403"), "its hour is not")
+		time.Sleep(1000 * time.Second)
+		l.WarnReason(log, "cannot connect", errors.New("403 Forbidden"))
+		require.Equal(t, 2, strings.Count(b.String(), "403"))
+	})
+	synctest.Test(t, func(t *testing.T) {
+		log, b := newBuffer()
+		var l Log
+		for range 3 * 3600 {
+			l.WarnReason(log, "refused", errors.New(strings.Repeat("?", 1+random.IntN(2000))))
+			time.Sleep(time.Second)
+		}
+		n := strings.Count(b.String(), "\n")
+		require.Equal(t, 3*MaxReasons, n)
+		suppressed := 0
+		for _, m := range regexp.MustCompile(`suppressed=(\d+)`).FindAllStringSubmatch(b.String(), -1) {
+			n, _ := strconv.Atoi(m[1])
+			suppressed += n
+		}
+		require.Equal(t, 3*3600, n+suppressed+l.suppressed)
+
+		l.Reset()
+		b.Reset()
+		l.WarnReason(log, "refused", errors.New("?"))
+		require.Equal(t, 1, strings.Count(b.String(), "\n"))
+		l.Warn(log, "lost", errors.New("another"))
+		require.Equal(t, 1, strings.Count(b.String(), "\n"), "Warn knows no reasons")
 	})
 }
 

@@ -228,7 +228,7 @@ func TestHandshake_ConnectThatClaimsEverything(t *testing.T) {
 				p.ExpectClosed()
 			}
 		})
-		a.Logged("handshake failed")
+		a.LoggedFew("handshake failed")
 		a.RequireGrown(2 << 20)
 
 		// What nobody knows is skipped, also if it is nested.
@@ -258,7 +258,7 @@ func TestHandshake_ConnectResponseThatClaimsEverything(t *testing.T) {
 					p.ExpectClosed()
 				}
 			})
-			a.Logged("cannot connect", "ConnectResponse")
+			a.LoggedFew("cannot connect", "ConnectResponse")
 			a.RequireGrown(2 << 20)
 			p := a.Next()
 			p.Expect(rawpeer.OpConnect)

@@ -23,6 +23,7 @@ import (
 	"github.com/tinylib/msgp/msgp"
 
 	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/errlog"
 	"github.com/gridrpc/grid/internal/rawpeer"
 	"github.com/gridrpc/grid/internal/rig"
 )
@@ -231,6 +232,7 @@ func TestLongText_OfWhoIsDialledIsClipped(t *testing.T) {
 		"body":        {answer: fmt.Sprintf("HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%s", len(said), said)},
 		"status line": {answer: "HTTP/1.1 403 " + longWord(1<<20) + "\r\nContent-Length: 0\r\n\r\n", untold: true},
 		"header":      {answer: "HTTP/1.1 403 Forbidden\r\nX-Why: " + longWord(1<<20) + "\r\n\r\n", untold: true},
+		"location":    {answer: "HTTP/1.1 302 Found\r\nLocation: http://" + longWord(60_000) + "\r\nContent-Length: 0\r\n\r\n"},
 		"short line":  {answer: "HTTP/1.1 403 " + longWord(30_000) + "\r\nContent-Length: 0\r\n\r\n", untold: true},
 		"extension":   {answer: "HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Extensions: " + longWord(30_000) + "\r\n\r\n", untold: true},
 		"no HTTP":     {answer: said, untold: true},
@@ -659,5 +661,33 @@ func TestLongText_OfAHostThatIsAddedIsClipped(t *testing.T) {
 			err := r.Node.AddHost(name + longWord(1<<20))
 			requireHeld(r, err.Error())
 		}
+	})
+}
+
+// Whoever makes up ever new reasons to be refused does not fill the log.
+func TestLog_EverNewReasonsAreFew(t *testing.T) {
+	rig.InAttackByDialler(t, rawpeer.Config{Bare: true}, nil, func(a *rig.Attacked) {
+		const attempts = 200
+		for i := range attempts {
+			p := a.Next()
+			name := "http://" + strings.Repeat("x", 1+i)
+			p.Send(rawpeer.Msg{Op: rawpeer.OpConnect, Payload: rawpeer.Connect{ID: make([]byte, 16), Host: name, Time: time.Now(), Token: rig.AttackToken}.Encode()})
+			p.Expect(rawpeer.OpConnectResponse)
+			p.ExpectClosed()
+			time.Sleep(time.Second)
+		}
+		a.LoggedFew("handshake failed")
+		require.Len(a, a.Book.About("handshake failed"), errlog.MaxReasons)
+	})
+	synctest.Test(t, func(t *testing.T) {
+		var attempts int
+		_, _, book := echoing(t, func(c net.Conn, _ *bufio.Reader, _ *http.Request) {
+			attempts++
+			fmt.Fprintf(c, "HTTP/1.1 302 Found\r\nLocation: /%s\r\nContent-Length: 0\r\n\r\n", strings.Repeat("x", attempts))
+		})
+		time.Sleep(50 * time.Minute)
+		synctest.Wait()
+		require.Greater(t, attempts, 100)
+		require.Len(t, book.About("cannot connect", "302 Found, to"), errlog.MaxReasons)
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -253,4 +254,56 @@ func TestLog_RefusedDiallerTellsTheReasonOnce(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A name that does not resolve was told; then it does, and who answers says no. That does not wait
+// for the end of the hour.
+func TestLog_NewReasonIsToldAtOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		a, d := "http://node0:9000", "http://node1:9000"
+		if rawpeer.DialOrder(a, d) {
+			a, d = d, a
+		}
+		var resolves, mayCome atomic.Bool
+		log, book := rig.NewLogBook()
+		acceptorLog, acceptorBook := rig.NewLogBook()
+		g := rig.Setup{Hosts: []string{a, d}, Stopped: true, Edit: func(i int, o *grid.ManagerOptions) {
+			if o.Logger = acceptorLog; i == 0 {
+				return
+			}
+			o.Logger = log
+			dial := o.Dialer
+			o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				if !resolves.Load() {
+					return nil, &net.DNSError{Err: "no such host", Name: addr, IsNotFound: true}
+				}
+				return dial(ctx, network, addr)
+			}
+			o.AuthFn = func() string {
+				if mayCome.Load() {
+					return rig.Token
+				}
+				return "bad"
+			}
+		}}.Start(t)
+		g.Start(0)
+		g.Start(1)
+		time.Sleep(5 * time.Minute)
+		require.Len(t, book.About("level=WARN"), 1)
+		require.Len(t, book.About("cannot connect", "no such host"), 1)
+
+		resolves.Store(true)
+		time.Sleep(10 * time.Second)
+		require.Len(t, book.About("cannot connect", "403 Forbidden", "suppressed="), 1)
+		require.Len(t, acceptorBook.About("upgrade refused", "wrong token"), 1)
+		time.Sleep(5 * time.Minute)
+		require.Len(t, book.About("level=WARN"), 2, "and once")
+		require.Len(t, acceptorBook.About("level=WARN"), 1)
+
+		mayCome.Store(true)
+		g.WaitConnected()
+		synctest.Wait()
+		require.Len(t, book.About("grid: connected"), 1)
+	})
 }
