@@ -23,9 +23,7 @@ import (
 func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if !wsconn.IsUpgrade(r) {
-			w.Header().Set("Connection", "Upgrade")
-			w.Header().Set("Upgrade", "websocket")
-			http.Error(w, "grid: a websocket upgrade is required here", http.StatusUpgradeRequired)
+			respondUpgradeRequired(w, r)
 			return
 		}
 		a, err := m.incoming.enter(m.ctx)
@@ -51,6 +49,19 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 			m.start(func() { s.conn.serve(s) })
 		}
 	}
+}
+
+// respondUpgradeRequired answers a request that is no upgrade. HTTP/2 has none, and forbids the
+// headers that say which.
+func respondUpgradeRequired(w http.ResponseWriter, r *http.Request) {
+	text := "grid: a websocket upgrade is required here"
+	if r.ProtoMajor < 2 {
+		w.Header().Set("Connection", "Upgrade")
+		w.Header().Set("Upgrade", "websocket")
+	} else {
+		text += ", over HTTP/1.1"
+	}
+	http.Error(w, text, http.StatusUpgradeRequired)
 }
 
 // respondForbidden tells no stranger more than it must; but who has the key can't be told by the

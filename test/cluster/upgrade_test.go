@@ -2,7 +2,10 @@ package cluster
 
 import (
 	"bufio"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -33,6 +36,44 @@ func TestUpgrade_PlainRequestIsAnswered426(t *testing.T) {
 		require.Equal(t, http.StatusUpgradeRequired, w.Code)
 		require.Equal(t, "websocket", w.Header().Get("Upgrade"))
 		require.Contains(t, w.Body.String(), "websocket")
+	}
+}
+
+// A client of HTTP/2 takes the headers of an upgrade for a broken protocol, as curl does.
+func TestUpgrade_OverHTTP2IsAnswered426WithoutItsHeaders(t *testing.T) {
+	m, err := grid.NewManager(t.Context(), rig.Options(rig.LoneHost, []string{rig.LoneHost}))
+	require.NoError(t, err)
+	defer m.Close()
+	mux := http.NewServeMux()
+	mux.Handle(grid.RoutePath, m.Handler())
+	s := httptest.NewUnstartedServer(mux)
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	defer s.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, ForceAttemptHTTP2: proto == "HTTP/2.0"}
+		defer transport.CloseIdleConnections()
+		r, err := http.NewRequestWithContext(t.Context(), "GET", s.URL+grid.RoutePath, nil)
+		require.NoError(t, err)
+		r.Header = rig.Bearer(rig.Token)
+		resp, err := (&http.Client{Transport: transport}).Do(r)
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		require.Equal(t, proto, resp.Proto)
+		require.Equal(t, http.StatusUpgradeRequired, resp.StatusCode)
+		if proto == "HTTP/1.1" {
+			require.Equal(t, "websocket", resp.Header.Get("Upgrade"))
+			require.Equal(t, "grid: a websocket upgrade is required here\n", string(body))
+			continue
+		}
+		for _, forbidden := range []string{"Connection", "Upgrade", "Keep-Alive", "Proxy-Connection", "Transfer-Encoding"} {
+			require.Empty(t, resp.Header[forbidden], forbidden)
+		}
+		require.Equal(t, "grid: a websocket upgrade is required here, over HTTP/1.1\n", string(body))
 	}
 }
 
