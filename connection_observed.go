@@ -35,7 +35,7 @@ func (o *observed) begin(ctx context.Context, n int, intercept func(ctx context.
 	}()
 	for i := range n {
 		next, end, err := intercept(ctx, i)
-		if err != nil {
+		if err = notNilRemote(err); err != nil {
 			told = true
 			o.end(err)
 			return ctx, err

@@ -71,18 +71,31 @@ var packageErrors = []error{
 // answer can be told by the sentinel that its handler returned; local conditions are excepted: a
 // RemoteErr never is one of the errors of this package, [context.Canceled],
 // [context.DeadlineExceeded] or [io.EOF], whatever its text.
+//
+// A nil *RemoteErr is no error, but in a variable of type error it is not nil: a function that
+// returns error must return nil in its place. No function of this package returns one as error.
 type RemoteErr string
 
 // NewRemoteErr makes a RemoteErr with the text of err. It returns nil for nil, and err itself where
-// err is a *RemoteErr.
+// err is a *RemoteErr. It is for handlers: what it returns is not to be returned as error without a
+// look at whether it is nil; see [RemoteErr].
 func NewRemoteErr(err error) *RemoteErr {
-	if err == nil {
+	if err = notNilRemote(err); err == nil {
 		return nil
 	}
 	if r, ok := err.(*RemoteErr); ok {
 		return r
 	}
 	return NewRemoteErrString(err.Error())
+}
+
+// notNilRemote is err, or nil for a nil *RemoteErr, which a function of the application's may have
+// returned as error.
+func notNilRemote(err error) error {
+	if r, ok := err.(*RemoteErr); ok && r == nil {
+		return nil
+	}
+	return err
 }
 
 // NewRemoteErrf makes a RemoteErr with a text formatted by [fmt.Sprintf].
@@ -98,11 +111,8 @@ func NewRemoteErrString(msg string) *RemoteErr {
 
 // IsRemoteErr reports whether err, or an error that it wraps, is a [RemoteErr].
 func IsRemoteErr(err error) bool {
-	if p, ok := err.(*RemoteErr); ok && p == nil {
-		return false
-	}
 	var r RemoteErr
-	return errors.As(err, &r)
+	return errors.As(notNilRemote(err), &r)
 }
 
 // Error returns the text that the remote sent.

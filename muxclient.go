@@ -232,7 +232,7 @@ func (m *muxClient) results(next func([]byte) error) error {
 			return m.stopConsuming(contextError(m.caller))
 		case ok:
 			m.grant(grant)
-			if err := next(msg.join()); err != nil {
+			if err := notNilRemote(next(msg.join())); err != nil {
 				return m.stopConsuming(err)
 			}
 		case ended:
