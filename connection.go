@@ -42,6 +42,7 @@ type Connection struct {
 	hostBytes                 limit.Budget
 
 	session    atomic.Pointer[session]
+	attempt    atomic.Pointer[progress] // to connect, that is under way on this side
 	state      stateMachine
 	errors     errlog.Log // of connections that were lost or could not be made
 	refused    errlog.Log // of handshakes that were refused, perhaps beside a connection
@@ -240,14 +241,18 @@ func (c *Connection) absence() string {
 		since = c.began
 	}
 	text := "no connection for " + age(time.Since(since))
+	attempt := c.attempt.Load()
 	switch {
 	case !c.dials:
 		text += ", waiting for it to dial"
-	case why == "" && c.state.get() == StateUnconnected:
+	case attempt == nil && why == "" && c.state.get() == StateUnconnected:
 		text += ", not dialled yet"
 	}
 	if why != "" {
 		text += ": " + why
+	}
+	if attempt != nil {
+		text += ", connecting (" + attempt.reached() + ")"
 	}
 	return text
 }

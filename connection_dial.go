@@ -2,6 +2,10 @@ package grid
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
 	"time"
 
 	"github.com/gridrpc/grid/internal/backoff"
@@ -30,6 +34,10 @@ func (c *Connection) keepDialling(ctx context.Context) {
 func (c *Connection) dial(ctx context.Context) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.HandshakeTimeout)
 	defer cancel()
+	at := c.opts.newProgress(ctx)
+	c.attempt.Store(at)
+	defer c.attempt.Store(nil)
+	at.enter("in AuthFn")
 	bearer, err := c.bearer()
 	if err != nil {
 		return nil, err
@@ -39,14 +47,16 @@ func (c *Connection) dial(ctx context.Context) (*session, error) {
 		Dial:     c.opts.Dialer,
 		TLS:      c.opts.TLSConfig,
 		Limit:    handshakeLimit,
+		Stage:    at.enter,
 		Counters: c.opts.counters(),
 	})
 	if err != nil {
-		return nil, cleanError(err, bearer)
+		return nil, cleanError(at.explain(err), bearer)
 	}
-	s, err := handshake(ctx, ws, func() (*session, error) {
-		s, err := c.greet(ws, header, bearer)
+	s, err := handshake(ctx, ws, at, func() (*session, error) {
+		s, err := c.greet(ws, header, bearer, at)
 		if err == nil {
+			at.enter("in the handshake, asking whether the present connection is alive")
 			err = c.adopt(s)
 		}
 		return s, err
@@ -60,16 +70,15 @@ func (c *Connection) dial(ctx context.Context) (*session, error) {
 
 // handshake runs f, bounded by ctx, which has a deadline. It fails if ctx has ended meanwhile, also
 // where f has not noticed.
-func handshake(ctx context.Context, ws *wsconn.Conn, f func() (*session, error)) (*session, error) {
-	deadline, _ := ctx.Deadline()
-	if err := ws.SetDeadline(deadline); err != nil {
-		return nil, err
+func handshake(ctx context.Context, ws *wsconn.Conn, at *progress, f func() (*session, error)) (*session, error) {
+	if err := ws.SetDeadline(at.deadline); err != nil {
+		return nil, at.explain(&socketError{err})
 	}
 	stop := context.AfterFunc(ctx, func() { ws.Close() })
 	s, err := f()
 	if err != nil {
 		stop()
-		return nil, err
+		return nil, at.explain(err)
 	}
 	if stop() {
 		err = ws.SetDeadline(time.Time{})
@@ -77,9 +86,79 @@ func handshake(ctx context.Context, ws *wsconn.Conn, f func() (*session, error))
 		err = context.Cause(ctx)
 	}
 	if err != nil {
+		err = at.explain(err)
 		s.close(err)
 		return nil, err
 	}
 	ws.SetLimit(s.opts.frameLimit())
 	return s, nil
 }
+
+// progress is how far an attempt to connect has come, on either side.
+type progress struct {
+	ctx      context.Context // bounds the attempt
+	deadline time.Time
+	timeout  time.Duration
+
+	mu    sync.Mutex
+	stage string
+}
+
+// newProgress is that of an attempt which ctx bounds, by HandshakeTimeout at the latest.
+func (o *ManagerOptions) newProgress(ctx context.Context) *progress {
+	p := &progress{ctx: ctx, timeout: o.HandshakeTimeout}
+	p.deadline, _ = ctx.Deadline()
+	return p
+}
+
+// enter notes what begins, in words that go behind "timed out". What begins after the deadline is
+// not what has taken the time.
+func (p *progress) enter(stage string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.isLate() {
+		p.stage = stage
+	}
+}
+
+// reached is the stage that it is in.
+func (p *progress) reached() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.stage
+}
+
+func (p *progress) isLate() bool { return !time.Now().Before(p.deadline) }
+
+// explain returns why the attempt failed with err. Where it was ended, by its time or by who gave
+// it up, that is the reason, and not what became of the socket.
+func (p *progress) explain(err error) error {
+	var socket *socketError
+	var timeout net.Error
+	switch {
+	case !errors.As(err, &socket) && !errors.Is(err, context.DeadlineExceeded) && (!errors.As(err, &timeout) || !timeout.Timeout()):
+	case p.isLate():
+		return &timeoutError{p.timeout, p.reached()}
+	case p.ctx.Err() != nil:
+		return context.Cause(p.ctx)
+	}
+	return err
+}
+
+// timeoutError is an attempt to connect that took too long.
+type timeoutError struct {
+	after time.Duration
+	stage string
+}
+
+func (e *timeoutError) Error() string {
+	return fmt.Sprintf("timed out after %v (HandshakeTimeout) %s", e.after, e.stage)
+}
+
+// Is reports whether target is [context.DeadlineExceeded].
+func (e *timeoutError) Is(target error) bool { return target == context.DeadlineExceeded }
+
+// socketError is what has happened to a socket, rather than what was said over it.
+type socketError struct{ error }
+
+func (e *socketError) Unwrap() error { return e.error }

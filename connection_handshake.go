@@ -50,12 +50,13 @@ func (c *Connection) bearer() (string, error) {
 
 // greet is the dialler's side of the handshake. The socket has a deadline. header is that of the
 // answer to the upgrade request, sent the bearer token that the peer has had already.
-func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent string) (*session, error) {
+func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent string, at *progress) (*session, error) {
 	req := connectReq{ID: c.localID, Host: c.local, To: c.remote, Time: time.Now(), Caps: ourCaps}
 	meeting := token.Meeting{Dialler: c.local, Acceptor: c.remote, DiallerID: c.localID}
 	var err error
 	secret := c.secret.Load()
 	if secret == nil {
+		at.enter("in the handshake, in AuthFn")
 		req.Token, err = c.opts.bearer()
 	} else if meeting.Challenge, err = token.ParseNonce(header.Get(challengeHeader)); err == nil {
 		req.Token = secret.Response(&meeting)
@@ -69,10 +70,12 @@ func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent string) (*s
 	if err != nil {
 		return nil, err
 	}
+	at.enter("in the handshake, sending Connect")
 	if err := writeHandshake(ws, opConnect, payload); err != nil {
 		return nil, fmt.Errorf("handshake: %w", err)
 	}
 	var resp connectResp
+	at.enter("in the handshake, waiting for ConnectResponse")
 	if err := readHandshake(ws, opConnectResponse, resp.UnmarshalMsg); err != nil {
 		return nil, cleanError(fmt.Errorf("handshake: %w", err), req.Token, sent)
 	}
@@ -108,9 +111,9 @@ func isSameHost(name, host string) bool {
 
 // answer is the acceptor's side of the handshake. The socket has a deadline. A refusal has been
 // sent when it returns the reason.
-func (m *Manager) answer(ws *wsconn.Conn, challenge token.Nonce, r *http.Request, a *arrival) (*Connection, *session, error) {
+func (m *Manager) answer(ws *wsconn.Conn, challenge token.Nonce, r *http.Request, a *arrival, at *progress) (*Connection, *session, error) {
 	var req connectReq
-	c, err := m.checkConnect(ws, &req, challenge, r, a)
+	c, err := m.checkConnect(ws, &req, challenge, r, a, at)
 	resp := connectResp{ID: m.ID, Accepted: err == nil, Caps: ourCaps, Host: m.opts.Local}
 	var s *session
 	if err == nil {
@@ -120,6 +123,7 @@ func (m *Manager) answer(ws *wsconn.Conn, challenge token.Nonce, r *http.Request
 		s = newSession(c, ws, req.ID, req.Caps)
 		// The connection is taken before the answer is sent, so that what the peer sends upon it
 		// finds a session.
+		at.enter("in the handshake, asking whether the present connection is alive")
 		err = c.adopt(s)
 	}
 	if err != nil {
@@ -133,10 +137,11 @@ func (m *Manager) answer(ws *wsconn.Conn, challenge token.Nonce, r *http.Request
 	}
 	payload, merr := resp.MarshalMsg(nil)
 	if merr == nil {
+		at.enter("in the handshake, sending ConnectResponse")
 		merr = writeHandshake(ws, opConnectResponse, payload)
 	}
 	if err == nil && merr != nil {
-		err = merr
+		err = at.explain(merr)
 		s.close(err)
 	}
 	return c, s, err
@@ -148,7 +153,8 @@ func (m *Manager) meeting(c *Connection, req *connectReq, challenge token.Nonce)
 }
 
 // checkConnect reads and checks a Connect, in the order of section 3.
-func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, challenge token.Nonce, r *http.Request, a *arrival) (*Connection, error) {
+func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, challenge token.Nonce, r *http.Request, a *arrival, at *progress) (*Connection, error) {
+	at.enter("in the handshake, waiting for Connect")
 	if err := readHandshake(ws, opConnect, req.UnmarshalMsg); err != nil {
 		if errors.Is(err, ErrProtocol) {
 			return nil, rejectf("%v", err)
@@ -166,6 +172,7 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, challenge token
 	if skew := time.Since(req.Time).Round(time.Second); skew > maxClockSkew || skew < -maxClockSkew {
 		return c, rejectf("clocks differ by %v, more than %v", skew.Abs(), maxClockSkew)
 	}
+	at.enter("in the handshake, in AuthToken")
 	if err := m.checkToken(c, req, challenge, a); err != nil {
 		return c, rejectf("invalid token: %v", err)
 	}
@@ -173,6 +180,7 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, challenge token
 		return c, rejectf("%s is to be dialled by %s, not the reverse", c.remote, c.local)
 	}
 	if m.opts.VerifyPeer != nil {
+		at.enter("in the handshake, in VerifyPeer")
 		if err := a.run(func() error { return m.opts.VerifyPeer(c.remote, r) }); err != nil {
 			return c, rejectf("%s is not accepted: %v", c.remote, err)
 		}
@@ -206,23 +214,31 @@ func clean(text string, tokens ...string) string {
 // cleanError is err, or where its text is not clean, an error with one that is.
 func cleanError(err error, tokens ...string) error {
 	text := err.Error()
-	if clean := clean(text, tokens...); clean != text {
-		return errors.New(clean)
+	clean := clean(text, tokens...)
+	if clean == text {
+		return err
 	}
-	return err
+	var socket *socketError
+	if errors.As(err, &socket) {
+		return &socketError{errors.New(clean)}
+	}
+	return errors.New(clean)
 }
 
 // writeHandshake sends a message of the handshake, which has no checksum.
 func writeHandshake(ws *wsconn.Conn, o op, payload []byte) error {
 	m := message{Op: o, Payload: payload}
-	return ws.WriteMessage(m.appendTo(nil))
+	if err := ws.WriteMessage(m.appendTo(nil)); err != nil {
+		return &socketError{err}
+	}
+	return nil
 }
 
 // readHandshake reads the message of the handshake that must come next.
 func readHandshake(ws *wsconn.Conn, want op, decode func([]byte) ([]byte, error)) error {
 	b, err := ws.ReadMessage()
 	if err != nil {
-		return err
+		return &socketError{err}
 	}
 	defer bytepool.Put(b)
 	var m message

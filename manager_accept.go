@@ -157,16 +157,17 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request, a *arrival) *se
 	// From here on the request's context means nothing: hijacking ends it.
 	ctx, cancel := context.WithTimeout(a.ctx, m.opts.HandshakeTimeout)
 	defer cancel()
-	deadline, _ := ctx.Deadline()
+	at := m.opts.newProgress(ctx)
+	at.enter("sending the answer to the upgrade request")
 	var challenge token.Nonce
 	header := http.Header{}
 	if m.secret.Load() != nil {
 		challenge = token.NewNonce()
 		header.Set(challengeHeader, challenge.String())
 	}
-	ws, err := wsconn.Upgrade(w, r, header, handshakeLimit, deadline, m.opts.counters())
+	ws, err := wsconn.Upgrade(w, r, header, handshakeLimit, at.deadline, m.opts.counters())
 	if err != nil {
-		m.opts.Logger.Debug("grid: upgrade failed", "local", m.opts.Local, "addr", addrOf(r), "error", clip.Error(err))
+		m.opts.Logger.Debug("grid: upgrade failed", "local", m.opts.Local, "addr", addrOf(r), "error", clip.Error(at.explain(err)))
 		return nil
 	}
 
@@ -178,8 +179,8 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request, a *arrival) *se
 		}
 	}()
 	var c *Connection
-	s, err = handshake(ctx, ws, func() (s *session, err error) {
-		c, s, err = m.answer(ws, challenge, r, a)
+	s, err = handshake(ctx, ws, at, func() (s *session, err error) {
+		c, s, err = m.answer(ws, challenge, r, a, at)
 		return s, err
 	})
 	if cause := context.Cause(ctx); err != nil && errors.Is(cause, errTooManyHandshakes) {

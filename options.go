@@ -259,8 +259,9 @@ type ManagerOptions struct {
 	MessageTimeout time.Duration
 
 	// HandshakeTimeout bounds dialling, upgrading and the handshake, as a whole: a peer that is not
-	// done by then is closed. What comes before the upgrade request is complete is for the HTTP
-	// server to bound, by its ReadHeaderTimeout. From 1 ms to 30 days; the default is 10 s.
+	// done by then is closed, and the error says how far it has come. What comes before the upgrade
+	// request is complete is for the HTTP server to bound, by its ReadHeaderTimeout. From 1 ms to
+	// 30 days; the default is 10 s.
 	HandshakeTimeout time.Duration
 }
 

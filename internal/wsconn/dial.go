@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/gorilla/websocket"
 
@@ -31,6 +32,9 @@ type DialOptions struct {
 	TLS *tls.Config
 	// Limit is the largest message that may be read, in bytes.
 	Limit int64
+	// Stage, if not nil, is told what begins, in words that go behind "timed out" and the like. It
+	// may be called on any goroutine, but once at a time, and not after Dial has returned.
+	Stage func(stage string)
 	Counters
 }
 
@@ -56,25 +60,26 @@ func Dial(ctx context.Context, url string, o DialOptions) (*Conn, http.Header, e
 	if dial == nil {
 		dial = new(net.Dialer).DialContext
 	}
+	at := stages{tell: o.Stage}
 	d := websocket.Dialer{
 		NetDialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			c, err := dial(ctx, network, addr)
+			c, err := at.dial(ctx, dial, network, addr)
 			if err != nil {
 				return nil, err
 			}
+			at.upgrade()
 			return guard(c), nil
 		},
 		NetDialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			c, err := dial(ctx, network, addr)
+			c, err := at.dial(ctx, dial, network, addr)
 			if err != nil {
 				return nil, err
 			}
-			t := tls.Client(c, clientTLS(o.TLS, addr))
-			if err := t.HandshakeContext(ctx); err != nil {
-				c.Close()
+			if c, err = at.secure(ctx, c, clientTLS(o.TLS, addr), addr); err != nil {
 				return nil, err
 			}
-			return guard(t), nil
+			at.upgrade()
+			return guard(c), nil
 		},
 		ReadBufferSize:  readBufferSize,
 		WriteBufferSize: writeBufferSize,
@@ -100,6 +105,8 @@ func Dial(ctx context.Context, url string, o DialOptions) (*Conn, http.Header, e
 	}
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
+	} else if deadline, _ := ctx.Deadline(); !time.Now().Before(deadline) {
+		err = context.DeadlineExceeded // the socket has heard of it first
 	}
 	return nil, nil, err
 }

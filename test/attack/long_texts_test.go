@@ -282,7 +282,7 @@ func requireNotConnected(t testing.TB, l *listener, m *grid.Manager, conn *grid.
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
 	defer cancel()
 	err := conn.WaitForConnect(ctx)
-	require.ErrorContains(t, err, "no connection for 4s: ")
+	require.ErrorContains(t, err, "no connection for 4s")
 	require.LessOrEqual(t, held(err.Error()), maxHeld)
 	places := l.require(t, m)
 	require.NotEmpty(t, l.book.About("cannot connect"))

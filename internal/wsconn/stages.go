@@ -1,0 +1,57 @@
+package wsconn
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http/httptrace"
+	"sync"
+)
+
+// stages tells how far a dial has come. What is told completes a sentence that says that it failed.
+type stages struct {
+	tell func(stage string)
+
+	mu      sync.Mutex
+	dialled bool // what is under way of other addresses is no news
+}
+
+func (s *stages) enter(stage string) {
+	if s.tell != nil {
+		s.tell(stage)
+	}
+}
+
+// dial dials, and tells of what package net tells about it, if it is that which dials.
+func (s *stages) dial(ctx context.Context, dial func(ctx context.Context, network, addr string) (net.Conn, error), network, addr string) (net.Conn, error) {
+	s.enter("while dialling " + addr)
+	dialling := func(stage string) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !s.dialled {
+			s.enter(stage)
+		}
+	}
+	c, err := dial(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		DNSStart:     func(i httptrace.DNSStartInfo) { dialling("while resolving " + i.Host) },
+		DNSDone:      func(httptrace.DNSDoneInfo) { dialling("while dialling " + addr) },
+		ConnectStart: func(_, addr string) { dialling("while dialling " + addr) },
+	}), network, addr)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.dialled = true
+	return c, err
+}
+
+// secure shakes hands over c, which it closes if that fails.
+func (s *stages) secure(ctx context.Context, c net.Conn, conf *tls.Config, addr string) (net.Conn, error) {
+	s.enter("in the TLS handshake with " + addr)
+	t := tls.Client(c, conf)
+	if err := t.HandshakeContext(ctx); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return t, nil
+}
+
+func (s *stages) upgrade() { s.enter("waiting for the answer to the upgrade request") }
