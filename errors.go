@@ -238,8 +238,15 @@ func contextError(ctx context.Context) error {
 		return nil
 	}
 	cause := context.Cause(ctx)
-	if cause == context.Canceled && err == context.Canceled || cause == context.DeadlineExceeded && err == context.DeadlineExceeded {
-		return err
+	switch err {
+	case context.Canceled, context.DeadlineExceeded:
+		if cause == err {
+			return err
+		}
+	default: // a context of the application's own, which may do as it likes
+		if isOfCall(err) {
+			err = context.Canceled
+		}
 	}
 	e := &endedContext{err: err, text: err.Error()}
 	if text, ok := textOf(cause); ok && text != e.text {
@@ -262,7 +269,7 @@ func isOfCall(err error) (is bool) {
 // endedContext is the error of a context, with the text of its cause.
 type endedContext struct {
 	text  string
-	err   error // [context.Canceled] or [context.DeadlineExceeded]
+	err   error // of the context
 	cause error // nil where it is not the application's own
 }
 

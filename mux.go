@@ -25,7 +25,7 @@ type frameSender interface {
 // limitLogger is what logs that a limit was reached.
 type limitLogger interface{ overload(err error) }
 
-// callHost is the session as a call of this side sees it.
+// callHost is the session as a call sees it, on either side.
 type callHost interface {
 	limitLogger
 	// disconnected is ErrDisconnected with the name of the remote host, for a reason.

@@ -114,6 +114,7 @@ func (m *muxClient) connect(payload, metadata []byte, sub *subHandlerID, noInput
 	}
 	var err error
 	if msg.DeadlineMS, err = remainingMS(m.deadline, 0); err != nil {
+		err = cmp.Or(contextError(m.ctx), err)
 		m.finish(err, 0)
 		return err
 	}
@@ -122,7 +123,7 @@ func (m *muxClient) connect(payload, metadata []byte, sub *subHandlerID, noInput
 	m.watch()
 	if err := m.host.sendOpening(m.done, msg, &m.sendSeq, m.deadline); err != nil {
 		if err == errSendCancelled { // if it was not done that has ended the wait
-			err = context.DeadlineExceeded
+			err = cmp.Or(contextError(m.ctx), context.DeadlineExceeded)
 		}
 		m.finish(err, dropWaiting)
 		return m.endError()

@@ -17,7 +17,7 @@ import (
 // serverHost is the session as the serving end of a stream sees it.
 type serverHost interface {
 	frameSender
-	limitLogger
+	callHost
 	// serverEnded takes the stream out of the session's table.
 	serverEnded(m *muxServer)
 	// submit runs t on a goroutine that is reused, with its stack.
@@ -175,7 +175,7 @@ func (m *muxServer) abort(cause error, how ending) {
 	// Before the stream is unknown, for which the peer gets an answer without a reason.
 	if how&tellReason != 0 {
 		msg := message{MuxID: m.id, Op: opDisconnectClientMux}
-		msg.setError(cause.Error())
+		msg.setError(withoutHost(cause).Error()) // the host is the one that is told
 		m.host.post(msg, &m.sendSeq)
 	}
 	m.host.serverEnded(m)
@@ -342,7 +342,7 @@ func (m *muxServer) tick(now, progress time.Time, interval time.Duration) {
 		return
 	}
 	if monotime.Of(now).Sub(max(m.heard.Load(), monotime.Of(progress))) > 4*interval {
-		m.abort(disconnected("", errors.New("the client has not pinged its stream")), tellReason)
+		m.abort(m.host.disconnected(errors.New("the client has not pinged its stream")), tellReason)
 	}
 }
 

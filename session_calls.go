@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +22,7 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 	deadline, hasDeadline := ctx.Deadline()
 	ms, err := remainingMS(deadline, defaultDeadline)
 	if err != nil {
-		return nil, err
+		return nil, cmp.Or(contextError(ctx), err)
 	}
 	c, err := s.calls.add(s.conn.nextMuxID(), !hasDeadline)
 	if err != nil {

@@ -170,6 +170,29 @@ func (c cancelling) InterceptCall(ctx context.Context, _ *grid.CallInfo) (contex
 	return ctx, nil, nil
 }
 
+// oddContext is a context of an application's own, whose Err is the cause.
+type oddContext struct{ context.Context }
+
+func (c oddContext) Err() error { return context.Cause(c.Context) }
+
+func TestError_OfAnOddContextIsNotThatOfAnotherHost(t *testing.T) {
+	t.Parallel()
+	for name, cause := range foreign {
+		inFailing(t, func(t *testing.T, e *failing) {
+			e.ctx = oddContext{e.ctx}
+			s, _ := openToPeer(t, e.ctx, e.conn, e.peer, 2)
+			e.cancel(cause)
+			_, err := e.conn.SingleRequest(e.ctx, rig.Handler, nil)
+			for _, err := range []error{err, s.Results(nil)} {
+				require.False(t, grid.IsRemoteErr(err), name)
+				require.NotErrorIs(t, err, grid.ErrDisconnected, name)
+				require.NotErrorIs(t, err, grid.ErrOverloaded, name)
+				require.Contains(t, []string{"canceled", "deadline_exceeded", "error"}, grid.CallResult{Err: err}.Status(), name)
+			}
+		})
+	}
+}
+
 // ownError is an error of the application's that is found by its type.
 type ownError struct{ code int }
 
