@@ -2,7 +2,6 @@ package calls
 
 import (
 	"context"
-	"errors"
 	"testing"
 	"testing/synctest"
 
@@ -90,5 +89,4 @@ func TestError_NilRemoteErrIsReturnedNowhere(t *testing.T) {
 	})
 	require.False(t, grid.IsRemoteErr(nilRemote()))
 	require.True(t, grid.NewRemoteErr(nilRemote()) == nil)
-	require.False(t, errors.Is(grid.ErrDisconnected, nilRemote()))
 }
