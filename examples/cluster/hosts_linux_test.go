@@ -126,7 +126,7 @@ func (l *lab) fault(t *testing.T, a, b, c *labHost, begin, end func()) {
 	until(t, labHeal, "an attempt to connect", func() bool {
 		ab, ba := a.linkTo(t, b), b.linkTo(t, a)
 		return ab.State == grid.StateConnecting.String() || ba.State == grid.StateConnecting.String() ||
-			strings.Contains(ab.LastError+ba.LastError, "dial tcp")
+			strings.Contains(ab.LastError+ba.LastError, "dial") // refused, or timed out
 	})
 	end()
 	healed := until(t, labHeal, "healed on both sides", isConnected(t, a, b), isConnected(t, b, a))
