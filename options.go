@@ -180,8 +180,8 @@ type ManagerOptions struct {
 	// [ErrOverloaded] on both sides; where nothing else waits, one of any size is taken. Each
 	// counts 168 bytes more. The number of messages is bounded by the stream's capacities, and its
 	// windows do not grow to where they leave no room for one of MaxMessageSize, so it takes large
-	// messages to get there. At least MaxMessageSize; the default is 64 MiB, or twice MaxMessageSize if that
-	// is more.
+	// messages to get there. At least MaxMessageSize; the default is 64 MiB, or twice MaxMessageSize
+	// if that is more.
 	MaxStreamBytes int
 
 	// MaxQueuedBytes is how many bytes may wait to be sent to each host. Those who send more wait
