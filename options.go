@@ -189,8 +189,7 @@ type ManagerOptions struct {
 	// counts 168 bytes more. The number of messages is bounded by the stream's capacities, or 65536
 	// where a server does not tell its own (protocol section 8), and windows do not grow to where
 	// they leave no room for one of MaxMessageSize, so it takes large messages to get there. At least
-	// MaxMessageSize; the default is 64 MiB, or twice MaxMessageSize if that
-	// is more.
+	// MaxMessageSize; the default is 64 MiB, or twice MaxMessageSize if that is more.
 	MaxStreamBytes int
 
 	// MaxTotalBytes is how many bytes may be kept for all hosts together, counted like
