@@ -39,7 +39,8 @@ type muxServer struct {
 	id         uint64
 	handler    *streamEntry
 	handlerID  HandlerID
-	caps       caps // in use with the peer
+	wide       bool // the peer has wide credits
+	tellsBoth  bool // the ack names both capacities
 	hasInput   bool
 	payload    arrived // the handler's, once it runs
 	ctx        context.Context
@@ -78,7 +79,8 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrive
 		id:         open.MuxID,
 		handler:    h,
 		handlerID:  open.Handler,
-		caps:       caps,
+		wide:       caps.wide(),
+		tellsBoth:  caps.bothCapacities(),
 		hasInput:   h.inCapacity > 0 && !eof,
 		inputEOF:   eof,
 		payload:    payload,
@@ -90,14 +92,14 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrive
 	}
 	limit := h.outCapacity
 	switch {
-	case caps.bothCapacities():
+	case m.tellsBoth:
 		limit = maxCapacity
-	case caps.wide():
+	case m.wide:
 		limit = maxCapacity + credit.MaxWindow // the client does not know outCapacity
 	}
 	m.credits.Reset(h.outCapacity, limit)
 	if m.hasInput {
-		m.in.init(m.inCredits(), caps.wide())
+		m.in.init(m.inCredits(), m.wide)
 	}
 	m.heard.Store(monotime.Of(now))
 
@@ -123,9 +125,9 @@ func (m *muxServer) inCredits() int {
 // ackPayload tells the client what it may have to know of the handler's capacities.
 func (m *muxServer) ackPayload(buf *ackBuffer) []byte {
 	switch {
-	case m.caps.bothCapacities():
+	case m.tellsBoth:
 		return appendCapacities(buf[:0], m.inCredits(), m.handler.outCapacity)
-	case m.caps.wide():
+	case m.wide:
 		return appendCredits(buf[:0], m.inCredits())
 	}
 	return nil
@@ -236,7 +238,7 @@ func (m *muxServer) handlerReturned() {
 // by a disconnect, as it was with such a server; but not by a second one, which could overtake the
 // first and its reason.
 func (m *muxServer) sendResult() {
-	if !m.caps.wide() {
+	if !m.wide {
 		_ = m.credits.Reserve(context.Background())
 	}
 	if !m.isAborted() {
@@ -250,7 +252,7 @@ func (m *muxServer) sendResult() {
 	}
 	// The end of a stream that has ended: it only releases what it holds.
 	m.abort(errStreamOver, 0)
-	if !m.caps.wide() && !m.wasTold() {
+	if !m.wide && !m.wasTold() {
 		m.host.post(message{MuxID: m.id, Op: opDisconnectClientMux}, nil)
 	}
 }
@@ -313,7 +315,7 @@ func (m *muxServer) onUnblock(msg *message) {
 	if !m.checkSeq(msg) {
 		return
 	}
-	if err := addCredits(&m.credits, msg, m.caps.wide()); err != nil {
+	if err := addCredits(&m.credits, msg, m.wide); err != nil {
 		m.fail(err)
 	}
 }

@@ -326,10 +326,10 @@ func (r *hostileRun) check() {
 	}
 	for _, m := range s.streams.all(nil) {
 		capacity := 2
-		if c := r.muxes[m.id]; m.caps.bothCapacities() && c != nil && c.acked {
+		if c := r.muxes[m.id]; m.tellsBoth && c != nil && c.acked {
 			capacity = c.out
 			require.LessOrEqual(t, c.took+m.in.waiting(), c.out+c.granted, "more came than the peer had credits for")
-		} else if m.caps.wide() {
+		} else if m.wide {
 			capacity = 0 // which its server knows
 		}
 		requireBounded(&m.in, capacity)

@@ -59,7 +59,7 @@ func closedChan[In any]() chan In {
 // credits are returned when the pump next looks. A version 1 peer gets a credit back for each
 // message that is passed on.
 func (m *muxServer) inBuffer() int {
-	if !m.caps.wide() {
+	if !m.wide {
 		return 0
 	}
 	return min(m.inCredits()/2, maxInBuffer)
@@ -265,7 +265,7 @@ func (p *streamPump[In, Out]) account() {
 	}
 	grant := m.in.handedOn(p.waiting-held, held == 0 || held < cap(p.in))
 	p.waiting = held
-	if m.caps.wide() {
+	if m.wide {
 		p.grant(grant)
 		return
 	}
