@@ -153,7 +153,7 @@ func (a arrived) counts() int { return a.size() + a.decoded }
 // too much.
 func (a *arrived) decodes(times int) error {
 	n := decodedSize(a.size(), times)
-	if exceeded := a.budget.Grow(a.size(), n); exceeded != nil {
+	if exceeded := a.budget.Grow(a.size(), n, 0); exceeded != nil {
 		return bytesError(exceeded)
 	}
 	a.decoded = n

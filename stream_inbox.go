@@ -160,7 +160,7 @@ type holder interface {
 // on.
 func (b *inbox) pushLocked(msg arrived) error {
 	// With what is around it, a message of just the limit fits.
-	if exceeded := msg.budget.TakeBeyond(messageCost, messageCost); exceeded != nil {
+	if exceeded := msg.budget.Grow(msg.size(), messageCost, messageCost); exceeded != nil {
 		msg.drop()
 		return bytesError(exceeded)
 	}
@@ -284,7 +284,7 @@ func (b *inbox) hold() (msg arrived, ok, ended bool, err error) {
 	}
 	size := msg.size()
 	n := decodedSize(size, b.times)
-	if exceeded := b.budget.Grow(size+messageCost, n); exceeded != nil {
+	if exceeded := b.budget.Grow(size+messageCost, n, 0); exceeded != nil {
 		msg.drop()
 		b.takenLocked(size)
 		return arrived{}, false, false, bytesError(exceeded)

@@ -64,16 +64,14 @@ func (b *Budget) Used() int64 { return b.used.Load() }
 
 // Take adds n. Where that is too much it adds nothing, and says why; else it returns nil. What
 // comes alone is never too much for the budget's own limit, nor for a pool that has lent nothing.
-func (b *Budget) Take(n int) *Exceeded { return b.TakeBeyond(n, 0) }
+func (b *Budget) Take(n int) *Exceeded { return b.take(request{n: n}) }
 
-// TakeBeyond is Take with limits that are higher by slack.
-func (b *Budget) TakeBeyond(n, slack int) *Exceeded { return b.take(request{n: n, slack: slack}) }
-
-// Grow is Take for who has taken have before: nothing else makes it come alone or not.
-func (b *Budget) Grow(have, n int) *Exceeded { return b.take(request{n: n, have: have}) }
+// Grow is Take for who has taken have before, and comes alone where that is all. The limits are
+// higher by slack.
+func (b *Budget) Grow(have, n, slack int) *Exceeded { return b.take(request{n, have, slack}) }
 
 // request is what somebody wants to take.
-type request struct{ n, slack, have int }
+type request struct{ n, have, slack int }
 
 func (b *Budget) take(r request) *Exceeded {
 	if b == nil || r.n == 0 {
