@@ -8,8 +8,8 @@ import (
 const (
 	// memoryFactor and memoryExtra bound what an Array may take in memory: so many times the bytes
 	// that it is decoded from, and so many bytes more. Only maps and arrays of a few bytes take
-	// that much: a map of one entry takes 352 or more, however short it is. With what there is
-	// more, 750 of the dearest elements are not refused.
+	// that much: a map of one entry 352 or more, however short it is, and nothing that is a Go map
+	// takes less. With the second number 750 of them pass, so that most arrays of such are taken.
 	memoryFactor = 32
 	memoryExtra  = 256 << 10
 )
