@@ -54,8 +54,8 @@ var (
 // RemoteErr is an error that came from the remote side: what a handler returned, or the remote's
 // reason for not running one. It travels as its text.
 //
-// The text of a handler belongs to the caller, who gets all of it: this implementation sends 64 KiB
-// of it at most, others may send as much as MaxMessageSize. So clip it before it is logged or kept.
+// The text of a handler belongs to the caller, who gets up to 64 KiB of it. So clip it before it is
+// logged or kept.
 // Of what the remote says for itself, and of all else that a peer says, no more than 1 KiB is kept,
 // logged or made part of an error.
 //

@@ -67,8 +67,8 @@ type SingleHandlerContextFn func(ctx context.Context, payload []byte) ([]byte, *
 // singleEntry is a registered handler of single requests.
 type singleEntry struct {
 	// One of the two.
-	fn        SingleHandlerFn
-	contextFn SingleHandlerContextFn
+	fn        func(t *singleTask, payload []byte) ([]byte, *RemoteErr)
+	contextFn func(ctx context.Context, t *singleTask, payload []byte) ([]byte, *RemoteErr)
 
 	subroute string
 	decodes  int    // see decodedCost
@@ -216,7 +216,7 @@ func (m *Manager) RegisterSingleHandler(id HandlerID, h SingleHandlerFn, subrout
 	if h == nil {
 		return nilHandlerError(m, id)
 	}
-	return m.registerSingle(id, &singleEntry{fn: h}, subroute)
+	return m.registerSingle(id, &singleEntry{fn: func(_ *singleTask, b []byte) ([]byte, *RemoteErr) { return h(b) }}, subroute)
 }
 
 func (m *Manager) registerSingle(id HandlerID, e *singleEntry, subroute []string) (err error) {
@@ -232,7 +232,9 @@ func (m *Manager) RegisterSingleHandlerContext(id HandlerID, h SingleHandlerCont
 	if h == nil {
 		return nilHandlerError(m, id)
 	}
-	return m.registerSingle(id, &singleEntry{contextFn: h}, subroute)
+	return m.registerSingle(id, &singleEntry{contextFn: func(ctx context.Context, _ *singleTask, b []byte) ([]byte, *RemoteErr) {
+		return h(ctx, b)
+	}}, subroute)
 }
 
 // RegisterStreamingHandler makes h serve streams to id. It may be called at any time, also while

@@ -42,7 +42,8 @@ type muxServer struct {
 	wide       bool // the peer has wide credits
 	tellsBoth  bool // the ack names both capacities
 	hasInput   bool
-	payload    arrived // the handler's, once it runs
+	payload    arrived      // the handler's, once it runs
+	charge     limit.Charge // for it, while the handler runs; the handler's own
 	ctx        context.Context
 	cancel     context.CancelCauseFunc
 	deadline   time.Time // zero for none
@@ -139,6 +140,25 @@ func (m *muxServer) Run() {
 		m.keepStop(context.AfterFunc(m.ctx, m.expired))
 	}
 	m.handler.serve(m)
+}
+
+// hold has the payload count for as many bytes, if it does not yet. It reports whether that is
+// possible; else the stream ends.
+func (m *muxServer) hold(n int) bool {
+	if n <= m.charge.Bytes || m.charge.Budget == nil {
+		return true
+	}
+	exceeded := m.charge.Grow(n - m.charge.Bytes)
+	if exceeded != nil {
+		m.refuse(bytesError(exceeded))
+	}
+	return exceeded == nil
+}
+
+// refuse ends the stream because of a limit.
+func (m *muxServer) refuse(err error) {
+	m.host.overload(err)
+	m.fail(err)
 }
 
 // keepStop keeps stop for the end of the stream.

@@ -176,8 +176,9 @@ type ManagerOptions struct {
 	// beyond is refused, and its caller gets [ErrOverloaded]: a request, a stream, or an answer
 	// that would have to wait; a stream's message ends its stream with that error on both sides.
 	// Each message that waits counts 168 bytes more, for what is around it. What a typed handler is
-	// given counts four times, as decoded it takes more than it did on the wire, but for [*Bytes];
-	// how much it may take in the end is the affair of its type. The windows of streams do not grow
+	// given counts four times, as decoded it takes more than it did on the wire, but for [*Bytes]; an
+	// [*MSS], [*URLValues] or [*Array] what it takes in memory if that is more, while [*JSON] and
+	// generated code are not looked into. The windows of streams do not grow
 	// to where they might fill more than half of the limit, or leave no room for a message of
 	// MaxMessageSize. At least MaxMessageSize; the default is 256 MiB, or four times MaxMessageSize
 	// if that is more.

@@ -132,9 +132,7 @@ func (snd *sender) sendResponse(m *message, buf []byte, deadline time.Time) (dro
 		snd.s.overload(err)
 		charge.Bytes = 0
 		dropped = answerDropped(err)
-		e := muxConnectError{Error: dropped.Error()}
-		m.Op, m.Flags = opMuxConnectError, flagEOF
-		m.Payload, _ = e.MarshalMsg(nil)
+		m.setRefusal(dropped)
 		PutByteBuffer(buf)
 		buf = nil // before the wait, which may be long
 	}

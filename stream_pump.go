@@ -34,8 +34,8 @@ func serveStream[In, Out any](m *muxServer, noInput chan In, decode func([]byte)
 	}()
 	m.result = errHandlerExited // stays if the handler ends its goroutine
 	payload, charge := m.payload.claim()
-	m.payload = arrived{}
-	defer charge.Release()
+	m.payload, m.charge = arrived{}, charge
+	defer func() { m.charge.Release() }()
 	ctx, err := m.host.beginServe(m.ctx, m.seen, &CallInfo{
 		Handler: m.handlerID, Subroute: m.handler.subroute, Stream: true, PayloadBytes: len(payload),
 	}, m.metadata)
@@ -219,17 +219,22 @@ func (p *streamPump[In, Out]) fill() bool {
 	case ended:
 		p.closeInput()
 	case err != nil:
-		p.m.host.overload(err)
-		p.m.fail(err)
+		p.m.refuse(err)
 		p.closeInput()
 	}
 	if !ok {
 		p.inHand.Store(false)
 		return false
 	}
+	n := msg.size()
 	v, err := p.decode(msg.join())
 	if err != nil {
 		p.m.fail(err)
+		p.closeInput()
+		return false
+	}
+	if err := p.m.in.holdMore(heldBytes(v, n)); err != nil {
+		p.m.refuse(err)
 		p.closeInput()
 		return false
 	}

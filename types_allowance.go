@@ -49,3 +49,55 @@ func sizeOf[T any]() int {
 
 // sizeOfNew is what a T takes by itself, in the smallest classes of sizes.
 func sizeOfNew[T any]() int { return (sizeOf[T]() + 7) &^ 7 }
+
+// memoryHolder is a payload type of this package that knows what it takes in memory, without what
+// its texts take.
+type memoryHolder interface{ heldBytes() int }
+
+// heldBytes is what v takes in memory, decoded from a payload of n bytes: about, and 0 if that is
+// not known.
+func heldBytes(v any, n int) int {
+	h, ok := v.(memoryHolder)
+	if _, isBytes := v.(*Bytes); !ok || isBytes { // no more than was sent
+		return 0
+	}
+	return h.heldBytes() + 2*n // the texts take their bytes, rounded up to what memory comes in
+}
+
+func (m *MSS) heldBytes() int {
+	if m == nil {
+		return 0
+	}
+	return sizeOfNew[MSS]() + sizeOfMap(*m)
+}
+
+func (u *URLValues) heldBytes() int {
+	if u == nil {
+		return 0
+	}
+	n := sizeOfNew[URLValues]() + sizeOfMap(*u)
+	for _, list := range *u {
+		n += cap(list) * sizeOf[string]()
+	}
+	return n
+}
+
+func (b *Bytes) heldBytes() int {
+	if b == nil {
+		return 0
+	}
+	return sizeOfNew[Bytes]() + cap(*b)
+}
+
+func (a *Array[T]) heldBytes() int {
+	if a == nil {
+		return 0
+	}
+	n := sizeOfNew[Array[T]]() + cap(a.list)*sizeOf[T]()
+	for _, v := range a.list {
+		if h, ok := any(v).(memoryHolder); ok {
+			n += h.heldBytes()
+		}
+	}
+	return n
+}

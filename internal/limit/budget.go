@@ -145,5 +145,14 @@ type Charge struct {
 	Bytes  int
 }
 
+// Grow takes n more.
+func (c *Charge) Grow(n int) *Exceeded {
+	exceeded := c.Budget.Grow(c.Bytes, n, 0)
+	if exceeded == nil {
+		c.Bytes += n
+	}
+	return exceeded
+}
+
 // Release gives it back.
 func (c Charge) Release() { c.Budget.Put(c.Bytes) }
