@@ -180,7 +180,7 @@ type ManagerOptions struct {
 	// [*MSS], [*URLValues] or [*Array] what it takes in memory if that is more, while [*JSON] and
 	// generated code are not looked into. The windows of streams do not grow
 	// to where they might fill more than half of the limit, or leave no room for a message of
-	// MaxMessageSize. At least MaxMessageSize; the default is 256 MiB, or four times MaxMessageSize
+	// MaxMessageSize. At least MaxMessageSize; the default is 256 MiB, or eight times MaxMessageSize
 	// if that is more.
 	MaxHostBytes int
 
@@ -361,7 +361,7 @@ func (o *ManagerOptions) limits() (err error) {
 	set("MaxHandlers", &o.MaxHandlers, 1, math.MaxInt, 16384)
 	set("MaxStreams", &o.MaxStreams, 1, math.MaxInt, int64(o.MaxHandlers-o.MaxHandlers/4))
 	size := o.MaxMessageSize
-	set("MaxHostBytes", &o.MaxHostBytes, size, math.MaxInt, max(256<<20, 4*int64(size)))
+	set("MaxHostBytes", &o.MaxHostBytes, size, math.MaxInt, max(256<<20, 8*int64(size)))
 	set("MaxStreamBytes", &o.MaxStreamBytes, size, math.MaxInt, max(64<<20, 2*int64(size)))
 	available := memory.Available()
 	set("MaxTotalBytes", &o.MaxTotalBytes, size, math.MaxInt, max(available/4, int64(size)))

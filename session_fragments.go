@@ -222,7 +222,7 @@ func (a *assembly) add(p parcel) {
 		return
 	}
 	a.size += n
-	if n >= retainSize && n >= cap(p.frame.buf)/5 {
+	if n >= retainSize && n >= cap(p.frame.buf)/3 {
 		a.pieces = append(a.pieces, piece{p.Payload, p.frame.retain()})
 		return
 	}

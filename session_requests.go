@@ -68,12 +68,19 @@ func (t *singleTask) Late(now monotime.Time) bool {
 func (t *singleTask) Run() {
 	s := t.s
 	// The slot is held until the answer is queued: who waits for room needs one too.
-	m := message{MuxID: t.id, Op: opResponse, Flags: flagEOF, slot: &s.conn.handlerSlots}
+	m := message{MuxID: t.id, Op: opResponse, Flags: flagEOF, slot: &s.conn.taken.handlers}
 	payload, charge := t.payload.claim()
 	t.charge = charge
 	var resp []byte
 	result := errHandlerExited // stays if the handler ends its goroutine
 	expired := s.pastDeadline(t.deadline)
+	// By itself: an interceptor may end the goroutine.
+	defer func() {
+		t.s, t.entry, t.payload, t.seen, t.metadata = nil, nil, arrived{}, nil, nil
+		t.charge, t.refused = limit.Charge{}, nil
+		singleTasks.Put(t)
+		m.freeSlot() // where nothing was sent
+	}()
 	defer func() {
 		result = handlerResult(recover(), result, t.entry.label, s.logger(), &t.entry.panics)
 		t.charge.Release()
@@ -108,10 +115,6 @@ func (t *singleTask) Run() {
 			t.seen.sent(size)
 		}
 		t.seen.end(outcome)
-		t.s, t.entry, t.payload, t.seen, t.metadata = nil, nil, arrived{}, nil, nil
-		t.charge, t.refused = limit.Charge{}, nil
-		singleTasks.Put(t)
-		m.freeSlot() // where nothing was sent
 	}()
 	if expired {
 		// Nobody waits any more: under overload, work for them is at the cost of those who do.

@@ -111,6 +111,14 @@ type streamPump[In, Out any] struct {
 func (p *streamPump[In, Out]) Run() {
 	m := p.m
 	out, finished := p.out, false
+	// Each by itself: an interceptor may end the goroutine.
+	defer func() {
+		if m.slot != nil {
+			m.slot.Release()
+		}
+	}()
+	defer func() { m.seen.end(m.outcome()) }()
+	defer m.in.discharge()
 	defer func() {
 		if !finished {
 			// Code of the application's, a constructor or an encoder, has ended the goroutine.
@@ -123,11 +131,6 @@ func (p *streamPump[In, Out]) Run() {
 					handling = false
 				}
 			}
-		}
-		m.in.discharge()
-		m.seen.end(m.outcome())
-		if m.slot != nil {
-			m.slot.Release()
 		}
 	}()
 	for p.step() {

@@ -1,11 +1,14 @@
 package gridmember
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/hashicorp/memberlist"
 
@@ -152,11 +155,14 @@ func (r *rationed) Write(line []byte) (int, error) {
 		return len(line), nil
 	}
 	r.lines++
-	short := line
-	if len(line) > clip.Most {
-		short = append([]byte(clip.Bytes(line)), '\n')
-	}
-	if _, err := r.to().Write(short); err != nil {
+	// A name may have anything in it, also what looks like another line.
+	one := strings.Map(func(c rune) rune {
+		if unicode.IsControl(c) {
+			return ' '
+		}
+		return c
+	}, clip.Bytes(bytes.TrimRight(line, "\n")))
+	if _, err := io.WriteString(r.to(), one+"\n"); err != nil {
 		return 0, err
 	}
 	return len(line), nil
