@@ -40,15 +40,6 @@ func TestRedact_TakesOutATokenAndItsParts(t *testing.T) {
 // Both may be long and a peer's, who could keep a processor busy. The text is most often short, and
 // the token a stranger's.
 func TestRedact_OfLongTextsIsQuick(t *testing.T) {
-	quickest := func(text, token string) time.Duration {
-		best := time.Hour
-		for range 20 { // other processes have their share
-			began := time.Now()
-			Redact(text, token)
-			best = min(best, time.Since(began))
-		}
-		return best
-	}
 	short := "the token that was shown is not known to this host"
 	for _, test := range []struct {
 		text, token string
@@ -63,11 +54,16 @@ func TestRedact_OfLongTextsIsQuick(t *testing.T) {
 		{strings.Repeat("ab", 8<<20), strings.Repeat("ab", 16<<10-1) + "c", 50 * time.Millisecond},
 		{strings.Repeat("<", 16<<10), strings.Repeat("<", MaxToken), 50 * time.Millisecond},
 	} {
-		took := quickest(test.text, test.token)
-		t.Logf("%d bytes %.4q, %d bytes %.4q: %v", len(test.text), test.text, len(test.token), test.token, took)
+		took := time.Hour
 		if bytepool.Strict {
 			test.most *= 20 // the race detector is slow
 		}
+		for tries := 0; tries < 20 && took >= test.most; tries++ { // other processes have their share
+			began := time.Now()
+			Redact(test.text, test.token)
+			took = min(took, time.Since(began))
+		}
+		t.Logf("%d bytes %.4q, %d bytes %.4q: %v", len(test.text), test.text, len(test.token), test.token, took)
 		require.Less(t, took, test.most, "%.4q and %.4q", test.text, test.token)
 	}
 }
