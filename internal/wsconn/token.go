@@ -44,8 +44,8 @@ const (
 )
 
 // Redact takes a token out of a text that somebody else has made, and that may repeat it or some of
-// it, also as it is quoted by Go or JSON, or escaped for a URL or HTML. What is shorter than 8 bytes
-// is no secret, and often a word. Of a text of more than 16 KiB it returns the beginning.
+// it, also as it is quoted by Go or JSON, or escaped for a URL or HTML. What is shorter than 8
+// bytes is no secret, and often a word. Of a text of more than 16 KiB it returns the beginning.
 func Redact(text, token string) string {
 	if len(token) < minSecret || len(text) < minSecret {
 		return text

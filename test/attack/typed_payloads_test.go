@@ -51,9 +51,9 @@ func (r *raw) MarshalMsg(b []byte) ([]byte, error)   { return append(b, r.b...),
 func (r *raw) UnmarshalMsg(b []byte) ([]byte, error) { return nil, nil }
 func (r *raw) Msgsize() int                          { return len(r.b) }
 
-// requireRefused sends a payload to typed handlers, and has it sent to typed callers, in every place
-// that a typed value may have. Each time it must be refused with the text want, and with next to no
-// memory.
+// requireRefused sends a payload to typed handlers, and has it sent to typed callers, in every
+// place that a typed value may have. Each time it must be refused with the text want, and with next
+// to no memory.
 func requireRefused[T grid.RoundTripper](t *testing.T, newT func() T, bad []byte, edit func(int, *grid.ManagerOptions), want string) {
 	t.Helper()
 	good, err := newT().MarshalMsg(nil)

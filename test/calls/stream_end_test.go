@@ -381,8 +381,8 @@ func TestStream_InputOfACancelledOneIsAPrefix(t *testing.T) {
 	}
 }
 
-// What a busy handler was given counts for as long as it runs, also where its stream has ended; then
-// it does not any more. It is there to be read until then, from the first message on.
+// What a busy handler was given counts for as long as it runs, also where its stream has ended;
+// then it does not any more. It is there to be read until then, from the first message on.
 func TestStream_InputOfACancelledOneCountsUntilItsHandlerReturns(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		release := make(chan struct{})

@@ -126,8 +126,8 @@ func TestStats_OfWhatWaits(t *testing.T) {
 	})
 }
 
-// A client is slow as well, once what may be on its way to it waits: its window, be that the capacity
-// or what it has grown to.
+// A client is slow as well, once what may be on its way to it waits: its window, be that the
+// capacity or what it has grown to.
 func TestStats_CountAClientThatIsSlow(t *testing.T) {
 	t.Parallel()
 	for _, capacity := range []int{1, 4, 3 * rig.MaxWindow} {
