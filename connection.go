@@ -298,8 +298,8 @@ func (c *Connection) fault(what string, err error) {
 	c.errors.Warn(c.log, what, err)
 }
 
-// logRefused logs a failed handshake of the remote's, the first and then one an hour. It says nothing
-// about a connection that there may be.
+// logRefused logs a failed handshake of the remote's, the first and then one an hour. It says
+// nothing about a connection that there may be.
 func (c *Connection) logRefused(addr string, err error) {
 	if c.isClosing() {
 		return

@@ -76,10 +76,10 @@ type ManagerOptions struct {
 	SharedSecret [][]byte
 
 	// AuthFn makes the bearer token that is sent to a host that is dialled. It is required where
-	// there is no SharedSecret, unless Insecure is set. It is called twice for each attempt, possibly concurrently: for the upgrade
-	// request, and for the handshake. It must be text that HTTP carries as it is: without control
-	// characters, without white space at its ends, of 32 KiB at most; with any other the attempt
-	// fails.
+	// there is no SharedSecret, unless Insecure is set. It is called twice for each attempt, possibly
+	// concurrently: for the upgrade request, and for the handshake. It must be text that HTTP carries
+	// as it is: without control characters, without white space at its ends, of 32 KiB at most; with
+	// any other the attempt fails.
 	//
 	// A bearer token is good for whoever has it. Whoever answers at the address of a host gets
 	// this one's, and can use it at any host that accepts it; and the token does not prove to the

@@ -36,9 +36,9 @@ var (
 	errFull     = fmt.Errorf("there are %d members", maxMembers)
 )
 
-// admission decides who may be a member. It has the names that memberlist keeps, more or less, which
-// does not tell how many these are: those of members, and for some time of those that are no more,
-// or have never become one.
+// admission decides who may be a member. It has the names that memberlist keeps, more or less,
+// which does not tell how many these are: those of members, and for some time of those that are no
+// more, or have never become one.
 type admission struct {
 	self  string
 	next  memberlist.AliveDelegate // may be nil

@@ -125,8 +125,8 @@ func (b *Budget) Put(n int) (left int64) {
 	return left
 }
 
-// Spare reports whether n may be promised, beside what is taken: if that is no more than half of the
-// limit then, and if there is room for more besides, also in the share of the pool.
+// Spare reports whether n may be promised, beside what is taken: if that is no more than half of
+// the limit then, and if there is room for more besides, also in the share of the pool.
 func (b *Budget) Spare(n, more int64) bool {
 	if b == nil {
 		return true

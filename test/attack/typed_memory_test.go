@@ -37,8 +37,8 @@ func TestTyped_ArrayThatTakesMuchMoreThanItsBytesIsRefused(t *testing.T) {
 	requireRefused(t, nestedArrays.New, arrayOf(100, string(arrayOf(1000, "\x80"))), nil, want)
 }
 
-// requireMemory has b decoded by a handler and by a caller, and requires that the value which they hold
-// takes no more memory than it may.
+// requireMemory has b decoded by a handler and by a caller, and requires that the value which they
+// hold takes no more memory than it may.
 func requireMemory[T grid.RoundTripper](t *testing.T, newT func() T, b []byte) {
 	t.Helper()
 	most := int64(32*len(b) + 256<<10 + 1<<20) // and what the calls themselves take

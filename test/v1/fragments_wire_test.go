@@ -16,8 +16,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// inFragments runs f as InWire does, with a peer that has the extension, with one that has no other,
-// and with those that have what changes credits.
+// inFragments runs f as InWire does, with a peer that has the extension, with one that has no
+// other, and with those that have what changes credits.
 func inFragments(t *testing.T, edit func(o *grid.ManagerOptions), f func(r *wire)) {
 	t.Helper()
 	const wide = rawpeer.CapWideCredits | rawpeer.CapFragments
