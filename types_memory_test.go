@@ -2,6 +2,7 @@ package grid
 
 import (
 	"bytes"
+	"math"
 	"math/rand/v2"
 	"net/url"
 	"runtime"
@@ -152,9 +153,25 @@ func arrayOfGenes(element func(*genes) []byte) func(*genes) []byte {
 	}
 }
 
-// heldBy is what one value takes that fresh makes and b is decoded into, of so many that less does
-// not count, after pump has used the pools. An error is that of decoding.
-func heldBy(fresh func() anyPayload, b []byte, pump func()) (int, error) {
+// heldBy is what one value takes that fresh makes and b is decoded into, after pump has used the
+// pools. What ends in the process meanwhile can only add to that, so it is measured again where it
+// seems to be too much, and the least counts. An error is that of decoding.
+func heldBy(fresh func() anyPayload, b []byte, pump func()) (least int, err error) {
+	least = math.MaxInt
+	for range 3 {
+		held, err := heldOnce(fresh, b, pump)
+		if err != nil {
+			return 0, err
+		}
+		if least = min(least, held); least <= memoryFactor*len(b) {
+			break
+		}
+	}
+	return least, nil
+}
+
+// heldOnce measures, of so many values that less does not count.
+func heldOnce(fresh func() anyPayload, b []byte, pump func()) (int, error) {
 	const noise = 4 << 10 // what the rest of the process may take meanwhile
 	all := make([]anyPayload, min(1000, 1+(32<<10)/len(b)))
 	before := liveHeap()
