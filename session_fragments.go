@@ -94,7 +94,7 @@ func (p parcel) addTo(parts **assembly) (payload arrived, whole bool, err error)
 	if len(p.Payload) > p.maxSize-before { // the sum might overflow
 		return arrived{}, false, fmt.Errorf("%v for mux %d: %w", p.Op, p.MuxID, tooLargeError(before+len(p.Payload), p.maxSize))
 	}
-	if exceeded := p.budget.Take(len(p.Payload)); exceeded != nil {
+	if exceeded := p.budget.Grow(before, len(p.Payload), 0); exceeded != nil {
 		return arrived{}, false, bytesError(exceeded)
 	}
 	if *parts == nil {
