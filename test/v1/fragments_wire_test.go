@@ -393,7 +393,9 @@ func TestFragments_AreNothingToAPeerWithoutThem(t *testing.T) {
 				s := <-started
 				s.id, s.seq = 1, 1
 				rig.RequireSame(r.T, payload, s.payload)
-				r.Expect(r.ack(1, 1))
+				ack := r.ack(1, 1)
+				ack.Payload = rawpeer.AckPayload(caps, 1, 2)
+				r.Expect(ack)
 				s.out <- append(grid.GetByteBufferCap(1<<20), payload...)
 				got := r.Peer.Expect(rawpeer.OpMuxServerMsg)
 				rig.RequireSame(r.T, payload, got.Payload)
