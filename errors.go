@@ -55,9 +55,8 @@ var (
 // reason for not running one. It travels as its text.
 //
 // The text of a handler belongs to the caller, who gets up to 64 KiB of it. So clip it before it is
-// logged or kept.
-// Of what the remote says for itself, and of all else that a peer says, no more than 1 KiB is kept,
-// logged or made part of an error.
+// logged or kept. Of what the remote says for itself, and of all else that a peer says, no more than
+// 1 KiB is kept, logged or made part of an error.
 //
 // A call returns it as *RemoteErr, wrapped if it is [ErrOverloaded] as well. [errors.As] finds it
 // with a *RemoteErr or a RemoteErr as the target. [errors.Is] compares the text, so a remote's

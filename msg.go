@@ -151,7 +151,8 @@ func (m *message) payloadErr() *RemoteErr {
 	if m.Flags&flagPayloadIsErr == 0 {
 		return nil
 	}
-	return NewRemoteErrString(clip.To(string(m.Payload[:min(len(m.Payload), maxErrorText+1)]), maxErrorText)) // copied: the buffer is reused
+	text := string(m.Payload[:min(len(m.Payload), maxErrorText+1)]) // copied: the buffer is reused
+	return NewRemoteErrString(clipText(text))
 }
 
 // reason is why the remote has given a call or stream up, or nil. It is kept for as long as that

@@ -145,10 +145,7 @@ func (m *muxServer) Run() {
 // hold has the payload count for as many bytes, if it does not yet. It reports whether that is
 // possible; else the stream ends.
 func (m *muxServer) hold(n int) bool {
-	if n <= m.charge.Bytes || m.charge.Budget == nil {
-		return true
-	}
-	exceeded := m.charge.Grow(n - m.charge.Bytes)
+	exceeded := m.charge.GrowTo(n)
 	if exceeded != nil {
 		m.refuse(bytesError(exceeded))
 	}

@@ -178,10 +178,9 @@ type ManagerOptions struct {
 	// Each message that waits counts 168 bytes more, for what is around it. What a typed handler is
 	// given counts four times, as decoded it takes more than it did on the wire, but for [*Bytes]; an
 	// [*MSS], [*URLValues] or [*Array] what it takes in memory if that is more, while [*JSON] and
-	// generated code are not looked into. The windows of streams do not grow
-	// to where they might fill more than half of the limit, or leave no room for a message of
-	// MaxMessageSize. At least MaxMessageSize; the default is 256 MiB, or eight times MaxMessageSize
-	// if that is more.
+	// generated code are not looked into. The windows of streams do not grow to where they might
+	// fill more than half of the limit, or leave no room for a message of MaxMessageSize. At least
+	// MaxMessageSize; the default is 256 MiB, or eight times MaxMessageSize if that is more.
 	MaxHostBytes int
 
 	// MaxStreamBytes is how many bytes may wait in a stream for its consumer, in each direction,
@@ -306,8 +305,7 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 	case o.AuthToken == nil:
 		return nil, errors.New("grid: ManagerOptions.AuthToken is missing, and Insecure is not set")
 	}
-	switch {
-	case o.RoutePath != "" && !isPath(o.RoutePath):
+	if o.RoutePath != "" && !isPath(o.RoutePath) {
 		return nil, fmt.Errorf("grid: RoutePath %q is no URL path that begins with a slash", o.RoutePath)
 	}
 	if err := o.limits(); err != nil {

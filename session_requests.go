@@ -34,10 +34,7 @@ type singleTask struct {
 // hold has the request count for as many bytes, if it does not yet. It reports whether that is
 // possible; else the request is refused.
 func (t *singleTask) hold(n int) bool {
-	if n <= t.charge.Bytes || t.charge.Budget == nil {
-		return true
-	}
-	if exceeded := t.charge.Grow(n - t.charge.Bytes); exceeded != nil {
+	if exceeded := t.charge.GrowTo(n); exceeded != nil {
 		t.refused = bytesError(exceeded)
 	}
 	return t.refused == nil

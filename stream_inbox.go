@@ -19,6 +19,8 @@ const (
 	messageCost = 168
 	// firstQueue is the most messages that a stream has room for from the first one on.
 	firstQueue = 8
+	// firstHeld is the same for those that are held.
+	firstHeld = 4
 )
 
 // inbox is the receiving end of a stream: the messages that have arrived and wait for their
@@ -294,6 +296,9 @@ func (b *inbox) hold() (msg arrived, ok, ended bool, err error) {
 		return arrived{}, false, false, bytesError(exceeded)
 	}
 	b.decoded += n
+	if b.held == nil {
+		b.held = make([]heldMessage, 0, firstHeld)
+	}
 	b.held = append(b.held, heldMessage{int32(size), n})
 	return msg, true, false, nil
 }

@@ -236,10 +236,12 @@ func (p *streamPump[In, Out]) fill() bool {
 		p.closeInput()
 		return false
 	}
-	if err := p.m.in.holdMore(heldBytes(v, n)); err != nil {
-		p.m.refuse(err)
-		p.closeInput()
-		return false
+	if p.m.handler.inputDecodes > 0 {
+		if err := p.m.in.holdMore(heldBytes(v, n)); err != nil {
+			p.m.refuse(err)
+			p.closeInput()
+			return false
+		}
 	}
 	p.setNext(v, true)
 	return true

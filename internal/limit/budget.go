@@ -53,12 +53,6 @@ func (b *Budget) Leave() {
 	}
 }
 
-// Option is the option that the limit comes from.
-func (b *Budget) Option() string { return b.option }
-
-// Limit is the most that may be taken.
-func (b *Budget) Limit() int64 { return b.limit }
-
 // Used is how much is taken.
 func (b *Budget) Used() int64 { return b.used.Load() }
 
@@ -145,11 +139,14 @@ type Charge struct {
 	Bytes  int
 }
 
-// Grow takes n more.
-func (c *Charge) Grow(n int) *Exceeded {
-	exceeded := c.Budget.Grow(c.Bytes, n, 0)
+// GrowTo takes what is missing to n, if anything is.
+func (c *Charge) GrowTo(n int) *Exceeded {
+	if n <= c.Bytes {
+		return nil
+	}
+	exceeded := c.Budget.Grow(c.Bytes, n-c.Bytes, 0)
 	if exceeded == nil {
-		c.Bytes += n
+		c.Bytes = n
 	}
 	return exceeded
 }

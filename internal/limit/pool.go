@@ -35,16 +35,6 @@ func (p *Pool) Init(option string, limit int) {
 	p.budgets = make(map[*Budget]struct{})
 }
 
-// Used is how much all budgets have taken.
-func (p *Pool) Used() (used int64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for b := range p.budgets {
-		used += b.Used()
-	}
-	return used
-}
-
 func (p *Pool) join(b *Budget) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
