@@ -69,7 +69,7 @@ func (p optionPair) streamStays(from int) bool {
 func (p optionPair) idle() time.Duration {
 	_, _, a := p.intervals(0)
 	_, _, b := p.intervals(1)
-	looks := time.Duration(300)
+	looks := time.Duration(100) // a dozen intervals
 	if !testing.Short() {
 		looks = 10_000
 	}
@@ -286,7 +286,7 @@ func TestOptions_TogetherLetCallsAndStreamsThrough(t *testing.T) {
 		t.Run(name, func(t *testing.T) { requirePairWorks(t, p, true) })
 	}
 	random := seed.Rand(t)
-	pairs := 30
+	pairs := 15
 	if !testing.Short() {
 		pairs = 500
 	}

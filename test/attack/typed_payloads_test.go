@@ -134,7 +134,7 @@ func TestTyped_PayloadThatIsNestedDeepIsRefused(t *testing.T) {
 		return append(b, 0x80)
 	}
 	newTree := func() *tree { return new(tree) }
-	requireRefused(t, newTree, nested(2<<20), nil, "nested deeper than 1000")
+	requireRefused(t, newTree, nested(rig.Scaled(2<<20)), nil, "nested deeper than 1000")
 	requireRefused(t, newTree, nested(1000), nil, "nested deeper than 1000")
 	ten := func(_ int, o *grid.ManagerOptions) { o.MaxNesting = 10 }
 	requireRefused(t, newTree, nested(10), ten, "nested deeper than 10")
@@ -197,6 +197,6 @@ func TestTyped_PayloadAsDeepAsMayBeIsDecoded(t *testing.T) {
 // is kept of that, logged or sent is clipped.
 func TestTyped_DecodingErrorRepeatsNoMoreThanItsBeginning(t *testing.T) {
 	pool := grid.NewJSONPool[struct{ N int64 }]()
-	bad := msgp.AppendBytes(nil, []byte(`{"N":`+strings.Repeat("1", 2<<20)+`}`))
+	bad := msgp.AppendBytes(nil, []byte(`{"N":`+strings.Repeat("1", rig.Scaled(2<<20))+`}`))
 	requireRefused(t, pool.NewJSON, bad, nil, "cannot unmarshal number 1111")
 }
