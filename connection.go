@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid/internal/errlog"
-	"github.com/gridrpc/grid/internal/limit"
 	"github.com/gridrpc/grid/internal/token"
 )
 
@@ -26,6 +25,7 @@ type Connection struct {
 	opts          *ManagerOptions
 	secret        *atomic.Pointer[token.Secret] // the manager's
 	handlers      *registry
+	taken         *hostLimits // what the host takes up here
 	log           *slog.Logger
 	caller        RemoteClient    // as handlers see the remote
 	ctx           context.Context // ends with the manager, or when the host is removed
@@ -36,10 +36,6 @@ type Connection struct {
 	began         time.Time
 
 	lastMux atomic.Uint64 // never reset, so no ID is used twice
-	// What the host takes up here, for all sessions: each has a share of one of the manager's
-	// limits.
-	handlerSlots, streamSlots limit.Slots
-	hostBytes                 limit.Budget
 
 	session    atomic.Pointer[session]
 	attempt    atomic.Pointer[progress] // to connect, that is under way on this side
@@ -63,7 +59,7 @@ type Connection struct {
 	left *session
 }
 
-func newConnection(m *Manager, remote string) *Connection {
+func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
 	c := &Connection{
 		local:    m.opts.Local,
 		remote:   remote,
@@ -73,17 +69,15 @@ func newConnection(m *Manager, remote string) *Connection {
 		opts:     m.opts,
 		secret:   &m.secret,
 		handlers: &m.handlers,
+		taken:    taken,
 		log:      m.opts.Logger.With("local", m.opts.Local, "remote", remote),
 		caller:   RemoteClient{Name: remote},
 		draining: &m.draining,
 		limits:   make(map[string]*errlog.Log),
 		began:    time.Now(),
 	}
-	c.hostBytes.Init("MaxHostBytes", m.opts.MaxHostBytes, &m.limits.bytes)
 	c.ctx, c.cancel = context.WithCancelCause(m.ctx)
 	c.closing, c.managerEnds = c.ctx.Done(), m.closing
-	c.handlerSlots.Init("handlers", "MaxHandlers", m.opts.MaxHandlers, &m.limits.handlers, nil)
-	c.streamSlots.Init("streams", "MaxStreams", m.opts.MaxStreams, &m.limits.streams, &c.handlerSlots)
 	if isSecure(c.local) && isSecure(c.remote) {
 		c.crc = 0
 	}
@@ -313,7 +307,7 @@ func (c *Connection) nextMuxID() uint64 { return c.lastMux.Add(1) }
 // untilIdle returns nil if nothing is under way on the connection, else what is closed when that
 // may have changed.
 func (c *Connection) untilIdle() <-chan struct{} {
-	if busy := c.handlerSlots.UntilIdle(); busy != nil {
+	if busy := c.taken.handlers.UntilIdle(); busy != nil {
 		return busy
 	}
 	for _, s := range c.sessions() {
@@ -338,9 +332,6 @@ func (c *Connection) shutdown(reason error) {
 	for _, s := range c.sessions() {
 		s.close(reason)
 	}
-	c.hostBytes.Leave()
-	c.handlerSlots.Leave()
-	c.streamSlots.Leave()
 }
 
 // lostLink logs why a connection was lost: the first time and then once an hour, counted together

@@ -19,8 +19,8 @@ import (
 var bubbleStart = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // readKeys reads the map of a handshake with what the protocol says of it alone: keys in any order,
-// the last of two counts, unknown ones are skipped. Where int has 32 bits, msgp panics for some
-// lengths.
+// the last of two counts, unknown ones are skipped, and so are values behind it. Where int has 32
+// bits, msgp panics for some lengths.
 func readKeys(b []byte, read map[string]func(b []byte) ([]byte, error)) (ok bool) {
 	defer func() { ok = recover() == nil && ok }()
 	n, b, err := msgp.ReadMapHeaderBytes(b)
@@ -34,6 +34,9 @@ func readKeys(b []byte, read map[string]func(b []byte) ([]byte, error)) (ok bool
 		} else {
 			b, err = msgp.Skip(b)
 		}
+	}
+	for len(b) > 0 && err == nil {
+		b, err = msgp.Skip(b)
 	}
 	return err == nil
 }

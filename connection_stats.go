@@ -147,8 +147,8 @@ func (c *Connection) Stats() ConnectionStats {
 		HostName:  c.remote,
 		State:     c.state.get(),
 		Dials:     c.dials,
-		Handlers:  c.handlerSlots.InUse(),
-		KeptBytes: c.hostBytes.Used(),
+		Handlers:  c.taken.handlers.InUse(),
+		KeptBytes: c.taken.bytes.Used(),
 		Refused:   c.stats.refused.Load(),
 	}
 	c.stats.mu.Lock()

@@ -61,10 +61,9 @@ var packageErrors = []error{
 // RemoteErr is an error that came from the remote side: what a handler returned, or the remote's
 // reason for not running one. It travels as its text.
 //
-// The text of a handler belongs to the caller, who gets all of it: this implementation sends 64 KiB
-// of it at most, others may send as much as MaxMessageSize. So clip it before it is logged or kept.
-// Of what the remote says for itself, and of all else that a peer says, no more than 1 KiB is kept,
-// logged or made part of an error.
+// The text of a handler belongs to the caller, who gets up to 64 KiB of it. So clip it before it is
+// logged or kept. Of what the remote says for itself, and of all else that a peer says, no more than
+// 1 KiB is kept, logged or made part of an error.
 //
 // A call returns it as *RemoteErr, wrapped if it is [ErrOverloaded] as well. [errors.As] finds it
 // with a *RemoteErr or a RemoteErr as the target. [errors.Is] compares the text, so a remote's

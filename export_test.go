@@ -96,7 +96,7 @@ func (s *session) QueueBounds() error {
 // worker had had the time.
 func (s *session) RunLate(id HandlerID, payload []byte) {
 	m := message{MuxID: 1, Handler: id, DeadlineMS: 1}
-	if full, _ := s.conn.handlerSlots.Acquire(); full != nil {
+	if full, _ := s.conn.taken.handlers.Acquire(); full != nil {
 		panic("no slot")
 	}
 	p := parcel{&m, &intake{now: time.Now()}}

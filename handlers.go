@@ -5,11 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"sync/atomic"
 
 	"github.com/gridrpc/grid/internal/errlog"
-	"github.com/gridrpc/grid/internal/readmap"
+	"github.com/puzpuzpuz/xsync/v4"
 )
 
 // SingleHandlerFn answers a single request.
@@ -68,8 +67,8 @@ type SingleHandlerContextFn func(ctx context.Context, payload []byte) ([]byte, *
 // singleEntry is a registered handler of single requests.
 type singleEntry struct {
 	// One of the two.
-	fn        SingleHandlerFn
-	contextFn SingleHandlerContextFn
+	fn        func(t *singleTask, payload []byte) ([]byte, *RemoteErr)
+	contextFn func(ctx context.Context, t *singleTask, payload []byte) ([]byte, *RemoteErr)
 
 	subroute string
 	decodes  int    // see decodedCost
@@ -116,10 +115,9 @@ func rawStreamEntry(h StreamHandler) (*streamEntry, error) {
 // registry holds the handlers of a manager. Reading it takes no lock.
 type registry struct {
 	opts *ManagerOptions // set once
-	mu   sync.Mutex      // serialises changes
 	// Those without a subroute, and those with one.
 	plain [256]atomic.Pointer[handler]
-	sub   *readmap.Map[subHandlerID, handler]
+	sub   *xsync.Map[subHandlerID, handler]
 }
 
 // handler is one of the two kinds.
@@ -146,13 +144,13 @@ func (h handler) decodes() int {
 
 func (r *registry) init(o *ManagerOptions) {
 	r.opts = o
-	r.sub = readmap.New[subHandlerID, handler]()
+	r.sub = xsync.NewMap[subHandlerID, handler]()
 }
 
 // lookup returns the handler of a message; its zero value if there is none.
 func (r *registry) lookup(id HandlerID, sub *subHandlerID) handler {
 	if sub != nil {
-		h, _ := r.sub.Get(*sub)
+		h, _ := r.sub.Load(*sub)
 		return h
 	}
 	if h := r.plain[id].Load(); h != nil {
@@ -170,12 +168,13 @@ func (r *registry) add(id HandlerID, subroute string, h handler) error {
 	} else {
 		h.stream.label = r.opts.handlerText(id)
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	switch {
-	case subroute == "" && !r.plain[id].CompareAndSwap(nil, &h):
-		return fmt.Errorf("%w: ID %s", ErrHandlerAlreadyExists, r.opts.handlerText(id))
-	case subroute != "" && !r.sub.Add(newSubHandlerID(id, subroute), h):
+	if subroute == "" {
+		if !r.plain[id].CompareAndSwap(nil, &h) {
+			return fmt.Errorf("%w: ID %s", ErrHandlerAlreadyExists, r.opts.handlerText(id))
+		}
+		return nil
+	}
+	if _, taken := r.sub.LoadOrStore(newSubHandlerID(id, subroute), h); taken {
 		return fmt.Errorf("%w: ID %s, subroute %q", ErrHandlerAlreadyExists, r.opts.handlerText(id), subroute)
 	}
 	return nil
@@ -183,12 +182,11 @@ func (r *registry) add(id HandlerID, subroute string, h handler) error {
 
 // remove takes a handler away. It reports whether there was one.
 func (r *registry) remove(id HandlerID, subroute string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
 	if subroute == "" {
 		return r.plain[id].Swap(nil) != nil
 	}
-	return r.sub.Remove(newSubHandlerID(id, subroute))
+	_, had := r.sub.LoadAndDelete(newSubHandlerID(id, subroute))
+	return had
 }
 
 func nilHandlerError(m *Manager, id HandlerID) error {
@@ -213,7 +211,7 @@ func (m *Manager) RegisterSingleHandler(id HandlerID, h SingleHandlerFn, subrout
 	if h == nil {
 		return nilHandlerError(m, id)
 	}
-	return m.registerSingle(id, &singleEntry{fn: h}, subroute)
+	return m.registerSingle(id, &singleEntry{fn: func(_ *singleTask, b []byte) ([]byte, *RemoteErr) { return h(b) }}, subroute)
 }
 
 func (m *Manager) registerSingle(id HandlerID, e *singleEntry, subroute []string) (err error) {
@@ -229,7 +227,9 @@ func (m *Manager) RegisterSingleHandlerContext(id HandlerID, h SingleHandlerCont
 	if h == nil {
 		return nilHandlerError(m, id)
 	}
-	return m.registerSingle(id, &singleEntry{contextFn: h}, subroute)
+	return m.registerSingle(id, &singleEntry{contextFn: func(ctx context.Context, _ *singleTask, b []byte) ([]byte, *RemoteErr) {
+		return h(ctx, b)
+	}}, subroute)
 }
 
 // RegisterStreamingHandler makes h serve streams to id. It may be called at any time, also while

@@ -81,6 +81,9 @@ func respondUnavailable(w http.ResponseWriter, reason error) {
 // authorise returns why a request is refused.
 func (m *Manager) authorise(r *http.Request, authReq []func(*http.Request) error) error {
 	bearer := bearerToken(r)
+	if err := checkTokenSize(bearer); err != nil {
+		return err
+	}
 	check := func() error { return m.opts.validate(bearer) }
 	switch {
 	case len(authReq) > 0:
@@ -93,10 +96,7 @@ func (m *Manager) authorise(r *http.Request, authReq []func(*http.Request) error
 			return nil
 		}
 	case m.secret.Load() != nil:
-		check = func() error { return m.checkPass(bearer) }
-	}
-	if err := checkTokenSize(bearer); err != nil {
-		return err
+		return m.checkPass(bearer)
 	}
 	if err := check(); err != nil {
 		return cleanError(err, bearer)
@@ -114,7 +114,8 @@ func checkTokenSize(token string) error {
 }
 
 // checkPass checks with what somebody who dials begins where there is a SharedSecret. It opens no
-// more than the websocket: who dials has still to answer a challenge.
+// more than the websocket: who dials has still to answer a challenge. Its errors are fixed texts,
+// which repeat nothing of the pass: no stranger can have us look for it.
 func (m *Manager) checkPass(pass string) error {
 	now := time.Now()
 	dialler, nonce, err := m.secret.Load().CheckPass(pass, m.opts.Local, now)

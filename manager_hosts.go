@@ -115,7 +115,9 @@ func (m *Manager) changeHosts(change func(hosts []string) []string) error {
 	for _, c := range removed {
 		c.shutdown(errRemoved)
 	}
-	m.limits.divide()
+	m.hostsMu.Lock()
+	defer m.hostsMu.Unlock()
+	m.limits.divide(m.isHost)
 	return err
 }
 
@@ -139,7 +141,7 @@ func (m *Manager) replaceHosts(change func(hosts []string) []string) (removed ma
 		}
 		c := old.conns[host]
 		if c == nil {
-			c = newConnection(m, host)
+			c = newConnection(m, host, m.limits.of(host))
 			c.state.host, c.state.hook = host, m.stateHook
 			added = append(added, c)
 		}
@@ -161,6 +163,11 @@ func (m *Manager) replaceHosts(change func(hosts []string) []string) (removed ma
 		}
 	}
 	return removed, nil
+}
+
+// isHost reports whether limits are those of a present host, by its name, or of a link to itself.
+func (m *Manager) isHost(name string) bool {
+	return m.hosts.Load().conns[name] != nil || m.self != nil && (name == nearLimits || name == farLimits)
 }
 
 // peer is the connection to another host, by its name in any spelling, or nil.

@@ -13,8 +13,17 @@ type selfLink struct {
 	far  *Connection // serves them
 }
 
+// These are the names of the limits of its two ends, which are none of hosts.
+const (
+	nearLimits = "near"
+	farLimits  = "far"
+)
+
 func newSelfLink(m *Manager) *selfLink {
-	l := &selfLink{near: newConnection(m, m.opts.Local), far: newConnection(m, m.opts.Local)}
+	l := &selfLink{
+		near: newConnection(m, m.opts.Local, m.limits.of(nearLimits)),
+		far:  newConnection(m, m.opts.Local, m.limits.of(farLimits)),
+	}
 	l.near.dials = true
 	l.near.crc, l.far.crc = 0, 0 // nothing can happen to what is sent
 	return l

@@ -154,22 +154,33 @@ func (h *stateHook) close() {
 	h.changed.Signal()
 }
 
-// run passes on what there is until the hook is closed.
+// run passes on what there is until the hook is closed, on a goroutine that the function may end:
+// then on another.
 func (h *stateHook) run() {
+	for closed := false; !closed; {
+		over := make(chan struct{})
+		go func() {
+			defer close(over)
+			for c, ok := h.next(); ok; c, ok = h.next() {
+				h.call(c)
+			}
+			closed = true
+		}()
+		<-over
+	}
+}
+
+// next waits for a change. It reports false once the hook is closed, and all were passed on.
+func (h *stateHook) next() (c StateChange, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for {
-		for h.queue.Len() == 0 {
-			if h.closed {
-				return
-			}
-			h.changed.Wait()
+	for h.queue.Len() == 0 {
+		if h.closed {
+			return c, false
 		}
-		c := h.take()
-		h.mu.Unlock()
-		h.call(c)
-		h.mu.Lock()
+		h.changed.Wait()
 	}
+	return h.take(), true
 }
 
 func (h *stateHook) call(c StateChange) {

@@ -86,10 +86,18 @@ func (c chains) requireNext(t *testing.T, s StateChange) {
 	c[s.Host] = s.To
 }
 
+// manyChanges is many times what may wait.
+func manyChanges() int {
+	if testing.Short() {
+		return 20 * keptOfRemoved
+	}
+	return 100_000
+}
+
 func TestStateHook_KeepsThoseOfOneHostUpToTheLimit(t *testing.T) {
 	r := newHookRig(nil)
 	r.set("a", StateConnecting)
-	for range 100_000 {
+	for range manyChanges() {
 		r.set("a", StateConnected)
 		r.set("a", StateConnectionError)
 		r.set("a", StateConnecting)
@@ -141,7 +149,7 @@ func TestStateHook_HostsThatComeAndGoDoNotAddUp(t *testing.T) {
 	for _, s := range r.takeAll() {
 		c.requireNext(t, s)
 	}
-	for i := range 100_000 {
+	for i := range manyChanges() {
 		host := fmt.Sprint("new ", i)
 		r.set(host, StateConnecting)
 		r.set(host, StateConnected)

@@ -145,13 +145,14 @@ func (m *message) setError(text string) {
 // clipText shortens an error's text to what travels.
 func clipText(text string) string { return clip.To(text, maxErrorText) }
 
-// payloadErr is the error of a handler that the message carries, or nil. It is for the caller, who
-// gets all of it, as of any other answer.
+// payloadErr is the error of a handler that the message carries, or nil. It is for the caller, but
+// the end of a stream may wait for that, and is not counted: so no more of it is taken than we send.
 func (m *message) payloadErr() *RemoteErr {
 	if m.Flags&flagPayloadIsErr == 0 {
 		return nil
 	}
-	return NewRemoteErrString(string(m.Payload)) // copied: the buffer is reused
+	text := string(m.Payload[:min(len(m.Payload), maxErrorText+1)]) // copied: the buffer is reused
+	return NewRemoteErrString(clipText(text))
 }
 
 // reason is why the remote has given a call or stream up, or nil. It is kept for as long as that
@@ -161,6 +162,13 @@ func (m *message) reason() error {
 		return nil
 	}
 	return refusal(clip.Bytes(m.Payload))
+}
+
+// setRefusal makes m, an answer, one that says which limit refuses the call.
+func (m *message) setRefusal(err error) {
+	e := muxConnectError{Error: clip.Text(err.Error())}
+	m.Op, m.Flags = opMuxConnectError, flagEOF
+	m.Payload, _ = e.MarshalMsg(nil)
 }
 
 // setSubroute makes sub, which may be nil, follow the message.

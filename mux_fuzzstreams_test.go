@@ -290,7 +290,7 @@ func (r *streamsRun) finish() {
 		require.Zero(r.t, c.served.size(), "served streams are left")
 		require.Zero(r.t, c.opener.openings.size(), "openings are left")
 		require.Zero(r.t, h.conn.Stats().Handlers, "slots of handlers are left")
-		require.Zero(r.t, h.conn.hostBytes.Used(), "bytes are counted that nobody keeps")
+		require.Zero(r.t, h.conn.taken.bytes.Used(), "bytes are counted that nobody keeps")
 		require.Equal(r.t, lost, h.ended(), "host %d: %v", i, c.err)
 	}
 }

@@ -35,7 +35,8 @@ type muxClient struct {
 	host       clientHost
 	id         uint64
 	handler    HandlerID
-	caps       caps            // in use with the peer
+	wide       bool            // the peer has wide credits
+	tellsBoth  bool            // its ack names both capacities
 	takesData  bool            // the handler takes input; published by opened
 	inCapacity int32           // of a handler of version 1, for what it is known
 	ctx        context.Context // with which the stream goes on: the caller's, or an interceptor's
@@ -74,21 +75,22 @@ type muxClient struct {
 
 func newMuxClient(ctx context.Context, host clientHost, id uint64, handler HandlerID, c capacities, caps caps, now time.Time) *muxClient {
 	m := &muxClient{
-		host:    host,
-		id:      id,
-		handler: handler,
-		caps:    caps,
-		ctx:     ctx,
-		caller:  ctx,
-		done:    make(chan struct{}),
+		host:      host,
+		id:        id,
+		handler:   handler,
+		wide:      caps.wide(),
+		tellsBoth: caps.bothCapacities(),
+		ctx:       ctx,
+		caller:    ctx,
+		done:      make(chan struct{}),
 	}
 	m.deadline, _ = ctx.Deadline()
 	// A peer of ours is right about its own handler's capacities, whatever is registered here. One of
 	// version 1 is taken to have what we know.
 	switch {
-	case caps.bothCapacities():
+	case m.tellsBoth:
 		m.in.init(0, true) // until the ack has come
-	case caps.wide():
+	case m.wide:
 		m.in.initUntold()
 	default:
 		if !c.known {
@@ -355,7 +357,7 @@ func (m *muxClient) onAck(msg *message) {
 	}
 	m.acked = true
 	in, limit := int(m.inCapacity), int(m.inCapacity)
-	if m.caps.wide() {
+	if m.wide {
 		var err error
 		if in, err = m.parseAck(msg.Payload); err != nil {
 			m.fail(err)
@@ -374,7 +376,7 @@ func (m *muxClient) onAck(msg *message) {
 // parseAck reads what a peer with wide credits tells of its handler, and returns how many messages
 // we may send at first.
 func (m *muxClient) parseAck(payload []byte) (in int, err error) {
-	if !m.caps.bothCapacities() {
+	if !m.tellsBoth {
 		return parseCredits(payload)
 	}
 	in, out, err := parseCapacities(payload)
@@ -415,7 +417,7 @@ func (m *muxClient) onUnblock(msg *message) {
 	if !m.checkSeq(msg) {
 		return
 	}
-	if err := addCredits(&m.credits, msg, m.caps.wide()); err != nil {
+	if err := addCredits(&m.credits, msg, m.wide); err != nil {
 		m.fail(err)
 	}
 }

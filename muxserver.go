@@ -39,9 +39,11 @@ type muxServer struct {
 	id         uint64
 	handler    *streamEntry
 	handlerID  HandlerID
-	caps       caps // in use with the peer
+	wide       bool // the peer has wide credits
+	tellsBoth  bool // the ack names both capacities
 	hasInput   bool
-	payload    arrived // the handler's, once it runs
+	payload    arrived      // the handler's, once it runs
+	charge     limit.Charge // for it, while the handler runs; the handler's own
 	ctx        context.Context
 	cancel     context.CancelCauseFunc
 	deadline   time.Time // zero for none
@@ -78,7 +80,8 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrive
 		id:         open.MuxID,
 		handler:    h,
 		handlerID:  open.Handler,
-		caps:       caps,
+		wide:       caps.wide(),
+		tellsBoth:  caps.bothCapacities(),
 		hasInput:   h.inCapacity > 0 && !eof,
 		inputEOF:   eof,
 		payload:    payload,
@@ -90,14 +93,14 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrive
 	}
 	limit := h.outCapacity
 	switch {
-	case caps.bothCapacities():
+	case m.tellsBoth:
 		limit = maxCapacity
-	case caps.wide():
+	case m.wide:
 		limit = maxCapacity + credit.MaxWindow // the client does not know outCapacity
 	}
 	m.credits.Reset(h.outCapacity, limit)
 	if m.hasInput {
-		m.in.init(m.inCredits(), caps.wide())
+		m.in.init(m.inCredits(), m.wide)
 	}
 	m.heard.Store(monotime.Of(now))
 
@@ -123,9 +126,9 @@ func (m *muxServer) inCredits() int {
 // ackPayload tells the client what it may have to know of the handler's capacities.
 func (m *muxServer) ackPayload(buf *ackBuffer) []byte {
 	switch {
-	case m.caps.bothCapacities():
+	case m.tellsBoth:
 		return appendCapacities(buf[:0], m.inCredits(), m.handler.outCapacity)
-	case m.caps.wide():
+	case m.wide:
 		return appendCredits(buf[:0], m.inCredits())
 	}
 	return nil
@@ -137,6 +140,22 @@ func (m *muxServer) Run() {
 		m.keepStop(context.AfterFunc(m.ctx, m.expired))
 	}
 	m.handler.serve(m)
+}
+
+// hold has the payload count for as many bytes, if it does not yet. It reports whether that is
+// possible; else the stream ends.
+func (m *muxServer) hold(n int) bool {
+	exceeded := m.charge.GrowTo(n)
+	if exceeded != nil {
+		m.refuse(bytesError(exceeded))
+	}
+	return exceeded == nil
+}
+
+// refuse ends the stream because of a limit.
+func (m *muxServer) refuse(err error) {
+	m.host.overload(err)
+	m.fail(err)
 }
 
 // keepStop keeps stop for the end of the stream.
@@ -236,7 +255,7 @@ func (m *muxServer) handlerReturned() {
 // by a disconnect, as it was with such a server; but not by a second one, which could overtake the
 // first and its reason.
 func (m *muxServer) sendResult() {
-	if !m.caps.wide() {
+	if !m.wide {
 		_ = m.credits.Reserve(context.Background())
 	}
 	if !m.isAborted() {
@@ -250,7 +269,7 @@ func (m *muxServer) sendResult() {
 	}
 	// The end of a stream that has ended: it only releases what it holds.
 	m.abort(errStreamOver, 0)
-	if !m.caps.wide() && !m.wasTold() {
+	if !m.wide && !m.wasTold() {
 		m.host.post(message{MuxID: m.id, Op: opDisconnectClientMux}, nil)
 	}
 }
@@ -313,7 +332,7 @@ func (m *muxServer) onUnblock(msg *message) {
 	if !m.checkSeq(msg) {
 		return
 	}
-	if err := addCredits(&m.credits, msg, m.caps.wide()); err != nil {
+	if err := addCredits(&m.credits, msg, m.wide); err != nil {
 		m.fail(err)
 	}
 }

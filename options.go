@@ -76,10 +76,10 @@ type ManagerOptions struct {
 	SharedSecret [][]byte
 
 	// AuthFn makes the bearer token that is sent to a host that is dialled. It is required where
-	// there is no SharedSecret, unless Insecure is set. It is called twice for each attempt, possibly concurrently: for the upgrade
-	// request, and for the handshake. It must be text that HTTP carries as it is: without control
-	// characters, without white space at its ends, of 32 KiB at most; with any other the attempt
-	// fails.
+	// there is no SharedSecret, unless Insecure is set. It is called twice for each attempt, possibly
+	// concurrently: for the upgrade request, and for the handshake. It must be text that HTTP carries
+	// as it is: without control characters, without white space at its ends, of 32 KiB at most; with
+	// any other the attempt fails.
 	//
 	// A bearer token is good for whoever has it. Whoever answers at the address of a host gets
 	// this one's, and can use it at any host that accepts it; and the token does not prove to the
@@ -176,11 +176,11 @@ type ManagerOptions struct {
 	// beyond is refused, and its caller gets [ErrOverloaded]: a request, a stream, or an answer
 	// that would have to wait; a stream's message ends its stream with that error on both sides.
 	// Each message that waits counts 168 bytes more, for what is around it. What a typed handler is
-	// given counts four times, as decoded it takes more than it did on the wire, but for [*Bytes];
-	// how much it may take in the end is the affair of its type. The windows of streams do not grow
-	// to where they might fill more than half of the limit, or leave no room for a message of
-	// MaxMessageSize. At least MaxMessageSize; the default is 256 MiB, or four times MaxMessageSize
-	// if that is more.
+	// given counts four times, as decoded it takes more than it did on the wire, but for [*Bytes]; an
+	// [*MSS], [*URLValues] or [*Array] what it takes in memory if that is more, while [*JSON] and
+	// generated code are not looked into. The windows of streams do not grow to where they might
+	// fill more than half of the limit, or leave no room for a message of MaxMessageSize. At least
+	// MaxMessageSize; the default is 256 MiB, or eight times MaxMessageSize if that is more.
 	MaxHostBytes int
 
 	// MaxStreamBytes is how many bytes may wait in a stream for its consumer, in each direction,
@@ -189,8 +189,7 @@ type ManagerOptions struct {
 	// counts 168 bytes more. The number of messages is bounded by the stream's capacities, or 65536
 	// where a server does not tell its own (protocol section 8), and windows do not grow to where
 	// they leave no room for one of MaxMessageSize, so it takes large messages to get there. At least
-	// MaxMessageSize; the default is 64 MiB, or twice MaxMessageSize if that
-	// is more.
+	// MaxMessageSize; the default is 64 MiB, or twice MaxMessageSize if that is more.
 	MaxStreamBytes int
 
 	// MaxTotalBytes is how many bytes may be kept for all hosts together, counted like
@@ -308,8 +307,7 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 	case o.AuthToken == nil:
 		return nil, errors.New("grid: ManagerOptions.AuthToken is missing, and Insecure is not set")
 	}
-	switch {
-	case o.RoutePath != "" && !isPath(o.RoutePath):
+	if o.RoutePath != "" && !isPath(o.RoutePath) {
 		return nil, fmt.Errorf("grid: RoutePath %q is no URL path that begins with a slash", o.RoutePath)
 	}
 	if err := o.limits(); err != nil {
@@ -363,7 +361,7 @@ func (o *ManagerOptions) limits() (err error) {
 	set("MaxHandlers", &o.MaxHandlers, 1, math.MaxInt, 16384)
 	set("MaxStreams", &o.MaxStreams, 1, math.MaxInt, int64(o.MaxHandlers-o.MaxHandlers/4))
 	size := o.MaxMessageSize
-	set("MaxHostBytes", &o.MaxHostBytes, size, math.MaxInt, max(256<<20, 4*int64(size)))
+	set("MaxHostBytes", &o.MaxHostBytes, size, math.MaxInt, max(256<<20, 8*int64(size)))
 	set("MaxStreamBytes", &o.MaxStreamBytes, size, math.MaxInt, max(64<<20, 2*int64(size)))
 	available := memory.Available()
 	set("MaxTotalBytes", &o.MaxTotalBytes, size, math.MaxInt, max(available/4, int64(size)))

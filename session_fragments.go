@@ -94,7 +94,7 @@ func (p parcel) addTo(parts **assembly) (payload arrived, whole bool, err error)
 	if len(p.Payload) > p.maxSize-before { // the sum might overflow
 		return arrived{}, false, fmt.Errorf("%v for mux %d: %w", p.Op, p.MuxID, tooLargeError(before+len(p.Payload), p.maxSize))
 	}
-	if exceeded := p.budget.Take(len(p.Payload)); exceeded != nil {
+	if exceeded := p.budget.Grow(before, len(p.Payload), 0); exceeded != nil {
 		return arrived{}, false, bytesError(exceeded)
 	}
 	if *parts == nil {
@@ -153,7 +153,7 @@ func (a arrived) counts() int { return a.size() + a.decoded }
 // too much.
 func (a *arrived) decodes(times int) error {
 	n := decodedSize(a.size(), times)
-	if exceeded := a.budget.Grow(a.size(), n); exceeded != nil {
+	if exceeded := a.budget.Grow(a.size(), n, 0); exceeded != nil {
 		return bytesError(exceeded)
 	}
 	a.decoded = n
@@ -222,7 +222,7 @@ func (a *assembly) add(p parcel) {
 		return
 	}
 	a.size += n
-	if n >= retainSize && n >= cap(p.frame.buf)/5 {
+	if n >= retainSize && n >= cap(p.frame.buf)/3 {
 		a.pieces = append(a.pieces, piece{p.Payload, p.frame.retain()})
 		return
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/gridrpc/grid/internal/limit"
 )
 
-// A fragment is kept in the frame that it came in only where it is not small, and makes up a fifth
+// A fragment is kept in the frame that it came in only where it is not small, and makes up a third
 // of the frame or more; else what waits would be a small part of what it holds on to.
 func TestFragments_KeepAFrameOnlyForAGoodPartOfIt(t *testing.T) {
 	for _, c := range []struct {
@@ -21,8 +21,8 @@ func TestFragments_KeepAFrameOnlyForAGoodPartOfIt(t *testing.T) {
 		{1, 1 << 10, false},
 		{retainSize - 1, 2 * retainSize, false},
 		{retainSize, 2 * retainSize, true},
-		{retainSize, 5*retainSize + 4, true},
-		{retainSize, 5*retainSize + 5, false},
+		{retainSize, 3*retainSize + 2, true},
+		{retainSize, 3*retainSize + 3, false},
 		{fragmentSize, pendingLimit + largeLimit, false},
 		{fragmentSize, 10 << 20, false},
 		{10 << 20, 10<<20 + 100, true},

@@ -387,7 +387,7 @@ func (r *fragmentsRun) finish() {
 	r.h.Close()
 	synctest.Wait()
 	require.Zero(r.t, r.h.conn.Stats().Handlers, "slots of handlers are left")
-	require.Zero(r.t, r.h.conn.hostBytes.Used(), "bytes are counted that nobody keeps")
+	require.Zero(r.t, r.h.conn.taken.bytes.Used(), "bytes are counted that nobody keeps")
 	require.Zero(r.t, r.h.sess.opener.openings.size())
 	require.NotEmpty(r.t, r.end)
 }

@@ -305,8 +305,8 @@ func (r *hostileRun) check() {
 	t, s := r.t, r.h.sess
 	stats := r.h.conn.Stats()
 	require.LessOrEqual(t, stats.Handlers, hostileMaxHandlers)
-	require.LessOrEqual(t, r.h.conn.hostBytes.Used(), int64(hostileMaxHostBytes), "more is kept than MaxHostBytes")
-	require.GreaterOrEqual(t, r.h.conn.hostBytes.Used(), int64(0))
+	require.LessOrEqual(t, r.h.conn.taken.bytes.Used(), int64(hostileMaxHostBytes), "more is kept than MaxHostBytes")
+	require.GreaterOrEqual(t, r.h.conn.taken.bytes.Used(), int64(0))
 	require.LessOrEqual(t, s.opener.openings.size(), hostileMaxHandlers)
 	require.LessOrEqual(t, s.streams.size(), len(r.streams))
 	require.LessOrEqual(t, len(s.reader.lostStreams), maxAnsweredIDs)
@@ -326,10 +326,10 @@ func (r *hostileRun) check() {
 	}
 	for _, m := range s.streams.all(nil) {
 		capacity := 2
-		if c := r.muxes[m.id]; m.caps.bothCapacities() && c != nil && c.acked {
+		if c := r.muxes[m.id]; m.tellsBoth && c != nil && c.acked {
 			capacity = c.out
 			require.LessOrEqual(t, c.took+m.in.waiting(), c.out+c.granted, "more came than the peer had credits for")
-		} else if m.caps.wide() {
+		} else if m.wide {
 			capacity = 0 // which its server knows
 		}
 		requireBounded(&m.in, capacity)
@@ -375,7 +375,7 @@ func (r *hostileRun) finish() {
 		require.False(r.t, c.broken && c.err == nil, "a stream that was acked twice ended well")
 	}
 	require.Zero(r.t, r.h.conn.Stats().Handlers, "slots of handlers are left")
-	require.Zero(r.t, r.h.conn.hostBytes.Used(), "bytes are counted that nobody keeps")
+	require.Zero(r.t, r.h.conn.taken.bytes.Used(), "bytes are counted that nobody keeps")
 	require.Zero(r.t, r.h.sess.streams.size())
 	require.Zero(r.t, r.h.sess.served.size())
 	require.Zero(r.t, r.h.sess.opener.openings.size())

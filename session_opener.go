@@ -34,8 +34,8 @@ type admission struct {
 
 func (o *opener) init(s *session) {
 	o.s = s
-	o.requests = admission{&s.conn.handlerSlots, o.requestTask}
-	o.streams = admission{&s.conn.streamSlots, o.streamTask}
+	o.requests = admission{&s.conn.taken.handlers, o.requestTask}
+	o.streams = admission{&s.conn.taken.streams, o.streamTask}
 	o.openings.init()
 }
 
@@ -106,7 +106,7 @@ func (o *opener) begin(as *admission, p parcel, h handler, payload arrived, dead
 func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.Time) workers.Task {
 	s := o.s
 	c := newMuxServer(s, p.message, h.stream, payload, deadline, s.caps, &s.conn.caller, s.opts.MaxMessageSize, p.now)
-	c.slot = &s.conn.streamSlots
+	c.slot = &s.conn.taken.streams
 	c.in.maxBytes, c.in.maxMessage = s.opts.MaxStreamBytes, s.opts.MaxMessageSize
 	if c.seen = s.conn.observe(payload.size()); c.seen != nil {
 		c.metadata = bytes.Clone(p.Metadata)

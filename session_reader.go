@@ -31,7 +31,7 @@ type reader struct {
 
 func (r *reader) init(s *session) {
 	r.s = s
-	r.maxSize, r.budget = s.opts.MaxMessageSize, &s.conn.hostBytes
+	r.maxSize, r.budget = s.opts.MaxMessageSize, &s.conn.taken.bytes
 	r.pings.Init(s.opts.MaxPings)
 	s.ws.OnPing(func() bool {
 		if !r.pings.Allow(s.clock.Load()) {

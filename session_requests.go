@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gridrpc/grid/internal/limit"
 	"github.com/gridrpc/grid/internal/monotime"
 	"github.com/gridrpc/grid/internal/workers"
 )
@@ -26,6 +27,17 @@ type singleTask struct {
 	lateFrom monotime.Time
 	seen     *observed // nil if nobody wants to know
 	metadata []byte
+	charge   limit.Charge // for the payload, while the handler runs
+	refused  error        // by a limit, once the payload was decoded
+}
+
+// hold has the request count for as many bytes, if it does not yet. It reports whether that is
+// possible; else the request is refused.
+func (t *singleTask) hold(n int) bool {
+	if exceeded := t.charge.GrowTo(n); exceeded != nil {
+		t.refused = bytesError(exceeded)
+	}
+	return t.refused == nil
 }
 
 // singleTasks holds no channels or timers, so it may be shared by all.
@@ -53,18 +65,31 @@ func (t *singleTask) Late(now monotime.Time) bool {
 func (t *singleTask) Run() {
 	s := t.s
 	// The slot is held until the answer is queued: who waits for room needs one too.
-	m := message{MuxID: t.id, Op: opResponse, Flags: flagEOF, slot: &s.conn.handlerSlots}
+	m := message{MuxID: t.id, Op: opResponse, Flags: flagEOF, slot: &s.conn.taken.handlers}
 	payload, charge := t.payload.claim()
+	t.charge = charge
 	var resp []byte
 	result := errHandlerExited // stays if the handler ends its goroutine
 	expired := s.pastDeadline(t.deadline)
+	// By itself: an interceptor may end the goroutine.
+	defer func() {
+		t.s, t.entry, t.payload, t.seen, t.metadata = nil, nil, arrived{}, nil, nil
+		t.charge, t.refused = limit.Charge{}, nil
+		singleTasks.Put(t)
+		m.freeSlot() // where nothing was sent
+	}()
 	defer func() {
 		result = handlerResult(recover(), result, t.entry.label, s.logger(), &t.entry.panics)
-		charge.Release()
+		t.charge.Release()
 		buf := resp
 		resp = nil // nothing here must hold what sendResponse gives back
 		var outcome error
 		switch {
+		case t.refused != nil:
+			outcome = t.refused
+			s.overload(outcome)
+			s.conn.stats.refused.Add(1)
+			m.setRefusal(outcome)
 		case result != nil:
 			outcome = result
 			m.setError(result.Error())
@@ -87,9 +112,6 @@ func (t *singleTask) Run() {
 			t.seen.sent(size)
 		}
 		t.seen.end(outcome)
-		t.s, t.entry, t.payload, t.seen, t.metadata = nil, nil, arrived{}, nil, nil
-		singleTasks.Put(t)
-		m.freeSlot() // where nothing was sent
 	}()
 	if expired {
 		// Nobody waits any more: under overload, work for them is at the cost of those who do.
@@ -98,7 +120,7 @@ func (t *singleTask) Run() {
 		return
 	}
 	if t.entry.fn != nil && t.seen == nil {
-		resp, result = t.entry.fn(payload)
+		resp, result = t.entry.fn(t, payload)
 		return
 	}
 	ctx, cancel := t.context()
@@ -110,9 +132,9 @@ func (t *singleTask) Run() {
 		PutByteBuffer(payload)
 		result = NewRemoteErr(err)
 	case t.entry.fn != nil:
-		resp, result = t.entry.fn(payload)
+		resp, result = t.entry.fn(t, payload)
 	default:
-		resp, result = t.entry.contextFn(ctx, payload)
+		resp, result = t.entry.contextFn(ctx, t, payload)
 	}
 }
 

@@ -126,15 +126,13 @@ func (snd *sender) sendResponse(m *message, buf []byte, deadline time.Time) (dro
 	if full, err := snd.trySend(m); !full {
 		return err
 	}
-	charge := limit.Charge{Budget: &snd.s.conn.hostBytes, Bytes: len(m.Payload)}
+	charge := limit.Charge{Budget: &snd.s.conn.taken.bytes, Bytes: len(m.Payload)}
 	if exceeded := charge.Budget.Take(charge.Bytes); exceeded != nil {
 		err := bytesError(exceeded)
 		snd.s.overload(err)
 		charge.Bytes = 0
 		dropped = answerDropped(err)
-		e := muxConnectError{Error: dropped.Error()}
-		m.Op, m.Flags = opMuxConnectError, flagEOF
-		m.Payload, _ = e.MarshalMsg(nil)
+		m.setRefusal(dropped)
 		PutByteBuffer(buf)
 		buf = nil // before the wait, which may be long
 	}

@@ -112,6 +112,13 @@ func allOf[T any](results func(func(T) error) error) iter.Seq2[T, error] {
 // forwardRequests sends what comes through reqs, until that is closed or the stream has ended.
 // owner is the handle that the user holds; encode gives away the buffer that it returns.
 func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req, encode func(Req) ([]byte, error)) {
+	encoding := false
+	defer func() {
+		if encoding { // which has ended the goroutine
+			m.cancel(errEncoderExited)
+			go drainRequests(weak.Make(owner), reqs, m.closing)
+		}
+	}()
 	for {
 		select {
 		case v, ok := <-reqs:
@@ -121,7 +128,9 @@ func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req
 			}
 			// There is nobody to return an error to but the consumer. The end of the stream is
 			// none: that has a reason of its own.
+			encoding = true
 			b, err := encode(v)
+			encoding = false
 			if err == nil {
 				if err = m.send(b); !errors.Is(err, ErrMessageTooLarge) {
 					err = nil
@@ -141,6 +150,8 @@ func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req
 		}
 	}
 }
+
+var errEncoderExited = errors.New("grid: the goroutine of the stream's requests was ended by an encoder")
 
 // drainLook is how often a stream that has ended is looked at for whether anybody still holds it.
 const drainLook = 5 * time.Second

@@ -19,6 +19,8 @@ const (
 	messageCost = 168
 	// firstQueue is the most messages that a stream has room for from the first one on.
 	firstQueue = 8
+	// firstHeld is the same for those that are held.
+	firstHeld = 4
 )
 
 // inbox is the receiving end of a stream: the messages that have arrived and wait for their
@@ -40,14 +42,21 @@ type inbox struct {
 	err   error     // how it ended; nil is well
 	parts *assembly // what has arrived of the next message
 
-	bytes  int     // that wait, or are held
-	held   []int32 // sizes of the messages that are held, -1 for those that do not count any more
-	holder holder  // who holds them
-	// Those that are held are decoded: times is the decodedCost of each, and decoded that of all.
+	bytes  int           // that wait, or are held
+	budget *limit.Budget // that they were taken of; nil once they do not count any more
+	held   []heldMessage
+	holder holder // who holds them
+	// Those that are held are decoded: times is the decodedCost of each, and decoded what all of
+	// them count besides their sizes.
 	times, decoded int
-	budget         *limit.Budget // that they were taken of; nil once they do not count any more
 
 	window credit.Window
+}
+
+// heldMessage is a message that has been passed to the holder.
+type heldMessage struct {
+	size    int32 // -1 once it does not count any more
+	decoded int   // what it counts besides
 }
 
 // init sets how many messages the sender may send at first.
@@ -142,10 +151,7 @@ func (b *inbox) recountLocked() {
 		return
 	}
 	for i := range max(len(b.held)-b.holder.holds(), 0) {
-		if b.held[i] >= 0 {
-			b.releasedLocked(int(b.held[i]))
-			b.held[i] = -1 // handedOn will find it counted
-		}
+		b.releasedLocked(&b.held[i]) // handedOn will find it counted
 	}
 }
 
@@ -160,7 +166,7 @@ type holder interface {
 // on.
 func (b *inbox) pushLocked(msg arrived) error {
 	// With what is around it, a message of just the limit fits.
-	if exceeded := msg.budget.TakeBeyond(messageCost, messageCost); exceeded != nil {
+	if exceeded := msg.budget.Grow(msg.size(), messageCost, messageCost); exceeded != nil {
 		msg.drop()
 		return bytesError(exceeded)
 	}
@@ -238,9 +244,9 @@ func (b *inbox) drop(err error) {
 	}
 	b.queue, b.head = nil, 0
 	kept := 0
-	for _, size := range b.held {
-		if size >= 0 {
-			kept += int(size) + messageCost
+	for _, h := range b.held {
+		if h.size >= 0 {
+			kept += int(h.size) + messageCost
 		}
 	}
 	b.budget.Put(b.bytes - kept)
@@ -284,22 +290,46 @@ func (b *inbox) hold() (msg arrived, ok, ended bool, err error) {
 	}
 	size := msg.size()
 	n := decodedSize(size, b.times)
-	if exceeded := b.budget.Grow(size+messageCost, n); exceeded != nil {
+	if exceeded := b.budget.Grow(size+messageCost, n, 0); exceeded != nil {
 		msg.drop()
 		b.takenLocked(size)
 		return arrived{}, false, false, bytesError(exceeded)
 	}
 	b.decoded += n
-	b.held = append(b.held, int32(size))
+	if b.held == nil {
+		b.held = make([]heldMessage, 0, firstHeld)
+	}
+	b.held = append(b.held, heldMessage{int32(size), n})
 	return msg, true, false, nil
 }
 
-// releasedLocked is takenLocked for a message that was held.
-func (b *inbox) releasedLocked(size int) {
-	n := decodedSize(size, b.times)
-	b.takenLocked(size)
-	b.decoded -= n
-	b.budget.Put(n)
+// holdMore has the message that was held last count for n bytes, if it does not yet. The error is
+// that of a limit: the stream is to end.
+func (b *inbox) holdMore(n int) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	last := &b.held[len(b.held)-1]
+	has := int(last.size) + last.decoded
+	if n <= has || b.budget == nil {
+		return nil
+	}
+	if exceeded := b.budget.Grow(has+messageCost, n-has, 0); exceeded != nil {
+		return bytesError(exceeded)
+	}
+	last.decoded += n - has
+	b.decoded += n - has
+	return nil
+}
+
+// releasedLocked is takenLocked for a message that was held, the first time.
+func (b *inbox) releasedLocked(h *heldMessage) {
+	if h.size < 0 {
+		return
+	}
+	b.takenLocked(int(h.size))
+	b.decoded -= h.decoded
+	b.budget.Put(h.decoded)
+	h.size = -1
 }
 
 // takenLocked says that a message of that size waits no more.
@@ -314,9 +344,7 @@ func (b *inbox) handedOn(n int, keepsUp bool) (grant int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for range n {
-		if b.held[0] >= 0 {
-			b.releasedLocked(int(b.held[0]))
-		}
+		b.releasedLocked(&b.held[0])
 		b.held = slices.Delete(b.held, 0, 1)
 		grant += b.grantLocked(keepsUp)
 	}

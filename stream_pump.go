@@ -34,8 +34,8 @@ func serveStream[In, Out any](m *muxServer, noInput chan In, decode func([]byte)
 	}()
 	m.result = errHandlerExited // stays if the handler ends its goroutine
 	payload, charge := m.payload.claim()
-	m.payload = arrived{}
-	defer charge.Release()
+	m.payload, m.charge = arrived{}, charge
+	defer func() { m.charge.Release() }()
 	ctx, err := m.host.beginServe(m.ctx, m.seen, &CallInfo{
 		Handler: m.handlerID, Subroute: m.handler.subroute, Stream: true, PayloadBytes: len(payload),
 	}, m.metadata)
@@ -59,7 +59,7 @@ func closedChan[In any]() chan In {
 // credits are returned when the pump next looks. A version 1 peer gets a credit back for each
 // message that is passed on.
 func (m *muxServer) inBuffer() int {
-	if !m.caps.wide() {
+	if !m.wide {
 		return 0
 	}
 	return min(m.inCredits()/2, maxInBuffer)
@@ -111,6 +111,14 @@ type streamPump[In, Out any] struct {
 func (p *streamPump[In, Out]) Run() {
 	m := p.m
 	out, finished := p.out, false
+	// Each by itself: an interceptor may end the goroutine.
+	defer func() {
+		if m.slot != nil {
+			m.slot.Release()
+		}
+	}()
+	defer func() { m.seen.end(m.outcome()) }()
+	defer m.in.discharge()
 	defer func() {
 		if !finished {
 			// Code of the application's, a constructor or an encoder, has ended the goroutine.
@@ -123,11 +131,6 @@ func (p *streamPump[In, Out]) Run() {
 					handling = false
 				}
 			}
-		}
-		m.in.discharge()
-		m.seen.end(m.outcome())
-		if m.slot != nil {
-			m.slot.Release()
 		}
 	}()
 	for p.step() {
@@ -219,19 +222,26 @@ func (p *streamPump[In, Out]) fill() bool {
 	case ended:
 		p.closeInput()
 	case err != nil:
-		p.m.host.overload(err)
-		p.m.fail(err)
+		p.m.refuse(err)
 		p.closeInput()
 	}
 	if !ok {
 		p.inHand.Store(false)
 		return false
 	}
+	n := msg.size()
 	v, err := p.decode(msg.join())
 	if err != nil {
 		p.m.fail(err)
 		p.closeInput()
 		return false
+	}
+	if p.m.handler.inputDecodes > 0 {
+		if err := p.m.in.holdMore(heldBytes(v, n)); err != nil {
+			p.m.refuse(err)
+			p.closeInput()
+			return false
+		}
 	}
 	p.setNext(v, true)
 	return true
@@ -265,7 +275,7 @@ func (p *streamPump[In, Out]) account() {
 	}
 	grant := m.in.handedOn(p.waiting-held, held == 0 || held < cap(p.in))
 	p.waiting = held
-	if m.caps.wide() {
+	if m.wide {
 		p.grant(grant)
 		return
 	}

@@ -80,8 +80,8 @@ func (h *SingleHandler[Req, Resp]) Register(m *Manager, handle func(req Req) (Re
 		return nilHandlerError(m, h.id)
 	}
 	label := m.opts.handlerText(h.id)
-	return m.registerSingle(h.id, &singleEntry{decodes: decodedCost[Req](), fn: func(payload []byte) ([]byte, *RemoteErr) {
-		return h.serve(label, m.opts.MaxNesting, payload, handle)
+	return m.registerSingle(h.id, &singleEntry{decodes: decodedCost[Req](), fn: func(t *singleTask, payload []byte) ([]byte, *RemoteErr) {
+		return h.serve(t, label, payload, handle)
 	}}, subroute)
 }
 
@@ -91,18 +91,23 @@ func (h *SingleHandler[Req, Resp]) RegisterContext(m *Manager, handle func(ctx c
 		return nilHandlerError(m, h.id)
 	}
 	label := m.opts.handlerText(h.id)
-	return m.registerSingle(h.id, &singleEntry{decodes: decodedCost[Req](), contextFn: func(ctx context.Context, payload []byte) ([]byte, *RemoteErr) {
-		return h.serve(label, m.opts.MaxNesting, payload, func(req Req) (Resp, *RemoteErr) { return handle(ctx, req) })
+	return m.registerSingle(h.id, &singleEntry{decodes: decodedCost[Req](), contextFn: func(ctx context.Context, t *singleTask, payload []byte) ([]byte, *RemoteErr) {
+		return h.serve(t, label, payload, func(req Req) (Resp, *RemoteErr) { return handle(ctx, req) })
 	}}, subroute)
 }
 
 // serve decodes a request, and encodes what handle answers. It owns payload.
-func (h *SingleHandler[Req, Resp]) serve(label string, nesting int, payload []byte, handle func(req Req) (Resp, *RemoteErr)) ([]byte, *RemoteErr) {
+func (h *SingleHandler[Req, Resp]) serve(t *singleTask, label string, payload []byte, handle func(req Req) (Resp, *RemoteErr)) ([]byte, *RemoteErr) {
 	req := h.reqs.get()
-	err := decode(req, payload, nesting)
+	err := decode(req, payload, t.s.opts.MaxNesting)
+	n := len(payload)
 	PutByteBuffer(payload)
 	if err != nil {
 		return nil, NewRemoteErrf("grid: handler %s: request: %v", label, err)
+	}
+	if !t.hold(heldBytes(req, n)) {
+		h.reqs.put(req)
+		return nil, nil
 	}
 	resp, rerr := handle(req)
 	b, rerr := h.encodeResponse(label, resp, rerr)

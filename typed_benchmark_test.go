@@ -154,10 +154,10 @@ func (h *byHand[T]) call(ctx context.Context, c *grid.Connection, v T) error {
 	return err
 }
 
-// call runs calls with the value, there and back, over a loopback socket, typed and by hand: one at a time, and
-// many. Of the typed ones look-% is the share of the two looks, one on each side, in the time that
-// the processors have had for a call: it is measured in the same run, so that it says more than the
-// difference between two.
+// call runs calls with the value, there and back, over a loopback socket, typed and by hand: one at
+// a time, and many. Of the typed ones look-% is the share of the two looks, one on each side, in
+// the time that the processors have had for a call: it is measured in the same run, so that it says
+// more than the difference between two.
 func (c typedBench[T]) call(b *testing.B) {
 	ctx := context.Background()
 	g := rig.NewTCP(b, 2, nil)

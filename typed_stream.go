@@ -120,9 +120,13 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) register(m *Manager, in int, wit
 			if withPayload {
 				p = h.payloads.get()
 				err := decode(p, payload, m.opts.MaxNesting)
+				n := len(payload)
 				PutByteBuffer(payload)
 				if err != nil {
 					return NewRemoteErrf("grid: handler %s: payload: %v", label, err)
+				}
+				if !s.hold(heldBytes(p, n)) {
+					return nil // it has ended
 				}
 			}
 			return handle(ctx, p, in, out)

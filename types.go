@@ -17,8 +17,8 @@ import (
 // that is also a [Recycler] recycles itself; any other may be pooled by the typed handlers, and its
 // UnmarshalMsg must then overwrite every field.
 //
-// A decoded value takes more memory than its bytes on the wire: see [Array] and [JSON] for how much a
-// peer can make of little.
+// A decoded value takes more memory than its bytes on the wire: see [Array] and [JSON] for how much
+// a peer can make of little.
 type RoundTripper interface {
 	msgp.Unmarshaler
 	msgp.Marshaler

@@ -47,9 +47,9 @@ func (p *ArrayOf[T]) NewWith(val []T) *Array[T] {
 //
 // Decoding refuses what would take more memory than 32 times the payload, and 256 KiB. Elements are
 // counted as far as this package knows their types: of a [JSON], or of one with generated code, the
-// pointer to it. Short maps and empty arrays alone can take so much: an MSS of one entry takes 352
-// bytes, be it of 3 bytes on the wire, an empty one 64. The first 750 of any are never refused, nor
-// are MSS of 12 bytes each, on average, and Bytes.
+// pointer to it. Maps of a few letters and empty arrays alone can take so much: an MSS of one entry
+// takes 352 bytes, be it of 3 bytes on the wire, an empty one 64. Never refused are 750 of them,
+// MSS of 12 bytes or more each, on average, and Bytes.
 //
 // Make it with [ArrayOf]; the zero value encodes, but cannot be decoded into. Reading and encoding
 // may go on concurrently, nothing else may.

@@ -130,8 +130,9 @@ func sizeOfMap[M ~map[string]V, V any](m M) int {
 	if m == nil {
 		return 0
 	}
+	// As the runtime has it: a header, and what a slot is besides its key and value, and around a
+	// table. What is added is the rounding to classes of sizes.
 	size, group := 16+4*sizeOf[uintptr](), slotsOfGroup*(1+sizeOf[string]()+sizeOf[V]())
-	// Memory comes in classes of sizes, which are rounded up to.
 	switch n := len(m); {
 	case n == 0:
 		return size

@@ -2,6 +2,7 @@ package grid
 
 import (
 	"bytes"
+	"math"
 	"math/rand/v2"
 	"net/url"
 	"runtime"
@@ -152,9 +153,26 @@ func arrayOfGenes(element func(*genes) []byte) func(*genes) []byte {
 	}
 }
 
-// heldBy is what one value takes that fresh makes and b is decoded into, of so many that less does
-// not count, after pump has used the pools. An error is that of decoding.
-func heldBy(fresh func() anyPayload, b []byte, pump func()) (int, error) {
+// heldBy is what one value takes that fresh makes and b is decoded into, after pump has used the
+// pools. What ends in the process meanwhile can only add to that, so it is measured again where it
+// seems to be too much, and the least counts. An error is that of decoding.
+func heldBy(fresh func() anyPayload, b []byte, pump func()) (least int, err error) {
+	least = math.MaxInt
+	for range 3 {
+		held, err := heldOnce(fresh, b, pump)
+		if err != nil {
+			return 0, err
+		}
+		if least = min(least, held); least <= memoryFactor*len(b) {
+			break
+		}
+	}
+	return least, nil
+}
+
+// heldOnce measures, of so many values that less does not count.
+func heldOnce(fresh func() anyPayload, b []byte, pump func()) (int, error) {
+	const noise = 4 << 10 // what the rest of the process may take meanwhile
 	all := make([]anyPayload, min(1000, 1+(32<<10)/len(b)))
 	before := liveHeap()
 	pump()
@@ -164,7 +182,7 @@ func heldBy(fresh func() anyPayload, b []byte, pump func()) (int, error) {
 			return 0, err
 		}
 	}
-	held := liveHeap() - before
+	held := liveHeap() - before - noise
 	runtime.KeepAlive(all)
 	runtime.KeepAlive(b)
 	return int(held) / len(all), nil
@@ -304,7 +322,11 @@ func TestTypes_OrdinaryArraysAreNotRefused(t *testing.T) {
 	dense, pairs, empty := mssArrays.New(), mssArrays.New(), mssArrays.New()
 	denseLists := urlValuesArrays.New()
 	ones, inner := bytesArrays.New(), nestedArrays.New()
-	for i := range 100_000 {
+	many := 100_000
+	if testing.Short() {
+		many = 10_000
+	}
+	for i := range many {
 		mss.Append(NewMSSWith(map[string]string{"id": strconv.Itoa(i), "state": "ok"}))
 		lists.Append(NewURLValuesWith(url.Values{"name": {"object " + strconv.Itoa(i)}}))
 		ones.Append(NewBytesWith([]byte{byte(i)}))
@@ -363,9 +385,9 @@ func TestTypes_PoolsGiveSmallValuesNoLargeMemory(t *testing.T) {
 		large, small []string
 	}{
 		{"MSS", func() anyPayload { return NewMSS() },
-			[]string{keys(1000, "\xa0"), same(1000, "\xa0"), keys(1000, "\x01"), keys(9, "\xa0")}, []string{"\xc0", "\x80", "\x81\xa0\xa0"}},
+			[]string{keys(1000, "\xa0"), same(1000, "\xa0"), keys(1000, "\x01"), keys(9, "\xa0")}, []string{"\xc0", "\x80", "\x81\xa0\xa0", keys(9, "\xa0")}},
 		{"URLValues", func() anyPayload { return NewURLValues() },
-			[]string{keys(1000, "\x90"), same(1000, "\x90"), keys(1000, "\x01")}, []string{"\xc0", "\x80", "\x81\xa0\x90"}},
+			[]string{keys(1000, "\x90"), same(1000, "\x90"), keys(1000, "\x01")}, []string{"\xc0", "\x80", "\x81\xa0\x90", keys(9, "\x90")}},
 		{"Bytes", func() anyPayload { return NewBytes() },
 			[]string{bins}, []string{"\xc0", "\xc4\x00", "\xc4\x01a"}},
 		{"Array of MSS", func() anyPayload { return mssArrays.New() },
@@ -398,6 +420,18 @@ func TestTypes_PoolsGiveSmallValuesNoLargeMemory(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestTypes_BytesTakeNoMoreThanTheirsAsElements(t *testing.T) {
+	a := NewArrayOf(func() *Bytes { return NewBytesCap(4096) }).New()
+	mustUnmarshal(t, a, []byte("\x94\xc0\xc4\x00\xc4\x01a\xc4\x11aaaaaaaaaaaaaaaaa"))
+	for i, most := range []int{0, 0, 1, bytepool.MinCap} {
+		require.LessOrEqual(t, cap(*a.Value()[i]), most)
+	}
+	b := new(Bytes)
+	mustUnmarshal(t, b, []byte("\xc4\x00"))
+	require.NotNil(t, *b)
+	require.Zero(t, cap(*b))
 }
 
 func TestTypes_LargeMapsAreReusedForAsManyEntries(t *testing.T) {

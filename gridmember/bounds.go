@@ -1,11 +1,14 @@
 package gridmember
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/hashicorp/memberlist"
 
@@ -33,9 +36,9 @@ var (
 	errFull     = fmt.Errorf("there are %d members", maxMembers)
 )
 
-// admission decides who may be a member. It has the names that memberlist keeps, more or less, which
-// does not tell how many these are: those of members, and for some time of those that are no more,
-// or have never become one.
+// admission decides who may be a member. It has the names that memberlist keeps, more or less,
+// which does not tell how many these are: those of members, and for some time of those that are no
+// more, or have never become one.
 type admission struct {
 	self  string
 	next  memberlist.AliveDelegate // may be nil
@@ -152,11 +155,14 @@ func (r *rationed) Write(line []byte) (int, error) {
 		return len(line), nil
 	}
 	r.lines++
-	short := line
-	if len(line) > clip.Most {
-		short = append([]byte(clip.Bytes(line)), '\n')
-	}
-	if _, err := r.to().Write(short); err != nil {
+	// A name may have anything in it, also what looks like another line.
+	one := strings.Map(func(c rune) rune {
+		if unicode.IsControl(c) {
+			return ' '
+		}
+		return c
+	}, clip.Bytes(bytes.TrimRight(line, "\n")))
+	if _, err := io.WriteString(r.to(), one+"\n"); err != nil {
 		return 0, err
 	}
 	return len(line), nil

@@ -158,6 +158,14 @@ func TestRationed_LogHasSoManyLinesAMinute(t *testing.T) {
 	})
 }
 
+// A gossiped name may have line ends in it, and what looks like a line of the log.
+func TestRationed_LogHasOneLineForEach(t *testing.T) {
+	var b bytes.Buffer
+	l := log.New(&rationed{to: func() io.Writer { return &b }}, "", 0)
+	l.Printf("[WARN] memberlist: member %s\r\x1b[2J", "x\n2026/01/01 00:00:00 [ERR] grid: forged\n\n")
+	require.Equal(t, "[WARN] memberlist: member x 2026/01/01 00:00:00 [ERR] grid: forged    [2J\n", b.String())
+}
+
 // safeBuffer may be written to while it is read.
 type safeBuffer struct {
 	mu sync.Mutex

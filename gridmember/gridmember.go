@@ -11,8 +11,8 @@
 //	defer members.Leave(5 * time.Second)
 //
 // Who can send gossip decides which hosts are dialled, by all hosts: it can make them dial any
-// addresses, 4096 at a time, and send an upgrade request to each, which with AuthFn has the token of
-// the host that dials. It can also have hosts removed, and keep new ones out. So give the
+// addresses, 4096 at a time, and send an upgrade request to each, which with AuthFn has the token
+// of the host that dials. It can also have hosts removed, and keep new ones out. So give the
 // configuration a SecretKey wherever somebody else may reach memberlist's port: that is what
 // prevents it. Who may call is decided by the grid, as ever: a host that gossip has brought needs a
 // valid token.

@@ -216,8 +216,10 @@ func TestMember_ThatIsNoHostIsLeftOut(t *testing.T) {
 		_, err = list.Join([]string{seed})
 		require.NoError(t, err)
 	}
+	// Who joins knows the seed before that has taken it in.
+	members := []string{"http://127.0.0.1:1", "http://127.0.0.1:2", "odd"}
+	require.Eventually(t, func() bool { return slices.Equal(s.Members(), members) }, 10*time.Second, time.Millisecond)
 	require.Eventually(t, func() bool { return slices.Equal(m.Targets(), []string{"http://127.0.0.1:2"}) }, 10*time.Second, time.Millisecond)
-	require.Equal(t, []string{"http://127.0.0.1:1", "http://127.0.0.1:2", "odd"}, s.Members())
 	require.NoError(t, s.Close())
 	require.NoError(t, s.Close())
 	require.Equal(t, []string{"http://127.0.0.1:2"}, m.Targets(), "they stay")

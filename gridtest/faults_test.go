@@ -106,6 +106,11 @@ func TestPartition_SilentOneIsNoticedByPings(t *testing.T) {
 		require.Equal(t, grid.StateConnected, g.Conn(1, 0).State())
 		require.ErrorIs(t, end(), grid.ErrDisconnected)
 		require.GreaterOrEqual(t, time.Since(began), 200*time.Millisecond)
+		// A side that has not noticed yet still takes the old link for one that works.
+		noticed := func() bool {
+			return g.Conn(0, 1).State() != grid.StateConnected && g.Conn(1, 0).State() != grid.StateConnected
+		}
+		require.Eventually(t, noticed, 10*time.Second, time.Millisecond)
 		g.Heal()
 		g.WaitConnected()
 		requireReach(t, g, everyone)

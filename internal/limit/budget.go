@@ -53,27 +53,19 @@ func (b *Budget) Leave() {
 	}
 }
 
-// Option is the option that the limit comes from.
-func (b *Budget) Option() string { return b.option }
-
-// Limit is the most that may be taken.
-func (b *Budget) Limit() int64 { return b.limit }
-
 // Used is how much is taken.
 func (b *Budget) Used() int64 { return b.used.Load() }
 
 // Take adds n. Where that is too much it adds nothing, and says why; else it returns nil. What
 // comes alone is never too much for the budget's own limit, nor for a pool that has lent nothing.
-func (b *Budget) Take(n int) *Exceeded { return b.TakeBeyond(n, 0) }
+func (b *Budget) Take(n int) *Exceeded { return b.take(request{n: n}) }
 
-// TakeBeyond is Take with limits that are higher by slack.
-func (b *Budget) TakeBeyond(n, slack int) *Exceeded { return b.take(request{n: n, slack: slack}) }
-
-// Grow is Take for who has taken have before: nothing else makes it come alone or not.
-func (b *Budget) Grow(have, n int) *Exceeded { return b.take(request{n: n, have: have}) }
+// Grow is Take for who has taken have before, and comes alone where that is all. The limits are
+// higher by slack.
+func (b *Budget) Grow(have, n, slack int) *Exceeded { return b.take(request{n, have, slack}) }
 
 // request is what somebody wants to take.
-type request struct{ n, slack, have int }
+type request struct{ n, have, slack int }
 
 func (b *Budget) take(r request) *Exceeded {
 	if b == nil || r.n == 0 {
@@ -127,8 +119,8 @@ func (b *Budget) Put(n int) (left int64) {
 	return left
 }
 
-// Spare reports whether n may be promised, beside what is taken: if that is no more than half of the
-// limit then, and if there is room for more besides, also in the share of the pool.
+// Spare reports whether n may be promised, beside what is taken: if that is no more than half of
+// the limit then, and if there is room for more besides, also in the share of the pool.
 func (b *Budget) Spare(n, more int64) bool {
 	if b == nil {
 		return true
@@ -145,6 +137,18 @@ func (b *Budget) Spare(n, more int64) bool {
 type Charge struct {
 	Budget *Budget
 	Bytes  int
+}
+
+// GrowTo takes what is missing to n, if anything is.
+func (c *Charge) GrowTo(n int) *Exceeded {
+	if n <= c.Bytes {
+		return nil
+	}
+	exceeded := c.Budget.Grow(c.Bytes, n-c.Bytes, 0)
+	if exceeded == nil {
+		c.Bytes = n
+	}
+	return exceeded
 }
 
 // Release gives it back.

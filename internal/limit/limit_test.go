@@ -158,8 +158,8 @@ func TestBudget_TakesUpToItsLimit(t *testing.T) {
 	require.Equal(t, int64(60), b.Used(), "nothing was added")
 	require.Nil(t, b.Take(40))
 	require.False(t, b.Spare(0, 0))
-	require.Nil(t, b.TakeBeyond(7, 7))
-	require.EqualValues(t, 108, b.TakeBeyond(1, 7).Would)
+	require.Nil(t, b.Grow(0, 7, 7))
+	require.EqualValues(t, 108, b.Grow(0, 1, 7).Would)
 	Charge{&b, 107}.Release()
 	require.Zero(t, b.Used())
 	require.True(t, b.Spare(50, 50))
@@ -174,7 +174,7 @@ func TestBudget_OfTheGreatestLimitTakesAnything(t *testing.T) {
 	var b Budget
 	b.Init("MaxHostBytes", math.MaxInt, nil)
 	require.Nil(t, b.Take(1000))
-	require.Nil(t, b.TakeBeyond(168, 168))
+	require.Nil(t, b.Grow(0, 168, 168))
 	require.True(t, b.Spare(math.MaxInt/2-1168, 1))
 	require.False(t, b.Spare(math.MaxInt64-1, 1))
 }
@@ -206,7 +206,7 @@ func FuzzBudget(f *testing.F) {
 				continue
 			}
 			n, slack := int(s)*limit/100, int(s)%3
-			exceeded := b.TakeBeyond(n, slack)
+			exceeded := b.Grow(0, n, slack)
 			fits := n == 0 || sum+n <= limit+slack || sum == 0
 			require.Equal(t, fits, exceeded == nil)
 			if fits {

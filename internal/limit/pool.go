@@ -7,9 +7,10 @@ import (
 
 // Pool is a limit that several budgets share, and fairly so: what one of them takes must not starve
 // the others, however many there are and whatever they do. Half of it is divided among them, and is
-// each one's own. The other half is lent: each may borrow, beyond its own, as much as is left for
-// the others when it has. So one alone gets half of what is lent, two a third each, and one who
-// comes late always finds something.
+// each one's own, one at least where there are so many. The other half is lent: each may borrow,
+// beyond its own, as much as is left for the others when it has; and who has nothing yet all that is
+// left, for one payload, which can't be had in part. So one alone gets half of what is lent, two a
+// third each, and one who comes late always finds something.
 //
 // A budget within its own does not come here, so the lock is only for those that have much.
 type Pool struct {
@@ -32,16 +33,6 @@ func (p *Pool) Init(option string, limit int) {
 	p.lendable = p.limit
 	p.left.Store(p.limit)
 	p.budgets = make(map[*Budget]struct{})
-}
-
-// Used is how much all budgets have taken.
-func (p *Pool) Used() (used int64) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for b := range p.budgets {
-		used += b.Used()
-	}
-	return used
 }
 
 func (p *Pool) join(b *Budget) {
@@ -69,7 +60,9 @@ func (p *Pool) Divide() {
 	case 1:
 		p.own = p.limit // nobody to leave anything for
 	default:
-		p.own = p.limit / 2 / n
+		if p.own = p.limit / 2 / n; p.own == 0 && n <= p.limit {
+			p.own = 1
+		}
 	}
 	p.lendable = p.limit - p.own*int64(len(p.budgets))
 	for b := range p.budgets {
@@ -89,9 +82,13 @@ func (p *Pool) lend(b *Budget, r request) *Exceeded {
 			return exceeded
 		}
 		others := p.lent - b.borrowed
-		share := max(p.lendable-others, 0) / 2
-		alone := used <= int64(r.have) && others == 0
-		if borrow := total - b.own - int64(r.slack); borrow > share && !alone && (p.lent > 0 || borrow > p.lendable) {
+		left := max(p.lendable-others, 0)
+		share, first := (left+1)/2, used <= int64(r.have)
+		if first || p.lent == 0 {
+			share = left
+		}
+		// Where nothing is lent, one payload of any size is taken.
+		if borrow := total - b.own - int64(r.slack); borrow > share && !(first && others == 0) {
 			return &Exceeded{Option: p.option, Would: total, Limit: b.own + share, Pool: p.limit}
 		}
 		if b.used.CompareAndSwap(used, total) {

@@ -33,14 +33,14 @@ func fill(b *Budget) (n int) {
 }
 
 func TestPool_GreedyBudgetsLeaveSomethingForOthers(t *testing.T) {
-	p, b := newPool(1000, 5) // 100 of each one's own, 500 to be lent
+	_, b := newPool(1000, 5) // 100 of each one's own, 500 to be lent
 	require.Equal(t, 100+250, fill(b[0]))
 	require.Equal(t, 100+125, fill(b[1]))
 	require.Equal(t, &Exceeded{Option: "MaxTotalBytes", Would: 226, Limit: 225, Pool: 1000}, b[1].Take(1))
-	require.Equal(t, 100+62, fill(b[2]))
+	require.Equal(t, 100+63, fill(b[2]))
 	require.Equal(t, 100+31, fill(b[3]))
 	require.Equal(t, 100+16, fill(b[4]))
-	require.EqualValues(t, 350+225+162+131+116, p.Used())
+	require.EqualValues(t, 350+225+163+131+116, b[0].Used()+b[1].Used()+b[2].Used()+b[3].Used()+b[4].Used())
 
 	// They may take what the first gives back. It finds its own again whatever they do.
 	require.Zero(t, b[0].Put(350))
@@ -93,6 +93,25 @@ func TestPool_SmallerThanItsBudgetsAreMany(t *testing.T) {
 	}
 	b[3].Put(1)
 	require.Nil(t, b[4].Take(1))
+
+	_, b = newPool(16, 9) // one for each, and seven to be lent
+	require.Equal(t, 1+4, fill(b[0]))
+	require.Equal(t, 1+2, fill(b[1]))
+	require.Equal(t, 1+1, fill(b[2]))
+	for _, other := range b[3:] {
+		require.Equal(t, 1, fill(other))
+	}
+}
+
+// What somebody has who is a little above its own does not keep a large payload from the others.
+func TestPool_LendsAllThatIsLeftToTheFirstPayloadOfAnother(t *testing.T) {
+	_, b := newPool(1000, 5)
+	require.Nil(t, b[0].Take(101))
+	require.Nil(t, b[1].Take(400))
+	require.Nil(t, b[1].Grow(400, 199, 0), "it is still the only one")
+	require.NotNil(t, b[1].Take(1))
+	require.NotNil(t, b[2].Take(101), "nothing is left to be lent")
+	require.Nil(t, b[2].Take(100), "its own")
 }
 
 // Before it is divided, and when it has left, a budget has what it can borrow.
@@ -160,9 +179,9 @@ func TestPool_HoldsUnderContention(t *testing.T) {
 		})
 	}
 	all.Wait()
-	require.Zero(t, p.Used())
 	require.Zero(t, p.lent)
 	for _, b := range budgets {
+		require.Zero(t, b.Used())
 		require.Zero(t, b.borrowed)
 		require.EqualValues(t, limit/2/n, b.open.Load())
 	}
@@ -179,8 +198,11 @@ func FuzzPool(f *testing.F) {
 		held := make([][]int, n)
 		sums := make([]int, n)
 		own := limit / 2 / n
-		if n == 1 {
+		switch {
+		case n == 1:
 			own = limit
+		case own == 0 && n <= limit:
+			own = 1
 		}
 		lendable := limit - own*n
 		borrowed := func(i int) int { return max(sums[i]-own, 0) }
@@ -202,8 +224,10 @@ func FuzzPool(f *testing.F) {
 			take := s * max(limit, 100) / 100
 			total := sums[i] + take
 			more := max(total-own, 0)
-			left := lendable - (lent - borrowed(i)) - more
-			fits := take == 0 || total <= own || more <= left || lent == 0 && (sums[i] == 0 || more <= lendable)
+			others := lent - borrowed(i)
+			left := max(lendable-others, 0)
+			fits := take == 0 || total <= own || more <= (left+1)/2 || sums[i] == 0 && others == 0 ||
+				more <= left && (sums[i] == 0 || lent == 0)
 			exceeded := budgets[i].Take(take)
 			require.Equal(t, fits, exceeded == nil)
 			if fits {

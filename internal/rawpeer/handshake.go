@@ -10,7 +10,8 @@ import (
 	"github.com/zeebo/xxh3"
 )
 
-// Connect is the payload of Connect. Caps and To are left out when they are zero, as version 1 does.
+// Connect is the payload of Connect. Caps and To are left out when they are zero, as version 1
+// does.
 type Connect struct {
 	ID    []byte
 	Host  string
@@ -65,8 +66,8 @@ func DecodeConnect(b []byte) (c Connect, _ error) {
 	return c, r.End()
 }
 
-// ConnectResponse is the payload of ConnectResponse. Caps, Host and Proof are left out when they are
-// zero, as version 1 does.
+// ConnectResponse is the payload of ConnectResponse. Caps, Host and Proof are left out when they
+// are zero, as version 1 does.
 type ConnectResponse struct {
 	ID       []byte
 	Accepted bool

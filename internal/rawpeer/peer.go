@@ -26,8 +26,8 @@ import (
 // where it runs in one.
 const Timeout = 10 * time.Second
 
-// Config is how a scripted peer behaves. The zero value is a version 1 peer, which says neither whom
-// it wants nor who it is when it is dialled.
+// Config is how a scripted peer behaves. The zero value is a version 1 peer, which says neither
+// whom it wants nor who it is when it is dialled.
 type Config struct {
 	To          string                       // dialling: whom it wants
 	Says        string                       // accepting: which host it says it is

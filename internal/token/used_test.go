@@ -44,8 +44,9 @@ func TestUsed_HostThatFillsItKeepsNobodyOut(t *testing.T) {
 	})
 }
 
-// Two hosts whose clocks were a day ahead, together, dial each other again at once when they are set
-// right, and so does one that was a day behind: nothing of the wrong time is left that is in the way.
+// Two hosts whose clocks were a day ahead, together, dial each other again at once when they are
+// set right, and so does one that was a day behind: nothing of the wrong time is left that is in
+// the way.
 func TestUsed_ClocksThatAreSetRightAreGoodAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, err := New(make([]byte, MinKey))

@@ -136,7 +136,9 @@ func withSlowChecks(t *testing.T, f func(a *rig.Attacked, c *slowChecks)) {
 		check := o.AuthToken
 		o.AuthToken = func(token string) error {
 			if token == "slow" {
-				c.most.Store(max(c.most.Load(), c.running.Add(1)))
+				n := c.running.Add(1)
+				for most := c.most.Load(); n > most && !c.most.CompareAndSwap(most, n); most = c.most.Load() {
+				}
 				<-released
 				c.running.Add(-1)
 			}

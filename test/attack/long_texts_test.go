@@ -23,6 +23,7 @@ import (
 	"github.com/tinylib/msgp/msgp"
 
 	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/errlog"
 	"github.com/gridrpc/grid/internal/rawpeer"
 	"github.com/gridrpc/grid/internal/rig"
@@ -463,16 +464,18 @@ func (s *results) take() (texts []string) {
 	return texts
 }
 
-// What a handler answers is for its caller, in whole, and nobody else holds it.
+// What a handler answers is for its caller, who gets what handlers of ours may say, and nobody else
+// holds it.
 func TestLongText_OfAHandlersErrorIsTheCallers(t *testing.T) {
 	said := longText(1 << 20)
+	gets := grid.NewRemoteErrString(clip.To(said, rig.MaxErrorText))
 	l := new(listener)
 	rig.InWire(t, rawpeer.Config{Caps: rig.AllCaps}, l.edit, func(r *rig.Wire) {
 		call := r.Call(context.Background(), rig.Unused, nil)
 		m := rawpeer.Msg{MuxID: r.Peer.Expect(rawpeer.OpRequest).MuxID, Flags: rawpeer.FlagEOF | rawpeer.FlagPayloadIsErr, Payload: []byte(said)}
 		m.Op = rawpeer.OpResponse
 		r.Peer.Send(m)
-		require.Equal(r, grid.NewRemoteErrString(said), (<-call).Err)
+		require.Equal(r, gets, (<-call).Err)
 
 		opened := rig.InBackground(func() error {
 			st, err := r.Conn.NewStream(context.Background(), rig.Unused, nil)
@@ -484,7 +487,7 @@ func TestLongText_OfAHandlersErrorIsTheCallers(t *testing.T) {
 		m.MuxID, m.Op, m.Seq = r.Peer.Expect(rawpeer.OpConnectMux).MuxID, rawpeer.OpMuxServerMsg, 1
 		r.Peer.Send(rawpeer.Msg{MuxID: m.MuxID, Op: rawpeer.OpAckMux, Payload: rawpeer.AckPayload(rig.AllCaps, 0, 1)})
 		r.Peer.Send(m)
-		require.Equal(r, grid.NewRemoteErrString(said), <-opened)
+		require.Equal(r, gets, <-opened)
 		require.Empty(r, l.require(r, r.Node.Manager))
 	})
 }

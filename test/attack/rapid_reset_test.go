@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gridrpc/grid"
 	"github.com/gridrpc/grid/internal/rawpeer"
 	"github.com/gridrpc/grid/internal/rig"
 )
@@ -134,5 +135,64 @@ func TestStream_TenThousandAreCancelledInOneMessage(t *testing.T) {
 		a.Idle()
 		a.Same(s)
 		require.Zero(a, w.Overloaded.Load())
+	})
+}
+
+// A peer that cancels a stream amid its input takes nothing of what the handler was given away from
+// under it: that reads a prefix, and all that its channel held.
+func TestStream_CancelledAmidItsInputLeavesAPrefix(t *testing.T) {
+	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, nil, func(a *rig.Attacked) {
+		release := make(chan struct{})
+		read := make(chan []byte, 1)
+		const capacity = 16
+		require.NoError(a, a.Node.RegisterStreamingHandler(rig.Unused, grid.StreamHandler{
+			InCapacity: capacity,
+			Handle: func(_ context.Context, _ []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
+				<-release
+				all := []byte{}
+				for b := range in {
+					all = append(all, b...)
+				}
+				read <- all
+				return nil
+			},
+		}))
+		p := a.Next()
+		link := a.Session()
+		a.Swallow(p)
+		a.During(func() {
+			for id := range uint64(2 * capacity) {
+				atOnce := id%2 == 0 // so that it is cancelled while it is being handed on
+				p.Send(rawpeer.Msg{MuxID: id + 1, Handler: uint8(rig.Unused), Op: rawpeer.OpConnectMux})
+				var all []byte
+				input := func(n int) {
+					for range n {
+						all = append(all, byte(len(all)))
+						p.Send(rawpeer.Msg{
+							MuxID: id + 1, Seq: uint32(len(all)), Op: rawpeer.OpMuxClientMsg, Payload: all[len(all)-1:],
+						})
+					}
+				}
+				input(int(id/2) + 1)
+				given := min(len(all), capacity/2)
+				if !atOnce {
+					synctest.Wait()
+				}
+				p.Send(rawpeer.Msg{MuxID: id + 1, Op: rawpeer.OpDisconnectServerMux})
+				input(4) // too late
+				if !atOnce {
+					synctest.Wait()
+				}
+				release <- struct{}{}
+				got := <-read
+				require.Equal(a, all[:len(got)], got)
+				require.LessOrEqual(a, len(got), len(all)-4)
+				if !atOnce {
+					require.Len(a, got, given)
+				}
+			}
+		})
+		a.Same(link)
+		a.Idle()
 	})
 }

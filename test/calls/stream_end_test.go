@@ -381,15 +381,19 @@ func TestStream_InputOfACancelledOneIsAPrefix(t *testing.T) {
 	}
 }
 
-// What a busy handler was given counts for as long as it runs, also where its stream has ended; then
-// it does not any more.
+// What a busy handler was given counts for as long as it runs, also where its stream has ended;
+// then it does not any more. It is there to be read until then, from the first message on.
 func TestStream_InputOfACancelledOneCountsUntilItsHandlerReturns(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		release := make(chan struct{})
+		var read []byte
 		require.NoError(t, g.Manager(1).RegisterStreamingHandler(rig.Handler, grid.StreamHandler{
 			InCapacity: 16,
-			Handle: func(_ context.Context, _ []byte, _ <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
+			Handle: func(_ context.Context, _ []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
 				<-release
+				for b := range in {
+					read = append(read, b[0])
+				}
 				return nil
 			},
 		}))
@@ -397,8 +401,8 @@ func TestStream_InputOfACancelledOneCountsUntilItsHandlerReturns(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		s, err := c.NewStream(ctx, rig.Handler, nil)
 		require.NoError(t, err)
-		for range 16 {
-			require.NoError(t, s.Send(make([]byte, 10_000)))
+		for i := range 16 {
+			require.NoError(t, s.Send(append([]byte{byte(i)}, make([]byte, 9_999)...)))
 		}
 		s.CloseSend()
 		synctest.Wait()
@@ -410,5 +414,6 @@ func TestStream_InputOfACancelledOneCountsUntilItsHandlerReturns(t *testing.T) {
 		close(release)
 		synctest.Wait()
 		require.Zero(t, kept())
+		require.Equal(t, []byte{0, 1, 2, 3, 4, 5, 6, 7}, read)
 	})
 }

@@ -29,8 +29,8 @@ func TestTyped_RequestCountsFourTimesWhileItsHandlerRuns(t *testing.T) {
 	t.Run("NoPayload", func(t *testing.T) { requestCounts(t, grid.NewNoPayload, grid.NoPayload{}, 0) })
 }
 
-// requestCounts checks what a request counts, in one message and in fragments, and the first payload
-// of a stream.
+// requestCounts checks what a request counts, in one message and in fragments, and the first
+// payload of a stream.
 func requestCounts[T grid.RoundTripper](t *testing.T, newT func() T, value T, want int) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		kept := func() int { synctest.Wait(); return int(g.Conn(1, 0).Stats().KeptBytes) }

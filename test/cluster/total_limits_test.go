@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -96,4 +97,115 @@ func TestTotals_OneGreedyHostDoesNotStarveOthers(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A host that is removed and added again, as gossip may do it, has its limits with what it has
+// taken, also where handlers of before run on.
+func TestTotals_HostThatComesAndGoesHasNoMore(t *testing.T) {
+	const limit = 20
+	rig.InBubble(t, func(t *testing.T) {
+		g := rig.New(t, 3, func(i int, o *grid.ManagerOptions) {
+			if o.MaxMessageSize = 1000; i == 0 {
+				o.MaxHandlers, o.MaxHostBytes = limit, limit*1000
+			}
+		})
+		m := g.Manager(0)
+		release := make(chan struct{})
+		var running, most atomic.Int64
+		require.NoError(t, m.RegisterSingleHandler(rig.Handler, func(b []byte) ([]byte, *grid.RemoteErr) {
+			most.Store(max(most.Load(), running.Add(1)))
+			<-release
+			running.Add(-1)
+			return nil, nil
+		}))
+		for range 10 {
+			for {
+				ended := rig.InBackground(func() error {
+					_, err := g.Conn(1, 0).SingleRequest(t.Context(), rig.Handler, make([]byte, 900))
+					return err
+				})
+				synctest.Wait()
+				if len(ended) > 0 {
+					require.ErrorIs(t, <-ended, grid.ErrOverloaded)
+					break
+				}
+			}
+			require.NoError(t, m.RemoveHost(g.Host(1)))
+			require.NoError(t, m.AddHost(g.Host(1)))
+			rig.WaitState(t, g.Conn(1, 0), grid.StateConnected)
+			rig.WaitState(t, g.Conn(0, 1), grid.StateConnected)
+			require.Equal(t, limit, m.Connection(g.Host(1)).Stats().Handlers)
+			require.EqualValues(t, limit*900, m.Stats().KeptBytes)
+		}
+		require.EqualValues(t, limit, most.Load())
+		require.NoError(t, m.RemoveHost(g.Host(1)))
+		close(release)
+		synctest.Wait()
+		require.NoError(t, m.AddHost(g.Host(1)))
+		require.Zero(t, m.Stats().Handlers)
+		require.Zero(t, m.Stats().KeptBytes)
+	})
+}
+
+// However few there are of what is shared, each host has one.
+func TestTotals_SmallerThanTwiceTheHostsLeaveOneForEach(t *testing.T) {
+	const hosts = 9
+	rig.InBubble(t, func(t *testing.T) {
+		g := rig.New(t, hosts+1, func(i int, o *grid.ManagerOptions) {
+			if i == 0 {
+				o.MaxTotalHandlers = 16
+			}
+		})
+		release, _ := rig.Gate(t)
+		require.NoError(t, g.Manager(0).RegisterSingleHandler(rig.Handler, func([]byte) ([]byte, *grid.RemoteErr) {
+			<-release
+			return nil, nil
+		}))
+		for i := range hosts {
+			n := 0
+			for ; ; n++ {
+				ended := rig.InBackground(func() error {
+					_, err := g.Conn(i+1, 0).SingleRequest(t.Context(), rig.Handler, nil)
+					return err
+				})
+				synctest.Wait()
+				if len(ended) > 0 {
+					require.ErrorIs(t, <-ended, grid.ErrOverloaded)
+					break
+				}
+			}
+			require.Positive(t, n, "host %d", i+1)
+		}
+	})
+}
+
+// What one host holds, a little more than its own, does not keep the others from a large message.
+func TestTotals_LargePayloadIsTakenBesideWhatOthersHold(t *testing.T) {
+	const mib = 1 << 10 // to scale: the defaults on a machine of 1 GiB
+	rig.InBubble(t, func(t *testing.T) {
+		g := rig.New(t, 5, func(i int, o *grid.ManagerOptions) {
+			if o.MaxMessageSize = 32 * mib; i == 0 {
+				o.MaxHostBytes, o.MaxTotalBytes = 256*mib, 256*mib
+			}
+		})
+		h := grid.NewSingleHandler(rig.Handler, grid.NewMSS, grid.NewNoPayload)
+		release, let := rig.Gate(t)
+		require.NoError(t, h.Register(g.Manager(0), func(m *grid.MSS) (grid.NoPayload, *grid.RemoteErr) {
+			if m.Get("wait") != "" {
+				<-release
+			}
+			return grid.NoPayload{}, nil
+		}))
+		call := func(i int, key string, size int) error {
+			_, err := h.Call(t.Context(), g.Conn(i, 0), grid.NewMSSWith(map[string]string{key: string(make([]byte, size))}))
+			return err
+		}
+		held := rig.InBackground(func() error { return call(1, "wait", 8*mib+512) })
+		synctest.Wait()
+		for i := 2; i < 5; i++ {
+			require.NoError(t, call(i, "", 31*mib))
+		}
+		let()
+		require.NoError(t, <-held)
+	})
 }

@@ -19,7 +19,7 @@ func init() {
 	case os.Getenv("GRID_ALL_ODD_MESSAGES") != "":
 		messageShare = 1
 	case bytepool.Strict:
-		messageShare = 40
+		messageShare = 60
 	}
 }
 

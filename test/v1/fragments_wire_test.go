@@ -16,8 +16,8 @@ import (
 	"github.com/gridrpc/grid/internal/rig"
 )
 
-// inFragments runs f as InWire does, with a peer that has the extension, with one that has no other,
-// and with those that have what changes credits.
+// inFragments runs f as InWire does, with a peer that has the extension, with one that has no
+// other, and with those that have what changes credits.
 func inFragments(t *testing.T, edit func(o *grid.ManagerOptions), f func(r *wire)) {
 	t.Helper()
 	const wide = rawpeer.CapWideCredits | rawpeer.CapFragments
@@ -393,7 +393,9 @@ func TestFragments_AreNothingToAPeerWithoutThem(t *testing.T) {
 				s := <-started
 				s.id, s.seq = 1, 1
 				rig.RequireSame(r.T, payload, s.payload)
-				r.Expect(r.ack(1, 1))
+				ack := r.ack(1, 1)
+				ack.Payload = rawpeer.AckPayload(caps, 1, 2)
+				r.Expect(ack)
 				s.out <- append(grid.GetByteBufferCap(1<<20), payload...)
 				got := r.Peer.Expect(rawpeer.OpMuxServerMsg)
 				rig.RequireSame(r.T, payload, got.Payload)

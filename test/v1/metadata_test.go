@@ -159,8 +159,8 @@ func TestMetadata_ThatMeansNothing(t *testing.T) {
 	})
 }
 
-// Under a subroute the handler is found by the subroute's ID, which has the handler's in it. That is
-// the one that interceptors hear of, whatever the message says beside it.
+// Under a subroute the handler is found by the subroute's ID, which has the handler's in it. That
+// is the one that interceptors hear of, whatever the message says beside it.
 func TestInterceptor_HearsOfTheHandlerThatRuns(t *testing.T) {
 	const runs, said = rig.Handler, 77
 	seen := new(servedCalls)

@@ -68,8 +68,8 @@ func (w *wideSender) take(n int) {
 // withWideSenders runs f with the peer as the client of a stream that the node serves, and as the
 // server of one that it opens; capacity is the handler's in that direction. extra is what may be
 // under way beyond the window: the message that a client's consumer has in hand, and one more where
-// a client learns the server's capacity from what comes. overrun has the peer send without a credit;
-// it is nil where the node does not know that.
+// a client learns the server's capacity from what comes. overrun has the peer send without a
+// credit; it is nil where the node does not know that.
 func withWideSenders(t *testing.T, capacity int, f func(w *wideSender, extra int, overrun func())) {
 	t.Helper()
 	for _, c := range []rawpeer.Config{wideConfig, capacitiesConfig} {
