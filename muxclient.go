@@ -461,7 +461,7 @@ func (m *muxClient) onPong(p *pongMsg) {
 }
 
 // tick pings the stream and looks after its life (section 7). progress is when a large message last
-// moved, behind which nothing else gets through.
+// moved, behind which nothing else gets through; pings are sent up to slack early rather than late.
 func (m *muxClient) tick(now, progress time.Time, interval, slack time.Duration) {
 	if !m.asked.Load() || !m.deadline.IsZero() && m.deadline.Sub(now) <= interval {
 		return
@@ -469,7 +469,7 @@ func (m *muxClient) tick(now, progress time.Time, interval, slack time.Duration)
 	clock, heard := monotime.Of(now), m.heard.Load()
 	// The server has two intervals to answer, from the ping on.
 	waits := m.unanswered > heard
-	if waits && clock.Sub(max(m.unanswered, monotime.Of(progress))) >= 2*interval-slack {
+	if waits && clock.Sub(max(m.unanswered, monotime.Of(progress))) >= 2*interval {
 		m.finish(m.host.disconnected(errors.New("nothing heard of the stream for two ping intervals")), tellPeer)
 		return
 	}

@@ -150,7 +150,7 @@ func (w *watch) probe(within time.Duration) bool {
 var errNoPong = errors.New("no pong for two ping intervals")
 
 // look takes stock. It returns whether to ping and when a large message last moved, or why the
-// session must end. Deadlines are met a period early rather than late.
+// session must end. A ping is sent a period early rather than late.
 func (w *watch) look(now time.Time) (ping bool, progress time.Time, err error) {
 	s := w.s
 	reading, sending := transfer{message: s.reader.frames.Load()}, transfer{message: s.sender.written.Load()}
@@ -176,7 +176,7 @@ func (w *watch) look(now time.Time) (ping bool, progress time.Time, err error) {
 		return false, now, fmt.Errorf("the peer has read nothing for %v", s.opts.WriteTimeout)
 	}
 	// The peer has two intervals to answer, from the ping on.
-	if !w.asked.IsZero() && now.Sub(later(w.asked, w.progress)) >= 2*s.opts.PingInterval-w.period {
+	if !w.asked.IsZero() && now.Sub(later(w.asked, w.progress)) >= 2*s.opts.PingInterval {
 		return false, now, errNoPong
 	}
 	if ping = now.Sub(w.pinged) >= s.opts.PingInterval-w.period; ping {

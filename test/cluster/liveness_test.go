@@ -195,7 +195,7 @@ func TestLiveness_StallOfLessThanTwoIntervalsCostsNothing(t *testing.T) {
 				require.NoError(t, err)
 				back, err := g.Conn(1, 0).NewStream(t.Context(), rig.TwoWay, nil)
 				require.NoError(t, err)
-				for _, stall := range []time.Duration{13 * interval / 10, 17 * interval / 10} {
+				for _, stall := range []time.Duration{13 * interval / 10, 199 * interval / 100} {
 					time.Sleep(10*interval + phase)
 					g.Net.Stall(g.Addr(0), g.Addr(1), true)
 					g.Net.Stall(g.Addr(1), g.Addr(0), both)
