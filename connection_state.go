@@ -104,7 +104,7 @@ func (s *stateMachine) set(to State, reason error) bool {
 	return false
 }
 
-// waitConnected waits for StateConnected. It returns the contextError of ctx if that ends before,
+// waitConnected waits for StateConnected. It returns the doneError of ctx if that ends before,
 // and errEnded once the state is StateShutdown.
 func (s *stateMachine) waitConnected(ctx context.Context) error {
 	for {
@@ -126,7 +126,7 @@ func (s *stateMachine) waitConnected(ctx context.Context) error {
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return contextError(ctx)
+			return doneError(ctx)
 		}
 	}
 }

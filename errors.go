@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -243,7 +244,7 @@ func contextError(ctx context.Context) error {
 			return err
 		}
 	default: // a context of the application's own, which may do as it likes
-		if isOfCall(err) {
+		if _, ok := textOf(err); !ok || isOfCall(err) {
 			err = context.Canceled
 		}
 	}
@@ -256,6 +257,10 @@ func contextError(ctx context.Context) error {
 	}
 	return e
 }
+
+// doneError is contextError for a context of which Done says that it has ended. It is never nil: a
+// context of the application's own may say otherwise by Err, and a call has not succeeded then.
+func doneError(ctx context.Context) error { return cmp.Or(contextError(ctx), context.Canceled) }
 
 // isOfCall reports whether err is, or wraps, what calls return: a RemoteErr, or an error of this
 // package. It reports true as well for one that can't be asked.

@@ -80,7 +80,7 @@ func (m *Manager) waitIdle(ctx context.Context) error {
 			case <-m.closing:
 				return nil
 			case <-ctx.Done():
-				return contextError(ctx)
+				return doneError(ctx)
 			}
 		}
 	}

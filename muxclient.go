@@ -163,7 +163,7 @@ func (m *muxClient) watch() {
 	m.stop = stop
 }
 
-func (m *muxClient) cancelled() { m.cancel(contextError(m.ctx)) }
+func (m *muxClient) cancelled() { m.cancel(doneError(m.ctx)) }
 
 // cancel gives the stream up: what waits is dropped, the handler's context ends.
 func (m *muxClient) cancel(cause error) { m.finish(cause, dropWaiting|tellPeer) }

@@ -44,7 +44,7 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 	case a := <-c.answered:
 		return s.calls.result(c, a)
 	case <-ctx.Done():
-		return s.calls.abandon(c, contextError(ctx))
+		return s.calls.abandon(c, doneError(ctx))
 	}
 }
 

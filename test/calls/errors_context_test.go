@@ -193,6 +193,54 @@ func TestError_OfAnOddContextIsNotThatOfAnotherHost(t *testing.T) {
 	}
 }
 
+// A context of an application's own that keeps no promise: its Err is nil when it has ended, or an
+// error that can't be asked for its text. A call fails all the same, and nothing panics.
+func TestError_OfABrokenContextIsOneAllTheSame(t *testing.T) {
+	t.Parallel()
+	for name, broken := range map[string]error{
+		"nil": nil, "without a text": (*ownError)(nil),
+	} {
+		inFailing(t, func(t *testing.T, e *failing) {
+			ctx := brokenContext{e.ctx, broken}
+			s, _ := openToPeer(t, ctx, e.conn, e.peer, 2)
+			single := rig.InBackground(func() error {
+				_, err := e.conn.SingleRequest(ctx, rig.Handler, nil)
+				return err
+			})
+			open := rig.InBackground(func() error {
+				_, err := e.conn.NewStream(ctx, rig.Stream, nil)
+				return err
+			})
+			results := rig.InBackground(func() error { return s.Results(nil) })
+			synctest.Wait()
+			e.cancel(broken)
+			for what, end := range map[string]<-chan error{"single": single, "open": open, "results": results} {
+				require.Error(t, <-end, "%s: %s", name, what)
+			}
+		})
+		inFailing(t, func(t *testing.T, e *failing) {
+			e.cutLink()
+			synctest.Wait()
+			wait := rig.InBackground(func() error { return e.conn.WaitForConnect(brokenContext{e.ctx, broken}) })
+			synctest.Wait()
+			e.cancel(broken)
+			require.Error(t, <-wait, name)
+		})
+	}
+}
+
+type brokenContext struct {
+	context.Context
+	err error
+}
+
+func (c brokenContext) Err() error {
+	if c.Context.Err() == nil {
+		return nil
+	}
+	return c.err
+}
+
 // ownError is an error of the application's that is found by its type.
 type ownError struct{ code int }
 
