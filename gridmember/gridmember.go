@@ -80,8 +80,8 @@ type Membership struct {
 //
 // It is an error if none of the seeds is reached, which the caller may try again, and if memberlist
 // can't listen; then the hosts are as they were. A member whose name is no host is left out. The
-// first is logged, by [slog.Default], and then one an hour. What memberlist logs itself goes where
-// its configuration says.
+// first is logged, by [slog.Default], and then one an hour for each reason. What memberlist logs
+// itself goes where its configuration says.
 func Join(m *grid.Manager, conf *memberlist.Config, seeds ...string) (*Membership, error) {
 	if conf == nil {
 		conf = memberlist.DefaultLANConfig()
@@ -219,7 +219,7 @@ func (s *Membership) warn(what, member string, err error) {
 	if errors.Is(err, grid.ErrDisconnected) {
 		return // the manager has ended
 	}
-	s.refusals.Warn(s.log.With("local", s.manager.HostName(), "member", member), what, err)
+	s.refusals.WarnReason(s.log.With("local", s.manager.HostName(), "member", member), what, err)
 }
 
 // wake has follow look.

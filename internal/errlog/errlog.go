@@ -7,6 +7,7 @@ import (
 	"hash/maphash"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -18,18 +19,19 @@ import (
 const Interval = time.Hour
 
 // MaxReasons is for how many reasons an error is logged in an Interval: who has a part in its text
-// may make up ever new ones.
-const MaxReasons = 4
+// may make up ever new ones. A host that is down, booted, started and set right gives about half of
+// them.
+const MaxReasons = 8
 
 // Log rations the errors of one kind: the first is logged, and then one in an Interval. The zero
 // value is ready. All methods may be called concurrently.
 type Log struct {
 	mu         sync.Mutex
-	last       time.Time          // when one was logged
-	reasons    [MaxReasons]reason // that were logged
-	suppressed int                // since last
-	logged     bool               // since the last recovery, or that is news for another reason
-	recoveries bool               // there was one
+	last       time.Time // when one was logged
+	reasons    []reason  // that were logged, MaxReasons at most
+	suppressed int       // since last
+	logged     bool      // since the last recovery, or that is news for another reason
+	recoveries bool      // there was one
 }
 
 // reason is one for which an error was logged.
@@ -48,7 +50,7 @@ func (l *Log) Warn(log *slog.Logger, what string, err error) {
 // of another is over. There are few in an Interval. It makes no difference between texts that
 // differ in digits, as those with the port of a client do.
 func (l *Log) WarnReason(log *slog.Logger, what string, err error) {
-	n, ok := l.dueFor(hashOf(err), time.Now())
+	n, ok := l.dueFor(hashOf(clip.Text(err.Error())), time.Now())
 	warn(log, what, err, n, ok)
 }
 
@@ -64,25 +66,27 @@ func warn(log *slog.Logger, what string, err error, suppressed int, due bool) {
 
 var hashSeed = maphash.MakeSeed()
 
-func hashOf(err error) uint64 {
+func hashOf(reason string) uint64 {
 	return maphash.String(hashSeed, strings.Map(func(r rune) rune {
 		if '0' <= r && r <= '9' {
 			return -1
 		}
 		return r
-	}, clip.Text(err.Error())))
+	}, reason))
 }
 
-// Panicked logs a panic with the stack of its goroutine, if one is due.
+// Panicked logs a panic with the stack of its goroutine, if one is due for its reason; see
+// WarnReason.
 func (l *Log) Panicked(log *slog.Logger, what string, p any) {
-	n, ok := l.Due(time.Now())
+	text := clip.Text(fmt.Sprint(p))
+	n, ok := l.dueFor(hashOf(text), time.Now())
 	if !ok {
 		return
 	}
 	if n > 0 {
 		log = log.With("suppressed", n)
 	}
-	log.Error(what, "panic", clip.Text(fmt.Sprint(p)), "stack", string(debug.Stack()))
+	log.Error(what, "panic", text, "stack", string(debug.Stack()))
 }
 
 // Due reports whether an error is to be logged, and how many were not since the last.
@@ -100,22 +104,13 @@ func (l *Log) Due(now time.Time) (suppressed int, ok bool) {
 func (l *Log) dueFor(hash uint64, now time.Time) (suppressed int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var free *reason
-	for i := range l.reasons {
-		r := &l.reasons[i]
-		switch {
-		case r.at.IsZero() || now.Sub(r.at) >= Interval:
-			free = r
-		case r.hash == hash:
-			l.suppressed++
-			return 0, false
-		}
-	}
-	if free == nil {
+	l.reasons = slices.DeleteFunc(l.reasons, func(r reason) bool { return now.Sub(r.at) >= Interval })
+	known := slices.ContainsFunc(l.reasons, func(r reason) bool { return r.hash == hash })
+	if known || len(l.reasons) == MaxReasons {
 		l.suppressed++
 		return 0, false
 	}
-	*free = reason{hash, now}
+	l.reasons = append(l.reasons, reason{hash, now})
 	return l.loggedLocked(now), true
 }
 
@@ -146,5 +141,5 @@ func (l *Log) ExpectRecovery() {
 func (l *Log) Reset() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.last, l.reasons, l.suppressed = time.Time{}, [MaxReasons]reason{}, 0
+	l.last, l.reasons, l.suppressed = time.Time{}, nil, 0
 }

@@ -180,3 +180,22 @@ func TestLog_CountsWhatItSuppresses(t *testing.T) {
 		}
 	}
 }
+
+func TestLog_TellsOfANewPanicAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, b := newBuffer()
+		var l Log
+		for i := range 100 {
+			l.Panicked(log, "it panicked", fmt.Sprintf("index out of range [%d]", i))
+			l.Panicked(log, "it panicked", "nil pointer")
+		}
+		require.Equal(t, 2, strings.Count(b.String(), "it panicked"))
+		for i := range 100 {
+			l.Panicked(log, "it panicked", strings.Repeat("x", i))
+		}
+		require.Equal(t, MaxReasons, strings.Count(b.String(), "it panicked"))
+		time.Sleep(Interval)
+		l.Panicked(log, "it panicked", "nil pointer")
+		require.Equal(t, MaxReasons+1, strings.Count(b.String(), "it panicked"))
+	})
+}
