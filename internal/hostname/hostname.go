@@ -35,10 +35,7 @@ func corrected(host string) (better []string) {
 	if len(host) > most {
 		return nil
 	}
-	scheme, rest, ok := strings.Cut(host, "://")
-	if !ok {
-		rest = strings.TrimPrefix(host, "//")
-	}
+	scheme, rest := cutScheme(strings.TrimSpace(host))
 	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
 		rest = rest[:i]
 	}
@@ -55,6 +52,24 @@ func corrected(host string) (better []string) {
 		}
 	}
 	return better
+}
+
+// cutScheme cuts a scheme off, also one of HTTP behind which a colon or a slash is missing, or one
+// is too many.
+func cutScheme(host string) (scheme, rest string) {
+	for _, scheme := range []string{"https", "http"} {
+		if len(host) > len(scheme) && strings.EqualFold(host[:len(scheme)], scheme) {
+			rest := strings.TrimPrefix(host[len(scheme):], ":")
+			if bare := strings.TrimLeft(rest, "/"); bare != rest {
+				return scheme, bare
+			}
+		}
+	}
+	scheme, rest, ok := strings.Cut(host, "://")
+	if !ok {
+		return "", strings.TrimPrefix(host, "//")
+	}
+	return scheme, rest
 }
 
 var errScheme = errors.New("URL must begin with http:// or https://")
