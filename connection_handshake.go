@@ -213,7 +213,10 @@ func clean(text string, tokens ...string) string {
 
 // cleanError is err, or where its text is not clean, an error with one that is.
 func cleanError(err error, tokens ...string) error {
-	text := err.Error()
+	text, ok := textOf(err)
+	if !ok { // of a function of the application's, which is not to be taken for a yes
+		return errors.New("an error that has no text")
+	}
 	clean := clean(text, tokens...)
 	if clean == text {
 		return err

@@ -39,6 +39,18 @@ func TestUpgrade_PlainRequestIsAnswered426(t *testing.T) {
 	}
 }
 
+// A nil *RemoteErr of a function that is asked is no yes; and it is not a panic for each stranger.
+func TestUpgrade_IsRefusedWithAnErrorThatHasNoText(t *testing.T) {
+	m, err := grid.NewManager(t.Context(), rig.Options(rig.LoneHost, []string{rig.LoneHost}))
+	require.NoError(t, err)
+	defer m.Close()
+	r := httptest.NewRequest("GET", grid.RoutePath, nil)
+	r.Header = http.Header{"Connection": {"Upgrade"}, "Upgrade": {"websocket"}}
+	w := httptest.NewRecorder()
+	m.Handler(func(*http.Request) error { return grid.NewRemoteErr(nil) })(w, r)
+	require.Equal(t, http.StatusForbidden, w.Code)
+}
+
 // A client of HTTP/2 takes the headers of an upgrade for a broken protocol, as curl does.
 func TestUpgrade_OverHTTP2IsAnswered426WithoutItsHeaders(t *testing.T) {
 	m, err := grid.NewManager(t.Context(), rig.Options(rig.LoneHost, []string{rig.LoneHost}))
