@@ -2,6 +2,8 @@ package gridstatus
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 )
@@ -33,7 +35,8 @@ func (m *made[T]) isDone() bool {
 }
 
 // get calls newValue with the value of before, which is the zero value at first. The error is the
-// cause of ctx, which ends the waiting and not the making.
+// that of ctx, with the text of its cause, which may be the error of another call; it ends the
+// waiting and not the making.
 func (k *kept[T]) get(ctx context.Context, newValue func(before T) T) (T, error) {
 	m := k.current(newValue)
 	select {
@@ -41,7 +44,11 @@ func (k *kept[T]) get(ctx context.Context, newValue func(before T) T) (T, error)
 		return m.value, nil
 	case <-ctx.Done():
 		var none T
-		return none, context.Cause(ctx)
+		err := ctx.Err()
+		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+			err = fmt.Errorf("%w: %v", err, cause)
+		}
+		return none, err
 	}
 }
 

@@ -59,7 +59,7 @@ func (s *Status) serveView(ctx context.Context, _ []byte) ([]byte, *grid.RemoteE
 
 // Mesh asks all hosts for their views, unless that was done within Options.Every: then it returns
 // the same again, which nobody may change. It takes a little longer than Options.Timeout at the
-// most. The error is the cause of ctx.
+// most. The error is that of ctx, with the text of its cause.
 func (s *Status) Mesh(ctx context.Context) (*Mesh, error) { return s.mesh.get(ctx, s.gather) }
 
 func (s *Status) gather(before *Mesh) *Mesh {

@@ -358,6 +358,14 @@ func TestStatusHandler_RequestThatIsCancelledReturns(t *testing.T) {
 		_, err := g.pages[0].Mesh(ctx)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.Equal(t, time.Second, time.Since(begin))
+		// The cause may be the error of another call, which this is not.
+		grouped, fail := context.WithCancelCause(t.Context())
+		fail(grid.NewRemoteErrString("disk is full"))
+		_, err = g.pages[0].Mesh(grouped)
+		require.EqualError(t, err, "context canceled: disk is full")
+		require.ErrorIs(t, err, context.Canceled)
+		require.False(t, grid.IsRemoteErr(err))
+
 		w := httptest.NewRecorder()
 		cancelled, cancel := context.WithCancel(t.Context())
 		cancel()
