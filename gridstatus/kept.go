@@ -34,7 +34,7 @@ func (m *made[T]) isDone() bool {
 	}
 }
 
-// get calls newValue with the value of before, which is the zero value at first. The error is the
+// get calls newValue with the value of before, which is the zero value at first. The error is
 // that of ctx, with the text of its cause, which may be the error of another call; it ends the
 // waiting and not the making.
 func (k *kept[T]) get(ctx context.Context, newValue func(before T) T) (T, error) {
