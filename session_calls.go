@@ -14,6 +14,20 @@ import (
 // Single requests and streams that are made here. Those that are served here come in by
 // session_opener.go.
 
+// mux1Base is what is added to the numbers of calls and streams towards a peer of version 1. Such a
+// peer answers what comes late of its own stream N by a disconnect that speaks of ours of that
+// number. It counts from 1, so no number of its own is one of these.
+const mux1Base = 1 << 62
+
+// nextMuxID is the number of a new call or stream.
+func (s *session) nextMuxID() uint64 {
+	id := s.conn.lastMux.Add(1)
+	if s.caps == 0 {
+		id += mux1Base
+	}
+	return id
+}
+
 // single makes a single request and waits for its answer.
 func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte) ([]byte, error) {
 	if err := contextError(ctx); err != nil {
@@ -24,7 +38,7 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 	if err != nil {
 		return nil, cmp.Or(contextError(ctx), err)
 	}
-	c, err := s.calls.add(s.conn.nextMuxID(), !hasDeadline)
+	c, err := s.calls.add(s.nextMuxID(), !hasDeadline)
 	if err != nil {
 		return nil, err
 	}
@@ -53,7 +67,7 @@ func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerI
 	if err := contextError(ctx); err != nil {
 		return nil, err
 	}
-	m := newMuxClient(ctx, s, s.conn.nextMuxID(), id, c, s.caps, time.Now())
+	m := newMuxClient(ctx, s, s.nextMuxID(), id, c, s.caps, time.Now())
 	m.maxMessage = s.opts.MaxMessageSize
 	m.in.maxBytes, m.in.maxMessage = s.opts.MaxStreamBytes, s.opts.MaxMessageSize
 	m.closing = s.conn.managerEnds

@@ -1,0 +1,146 @@
+package v1
+
+import (
+	"net/http"
+	"strconv"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/faultconn"
+	"github.com/gridrpc/grid/internal/rawpeer"
+	"github.com/gridrpc/grid/internal/rig"
+)
+
+// What peers of version 1 do in truth, beyond what the protocol says of them: seen of the real one,
+// and done here by the scripted one, in both roles, over http and https.
+
+// minio is such a peer.
+var minio = rawpeer.Config{Path: "/minio/grid/v1", ClockHeader: "X-Minio-Time"}
+
+// clock is the UpgradeHeader that it asks for.
+func clock(string) http.Header {
+	return http.Header{minio.ClockHeader: {strconv.FormatInt(time.Now().UnixNano(), 10)}}
+}
+
+// withMinio runs f with such a peer, as each of the two that can be dialled, with and without TLS.
+// edit may be nil.
+func withMinio(t *testing.T, edit func(o *grid.ManagerOptions), f func(r *wire)) {
+	t.Helper()
+	rig.InEveryWire(t, minio, func(o *grid.ManagerOptions) {
+		o.RoutePath, o.UpgradeHeader = minio.Path, clock
+		if edit != nil {
+			edit(o)
+		}
+	}, func(r *rig.Wire) { f(&wire{r}) })
+}
+
+func TestV1Peer_ConnectsAndCallsInBothDirections(t *testing.T) {
+	t.Parallel()
+	withMinio(t, nil, func(r *wire) {
+		if !rawpeer.DialOrder(r.Raw, r.Node.HostName()) {
+			require.Equal(r, minio.Path, r.Peer.Request.URL.Path)
+			require.Regexp(r, `^\d{18,19}$`, r.Peer.Request.Header.Get(minio.ClockHeader))
+		}
+		done := r.Call(r.Context(), 50, []byte("q"))
+		m := r.Peer.Expect(rawpeer.OpRequest)
+		require.Equal(r, r.Mux(1), m.MuxID)
+		r.Peer.Send(rawpeer.Msg{MuxID: m.MuxID, Op: rawpeer.OpResponse, Flags: rawpeer.FlagEOF, Payload: []byte("a")})
+		require.Equal(r, rig.Outcome{Payload: []byte("a")}, <-done)
+		r.Alive()
+	})
+}
+
+// Without the header, and with one that is off by more than it takes, such a peer refuses, and its
+// reason is told.
+func TestV1Peer_RefusesAnUpgradeWithoutItsHeader(t *testing.T) {
+	t.Parallel()
+	for name, header := range map[string]func(string) http.Header{
+		"none": nil,
+		"late": func(string) http.Header {
+			return http.Header{minio.ClockHeader: {strconv.FormatInt(time.Now().Add(-time.Hour).UnixNano(), 10)}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := faultconn.NewNetwork()
+				rig.ListenLone(t, n, minio)
+				g, raw := rig.NewLone(t, n, false, func(o *grid.ManagerOptions) { o.UpgradeHeader = header })
+				rig.WaitState(t, g.Manager(0).Connection(raw), grid.StateConnectionError)
+				require.Contains(t, g.Manager(0).Connection(raw).Stats().LastError, "upgrade refused: 403 Forbidden")
+			})
+		})
+	}
+}
+
+// What such a peer says of its own streams, which it has cancelled, it says by an op that speaks of
+// ours: those live all the same, whatever their numbers.
+func TestV1Peer_LateAnswersAboutItsOwnStreamsEndNoneOfOurs(t *testing.T) {
+	t.Parallel()
+	withMinio(t, nil, func(r *wire) {
+		const streams, requests = 50, 100
+		r.locally(1, 0)
+		var ours []*v1Stream
+		for range streams {
+			ours = append(ours, r.open(r.Context()))
+		}
+		calls := make(map[uint64]<-chan rig.Outcome)
+		for range requests {
+			done := r.Call(r.Context(), 50, nil)
+			calls[r.Peer.Expect(rawpeer.OpRequest).MuxID] = done
+		}
+
+		// An ack, a message, and a pong of each come too late.
+		for id := range uint64(2 * (streams + requests)) {
+			id++
+			r.Peer.Abandon(id)
+			r.Peer.Send(rawpeer.Msg{MuxID: id, Handler: uint8(rig.Stream), Op: rawpeer.OpConnectMux, Payload: []byte("abc")})
+			r.Peer.Send(rawpeer.Msg{MuxID: id, Seq: 1, Op: rawpeer.OpPing})
+			r.Peer.Send(rawpeer.Msg{MuxID: id, Op: rawpeer.OpDisconnectServerMux})
+			r.Peer.Send(rawpeer.Msg{MuxID: id, Seq: 1, Op: rawpeer.OpPing})
+		}
+		r.Quiet()
+
+		for _, c := range ours {
+			require.NoError(r, c.s.Err())
+			c.say(serverMsg("x"))
+			c.say(rawpeer.Msg{Op: rawpeer.OpMuxServerMsg, Flags: rig.CRCEOF})
+			got, err := rig.Collect(c.s, 0)
+			require.NoError(r, err)
+			require.Equal(r, []string{"x"}, got)
+		}
+		for id, done := range calls {
+			require.Empty(r, done)
+			r.Peer.Send(rawpeer.Msg{MuxID: id, Op: rawpeer.OpResponse, Flags: rawpeer.FlagEOF, Payload: []byte("a")})
+			require.Equal(r, rig.Outcome{Payload: []byte("a")}, <-done)
+		}
+		synctest.Wait()
+		r.Peer.Take() // the credits of what was consumed
+		r.Alive()
+	})
+}
+
+// Numbers of ours are never used twice over the links to one host, and those that a peer of version
+// 1 sees are far from its own.
+func TestV1Peer_SeesNumbersThatAreFarFromItsOwn(t *testing.T) {
+	t.Parallel()
+	withMinio(t, nil, func(r *wire) {
+		seen := make(map[uint64]bool)
+		for range 3 {
+			for range 3 {
+				r.Call(r.Context(), 50, nil)
+				id := r.Peer.Expect(rawpeer.OpRequest).MuxID
+				require.Greater(r, id, uint64(rig.Mux1Base))
+				require.False(r, seen[id], "%d twice", id)
+				seen[id] = true
+			}
+			r.Peer.Close()
+			synctest.Wait()
+			r.Peer = r.Next()
+			require.NoError(r, r.Conn.WaitForConnect(r.Context()))
+		}
+	})
+}
