@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid/internal/limit"
+	"github.com/gridrpc/grid/internal/monotime"
 )
 
 // Single requests and streams that are made here. Those that are served here come in by
@@ -48,18 +49,28 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 		m.setMetadata(metadata)
 	}
 	m.setSubroute(sub)
+	sent := s.clock.Load()
 	if err := s.sender.sendRequest(ctx, c, &m); err != nil {
 		return s.calls.abandon(c, err)
 	}
-	if ctx.Done() == nil {
-		return s.calls.result(c, <-c.answered)
+	answer, err := s.calls.wait(ctx, c)
+	// A server of version 1 gives no reason where the deadline has passed.
+	if isDropped(err) && !s.caps.wide() {
+		left := time.Until(deadline)
+		if !hasDeadline {
+			left = defaultDeadline - monotime.Now().Sub(sent) // or up to a tick more
+		}
+		if left <= deadlineSlack {
+			err = awaitDeadline(ctx, left)
+		}
 	}
-	select {
-	case a := <-c.answered:
-		return s.calls.result(c, a)
-	case <-ctx.Done():
-		return s.calls.abandon(c, contextError(ctx))
-	}
+	return answer, err
+}
+
+// isDropped reports whether err is that of a request which the peer has dropped without a reason.
+func isDropped(err error) bool {
+	e, ok := err.(*disconnectError)
+	return ok && e.reason == errDropped
 }
 
 // openStream opens a stream and waits until the peer has taken it on.
@@ -261,6 +272,19 @@ func (t *callTable) untilIdle() <-chan struct{} {
 		return nil
 	}
 	return t.idle.Wait()
+}
+
+// wait waits for the answer to a call, which was sent.
+func (t *callTable) wait(ctx context.Context, c *call) ([]byte, error) {
+	if ctx.Done() == nil {
+		return t.result(c, <-c.answered)
+	}
+	select {
+	case a := <-c.answered:
+		return t.result(c, a)
+	case <-ctx.Done():
+		return t.abandon(c, contextError(ctx))
+	}
 }
 
 // result ends a call that was answered.

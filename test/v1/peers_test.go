@@ -1,6 +1,8 @@
 package v1
 
 import (
+	"context"
+	"errors"
 	"net/http"
 	"strconv"
 	"testing"
@@ -142,5 +144,87 @@ func TestV1Peer_SeesNumbersThatAreFarFromItsOwn(t *testing.T) {
 			r.Peer = r.Next()
 			require.NoError(r, r.Conn.WaitForConnect(r.Context()))
 		}
+	})
+}
+
+var errOfDeadline = errors.New("the budget is spent")
+
+// Its deadlines pass up to a millisecond before ours, and then it drops the call without a reason.
+func TestV1Peer_DropAtTheDeadlineIsTheDeadline(t *testing.T) {
+	t.Parallel()
+	const timeout = time.Second
+	withMinio(t, nil, func(r *wire) {
+		r.locally(1, 0)
+		drop := func(id uint64) { r.Peer.Send(rawpeer.Msg{MuxID: id, Op: rawpeer.OpDisconnectClientMux}) }
+		for _, before := range []time.Duration{0, time.Microsecond, time.Millisecond, 10 * time.Millisecond} {
+			ctx, cancel := context.WithTimeoutCause(r.Context(), timeout, errOfDeadline)
+			start := time.Now()
+			c := r.open(ctx)
+			call := r.Call(ctx, 50, nil)
+			id := r.Peer.Expect(rawpeer.OpRequest).MuxID
+			opening, _, opened := r.opening(ctx)
+			time.Sleep(timeout - before)
+			for _, id := range []uint64{c.id, id, opening.id} {
+				drop(id)
+			}
+			for _, err := range []error{c.s.Results(nil), (<-call).Err, <-opened} {
+				require.ErrorIs(r, err, context.DeadlineExceeded)
+				require.NotErrorIs(r, err, grid.ErrDisconnected)
+				require.ErrorIs(r, err, errOfDeadline, "%v before", before)
+			}
+			require.Equal(r, timeout, time.Since(start))
+			cancel()
+			synctest.Wait()
+			r.Peer.Take() // at the deadline itself ours may be first
+		}
+
+		// Long before it, it is what it was.
+		for _, before := range []time.Duration{11 * time.Millisecond, timeout / 2} {
+			ctx, cancel := context.WithTimeoutCause(r.Context(), timeout, errOfDeadline)
+			c := r.open(ctx)
+			call := r.Call(ctx, 50, nil)
+			id := r.Peer.Expect(rawpeer.OpRequest).MuxID
+			time.Sleep(timeout - before)
+			drop(c.id)
+			drop(id)
+			for _, err := range []error{c.s.Results(nil), (<-call).Err} {
+				require.ErrorIs(r, err, grid.ErrDisconnected)
+				require.NotErrorIs(r, err, context.DeadlineExceeded)
+			}
+			cancel()
+		}
+		r.Alive()
+	})
+}
+
+// A request without a deadline has one all the same, which travels.
+func TestV1Peer_DropAtTheDefaultDeadlineIsTheDeadline(t *testing.T) {
+	t.Parallel()
+	withMinio(t, nil, func(r *wire) {
+		r.Peer.Timeout = 2 * time.Minute
+		for _, ctx := range []context.Context{context.Background(), r.Context()} { // one can't end
+			for before, want := range map[time.Duration]error{time.Millisecond: context.DeadlineExceeded, 30 * time.Second: grid.ErrDisconnected} {
+				call := r.Call(ctx, 50, nil)
+				id := r.Peer.Expect(rawpeer.OpRequest).MuxID
+				time.Sleep(rig.DefaultDeadline - before)
+				r.Peer.Send(rawpeer.Msg{MuxID: id, Op: rawpeer.OpDisconnectClientMux})
+				require.ErrorIs(r, (<-call).Err, want)
+			}
+		}
+		r.Alive()
+	})
+}
+
+// A peer of ours says when it was the deadline, so that of any other drop is none.
+func TestDeadline_DropAtItByAPeerOfOursIsADrop(t *testing.T) {
+	t.Parallel()
+	inWire(t, rig.DrainConfig, nil, func(r *wire) {
+		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+		defer cancel()
+		call := r.Call(ctx, 50, nil)
+		id := r.Peer.Expect(rawpeer.OpRequest).MuxID
+		time.Sleep(999 * time.Millisecond)
+		r.Peer.Send(rawpeer.Msg{MuxID: id, Op: rawpeer.OpDisconnectClientMux})
+		require.ErrorIs(r, (<-call).Err, grid.ErrDisconnected)
 	})
 }
