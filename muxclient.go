@@ -86,18 +86,18 @@ func newMuxClient(ctx context.Context, host clientHost, id uint64, handler Handl
 	}
 	m.deadline, _ = ctx.Deadline()
 	// A peer of ours is right about its own handler's capacities, whatever is registered here. One of
-	// version 1 is taken to have what we know.
+	// version 1 is taken to have what we know, if anything.
 	switch {
 	case m.tellsBoth:
 		m.in.init(0, true) // until the ack has come
 	case m.wide:
 		m.in.initUntold()
-	default:
-		if !c.known {
-			c.out, c.in = 1, 1
-		}
+	case c.known:
 		m.inCapacity = int32(c.in)
-		m.in.init(c.out, false)
+		m.in.initV1(c.out)
+	default:
+		m.inCapacity = 1 // if it takes any, one will do
+		m.in.initUncounted()
 	}
 	m.heard.Store(monotime.Of(now))
 	m.pinged.Store(monotime.Of(now))

@@ -201,7 +201,8 @@ type ManagerOptions struct {
 	// [ErrOverloaded] on both sides; where nothing else waits, one of any size is taken. Each
 	// counts 168 bytes more. The number of messages is bounded by the stream's capacities, or 65536
 	// where a server does not tell its own (protocol section 8), and windows do not grow to where
-	// they leave no room for one of MaxMessageSize, so it takes large messages to get there. At least
+	// they leave no room for one of MaxMessageSize, so it takes large messages to get there; only a
+	// version 1 peer's capacity that is not known here bounds none (section 5). At least
 	// MaxMessageSize; the default is 64 MiB, or twice MaxMessageSize if that is more.
 	MaxStreamBytes int
 

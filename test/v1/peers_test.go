@@ -3,8 +3,10 @@ package v1
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -227,4 +229,122 @@ func TestDeadline_DropAtItByAPeerOfOursIsADrop(t *testing.T) {
 		r.Peer.Send(rawpeer.Msg{MuxID: id, Op: rawpeer.OpDisconnectClientMux})
 		require.ErrorIs(r, (<-call).Err, grid.ErrDisconnected)
 	})
+}
+
+// Its handlers have capacities that nobody here knows: what waits in such a stream is bounded by its
+// bytes.
+func TestV1Peer_ServerSendsAsMuchAsItHasRegistered(t *testing.T) {
+	t.Parallel()
+	withMinio(t, nil, func(r *wire) { r.takesAll(r.open(r.Context()), 1000) })
+}
+
+// And some have more than can be registered here, on either side.
+func TestV1Peer_CapacityMayBeAboveTheLargestHere(t *testing.T) {
+	t.Parallel()
+	rig.Long(t)
+	const capacity = 100_000
+	rig.InWireOnce(t, true, rawpeer.Config{}, nil, func(w *rig.Wire) {
+		r := &wire{w}
+		r.locally(rig.MaxCapacity, 0)
+		r.takesAll(r.open(r.Context()), capacity)
+	})
+	rig.InWireOnce(t, true, rawpeer.Config{}, nil, func(w *rig.Wire) {
+		r := &wire{w}
+		s := r.asked(r.serve(1, rig.MaxCapacity, ""), 7, rawpeer.Msg{})
+		r.flood(capacity, func(i int) rawpeer.Msg { return s.numbered(clientMsg(strconv.Itoa(i))) })
+		require.NoError(r, s.ctx.Err())
+		s.say(rawpeer.Msg{Op: rawpeer.OpMuxClientMsg, Flags: rig.CRCEOF})
+		n := 0
+		for b := range s.in {
+			if string(b) != strconv.Itoa(n) {
+				require.Fail(r, "out of order", "%d is %s", n, b)
+			}
+			grid.PutByteBuffer(b)
+			n++
+		}
+		require.Equal(r, capacity, n)
+		require.NoError(r, s.ctx.Err())
+		synctest.Wait()
+		credits := len(r.Peer.Take()) // none for what was taken after the end of the input
+		s.ended(uint32(credits+1), nil)
+		r.Alive()
+	})
+}
+
+// takesAll sends n messages ahead of the consumer of a stream, which then gets them all.
+func (r *wire) takesAll(c *v1Stream, n int) {
+	r.Helper()
+	r.flood(n, func(i int) rawpeer.Msg { return c.numbered(serverMsg(strconv.Itoa(i))) })
+	require.NoError(r, c.s.Err())
+	c.say(rawpeer.Msg{Op: rawpeer.OpMuxServerMsg, Flags: rig.CRCEOF})
+	got, err := rig.Collect(c.s, 0)
+	require.NoError(r, err)
+	require.Len(r, got, n)
+	for i, text := range got {
+		if text != strconv.Itoa(i) {
+			require.Fail(r, "out of order", "%d is %s", i, text)
+		}
+	}
+	synctest.Wait()
+	r.Peer.Take() // credits
+	r.Alive()
+}
+
+// flood sends n messages, many at a time.
+func (r *wire) flood(n int, msg func(i int) rawpeer.Msg) {
+	r.Helper()
+	for i := 0; i < n; {
+		var batch []rawpeer.Msg
+		for ; i < n && len(batch) < 5000; i++ {
+			batch = append(batch, msg(i))
+		}
+		r.Peer.SendMerged(batch...)
+		synctest.Wait()
+	}
+}
+
+// What such windows hold is bounded by bytes, of which each message has some that are around it, be
+// it empty.
+func TestV1Peer_WindowWithoutACapacityIsBoundedByBytes(t *testing.T) {
+	t.Parallel()
+	const most = 16 << 10
+	for name, size := range map[string]int{"empty messages": 0, "small": 100, "large": 5000} {
+		t.Run(name, func(t *testing.T) {
+			withMinio(t, func(o *grid.ManagerOptions) { o.MaxMessageSize, o.MaxStreamBytes = most, most }, func(r *wire) {
+				fit := most / (size + rig.MessageCost)
+				payload := strings.Repeat("x", size)
+				// The last one counts for its bytes alone before it is taken.
+				beyond := func(sent int) {
+					require.InDelta(r, fit, sent, 2)
+				}
+
+				c := r.open(r.Context())
+				sent := 0
+				for c.s.Err() == nil {
+					c.say(serverMsg(payload))
+					sent++
+					synctest.Wait()
+				}
+				require.ErrorIs(r, c.s.Err(), grid.ErrOverloaded)
+				require.ErrorContains(r, c.s.Err(), fmt.Sprintf("MaxStreamBytes is %d", most))
+				r.expectDropped(rawpeer.OpDisconnectServerMux, c.id, grid.ErrOverloaded)
+				beyond(sent)
+				got, err := rig.Collect(c.s, 0)
+				require.ErrorIs(r, err, grid.ErrOverloaded)
+				require.Len(r, got, sent-1, "what had arrived")
+
+				s := r.asked(r.serve(1, rig.MaxCapacity, ""), 7, rawpeer.Msg{})
+				sent = 0
+				for s.ctx.Err() == nil {
+					s.say(clientMsg(payload))
+					sent++
+					synctest.Wait()
+				}
+				beyond(sent)
+				s.dropped(grid.ErrOverloaded)
+				require.Zero(r, r.Conn.Stats().KeptBytes)
+				r.Alive()
+			})
+		})
+	}
 }
