@@ -348,3 +348,53 @@ func TestV1Peer_WindowWithoutACapacityIsBoundedByBytes(t *testing.T) {
 		})
 	}
 }
+
+// Such a peer takes a call that ends without a reason for one on a lost link, and any text for an
+// answer: so it is told none of ours while we shut down.
+func TestV1Peer_HearsOfAShutdownAsOfALostLink(t *testing.T) {
+	t.Parallel()
+	for name, patient := range map[string]bool{"Shutdown": true, "Shutdown that is out of time": false, "Close": false} {
+		t.Run(name, func(t *testing.T) {
+			withMinio(t, nil, func(r *wire) {
+				release, let := rig.Gate(r)
+				require.NoError(r, r.Node.RegisterSingleHandlerContext(51, func(ctx context.Context, _ []byte) ([]byte, *grid.RemoteErr) {
+					select {
+					case <-release:
+						return []byte("done"), nil
+					case <-ctx.Done():
+						return nil, grid.NewRemoteErr(context.Cause(ctx))
+					}
+				}))
+				s := r.asked(r.serve(1, 1, ""), 1, rawpeer.Msg{})
+				r.Peer.Send(rawpeer.Msg{MuxID: 2, Handler: 51, Op: rawpeer.OpRequest, Flags: rig.CRCEOF})
+				r.Quiet()
+				if name == "Close" {
+					require.NoError(r, r.Node.Close())
+					r.Peer.ExpectClosed()
+					return
+				}
+				ctx, cancel := context.WithTimeout(r.Context(), rawpeer.Timeout/2)
+				defer cancel()
+				ended := rig.InBackground(func() error { return r.Node.Shutdown(ctx) })
+				r.Quiet()
+				for i, op := range []uint8{rawpeer.OpRequest, rawpeer.OpConnectMux} {
+					id := uint64(3 + i)
+					r.Peer.Send(rawpeer.Msg{MuxID: id, Handler: 50 + uint8(1-i), Op: op, Flags: rig.CRCEOF})
+					r.Expect(rawpeer.Msg{MuxID: id, Op: rawpeer.OpDisconnectClientMux, Flags: rawpeer.FlagCRC})
+				}
+				if patient {
+					// What was under way has its answers.
+					s.ended(1, nil)
+					let()
+					r.Expect(rawpeer.Msg{MuxID: 2, Op: rawpeer.OpResponse, Flags: rig.CRCEOF, Payload: []byte("done")})
+					r.Peer.ExpectClosed()
+					r.Peer.Close()
+					require.NoError(r, <-ended)
+					return
+				}
+				r.Peer.ExpectClosed()
+				require.ErrorIs(r, <-ended, context.DeadlineExceeded)
+			})
+		})
+	}
+}
