@@ -35,7 +35,7 @@ type Connection struct {
 	draining      *atomic.Bool    // the manager takes nothing new
 	began         time.Time
 
-	lastMux atomic.Uint64 // never reset, so no ID is used twice
+	lastMux atomic.Uint64 // see session.nextMuxID; never reset, so no ID is used twice
 
 	session    atomic.Pointer[session]
 	attempt    atomic.Pointer[progress] // to connect, that is under way on this side
@@ -301,8 +301,6 @@ func (c *Connection) WaitForConnect(ctx context.Context) error {
 	}
 	return nil
 }
-
-func (c *Connection) nextMuxID() uint64 { return c.lastMux.Add(1) }
 
 // untilIdle returns nil if nothing is under way on the connection, else what is closed when that
 // may have changed.

@@ -42,19 +42,26 @@ func (c *Connection) dial(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
-	ws, header, err := wsconn.Dial(ctx, c.opts.dialURL(c.remote), wsconn.DialOptions{
+	at.enter("in UpgradeHeader")
+	header, err := c.opts.upgradeHeader(c.remote)
+	if err != nil {
+		return nil, err
+	}
+	o := wsconn.DialOptions{
 		Token:    bearer,
+		Header:   header,
 		Dial:     c.opts.Dialer,
 		TLS:      c.opts.TLSConfig,
 		Limit:    handshakeLimit,
 		Stage:    at.enter,
 		Counters: c.opts.counters(),
-	})
+	}
+	ws, answer, err := wsconn.Dial(ctx, c.opts.dialURL(c.remote), o)
 	if err != nil {
-		return nil, cleanError(at.explain(err), bearer)
+		return nil, cleanError(at.explain(err), o.Secrets()...)
 	}
 	s, err := handshake(ctx, ws, at, func() (*session, error) {
-		s, err := c.greet(ws, header, bearer, at)
+		s, err := c.greet(ws, answer, o.Secrets(), at)
 		if err == nil {
 			at.enter("in the handshake, asking whether the present connection is alive")
 			err = c.adopt(s)

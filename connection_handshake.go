@@ -49,8 +49,8 @@ func (c *Connection) bearer() (string, error) {
 }
 
 // greet is the dialler's side of the handshake. The socket has a deadline. header is that of the
-// answer to the upgrade request, sent the bearer token that the peer has had already.
-func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent string, at *progress) (*session, error) {
+// answer to the upgrade request, sent the secrets that the peer has had already.
+func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent []string, at *progress) (*session, error) {
 	req := connectReq{ID: c.localID, Host: c.local, To: c.remote, Time: time.Now(), Caps: ourCaps}
 	meeting := token.Meeting{Dialler: c.local, Acceptor: c.remote, DiallerID: c.localID}
 	var err error
@@ -74,16 +74,17 @@ func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent string, at 
 	if err := writeHandshake(ws, opConnect, payload); err != nil {
 		return nil, fmt.Errorf("handshake: %w", err)
 	}
+	secrets := append(sent, req.Token)
 	var resp connectResp
 	at.enter("in the handshake, waiting for ConnectResponse")
 	if err := readHandshake(ws, opConnectResponse, resp.UnmarshalMsg); err != nil {
-		return nil, cleanError(fmt.Errorf("handshake: %w", err), req.Token, sent)
+		return nil, cleanError(fmt.Errorf("handshake: %w", err), secrets...)
 	}
 	if !resp.Accepted {
-		return nil, rejectf("%s", clean(resp.RejectedReason, req.Token, sent))
+		return nil, rejectf("%s", clean(resp.RejectedReason, secrets...))
 	}
 	if resp.Host != "" && !isSameHost(resp.Host, c.remote) {
-		return nil, fmt.Errorf("handshake: it was %s that answered", clip.Name(clean(resp.Host, req.Token, sent)))
+		return nil, fmt.Errorf("handshake: it was %s that answered", clip.Name(clean(resp.Host, secrets...)))
 	}
 	if secret != nil {
 		meeting.AcceptorID = resp.ID

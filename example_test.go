@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/gridrpc/grid"
@@ -469,6 +470,46 @@ func ExampleManagerOptions_tls() {
 	}
 	fmt.Println(conn.State())
 	// Output: connected
+}
+
+func ExampleManagerOptions_version1() {
+	// A peer of version 1, as far as its upgrade goes: it asks for the time.
+	paths := make(chan string, 1)
+	peer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ns, err := strconv.ParseInt(r.Header.Get("X-Minio-Time"), 10, 64)
+		if err != nil || time.Since(time.Unix(0, ns)).Abs() > time.Minute {
+			http.Error(w, "clocks differ", http.StatusForbidden)
+			return
+		}
+		select {
+		case paths <- r.URL.Path:
+		default: // dialled again
+		}
+	}))
+	defer peer.Close()
+	dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, peer.Listener.Addr().String())
+	}
+
+	m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
+		Local:     "http://node2:9000",
+		Hosts:     []string{"http://node1:9000", "http://node2:9000"},
+		RoutePath: "/minio/grid/v1",
+		// The time in nanoseconds since 1970, in decimal.
+		UpgradeHeader: func(target string) http.Header {
+			now := strconv.FormatInt(time.Now().UnixNano(), 10)
+			return http.Header{"X-Minio-Time": {now}}
+		},
+		AuthFn:    func() string { return "a token that the peer takes" },
+		AuthToken: func(token string) error { return errors.New("not one of the peer's") },
+		Dialer:    dial, // for the example alone
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer m.Close()
+	fmt.Println("dialled with the time at", <-paths)
+	// Output: dialled with the time at /minio/grid/v1
 }
 
 func ExampleErrOverloaded() {

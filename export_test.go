@@ -129,7 +129,7 @@ func (h *lateHost) sendOpening(done <-chan struct{}, m message, seq *sequence, d
 // OpenLate opens a stream, and calls before just before the first message is queued.
 func OpenLate(ctx context.Context, c *Connection, id HandlerID, payload []byte, before func()) error {
 	s := c.session.Load()
-	m := newMuxClient(ctx, &lateHost{s, before}, c.nextMuxID(), id, capacities{}, s.caps, time.Now())
+	m := newMuxClient(ctx, &lateHost{s, before}, s.nextMuxID(), id, capacities{}, s.caps, time.Now())
 	if !s.streams.add(m.id, m) {
 		panic("the number is in use")
 	}
@@ -214,6 +214,7 @@ const (
 	MessageCost     = messageCost
 	MaxInBuffer     = maxInBuffer
 	MaxOutBuffer    = maxOutBuffer
+	Mux1Base        = mux1Base
 	AllCaps         = ourCaps
 )
 

@@ -50,7 +50,8 @@ type StreamHandler struct {
 	// OutCapacity is how many messages may be on their way to the client at first, from 1 to 65536;
 	// the default is 1. Between two peers of this implementation it grows with a client that keeps
 	// up. As many again, 64 at most, fit into the handler's channel. A handler that is further
-	// ahead waits; a host that sends more all the same has its stream ended with [ErrFlowControl].
+	// ahead waits; a host that sends more all the same has its stream ended with [ErrFlowControl], but
+	// for one of version 1 where this is 65536 (protocol section 5).
 	OutCapacity int
 	// InCapacity is the same for the client's messages. 0 means that the handler takes no input.
 	InCapacity int

@@ -17,8 +17,9 @@ var (
 // before everything has finished it returns the error of ctx, as a call does, else nil.
 //
 // The remote hosts are told (protocol section 8). From then on they find the host disconnected, and
-// wait for it to come back, while what they have under way goes on; those that do not know the
-// extension, and calls that were on their way, are refused with a [RemoteErr] that says so.
+// wait for it to come back, while what they have under way goes on; calls that were on their way are
+// refused with a [RemoteErr] that says so. Those of hosts that do not know the extension are dropped
+// without a reason, as by a lost connection.
 // Connections that are lost meanwhile are not made again.
 //
 // Nothing waits for a peer that does not read for longer than WriteTimeout, or ctx if that ends

@@ -86,18 +86,18 @@ func newMuxClient(ctx context.Context, host clientHost, id uint64, handler Handl
 	}
 	m.deadline, _ = ctx.Deadline()
 	// A peer of ours is right about its own handler's capacities, whatever is registered here. One of
-	// version 1 is taken to have what we know.
+	// version 1 is taken to have what we know, if anything.
 	switch {
 	case m.tellsBoth:
 		m.in.init(0, true) // until the ack has come
 	case m.wide:
 		m.in.initUntold()
-	default:
-		if !c.known {
-			c.out, c.in = 1, 1
-		}
+	case c.known:
 		m.inCapacity = int32(c.in)
-		m.in.init(c.out, false)
+		m.in.initV1(c.out)
+	default:
+		m.inCapacity = 1 // if it takes any, one will do
+		m.in.initUncounted()
 	}
 	m.heard.Store(monotime.Of(now))
 	m.pinged.Store(monotime.Of(now))
@@ -427,6 +427,9 @@ func (m *muxClient) onConnectError(err error) { m.finish(err, 0) }
 func (m *muxClient) onDisconnect(msg *message) {
 	err := msg.reason()
 	switch {
+	// A server of version 1 gives no reason where the deadline has passed.
+	case err == nil && !m.wide && !m.deadline.IsZero() && time.Until(m.deadline) <= deadlineSlack:
+		m.pastDeadline()
 	case err == nil:
 		m.finish(m.host.disconnected(errors.New("the remote dropped the stream")), 0)
 	case !m.deadline.IsZero() && err.Error() == context.DeadlineExceeded.Error():
@@ -435,10 +438,6 @@ func (m *muxClient) onDisconnect(msg *message) {
 		m.finish(err, 0)
 	}
 }
-
-// deadlineSlack is how much earlier the server may find the deadline passed, which travels in whole
-// milliseconds, and how much later our context may end.
-const deadlineSlack = 10 * time.Millisecond
 
 // pastDeadline ends a stream of which the server says that its deadline has passed. If that is so
 // here in a moment, our own context ends it, which knows the cause.

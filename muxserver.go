@@ -99,8 +99,12 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrive
 		limit = maxCapacity + credit.MaxWindow // the client does not know outCapacity
 	}
 	m.credits.Reset(h.outCapacity, limit)
-	if m.hasInput {
-		m.in.init(m.inCredits(), m.wide)
+	switch {
+	case !m.hasInput:
+	case m.wide:
+		m.in.init(m.inCredits(), true)
+	default:
+		m.in.initV1(m.inCredits())
 	}
 	m.heard.Store(monotime.Of(now))
 

@@ -86,6 +86,19 @@ type ManagerOptions struct {
 	// dialler who has answered. Use https, whose certificates do.
 	AuthFn func() string
 
+	// UpgradeHeader, if not nil, makes headers of the request by which a host is dialled, beside those
+	// of the websocket: for a proxy on the way, or for a peer of version 1 that asks for some
+	// (protocol section 1). target is the base URL of that host, in the form in which names are
+	// compared. It is called once for each attempt, possibly concurrently; what it returns, nil for
+	// none, is copied.
+	//
+	// Names and values must be what HTTP carries as it is: values without control characters, and
+	// without white space at their ends. All together have 32 KiB at most, with 4 bytes more for each
+	// line. What is for one connection can't be set (Connection, Upgrade, Transfer-Encoding and the
+	// like), nor Authorization, Host, Content-Length, Expect, and what begins with Sec-WebSocket- or
+	// Grid-. With any other header the attempt fails, and the error names it.
+	UpgradeHeader func(target string) http.Header
+
 	// AuthToken checks the tokens of hosts that dial this one, in the upgrade request and again in
 	// the handshake. It is required like AuthFn. One of more than 32 KiB is refused without it.
 	AuthToken ValidateTokenFn
@@ -188,7 +201,8 @@ type ManagerOptions struct {
 	// [ErrOverloaded] on both sides; where nothing else waits, one of any size is taken. Each
 	// counts 168 bytes more. The number of messages is bounded by the stream's capacities, or 65536
 	// where a server does not tell its own (protocol section 8), and windows do not grow to where
-	// they leave no room for one of MaxMessageSize, so it takes large messages to get there. At least
+	// they leave no room for one of MaxMessageSize, so it takes large messages to get there; only a
+	// version 1 peer's capacity that is not known here bounds none (section 5). At least
 	// MaxMessageSize; the default is 64 MiB, or twice MaxMessageSize if that is more.
 	MaxStreamBytes int
 
@@ -436,6 +450,18 @@ func (o *ManagerOptions) validate(token string) error {
 		return nil
 	}
 	return o.AuthToken(token)
+}
+
+// upgradeHeader makes what goes with the upgrade request to a host; empty without UpgradeHeader.
+func (o *ManagerOptions) upgradeHeader(host string) (http.Header, error) {
+	if o.UpgradeHeader == nil {
+		return nil, nil
+	}
+	h, err := wsconn.CheckHeader(o.UpgradeHeader(host))
+	if err != nil {
+		return nil, fmt.Errorf("UpgradeHeader: %w", err)
+	}
+	return h, nil
 }
 
 // counters are told what goes over the websockets.

@@ -89,10 +89,11 @@ func (s *session) close(reason error) {
 	s.closeOnce.Do(func() {
 		s.err = s.disconnected(reason)
 		close(s.done)
-		s.cancel(s.err)
 		s.conn.lost(s) // no new calls
 		s.sender.out.close(s.err)
 		s.ws.Close()
+		// Once nothing can be sent: what a handler makes of the end is no answer to its caller.
+		s.cancel(s.err)
 		s.watch.stop()
 		s.calls.close(s.err)
 		for _, m := range s.streams.close() {

@@ -9,10 +9,25 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid/internal/limit"
+	"github.com/gridrpc/grid/internal/monotime"
 )
 
 // Single requests and streams that are made here. Those that are served here come in by
 // session_opener.go.
+
+// mux1Base is what is added to the numbers of calls and streams towards a peer of version 1. Such a
+// peer answers what comes late of its own stream N by a disconnect that speaks of ours of that
+// number. It counts from 1, so no number of its own is one of these.
+const mux1Base = 1 << 62
+
+// nextMuxID is the number of a new call or stream.
+func (s *session) nextMuxID() uint64 {
+	id := s.conn.lastMux.Add(1)
+	if s.caps == 0 {
+		id += mux1Base
+	}
+	return id
+}
 
 // single makes a single request and waits for its answer.
 func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte) ([]byte, error) {
@@ -24,7 +39,7 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 	if err != nil {
 		return nil, cmp.Or(contextError(ctx), err)
 	}
-	c, err := s.calls.add(s.conn.nextMuxID(), !hasDeadline)
+	c, err := s.calls.add(s.nextMuxID(), !hasDeadline)
 	if err != nil {
 		return nil, err
 	}
@@ -34,18 +49,28 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 		m.setMetadata(metadata)
 	}
 	m.setSubroute(sub)
+	sent := s.clock.Load()
 	if err := s.sender.sendRequest(ctx, c, &m); err != nil {
 		return s.calls.abandon(c, err)
 	}
-	if ctx.Done() == nil {
-		return s.calls.result(c, <-c.answered)
+	answer, err := s.calls.wait(ctx, c)
+	// A server of version 1 gives no reason where the deadline has passed.
+	if isDropped(err) && !s.caps.wide() {
+		left := time.Until(deadline)
+		if !hasDeadline {
+			left = defaultDeadline - monotime.Now().Sub(sent) // or up to a tick more
+		}
+		if left <= deadlineSlack {
+			err = awaitDeadline(ctx, left)
+		}
 	}
-	select {
-	case a := <-c.answered:
-		return s.calls.result(c, a)
-	case <-ctx.Done():
-		return s.calls.abandon(c, doneError(ctx))
-	}
+	return answer, err
+}
+
+// isDropped reports whether err is that of a request which the peer has dropped without a reason.
+func isDropped(err error) bool {
+	e, ok := err.(*disconnectError)
+	return ok && e.reason == errDropped
 }
 
 // openStream opens a stream and waits until the peer has taken it on.
@@ -53,7 +78,7 @@ func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerI
 	if err := contextError(ctx); err != nil {
 		return nil, err
 	}
-	m := newMuxClient(ctx, s, s.conn.nextMuxID(), id, c, s.caps, time.Now())
+	m := newMuxClient(ctx, s, s.nextMuxID(), id, c, s.caps, time.Now())
 	m.maxMessage = s.opts.MaxMessageSize
 	m.in.maxBytes, m.in.maxMessage = s.opts.MaxStreamBytes, s.opts.MaxMessageSize
 	m.closing = s.conn.managerEnds
@@ -247,6 +272,19 @@ func (t *callTable) untilIdle() <-chan struct{} {
 		return nil
 	}
 	return t.idle.Wait()
+}
+
+// wait waits for the answer to a call, which was sent.
+func (t *callTable) wait(ctx context.Context, c *call) ([]byte, error) {
+	if ctx.Done() == nil {
+		return t.result(c, <-c.answered)
+	}
+	select {
+	case a := <-c.answered:
+		return t.result(c, a)
+	case <-ctx.Done():
+		return t.abandon(c, doneError(ctx))
+	}
 }
 
 // result ends a call that was answered.

@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -11,6 +12,22 @@ import (
 
 // defaultDeadline is that of a single request whose context has none.
 const defaultDeadline = time.Minute
+
+// deadlineSlack is how much earlier the server may find the deadline passed, which travels in whole
+// milliseconds, and how much later our context may end.
+const deadlineSlack = 10 * time.Millisecond
+
+// awaitDeadline returns the error of a call whose deadline has passed for the server, and here will
+// have in so much time: that of its context, if it ends by then, which knows the cause.
+func awaitDeadline(ctx context.Context, left time.Duration) error {
+	late := time.NewTimer(left + deadlineSlack)
+	defer late.Stop()
+	select {
+	case <-ctx.Done():
+	case <-late.C:
+	}
+	return cmp.Or(contextError(ctx), context.DeadlineExceeded)
+}
 
 // remainingMS is the time left until deadline as it travels: whole milliseconds, at least one.
 // Without a deadline it is that of def, where 0 is none.

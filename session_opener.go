@@ -77,7 +77,11 @@ func (o *opener) open(p parcel) (workers.Task, error) {
 		return nil, nil
 	}
 	if err := o.admit(p.message, as.slots); err != nil {
-		o.refuse(p.message, err.Error())
+		if errors.Is(err, errShuttingDown) && o.s.caps&capDrain == 0 {
+			o.drop(p.message)
+		} else {
+			o.refuse(p.message, err.Error())
+		}
 		return nil, nil
 	}
 	if p.Flags&flagMore != 0 {
@@ -156,6 +160,13 @@ func (o *opener) refuse(m *message, text string) {
 		MuxID: m.MuxID, DeadlineMS: m.DeadlineMS, Handler: m.Handler,
 		Op: opMuxConnectError, Flags: m.Flags & flagEOF, Payload: payload,
 	}, nil)
+}
+
+// drop ends a request or an open without a reason. To a peer that does not know drain that is a lost
+// link, upon which it turns to another host or tries again, while a refusal would be an answer.
+func (o *opener) drop(m *message) {
+	o.s.conn.stats.refused.Add(1)
+	o.s.sender.post(message{MuxID: m.MuxID, Op: opDisconnectClientMux}, nil)
 }
 
 func (o *opener) refuseSequence(m *message, want uint32) {

@@ -73,6 +73,26 @@ func (b *inbox) initUntold() {
 	b.window.Init(1, maxCapacity, true)
 }
 
+// uncounted is more messages than a stream may ever have waiting.
+const uncounted = 1 << 30
+
+// initUncounted is init where the sender, of version 1, goes by a capacity of its own that is not
+// known here, and may be larger than any here: what waits is bounded by its bytes alone.
+func (b *inbox) initUncounted() {
+	b.signal = make(chan struct{}, 1)
+	b.window.Init(1, uncounted, false)
+}
+
+// initV1 is init for a sender of version 1, whose handler has the capacity that is registered here:
+// or a larger one, if this is the largest that can be.
+func (b *inbox) initV1(capacity int) {
+	if capacity == maxCapacity {
+		b.initUncounted()
+	} else {
+		b.init(capacity, false)
+	}
+}
+
 // begin sets what init was not told yet: how many messages the sender, which has wide credits, may
 // send at first. It has sent none.
 func (b *inbox) begin(capacity int) {

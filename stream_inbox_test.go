@@ -131,6 +131,26 @@ func TestInbox_ReturnsOneCreditAtATimeToVersion1(t *testing.T) {
 	}
 }
 
+// A capacity of version 1 that is the largest here may be larger there, up to any number.
+func TestInbox_LargestCapacityOfVersion1IsNotCounted(t *testing.T) {
+	for _, capacity := range []int{1, maxCapacity - 1, maxCapacity} {
+		b := new(inbox)
+		b.initV1(capacity)
+		for range capacity {
+			require.NoError(t, push(b, nil))
+		}
+		if capacity < maxCapacity {
+			require.ErrorIs(t, push(b, nil), ErrFlowControl)
+			continue
+		}
+		for range capacity {
+			require.NoError(t, push(b, nil))
+		}
+		require.Equal(t, 1, takeOne(t, b, ""))
+		require.False(t, b.isFull())
+	}
+}
+
 // What comes beside the end of its stream returns no credit, also to a consumer that takes it
 // before that end.
 func TestInbox_ReturnsNoCreditForTheLastMessage(t *testing.T) {

@@ -128,9 +128,9 @@ func (m *MSS) Msgsize() int {
 // Recycle ends the life of m and of its map. The strings stay valid. Recycling nil does nothing.
 func (m *MSS) Recycle() { recycleMap(&mssPool, m) }
 
-// URLValues is a map[string][]string as a payload, the type of [url.Values]. A nil map and an empty
-// one are kept apart on the wire, a nil list arrives as an empty one. Keys are encoded in no
-// particular order.
+// URLValues is a map[string][]string as a payload, the type of [url.Values]. A nil map arrives as an
+// empty one, since peers of version 1 can't decode another, and so does a nil list. Keys are encoded
+// in no particular order.
 //
 // Decoded it takes at most 32 times its bytes, and 1 KiB.
 //
@@ -160,11 +160,9 @@ func (u *URLValues) Values() url.Values {
 // MarshalMsg appends u to b and returns the result; it keeps neither.
 func (u *URLValues) MarshalMsg(b []byte) ([]byte, error) {
 	b = msgp.Require(b, u.Msgsize())
-	if u == nil || *u == nil {
-		return msgp.AppendNil(b), nil
-	}
-	b = msgp.AppendMapHeader(b, uint32(len(*u)))
-	for k, list := range *u {
+	values := u.Values()
+	b = msgp.AppendMapHeader(b, uint32(len(values)))
+	for k, list := range values {
 		b = msgp.AppendString(b, k)
 		b = msgp.AppendArrayHeader(b, uint32(len(list)))
 		for _, v := range list {
@@ -200,11 +198,8 @@ func (u *URLValues) unmarshalElement(b []byte, left *allowance) ([]byte, error) 
 
 // Msgsize is the largest number of bytes that u encodes to.
 func (u *URLValues) Msgsize() int {
-	if u == nil || *u == nil {
-		return msgp.NilSize
-	}
 	n := msgp.MapHeaderSize
-	for k, list := range *u {
+	for k, list := range u.Values() {
 		n += msgp.StringPrefixSize + len(k) + msgp.ArrayHeaderSize
 		for _, v := range list {
 			n += msgp.StringPrefixSize + len(v)

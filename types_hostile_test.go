@@ -52,7 +52,11 @@ func FuzzPayloadTypes(f *testing.F) {
 			}
 			again := kind.fresh()
 			mustUnmarshal(t, again, b)
-			require.Equal(t, kind.content(p), kind.content(again), kind.name)
+			if string(b) == "\x80" {
+				requireEmpty(t, kind.content(p)) // or nil, of URLValues
+			} else {
+				require.Equal(t, kind.content(p), kind.content(again), kind.name)
+			}
 
 			direct := kind.fresh()
 			_, err = direct.UnmarshalMsg(data)

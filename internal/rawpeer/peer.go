@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -43,6 +45,9 @@ type Config struct {
 	ManualPings bool                                                              // does not answer connection pings, recv returns them
 	Unread      bool                                                              // reads nothing after the handshake until StartReading
 	Timeout     time.Duration                                                     // Timeout if 0
+	TLS         *tls.Config                                                       // of its sockets, in either role; nil for none
+	Path        string                                                            // of the route; "/grid/v1" if empty
+	ClockHeader string                                                            // of the upgrade request: the time that a version 1 peer sends, and asks for
 }
 
 // Instance is the ID of the process, made up where the test gives none.
@@ -73,9 +78,10 @@ type Peer struct {
 	writing chan struct{} // holds a token while somebody writes
 	news    chan struct{} // holds a token when in or err may have changed
 
-	mu  sync.Mutex
-	in  []Msg // received, not yet handed out
-	err error // why no more will come
+	mu        sync.Mutex
+	in        []Msg           // received, not yet handed out
+	err       error           // why no more will come
+	abandoned map[uint64]bool // see Abandon
 }
 
 // NewPeer is for a websocket that the test has dialled itself. Nothing is read before StartReading.
@@ -137,10 +143,14 @@ func Upgrade(ctx context.Context, base string, c Config) (*websocket.Conn, *http
 	}
 	u.Scheme = strings.Replace(u.Scheme, "http", "ws", 1)
 	if u.Path == "" {
-		u.Path = "/grid/v1"
+		u.Path = cmp.Or(c.Path, "/grid/v1")
 	}
-	d := websocket.Dialer{NetDialContext: c.Dial, HandshakeTimeout: Timeout}
-	return d.DialContext(ctx, u.String(), http.Header{"Authorization": {"Bearer " + c.Token}})
+	d := websocket.Dialer{NetDialContext: c.Dial, HandshakeTimeout: Timeout, TLSClientConfig: c.TLS}
+	header := http.Header{"Authorization": {"Bearer " + c.Token}}
+	if c.ClockHeader != "" {
+		header.Set(c.ClockHeader, strconv.FormatInt(time.Now().UnixNano(), 10))
+	}
+	return d.DialContext(ctx, u.String(), header)
 }
 
 // StartReading is for a peer that was made with Unread, once.
@@ -192,11 +202,36 @@ func (p *Peer) readOne() error {
 			continue
 		}
 		p.mu.Lock()
-		p.in = append(p.in, m)
+		late := p.abandoned[m.MuxID] && slices.Contains(toClients, m.Op)
+		if !late {
+			p.in = append(p.in, m)
+		}
 		p.mu.Unlock()
+		if late {
+			if slices.Contains([]uint8{OpAckMux, OpMuxServerMsg, OpPong}, m.Op) {
+				_ = p.TrySend(Msg{MuxID: m.MuxID, Op: OpDisconnectClientMux})
+			}
+			continue
+		}
 		p.tellNews()
 	}
 	return nil
+}
+
+// toClients are the ops that speak of a stream or request which their receiver began.
+var toClients = []uint8{OpAckMux, OpMuxConnectError, OpMuxServerMsg, OpUnblockClMux, OpDisconnectClientMux, OpResponse, OpPong}
+
+// Abandon has the peer answer what it is sent from now on of streams of its own as version 1 does
+// once it has cancelled them: by an op that speaks of a stream of the other side.
+func (p *Peer) Abandon(ids ...uint64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.abandoned == nil {
+		p.abandoned = make(map[uint64]bool)
+	}
+	for _, id := range ids {
+		p.abandoned[id] = true
+	}
 }
 
 func (p *Peer) tellNews() {

@@ -1,9 +1,12 @@
 package rawpeer
 
 import (
+	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -42,6 +45,10 @@ func Serve(t testing.TB, l net.Listener, c Config) *Server {
 		URL: "http://" + l.Addr().String(), T: t, c: c,
 		peers: make(chan *Peer), stop: make(chan struct{}),
 	}
+	if c.TLS != nil {
+		s.URL = "https://" + l.Addr().String()
+		l = tls.NewListener(l, c.TLS)
+	}
 	server := &http.Server{Handler: s}
 	served := make(chan struct{})
 	go func() {
@@ -72,6 +79,10 @@ func (s *Server) Accept() *Peer {
 }
 
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if err := s.c.checkClock(r); err != nil {
+		http.Error(w, err.Error(), http.StatusForbidden)
+		return
+	}
 	var up websocket.Upgrader
 	var challenge []byte
 	header := http.Header{}
@@ -105,6 +116,24 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case s.peers <- p:
 	case <-s.stop:
 	}
+}
+
+// maxClockSkew is how far the clock of a host may be off that dials a version 1 peer.
+const maxClockSkew = 15 * time.Minute
+
+// checkClock checks the time that a version 1 peer asks for in the upgrade request.
+func (c Config) checkClock(r *http.Request) error {
+	if c.ClockHeader == "" {
+		return nil
+	}
+	ns, err := strconv.ParseInt(r.Header.Get(c.ClockHeader), 10, 64)
+	if err != nil {
+		return err
+	}
+	if skew := time.Since(time.Unix(0, ns)).Abs(); skew > maxClockSkew {
+		return fmt.Errorf("clocks differ by %v", skew)
+	}
+	return nil
 }
 
 // acceptHandshake answers the Connect of the other side.

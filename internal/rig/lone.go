@@ -3,6 +3,7 @@ package rig
 import (
 	"fmt"
 	"net"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -18,8 +19,15 @@ const LoneHost = "http://node0:9000"
 // PeerHost makes up a host that LoneHost dials, or is dialled by.
 func PeerHost(t testing.TB, rawDials bool) string {
 	t.Helper()
+	return peerOf(t, LoneHost, rawDials)
+}
+
+// peerOf is PeerHost for any host.
+func peerOf(t testing.TB, local string, rawDials bool) string {
+	t.Helper()
+	scheme, _, _ := strings.Cut(local, "://")
 	for port := range 1000 {
-		if raw := fmt.Sprintf("http://raw:%d", 9000+port); rawpeer.DialOrder(raw, LoneHost) == rawDials {
+		if raw := fmt.Sprintf("%s://raw:%d", scheme, 9000+port); rawpeer.DialOrder(raw, local) == rawDials {
 			return raw
 		}
 	}

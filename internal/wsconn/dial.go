@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"strings"
@@ -26,6 +27,8 @@ type DialOptions struct {
 	// Token is sent as the bearer token of the upgrade request. HTTP must be able to carry it as it
 	// is: see [CheckToken].
 	Token string
+	// Header goes with it, as [CheckHeader] has returned it.
+	Header http.Header
 	// Dial makes the connection; nil uses a [net.Dialer].
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
 	// TLS is for wss URLs; nil is the zero configuration.
@@ -85,9 +88,11 @@ func Dial(ctx context.Context, url string, o DialOptions) (*Conn, http.Header, e
 		WriteBufferSize: writeBufferSize,
 		WriteBufferPool: &writeBuffers,
 	}
-	ws, resp, err := d.DialContext(ctx, url, http.Header{"Authorization": {"Bearer " + o.Token}})
+	header := http.Header{"Authorization": {"Bearer " + o.Token}}
+	maps.Copy(header, o.Header)
+	ws, resp, err := d.DialContext(ctx, url, header)
 	if err != nil {
-		err = dialError(err, resp, o.Token, l != nil)
+		err = dialError(err, resp, o.Secrets(), l != nil)
 	}
 	// If ctx ended meanwhile, the socket is closed or about to be.
 	if !release() && err == nil {
@@ -111,13 +116,28 @@ func Dial(ctx context.Context, url string, o DialOptions) (*Conn, http.Header, e
 	return nil, nil, err
 }
 
+// Secrets are what is sent to the server, which may repeat it, and is nobody else's business.
+func (o *DialOptions) Secrets() (all []string) {
+	all = append(all, o.Token)
+	for _, values := range o.Header {
+		all = append(all, values...)
+	}
+	return all
+}
+
 // dialError is the error of a dial, without what the server has said in an odd place, which may be
-// the token. connected says that there was a server.
-func dialError(err error, resp *http.Response, token string, connected bool) error {
+// a secret. connected says that there was a server.
+func dialError(err error, resp *http.Response, secrets []string, connected bool) error {
 	switch {
 	case errors.Is(err, websocket.ErrBadHandshake):
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer)) // gorilla has kept 1 KiB
-		said := func(text string) string { return clip.To(Redact(strings.TrimSpace(text), token), maxRefusal) }
+		said := func(text string) string {
+			text = strings.TrimSpace(text)
+			for _, s := range secrets {
+				text = Redact(text, s)
+			}
+			return clip.To(text, maxRefusal)
+		}
 		return refusedError(resp.StatusCode, said(resp.Header.Get("Location")), said(string(body)))
 	case connected && !isOfTheSocket(err):
 		return errAnswer

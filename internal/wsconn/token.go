@@ -3,7 +3,6 @@ package wsconn
 import (
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"html"
 	"math/bits"
@@ -19,16 +18,11 @@ const MaxToken = 32 << 10
 
 // CheckToken returns why HTTP would not carry a bearer token as it is.
 func CheckToken(token string) error {
-	switch {
-	case len(token) > MaxToken:
+	if len(token) > MaxToken {
 		return fmt.Errorf("token has %d bytes, the limit is %d", len(token), MaxToken)
-	case strings.Trim(token, " \t") != token:
-		return errors.New("token begins or ends with white space, which HTTP removes")
 	}
-	for i := range len(token) {
-		if c := token[i]; c < ' ' || c == 0x7f {
-			return fmt.Errorf("token has the control character %#02x, which HTTP does not carry, at byte %d", c, i)
-		}
+	if err := checkValue(token); err != nil {
+		return fmt.Errorf("token %w", err)
 	}
 	return nil
 }

@@ -40,9 +40,16 @@ func TestShutdown_IsAnnouncedOnceToWhoUnderstands(t *testing.T) {
 				}
 				again := r.shutdownInBackground()
 				r.Quiet()
-				// Whoever asks all the same is told.
-				r.Peer.Send(rawpeer.Msg{MuxID: 2, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rig.CRCEOF})
-				require.Contains(r, string(r.Peer.Expect(rawpeer.OpMuxConnectError).Payload), "the manager is shutting down")
+				// Whoever asks all the same is told why, if it may know that it should not.
+				for _, op := range []uint8{rawpeer.OpRequest, rawpeer.OpConnectMux} {
+					handler := map[uint8]grid.HandlerID{rawpeer.OpRequest: rig.Echo, rawpeer.OpConnectMux: rig.TwoWay}[op]
+					r.Peer.Send(rawpeer.Msg{MuxID: 2, Handler: uint8(handler), Op: op, Flags: rig.CRCEOF})
+					if caps&uint64(rawpeer.CapDrain) != 0 {
+						require.Contains(r, string(r.Peer.Expect(rawpeer.OpMuxConnectError).Payload), "the manager is shutting down")
+					} else {
+						r.Expect(rawpeer.Msg{MuxID: 2, Op: rawpeer.OpDisconnectClientMux, Flags: rawpeer.FlagCRC})
+					}
+				}
 
 				require.Empty(r, ended)
 				close(release)

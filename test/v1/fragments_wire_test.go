@@ -349,8 +349,8 @@ func TestFragments_AreNothingToAPeerWithoutThem(t *testing.T) {
 				}
 				// A request and its answer, either way.
 				done := r.Call(r.Context(), 50, payload)
-				same(rawpeer.Msg{MuxID: 1, DeadlineMS: 60000, Handler: 50, Op: rawpeer.OpRequest, Flags: rig.CRCEOF, Payload: payload}, r.Peer.Recv())
-				r.Peer.Send(rawpeer.Msg{MuxID: 1, Op: rawpeer.OpResponse, Flags: rig.CRCEOF | rawpeer.FlagMore, Payload: payload})
+				same(rawpeer.Msg{MuxID: r.Mux(1), DeadlineMS: 60000, Handler: 50, Op: rawpeer.OpRequest, Flags: rig.CRCEOF, Payload: payload}, r.Peer.Recv())
+				r.Peer.Send(rawpeer.Msg{MuxID: r.Mux(1), Op: rawpeer.OpResponse, Flags: rig.CRCEOF | rawpeer.FlagMore, Payload: payload})
 				got := <-done
 				require.NoError(r, got.Err)
 				rig.RequireSame(r.T, payload, got.Payload)
@@ -363,20 +363,20 @@ func TestFragments_AreNothingToAPeerWithoutThem(t *testing.T) {
 				require.Contains(r, rawpeer.ConnectErrorText(r.T, r.Peer.Expect(rawpeer.OpMuxConnectError).Payload), "no stream handler with ID 0")
 
 				// A stream that the node opens.
-				c := &v1Stream{r: r, id: 2, msgs: make(chan string), end: make(chan error, 1)}
+				c := &v1Stream{r: r, id: r.Mux(2), msgs: make(chan string), end: make(chan error, 1)}
 				opened := make(chan error, 1)
 				go func() {
 					var err error
 					c.s, err = r.Conn.NewStream(r.Context(), 50, payload)
 					opened <- err
 				}()
-				same(rawpeer.Msg{MuxID: 2, Handler: 50, Op: rawpeer.OpConnectMux, Flags: rawpeer.FlagCRC, Payload: payload}, r.Peer.Recv())
+				same(rawpeer.Msg{MuxID: r.Mux(2), Handler: 50, Op: rawpeer.OpConnectMux, Flags: rawpeer.FlagCRC, Payload: payload}, r.Peer.Recv())
 				ack := r.ack(2, 2)
 				ack.Flags |= rawpeer.FlagMore
 				c.say(ack)
 				require.NoError(r, <-opened)
 				sent := rig.InBackground(func() error { return c.s.Send(payload) })
-				same(rawpeer.Msg{MuxID: 2, Seq: 1, Op: rawpeer.OpMuxClientMsg, Flags: rawpeer.FlagCRC, Payload: payload}, r.Peer.Recv())
+				same(rawpeer.Msg{MuxID: r.Mux(2), Seq: 1, Op: rawpeer.OpMuxClientMsg, Flags: rawpeer.FlagCRC, Payload: payload}, r.Peer.Recv())
 				require.NoError(r, <-sent)
 				c.say(rawpeer.Msg{Op: rawpeer.OpUnblockClMux, Flags: rawpeer.FlagMore})
 				c.consume()

@@ -36,8 +36,8 @@ func TestV1Session_OverTCP(t *testing.T) {
 			require.NoError(t, r.Conn.WaitForConnect(t.Context()))
 
 			done := r.Call(t.Context(), 50, []byte("q"))
-			r.Expect(rawpeer.Msg{MuxID: 1, DeadlineMS: 60000, Handler: 50, Op: rawpeer.OpRequest, Flags: rig.CRCEOF, Payload: []byte("q")})
-			r.Peer.Send(rawpeer.Msg{MuxID: 1, Op: rawpeer.OpResponse, Flags: rig.CRCEOF, Payload: []byte("a")})
+			r.Expect(rawpeer.Msg{MuxID: r.Mux(1), DeadlineMS: 60000, Handler: 50, Op: rawpeer.OpRequest, Flags: rig.CRCEOF, Payload: []byte("q")})
+			r.Peer.Send(rawpeer.Msg{MuxID: r.Mux(1), Op: rawpeer.OpResponse, Flags: rig.CRCEOF, Payload: []byte("a")})
 			require.Equal(t, rig.Outcome{Payload: []byte("a")}, <-done)
 
 			r.Peer.Send(rawpeer.Msg{MuxID: 1, Handler: uint8(rig.TwoWay), Op: rawpeer.OpConnectMux, Flags: rawpeer.FlagCRC})

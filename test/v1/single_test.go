@@ -36,7 +36,7 @@ func TestV1Request_AsItIsSentAndAnswered(t *testing.T) {
 			{nil, 0, rawpeer.Msg{Op: rawpeer.OpDisconnectClientMux, Flags: rig.CRCErr, Payload: []byte("dropped")}, rig.Outcome{Err: text("dropped")}},
 		} {
 			done := r.Call(r.Context(), 50, c.payload)
-			id := uint64(i + 1)
+			id := r.Mux(i + 1)
 			r.Expect(rawpeer.Msg{MuxID: id, DeadlineMS: 60000, Handler: 50, Op: rawpeer.OpRequest, Flags: rig.CRCEOF | c.flag, Payload: c.payload})
 			r.Quiet()
 			c.answer.MuxID = id
@@ -63,10 +63,10 @@ func TestV1Request_UnderASubroute(t *testing.T) {
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
 		go r.Conn.Subroute("a").Subroute("b").SingleRequest(r.Context(), 50, []byte{})
 		r.Expect(rawpeer.Msg{
-			MuxID: 1, DeadlineMS: 60000, Handler: 50, Op: rawpeer.OpRequest,
+			MuxID: r.Mux(1), DeadlineMS: 60000, Handler: 50, Op: rawpeer.OpRequest,
 			Flags: rig.CRCEOF | rawpeer.FlagPayloadIsZero | rawpeer.FlagSubroute, Payload: []byte{}, Subroute: rawpeer.SubrouteID(50, "a/b"),
 		})
-		r.Peer.Send(rawpeer.Msg{MuxID: 1, Op: rawpeer.OpResponse})
+		r.Peer.Send(rawpeer.Msg{MuxID: r.Mux(1), Op: rawpeer.OpResponse})
 		r.Quiet()
 
 		echo := func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }

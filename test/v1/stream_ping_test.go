@@ -62,7 +62,7 @@ func TestPing_ClientPingsItsStreams(t *testing.T) {
 				last := time.Now()
 				for i := range 10 {
 					ping := p.Expect(rawpeer.OpPing)
-					require.Equal(t, uint64(1), ping.MuxID)
+					require.EqualValues(t, rig.Mux1Base+1, ping.MuxID)
 					require.Equal(t, uint32(i+1), ping.Seq, "ConnectMux was 0")
 					require.Empty(t, ping.Payload)
 					require.LessOrEqual(t, time.Since(last), streamPingTime)
@@ -107,7 +107,7 @@ func TestPing_ClientGivesAStreamUpThatAnswersNoneForTwoIntervals(t *testing.T) {
 		for i := range 3 {
 			time.Sleep(25 * time.Second)
 			require.NoError(t, silent.Err(), "after %v", time.Since(begin))
-			p.Send(rawpeer.Msg{Op: rawpeer.OpUnblockClMux, MuxID: 1, Seq: uint32(i + 1), Flags: rawpeer.FlagCRC})
+			p.Send(rawpeer.Msg{Op: rawpeer.OpUnblockClMux, MuxID: rig.Mux1Base + 1, Seq: uint32(i + 1), Flags: rawpeer.FlagCRC})
 			require.NoError(t, silent.Send([]byte("credit is spent")))
 		}
 		begin = time.Now()
@@ -117,7 +117,7 @@ func TestPing_ClientGivesAStreamUpThatAnswersNoneForTwoIntervals(t *testing.T) {
 		require.Equal(t, grid.StateConnected, c.State())
 		for {
 			if m := p.Recv(); m.Op == rawpeer.OpDisconnectServerMux {
-				require.Equal(t, uint64(1), m.MuxID)
+				require.EqualValues(t, rig.Mux1Base+1, m.MuxID)
 				break
 			}
 		}

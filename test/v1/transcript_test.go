@@ -91,6 +91,9 @@ func (r *replay) step(s transcriptStep) {
 	var want, got []rawpeer.Msg
 	for _, m := range s.Messages {
 		raw := m.raw(r.t)
+		if s.Messages[0].From == r.role {
+			raw.MuxID += rig.Mux1Base // by which a node keeps its numbers apart from the peer's
+		}
 		if m.From == r.role {
 			if raw.Op != rawpeer.OpDisconnectServerMux || want[len(want)-1].Op != rawpeer.OpConnectMux {
 				want = append(want, raw) // else it disconnects what was refused: no need to
