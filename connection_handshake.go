@@ -91,7 +91,7 @@ func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent string, at 
 			return nil, errNoProof
 		}
 	}
-	return newSession(c, ws, resp.ID, resp.Caps), nil
+	return newSession(c, ws, peer{resp.ID, resp.Caps}), nil
 }
 
 // Why a dialler with a SharedSecret does not take who has answered.
@@ -120,7 +120,7 @@ func (m *Manager) answer(ws *wsconn.Conn, challenge token.Nonce, r *http.Request
 		if secret := m.secret.Load(); secret != nil {
 			resp.Proof = secret.Proof(m.meeting(c, &req, challenge), req.Token)
 		}
-		s = newSession(c, ws, req.ID, req.Caps)
+		s = newSession(c, ws, peer{req.ID, req.Caps})
 		// The connection is taken before the answer is sent, so that what the peer sends upon it
 		// finds a session.
 		at.enter("in the handshake, asking whether the present connection is alive")

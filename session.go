@@ -50,13 +50,19 @@ type session struct {
 	err       error         // why the session ended; published by done
 }
 
-func newSession(c *Connection, ws *wsconn.Conn, peerID [16]byte, peerCaps caps) *session {
+// peer is what the other side of a handshake has said of itself.
+type peer struct {
+	id   [16]byte
+	caps caps
+}
+
+func newSession(c *Connection, ws *wsconn.Conn, p peer) *session {
 	s := &session{
 		conn:   c,
 		ws:     ws,
 		opts:   c.opts,
-		peerID: peerID,
-		caps:   peerCaps & ourCaps,
+		peerID: p.id,
+		caps:   p.caps & ourCaps,
 		began:  time.Now(),
 		done:   make(chan struct{}),
 	}
