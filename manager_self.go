@@ -62,7 +62,7 @@ func (l *selfLink) connect(m *Manager) (serve func() (lived bool), err error) {
 	if err != nil {
 		return nil, err
 	}
-	self := peer{m.ID, ourCaps}
+	self := peer{m.ID, ourCaps, m.opts.tell()}
 	n, f := newSession(l.near, near, self), newSession(l.far, far, self)
 	for _, s := range []*session{f, n} {
 		if err := s.conn.adopt(s); err != nil {

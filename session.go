@@ -25,6 +25,7 @@ type session struct {
 	opts   *ManagerOptions
 	peerID [16]byte
 	caps   caps // in use: both sides have named them
+	terms  terms
 	began  time.Time
 	ctx    context.Context // of the handlers of single requests; ends with the session
 	cancel context.CancelCauseFunc
@@ -54,6 +55,7 @@ type session struct {
 type peer struct {
 	id   [16]byte
 	caps caps
+	told told
 }
 
 func newSession(c *Connection, ws *wsconn.Conn, p peer) *session {
@@ -63,6 +65,7 @@ func newSession(c *Connection, ws *wsconn.Conn, p peer) *session {
 		opts:   c.opts,
 		peerID: p.id,
 		caps:   p.caps & ourCaps,
+		terms:  c.opts.termsWith(c.remote, p.told),
 		began:  time.Now(),
 		done:   make(chan struct{}),
 	}

@@ -94,8 +94,8 @@ func (t *singleTask) Run() {
 			outcome = result
 			m.setError(result.Error())
 			buf = nil // ignored, and not ours
-		case len(buf) > s.opts.MaxMessageSize:
-			outcome = fmt.Errorf("grid: handler's response: %w", tooLargeError(len(buf), s.opts.MaxMessageSize))
+		case len(buf) > s.terms.sendSize.bytes:
+			outcome = fmt.Errorf("grid: handler's response: %w", s.terms.sendSize.of(s.conn.local).check(len(buf)))
 			m.setError(outcome.Error())
 			PutByteBuffer(buf)
 			buf = nil
