@@ -111,7 +111,7 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrive
 		base, release = context.WithDeadline(base, m.deadline)
 		m.cancel = func(cause error) { cancel(cause); release() }
 	}
-	m.ctx = &handlerContext{Context: base, caller: caller, subroute: h.subroute}
+	m.ctx = &handlerContext{Context: base, caller: caller, subroute: h.subroute, draining: host.drains()}
 	return m
 }
 

@@ -146,5 +146,5 @@ func (t *singleTask) context() (context.Context, context.CancelFunc) {
 	} else {
 		ctx, cancel = context.WithDeadline(ctx, t.deadline)
 	}
-	return &handlerContext{Context: ctx, caller: &t.s.conn.caller, subroute: t.entry.subroute}, cancel
+	return &handlerContext{Context: ctx, caller: &t.s.conn.caller, subroute: t.entry.subroute, draining: t.s.draining}, cancel
 }

@@ -18,7 +18,7 @@ func TestPace_KeepsWithinTheRateOfTheOtherSide(t *testing.T) {
 			var p Pace
 			p.Init(limit, every)
 			begin := time.Now().Add(-24 * time.Hour) // before the process
-			var rates [7]Rate // that begin to count at different times
+			var rates [7]Rate                        // that begin to count at different times
 			for i := range rates {
 				rates[i].Init(limit)
 			}
