@@ -105,7 +105,9 @@ type ManagerOptions struct {
 	// default is the constant of the same name.
 	RoutePath string
 
-	// Dialer makes the connections to other hosts. The default is a [net.Dialer].
+	// Dialer makes the connections to other hosts. The default is a [net.Dialer]. They need not have
+	// deadlines, as those through an SSH tunnel: then they are closed in time instead. One that wraps
+	// a TCP connection says so by a method NetConn() net.Conn, or SyscallConn, so that that is tuned.
 	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	// TLSConfig is used to dial https hosts. The default is the zero configuration: the system's

@@ -67,6 +67,9 @@ func (p optionPair) streamStays(from int) bool { return p.pingsAnswered(1-from, 
 func (p optionPair) idle() time.Duration {
 	_, _, a := p.intervals(0)
 	_, _, b := p.intervals(1)
+	for i := range 2 { // the link of each with itself
+		a = min(a, cmp.Or(p.options(i).StreamPingInterval, 15*time.Second)/8)
+	}
 	looks := time.Duration(100) // a dozen intervals
 	if !testing.Short() {
 		looks = 10_000
@@ -214,6 +217,7 @@ func requirePairWorks(t *testing.T, p optionPair, local bool) {
 		time.Sleep(p.idle())
 		synctest.Wait()
 		for _, o := range streams {
+			synctest.Wait() // what the handlers before have taken is given back
 			err := o.s.Send(make([]byte, min(n, 50)))
 			if err == nil {
 				o.s.CloseSend()
