@@ -246,9 +246,10 @@ type ManagerOptions struct {
 
 	// StreamPingInterval is how often an open stream is pinged. The stream is given up by its client
 	// when it has heard nothing for two intervals since a ping, by its server after four of silence.
-	// Where two hosts differ the lesser holds for both, but for what is below 1 s, for which 1 s
-	// holds: they tell each other in the handshake (protocol section 3), which hosts of version 1 do
-	// not. From 1 ms to 30 days; the default is 15 s, the protocol's.
+	// Where two hosts differ the lesser holds for both, but for what is below 1 s, in place of which
+	// 1 s holds, or the greater of the two if that is less: they tell each other in the handshake
+	// (protocol section 3), which hosts of version 1 do not. From 1 ms to 30 days; the default is
+	// 15 s, the protocol's.
 	StreamPingInterval time.Duration
 
 	// WriteTimeout is how long a write may make no progress at all before the connection is given
