@@ -205,6 +205,9 @@ func (c *Connection) ready(id HandlerID, payload []byte) (*session, error) {
 	if c.draining.Load() {
 		return nil, c.disconnected(errShuttingDown)
 	}
+	if err := s.terms.sendSize.check(len(payload)); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 

@@ -51,7 +51,11 @@ func (c *Connection) bearer() (string, error) {
 // greet is the dialler's side of the handshake. The socket has a deadline. header is that of the
 // answer to the upgrade request, sent the secrets that the peer has had already.
 func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent []string, at *progress) (*session, error) {
-	req := connectReq{ID: c.localID, Host: c.local, To: c.remote, Time: time.Now(), Caps: ourCaps}
+	tell := c.opts.tell()
+	req := connectReq{
+		ID: c.localID, Host: c.local, To: c.remote, Time: time.Now(), Caps: ourCaps,
+		MaxSize: tell.maxSize, StreamPing: tell.streamPingMS, MaxPings: tell.maxPings,
+	}
 	meeting := token.Meeting{Dialler: c.local, Acceptor: c.remote, DiallerID: c.localID}
 	var err error
 	secret := c.secret.Load()
@@ -92,7 +96,7 @@ func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent []string, a
 			return nil, errNoProof
 		}
 	}
-	return newSession(c, ws, resp.ID, resp.Caps), nil
+	return newSession(c, ws, peer{resp.ID, resp.Caps, told{resp.MaxSize, resp.StreamPing, resp.MaxPings}}), nil
 }
 
 // Why a dialler with a SharedSecret does not take who has answered.
@@ -115,13 +119,17 @@ func isSameHost(name, host string) bool {
 func (m *Manager) answer(ws *wsconn.Conn, challenge token.Nonce, r *http.Request, a *arrival, at *progress) (*Connection, *session, error) {
 	var req connectReq
 	c, err := m.checkConnect(ws, &req, challenge, r, a, at)
-	resp := connectResp{ID: m.ID, Accepted: err == nil, Caps: ourCaps, Host: m.opts.Local}
+	tell := m.opts.tell()
+	resp := connectResp{
+		ID: m.ID, Accepted: err == nil, Caps: ourCaps, Host: m.opts.Local,
+		MaxSize: tell.maxSize, StreamPing: tell.streamPingMS, MaxPings: tell.maxPings,
+	}
 	var s *session
 	if err == nil {
 		if secret := m.secret.Load(); secret != nil {
 			resp.Proof = secret.Proof(m.meeting(c, &req, challenge), req.Token)
 		}
-		s = newSession(c, ws, req.ID, req.Caps)
+		s = newSession(c, ws, peer{req.ID, req.Caps, told{req.MaxSize, req.StreamPing, req.MaxPings}})
 		// The connection is taken before the answer is sent, so that what the peer sends upon it
 		// finds a session.
 		at.enter("in the handshake, asking whether the present connection is alive")

@@ -84,7 +84,7 @@ func (a *acceptor) accepted(first rawpeer.Msg) *rawpeer.Peer {
 	a.Helper()
 	p := a.dial()
 	p.Send(first)
-	want := rawpeer.ConnectResponse{ID: a.Node.ID[:], Accepted: true, Caps: uint64(rig.AllCaps), Host: rig.LoneHost}
+	want := rawpeer.ConnectResponse{ID: a.Node.ID[:], Accepted: true, Caps: uint64(rig.AllCaps), Host: rig.LoneHost, Told: rig.DefaultsTold}
 	require.Equal(a, rawpeer.Msg{Op: rawpeer.OpConnectResponse, Payload: want.Encode()}, p.Recv(), "no checksum, no flag")
 	p.Send(rawpeer.Msg{MuxID: 1, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rig.CRCEOF})
 	p.Expect(rawpeer.OpResponse)
@@ -269,7 +269,7 @@ func (d *dialler) accept() *rawpeer.Peer {
 	p := d.Next()
 	require.Equal(d, "Bearer "+rig.Token, p.Request.Header.Get("Authorization"))
 	require.Equal(d, grid.RoutePath, p.Request.URL.Path)
-	want := rawpeer.Connect{ID: d.Node.ID[:], Host: rig.LoneHost, Time: time.Now(), Token: rig.Token, Caps: uint64(rig.AllCaps), To: d.Raw}
+	want := rawpeer.Connect{ID: d.Node.ID[:], Host: rig.LoneHost, Time: time.Now(), Token: rig.Token, Caps: uint64(rig.AllCaps), To: d.Raw, Told: rig.DefaultsTold}
 	require.Equal(d, connectMsg(want.Encode()), p.Recv(), "no checksum, no flag")
 	return p
 }

@@ -32,19 +32,13 @@ func (c *Connection) adopt(s *session) error {
 			cleared = old
 			continue
 		}
-		// Under the lock, so that whoever announces a shutdown sees the session, or this the
-		// shutdown.
-		if c.draining.Load() {
+		if err := c.acceptsLocked(); err != nil {
 			c.mu.Unlock()
-			return rejectf("%v", errShuttingDown)
+			return err
 		}
 		// The session is there before the state says so to those who wait.
 		c.session.Store(s)
-		if !c.state.set(StateConnected, nil) {
-			c.session.Store(old)
-			c.mu.Unlock()
-			return rejectf("%v", context.Cause(c.ctx))
-		}
+		c.state.set(StateConnected, nil)
 		c.stats.connected(s.began)
 		if old != nil {
 			c.stats.lost(old)
@@ -55,6 +49,19 @@ func (c *Connection) adopt(s *session) error {
 		}
 		return nil
 	}
+}
+
+// acceptsLocked returns why no session may be published any more. It is asked before, and the lock
+// held until after: so whoever ends the connection, or announces a shutdown, sees the session, or
+// this that. A call can't get hold of a session that nobody runs.
+func (c *Connection) acceptsLocked() error {
+	switch {
+	case c.isClosing(): // before the state is the last one, see end
+		return rejectf("%v", context.Cause(c.ctx))
+	case c.draining.Load():
+		return rejectf("%v", errShuttingDown)
+	}
+	return nil
 }
 
 // lost takes s away, unless it was replaced already.
@@ -133,7 +140,12 @@ func (c *Connection) serve(s *session) (lived bool) {
 	} else {
 		c.lostLink(err)
 	}
-	return s.reader.frames.Load() > 0 || life >= time.Second
+	return s.hasLived()
+}
+
+// hasLived reports whether an end of the session is no reason to wait before there is another.
+func (s *session) hasLived() bool {
+	return s.reader.frames.Load() > 0 || time.Since(s.began) >= time.Second
 }
 
 // stableLife is how long a connection must have lived for its loss to be news.

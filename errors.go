@@ -37,7 +37,8 @@ var (
 	ErrFlowControl = errors.New("grid: flow control violated")
 
 	// ErrMessageTooLarge is returned, wrapped with both sizes, for a payload above
-	// ManagerOptions.MaxMessageSize. Nothing has been sent then.
+	// ManagerOptions.MaxMessageSize, of this host or the one that it is for. Nothing has been sent
+	// then.
 	ErrMessageTooLarge = errors.New("grid: message too large")
 
 	// ErrOverloaded is a call or stream that was refused because a limit of [ManagerOptions] was

@@ -632,3 +632,45 @@ func ExampleManager_AddHost() {
 	// true 2
 	// false 1 <nil>
 }
+
+func ExampleDraining() {
+	server, conn, stop := pair()
+	defer stop()
+	const news grid.HandlerID = 4
+	lines := make(chan []byte, 1)
+	lines <- []byte("first line")
+
+	// It would go on for as long as the caller wants.
+	follow := func(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+		for {
+			select {
+			case line := <-lines:
+				out <- line
+			case <-grid.Draining(ctx):
+				return grid.NewRemoteErrString("come again")
+			case <-ctx.Done():
+				return nil
+			}
+		}
+	}
+	if err := server.RegisterStreamingHandler(news, grid.StreamHandler{Handle: follow, OutCapacity: 8}); err != nil {
+		log.Fatal(err)
+	}
+
+	stream, err := conn.NewStream(context.Background(), news, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	down := make(chan error, 1)
+	err = stream.Results(func(line []byte) error {
+		fmt.Println(string(line))
+		go func() { down <- server.Shutdown(context.Background()) }()
+		return nil
+	})
+	fmt.Println("end:", err)
+	fmt.Println("shutdown:", <-down)
+	// Output:
+	// first line
+	// end: come again
+	// shutdown: <nil>
+}

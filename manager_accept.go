@@ -14,7 +14,8 @@ import (
 )
 
 // Handler returns the HTTP handler through which the other hosts connect. Mount it at RoutePath; it
-// needs HTTP/1.1 and a ResponseWriter that can be hijacked.
+// needs HTTP/1.1 and a ResponseWriter that can be hijacked. Where package http serves, that needs a
+// listener whose connections have read deadlines; on any other an upgrade is answered 500.
 //
 // A request that is no websocket upgrade is answered 426. One whose bearer token SharedSecret or
 // AuthToken refuses, or where one of authReq is given, that any of those refuses in their place, is

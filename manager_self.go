@@ -47,19 +47,23 @@ func (m *Manager) startSelf() error {
 					continue
 				}
 			}
-			serve()
+			if serve() {
+				b.Reset()
+			}
 			serve = nil
 		}
 	})
 	return nil
 }
 
-func (l *selfLink) connect(m *Manager) (serve func(), err error) {
+// connect makes a session. serve runs it, and reports whether it had lived; see [Connection.serve].
+func (l *selfLink) connect(m *Manager) (serve func() (lived bool), err error) {
 	near, far, err := wsconn.Pipe(m.opts.frameLimit())
 	if err != nil {
 		return nil, err
 	}
-	n, f := newSession(l.near, near, m.ID, ourCaps), newSession(l.far, far, m.ID, ourCaps)
+	self := peer{m.ID, ourCaps, m.opts.tell()}
+	n, f := newSession(l.near, near, self), newSession(l.far, far, self)
 	for _, s := range []*session{f, n} {
 		if err := s.conn.adopt(s); err != nil {
 			n.close(err)
@@ -67,8 +71,9 @@ func (l *selfLink) connect(m *Manager) (serve func(), err error) {
 			return nil, err
 		}
 	}
-	return func() {
+	return func() bool {
 		m.start(func() { _ = f.run() })
 		l.near.lostLink(n.run())
+		return n.hasLived()
 	}, nil
 }

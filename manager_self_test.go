@@ -158,3 +158,35 @@ func TestLocal_CallsAddNoHost(t *testing.T) {
 		require.NoError(t, twoWays(t.Context(), local))
 	})
 }
+
+// A session of the host with itself that has lived is made anew without delay, however often one was
+// lost before.
+func TestLocal_CallsHealWithoutDelayAgainAndAgain(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		m := newLoner(t, nil)
+		c := m.Connection(m.HostName())
+		for i := range 20 {
+			time.Sleep(time.Minute)
+			require.NoError(t, twoWays(t.Context(), c))
+			grid.SessionOf(c).Fail(errors.New("something"))
+			lost := time.Now()
+			require.NoError(t, c.WaitForConnect(t.Context()))
+			require.LessOrEqual(t, time.Since(lost), 2*grid.MinBackoff, "loss %d", i)
+		}
+	})
+}
+
+// One that is lost as soon as it is there is not made again and again at full speed.
+func TestLocal_SessionsThatDoNotLiveArePaced(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		m := newLoner(t, nil)
+		c := m.Connection(m.HostName())
+		begin := time.Now()
+		const n = 8
+		for range n {
+			require.NoError(t, c.WaitForConnect(t.Context()))
+			grid.SessionOf(c).Fail(errors.New("something"))
+		}
+		require.GreaterOrEqual(t, time.Since(begin), (1<<(n-1)-1)*grid.MinBackoff)
+	})
+}

@@ -14,7 +14,8 @@ var (
 
 // Shutdown closes the Manager gracefully: no call or stream is begun any more, what is under way in
 // either direction may finish until ctx ends, and then it does as [Manager.Close]. If that comes
-// before everything has finished it returns the error of ctx, as a call does, else nil.
+// before everything has finished it returns the error of ctx, as a call does, else nil. Handlers and
+// streams that would not finish by themselves hear of it by [Draining] and [Stream.Draining].
 //
 // The remote hosts are told (protocol section 8). From then on they find the host disconnected, and
 // wait for it to come back, while what they have under way goes on; calls that were on their way are

@@ -62,6 +62,11 @@ type connectReq struct {
 	Token string
 	Caps  caps   `msg:",omitempty"`
 	To    string `msg:",omitempty"` // the host that is wanted
+
+	// What the dialler tells of its options; see told.
+	MaxSize    uint64 `msg:",omitempty"`
+	StreamPing uint64 `msg:",omitempty"`
+	MaxPings   uint64 `msg:",omitempty"`
 }
 
 // connectResp is the payload of ConnectResponse (section 3).
@@ -72,6 +77,11 @@ type connectResp struct {
 	Caps           caps   `msg:",omitempty"`
 	Host           string `msg:",omitempty"`
 	Proof          []byte `msg:",omitempty"` // that the acceptor knows the secret
+
+	// What the acceptor tells of its options; see told.
+	MaxSize    uint64 `msg:",omitempty"`
+	StreamPing uint64 `msg:",omitempty"`
+	MaxPings   uint64 `msg:",omitempty"`
 }
 
 // muxConnectError is the payload of MuxConnectError (section 4).

@@ -10,8 +10,8 @@ import (
 func (z *connectReq) MarshalMsg(b []byte) (o []byte, err error) {
 	o = msgp.Require(b, z.Msgsize())
 	// check for omitted fields
-	zb0001Len := uint32(6)
-	var zb0001Mask uint8 /* 6 bits */
+	zb0001Len := uint32(9)
+	var zb0001Mask uint16 /* 9 bits */
 	_ = zb0001Mask
 	if z.Caps == 0 {
 		zb0001Len--
@@ -20,6 +20,18 @@ func (z *connectReq) MarshalMsg(b []byte) (o []byte, err error) {
 	if z.To == "" {
 		zb0001Len--
 		zb0001Mask |= 0x20
+	}
+	if z.MaxSize == 0 {
+		zb0001Len--
+		zb0001Mask |= 0x40
+	}
+	if z.StreamPing == 0 {
+		zb0001Len--
+		zb0001Mask |= 0x80
+	}
+	if z.MaxPings == 0 {
+		zb0001Len--
+		zb0001Mask |= 0x100
 	}
 	// variable map header, size zb0001Len
 	o = append(o, 0x80|uint8(zb0001Len))
@@ -47,6 +59,21 @@ func (z *connectReq) MarshalMsg(b []byte) (o []byte, err error) {
 			// string "To"
 			o = append(o, 0xa2, 0x54, 0x6f)
 			o = msgp.AppendString(o, z.To)
+		}
+		if (zb0001Mask & 0x40) == 0 { // if not omitted
+			// string "MaxSize"
+			o = append(o, 0xa7, 0x4d, 0x61, 0x78, 0x53, 0x69, 0x7a, 0x65)
+			o = msgp.AppendUint64(o, z.MaxSize)
+		}
+		if (zb0001Mask & 0x80) == 0 { // if not omitted
+			// string "StreamPing"
+			o = append(o, 0xaa, 0x53, 0x74, 0x72, 0x65, 0x61, 0x6d, 0x50, 0x69, 0x6e, 0x67)
+			o = msgp.AppendUint64(o, z.StreamPing)
+		}
+		if (zb0001Mask & 0x100) == 0 { // if not omitted
+			// string "MaxPings"
+			o = append(o, 0xa8, 0x4d, 0x61, 0x78, 0x50, 0x69, 0x6e, 0x67, 0x73)
+			o = msgp.AppendUint64(o, z.MaxPings)
 		}
 	}
 	return
@@ -110,6 +137,24 @@ func (z *connectReq) UnmarshalMsg(bts []byte) (o []byte, err error) {
 				err = msgp.WrapError(err, "To")
 				return
 			}
+		case "MaxSize":
+			z.MaxSize, bts, err = msgp.ReadUint64Bytes(bts)
+			if err != nil {
+				err = msgp.WrapError(err, "MaxSize")
+				return
+			}
+		case "StreamPing":
+			z.StreamPing, bts, err = msgp.ReadUint64Bytes(bts)
+			if err != nil {
+				err = msgp.WrapError(err, "StreamPing")
+				return
+			}
+		case "MaxPings":
+			z.MaxPings, bts, err = msgp.ReadUint64Bytes(bts)
+			if err != nil {
+				err = msgp.WrapError(err, "MaxPings")
+				return
+			}
 		default:
 			bts, err = msgp.Skip(bts)
 			if err != nil {
@@ -124,7 +169,7 @@ func (z *connectReq) UnmarshalMsg(bts []byte) (o []byte, err error) {
 
 // Msgsize returns an upper bound estimate of the number of bytes occupied by the serialized message
 func (z *connectReq) Msgsize() (s int) {
-	s = 1 + 3 + msgp.ArrayHeaderSize + (16 * (msgp.ByteSize)) + 5 + msgp.StringPrefixSize + len(z.Host) + 5 + msgp.TimeSize + 6 + msgp.StringPrefixSize + len(z.Token) + 5 + msgp.Uint64Size + 3 + msgp.StringPrefixSize + len(z.To)
+	s = 1 + 3 + msgp.ArrayHeaderSize + (16 * (msgp.ByteSize)) + 5 + msgp.StringPrefixSize + len(z.Host) + 5 + msgp.TimeSize + 6 + msgp.StringPrefixSize + len(z.Token) + 5 + msgp.Uint64Size + 3 + msgp.StringPrefixSize + len(z.To) + 8 + msgp.Uint64Size + 11 + msgp.Uint64Size + 9 + msgp.Uint64Size
 	return
 }
 
@@ -132,8 +177,8 @@ func (z *connectReq) Msgsize() (s int) {
 func (z *connectResp) MarshalMsg(b []byte) (o []byte, err error) {
 	o = msgp.Require(b, z.Msgsize())
 	// check for omitted fields
-	zb0001Len := uint32(6)
-	var zb0001Mask uint8 /* 6 bits */
+	zb0001Len := uint32(9)
+	var zb0001Mask uint16 /* 9 bits */
 	_ = zb0001Mask
 	if z.Caps == 0 {
 		zb0001Len--
@@ -146,6 +191,18 @@ func (z *connectResp) MarshalMsg(b []byte) (o []byte, err error) {
 	if z.Proof == nil {
 		zb0001Len--
 		zb0001Mask |= 0x20
+	}
+	if z.MaxSize == 0 {
+		zb0001Len--
+		zb0001Mask |= 0x40
+	}
+	if z.StreamPing == 0 {
+		zb0001Len--
+		zb0001Mask |= 0x80
+	}
+	if z.MaxPings == 0 {
+		zb0001Len--
+		zb0001Mask |= 0x100
 	}
 	// variable map header, size zb0001Len
 	o = append(o, 0x80|uint8(zb0001Len))
@@ -175,6 +232,21 @@ func (z *connectResp) MarshalMsg(b []byte) (o []byte, err error) {
 			// string "Proof"
 			o = append(o, 0xa5, 0x50, 0x72, 0x6f, 0x6f, 0x66)
 			o = msgp.AppendBytes(o, z.Proof)
+		}
+		if (zb0001Mask & 0x40) == 0 { // if not omitted
+			// string "MaxSize"
+			o = append(o, 0xa7, 0x4d, 0x61, 0x78, 0x53, 0x69, 0x7a, 0x65)
+			o = msgp.AppendUint64(o, z.MaxSize)
+		}
+		if (zb0001Mask & 0x80) == 0 { // if not omitted
+			// string "StreamPing"
+			o = append(o, 0xaa, 0x53, 0x74, 0x72, 0x65, 0x61, 0x6d, 0x50, 0x69, 0x6e, 0x67)
+			o = msgp.AppendUint64(o, z.StreamPing)
+		}
+		if (zb0001Mask & 0x100) == 0 { // if not omitted
+			// string "MaxPings"
+			o = append(o, 0xa8, 0x4d, 0x61, 0x78, 0x50, 0x69, 0x6e, 0x67, 0x73)
+			o = msgp.AppendUint64(o, z.MaxPings)
 		}
 	}
 	return
@@ -238,6 +310,24 @@ func (z *connectResp) UnmarshalMsg(bts []byte) (o []byte, err error) {
 				err = msgp.WrapError(err, "Proof")
 				return
 			}
+		case "MaxSize":
+			z.MaxSize, bts, err = msgp.ReadUint64Bytes(bts)
+			if err != nil {
+				err = msgp.WrapError(err, "MaxSize")
+				return
+			}
+		case "StreamPing":
+			z.StreamPing, bts, err = msgp.ReadUint64Bytes(bts)
+			if err != nil {
+				err = msgp.WrapError(err, "StreamPing")
+				return
+			}
+		case "MaxPings":
+			z.MaxPings, bts, err = msgp.ReadUint64Bytes(bts)
+			if err != nil {
+				err = msgp.WrapError(err, "MaxPings")
+				return
+			}
 		default:
 			bts, err = msgp.Skip(bts)
 			if err != nil {
@@ -252,7 +342,7 @@ func (z *connectResp) UnmarshalMsg(bts []byte) (o []byte, err error) {
 
 // Msgsize returns an upper bound estimate of the number of bytes occupied by the serialized message
 func (z *connectResp) Msgsize() (s int) {
-	s = 1 + 3 + msgp.ArrayHeaderSize + (16 * (msgp.ByteSize)) + 9 + msgp.BoolSize + 15 + msgp.StringPrefixSize + len(z.RejectedReason) + 5 + msgp.Uint64Size + 5 + msgp.StringPrefixSize + len(z.Host) + 6 + msgp.BytesPrefixSize + len(z.Proof)
+	s = 1 + 3 + msgp.ArrayHeaderSize + (16 * (msgp.ByteSize)) + 9 + msgp.BoolSize + 15 + msgp.StringPrefixSize + len(z.RejectedReason) + 5 + msgp.Uint64Size + 5 + msgp.StringPrefixSize + len(z.Host) + 6 + msgp.BytesPrefixSize + len(z.Proof) + 8 + msgp.Uint64Size + 11 + msgp.Uint64Size + 9 + msgp.Uint64Size
 	return
 }
 

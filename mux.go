@@ -30,6 +30,8 @@ type callHost interface {
 	limitLogger
 	// disconnected is ErrDisconnected with the name of the remote host, for a reason.
 	disconnected(reason error) error
+	// drains is what [Draining] returns.
+	drains() <-chan struct{}
 }
 
 // capacities are what one side knows of a handler's.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/credit"
+	"github.com/gridrpc/grid/internal/limit"
 	"github.com/gridrpc/grid/internal/monotime"
 )
 
@@ -42,7 +43,7 @@ type muxClient struct {
 	ctx        context.Context // with which the stream goes on: the caller's, or an interceptor's
 	caller     context.Context // the caller's
 	deadline   time.Time       // of ctx, zero for none
-	maxMessage int
+	sendSize   sizeLimit
 	closing    <-chan struct{} // closed when the manager is
 	done       chan struct{}   // closed by finish
 	seen       *observed       // nil if nobody wants to know
@@ -265,8 +266,8 @@ func (m *muxClient) grant(n int) {
 
 // send sends one message, waiting for a credit and for room. b stays the caller's.
 func (m *muxClient) send(b []byte) error {
-	if len(b) > m.maxMessage {
-		return tooLargeError(len(b), m.maxMessage)
+	if err := m.sendSize.check(len(b)); err != nil {
+		return err
 	}
 	switch {
 	case m.sendEnded.Load():
@@ -460,8 +461,9 @@ func (m *muxClient) onPong(p *pongMsg) {
 }
 
 // tick pings the stream and looks after its life (section 7). progress is when a large message last
-// moved, behind which nothing else gets through; pings are sent up to slack early rather than late.
-func (m *muxClient) tick(now, progress time.Time, interval, slack time.Duration) {
+// moved, behind which nothing else gets through. Pings are sent up to slack early rather than late;
+// pings is how many may be sent.
+func (m *muxClient) tick(now, progress time.Time, interval, slack time.Duration, pings *limit.Pace) {
 	if !m.asked.Load() || !m.deadline.IsZero() && m.deadline.Sub(now) <= interval {
 		return
 	}
@@ -472,7 +474,7 @@ func (m *muxClient) tick(now, progress time.Time, interval, slack time.Duration)
 		m.finish(m.host.disconnected(errors.New("nothing heard of the stream for two ping intervals")), tellPeer)
 		return
 	}
-	if clock.Sub(m.pinged.Load()) >= interval-slack {
+	if clock.Sub(m.pinged.Load()) >= interval-slack && pings.Allow(clock) {
 		m.pinged.Store(clock)
 		if !waits {
 			m.unanswered = clock

@@ -35,21 +35,21 @@ type serverHost interface {
 type muxServer struct {
 	workers.Queued
 	// Set once.
-	host       serverHost
-	id         uint64
-	handler    *streamEntry
-	handlerID  HandlerID
-	wide       bool // the peer has wide credits
-	tellsBoth  bool // the ack names both capacities
-	hasInput   bool
-	payload    arrived      // the handler's, once it runs
-	charge     limit.Charge // for it, while the handler runs; the handler's own
-	ctx        context.Context
-	cancel     context.CancelCauseFunc
-	deadline   time.Time // zero for none
-	maxMessage int
-	dead       chan struct{} // closed by abort
-	returned   chan struct{} // closed when the handler has returned, with result
+	host      serverHost
+	id        uint64
+	handler   *streamEntry
+	handlerID HandlerID
+	wide      bool // the peer has wide credits
+	tellsBoth bool // the ack names both capacities
+	hasInput  bool
+	payload   arrived      // the handler's, once it runs
+	charge    limit.Charge // for it, while the handler runs; the handler's own
+	ctx       context.Context
+	cancel    context.CancelCauseFunc
+	deadline  time.Time // zero for none
+	sendSize  sizeLimit
+	dead      chan struct{} // closed by abort
+	returned  chan struct{} // closed when the handler has returned, with result
 
 	in       inbox
 	grantBuf creditBuffer   // the pump's
@@ -73,23 +73,23 @@ type muxServer struct {
 }
 
 // newMuxServer makes the serving end of the stream that open, a ConnectMux, asks for.
-func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrived, deadline time.Time, caps caps, caller *RemoteClient, maxMessage int, now time.Time) *muxServer {
+func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrived, deadline time.Time, caps caps, caller *RemoteClient, sendSize sizeLimit, now time.Time) *muxServer {
 	eof := open.Flags&flagEOF != 0
 	m := &muxServer{
-		host:       host,
-		id:         open.MuxID,
-		handler:    h,
-		handlerID:  open.Handler,
-		wide:       caps.wide(),
-		tellsBoth:  caps.bothCapacities(),
-		hasInput:   h.inCapacity > 0 && !eof,
-		inputEOF:   eof,
-		payload:    payload,
-		deadline:   deadline,
-		maxMessage: maxMessage,
-		recvSeq:    open.Seq + 1,
-		dead:       make(chan struct{}),
-		returned:   make(chan struct{}),
+		host:      host,
+		id:        open.MuxID,
+		handler:   h,
+		handlerID: open.Handler,
+		wide:      caps.wide(),
+		tellsBoth: caps.bothCapacities(),
+		hasInput:  h.inCapacity > 0 && !eof,
+		inputEOF:  eof,
+		payload:   payload,
+		deadline:  deadline,
+		sendSize:  sendSize,
+		recvSeq:   open.Seq + 1,
+		dead:      make(chan struct{}),
+		returned:  make(chan struct{}),
 	}
 	limit := h.outCapacity
 	switch {
@@ -115,7 +115,7 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrive
 		base, release = context.WithDeadline(base, m.deadline)
 		m.cancel = func(cause error) { cancel(cause); release() }
 	}
-	m.ctx = &handlerContext{Context: base, caller: caller, subroute: h.subroute}
+	m.ctx = &handlerContext{Context: base, caller: caller, subroute: h.subroute, draining: host.drains()}
 	return m
 }
 

@@ -118,7 +118,9 @@ type ManagerOptions struct {
 	// default is the constant of the same name.
 	RoutePath string
 
-	// Dialer makes the connections to other hosts. The default is a [net.Dialer].
+	// Dialer makes the connections to other hosts. The default is a [net.Dialer]. They need not have
+	// deadlines, as those through an SSH tunnel: then they are closed in time instead. One that wraps
+	// a TCP connection says so by a method NetConn() net.Conn, or SyscallConn, so that that is tuned.
 	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	// TLSConfig is used to dial https hosts. The default is the zero configuration: the system's
@@ -161,9 +163,10 @@ type ManagerOptions struct {
 	Logger *slog.Logger
 
 	// MaxMessageSize is the largest payload in bytes, in either direction. A larger one is refused
-	// on the sender, with [ErrMessageTooLarge]; a peer that sends one loses its connection, so it
-	// should be the same on all hosts. From 1 to 2146435071 bytes, which is 2 GiB less 1 MiB and a
-	// byte; the default is 32 MiB.
+	// on the sender, with [ErrMessageTooLarge], and so is one above that of the host that it is
+	// for: the two tell each other in the handshake (protocol section 3). Hosts of version 1 do not,
+	// so it should not be less here than there: one that sends more loses its connection. From 1 to
+	// 2146435071 bytes, which is 2 GiB less 1 MiB and a byte; the default is 32 MiB.
 	MaxMessageSize int
 
 	// MaxNesting is how deep arrays and maps may be nested in what typed handlers and calls decode.
@@ -243,20 +246,24 @@ type ManagerOptions struct {
 	MaxHandshakes int
 
 	// MaxPings is how many pings of each host are answered in a second, those of its connection and
-	// of its streams together. Further ones are dropped, and a peer that hears of none any more
-	// gives the stream or the connection up. At least 2, one for the connection and one for a
+	// of its streams together. The other host is told in the handshake, and does not send more, so
+	// its streams are pinged less often where they are too many. Further ones are dropped: a peer of
+	// version 1 that hears of none any more gives the stream or the connection up. At least 2, one for the connection and one for a
 	// stream; the default is 24704: 128 and twice MaxStreams.
 	MaxPings int
 
 	// PingInterval is how often a connection is pinged. One that leaves a ping without an answer for
 	// two intervals, and moves no large message either, is given up: so a dead host is noticed
-	// within three. From 1 ms to 30 days; the default is 10 s, the protocol's; all hosts should
-	// agree.
+	// within three. It need not be the same on all hosts. From 1 ms to 30 days; the default is 10 s,
+	// the protocol's.
 	PingInterval time.Duration
 
 	// StreamPingInterval is how often an open stream is pinged. The stream is given up by its client
 	// when it has heard nothing for two intervals since a ping, by its server after four of silence.
-	// From 1 ms to 30 days; the default is 15 s, the protocol's; all hosts must agree.
+	// Where two hosts differ the lesser holds for both, but for what is below 1 s, in place of which
+	// 1 s holds, or the greater of the two if that is less: they tell each other in the handshake
+	// (protocol section 3), which hosts of version 1 do not. From 1 ms to 30 days; the default is
+	// 15 s, the protocol's.
 	StreamPingInterval time.Duration
 
 	// WriteTimeout is how long a write may make no progress at all before the connection is given

@@ -25,6 +25,7 @@ type session struct {
 	opts   *ManagerOptions
 	peerID [16]byte
 	caps   caps // in use: both sides have named them
+	terms  terms
 	began  time.Time
 	ctx    context.Context // of the handlers of single requests; ends with the session
 	cancel context.CancelCauseFunc
@@ -44,21 +45,34 @@ type session struct {
 	announced atomic.Bool // that this side is shutting down
 	leaving   atomic.Bool // the peer is shutting down; see Connection.setAside
 
+	drainOnce sync.Once
+	draining  chan struct{} // closed by beginDraining; see [Draining]
+
 	closing   atomic.Bool // closeAsync was called
 	closeOnce sync.Once
 	done      chan struct{} // closed by close
 	err       error         // why the session ended; published by done
 }
 
-func newSession(c *Connection, ws *wsconn.Conn, peerID [16]byte, peerCaps caps) *session {
+// peer is what the other side of a handshake has said of itself.
+type peer struct {
+	id   [16]byte
+	caps caps
+	told told
+}
+
+func newSession(c *Connection, ws *wsconn.Conn, p peer) *session {
 	s := &session{
 		conn:   c,
 		ws:     ws,
 		opts:   c.opts,
-		peerID: peerID,
-		caps:   peerCaps & ourCaps,
+		peerID: p.id,
+		caps:   p.caps & ourCaps,
+		terms:  c.opts.termsWith(c.remote, p.told),
 		began:  time.Now(),
 		done:   make(chan struct{}),
+
+		draining: make(chan struct{}),
 	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.clock.Store(monotime.Of(s.began))
@@ -104,6 +118,7 @@ func (s *session) close(reason error) {
 		}
 		s.opener.close()
 		s.workers.Close()
+		s.beginDraining() // last: what has been cut off can tell that from an end to come
 	})
 }
 
@@ -132,12 +147,19 @@ func (s *session) untilIdle() <-chan struct{} {
 	return s.sender.out.untilIdle()
 }
 
-// announceShutdown tells the peer, if it knows what that means.
+// announceShutdown tells the peer, if it knows what that means, and then what is under way here: so
+// a peer whose stream ends because of it knows already that it must look for another link.
 func (s *session) announceShutdown() {
 	if s.caps&capDrain != 0 && !s.announced.Swap(true) {
 		s.sender.post(message{Op: opDisconnect}, nil)
 	}
+	s.beginDraining()
 }
+
+// beginDraining tells what is under way that the session will end, or has.
+func (s *session) beginDraining() { s.drainOnce.Do(func() { close(s.draining) }) }
+
+func (s *session) drains() <-chan struct{} { return s.draining }
 
 // pastDeadline reports whether it is past a deadline. The clock is asked only where it may be,
 // because that is slow.

@@ -79,7 +79,7 @@ func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerI
 		return nil, err
 	}
 	m := newMuxClient(ctx, s, s.nextMuxID(), id, c, s.caps, time.Now())
-	m.maxMessage = s.opts.MaxMessageSize
+	m.sendSize = s.terms.sendSize
 	m.in.maxBytes, m.in.maxMessage = s.opts.MaxStreamBytes, s.opts.MaxMessageSize
 	m.closing = s.conn.managerEnds
 	m.seen = seen

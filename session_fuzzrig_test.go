@@ -280,7 +280,7 @@ func newFuzzHost(t *testing.T, i int, caps caps, edit func(o *ManagerOptions)) *
 	ws, err := wsconn.Upgrade(w, r, nil, 1<<30, time.Time{}, wsconn.Counters{})
 	require.NoError(t, err)
 	h.wire.forgetUpgrade(t)
-	h.sess = newSession(h.conn, ws, [16]byte{1}, caps)
+	h.sess = newSession(h.conn, ws, peer{id: [16]byte{1}, caps: caps})
 	require.NoError(t, h.conn.adopt(h.sess))
 	return h
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gridrpc/grid/internal/limit"
 	"github.com/gridrpc/grid/internal/monotime"
 )
 
@@ -14,8 +15,11 @@ import (
 // alive (section 7), and by its tick, whether anything has taken too long.
 type watch struct {
 	// Set once.
-	s      *session
-	period time.Duration // of the tick
+	s        *session
+	period   time.Duration // of the tick
+	interval time.Duration // of the pings of the link
+
+	pings limit.Pace // those that are sent; the tick's own
 
 	mu       sync.Mutex // guards what follows
 	ticker   *time.Timer
@@ -55,7 +59,9 @@ func (t transfer) largeSince(before transfer) bool {
 
 func (w *watch) init(s *session) {
 	w.s = s
-	w.period = tickPeriod(s.opts)
+	w.period = tickPeriod(s.opts, s.terms.streamPing)
+	w.pings.Init(s.terms.pings, w.period)
+	w.interval = max(s.opts.PingInterval, 2*w.pings.Interval()) // the other half is for streams
 	w.pinged, w.ponged, w.progress, w.writing = s.began, s.began, s.began, s.began
 }
 
@@ -179,7 +185,7 @@ func (w *watch) look(now time.Time) (ping bool, progress time.Time, err error) {
 	if !w.asked.IsZero() && now.Sub(later(w.asked, w.progress)) >= 2*s.opts.PingInterval {
 		return false, now, errNoPong
 	}
-	if ping = now.Sub(w.pinged) >= s.opts.PingInterval-w.period; ping {
+	if ping = now.Sub(w.pinged) >= w.interval-w.period && w.pings.Allow(monotime.Of(now)); ping {
 		w.pinged = now
 		if w.asked.IsZero() {
 			w.asked = now
@@ -196,8 +202,8 @@ func later(a, b time.Time) time.Time {
 }
 
 // tickPeriod is how often a session looks after its timeouts.
-func tickPeriod(o *ManagerOptions) time.Duration {
-	return min(min(o.PingInterval, o.StreamPingInterval, o.WriteTimeout)/8, time.Second)
+func tickPeriod(o *ManagerOptions, streamPing time.Duration) time.Duration {
+	return min(min(o.PingInterval, streamPing, o.WriteTimeout)/8, time.Second)
 }
 
 // tick looks after everything that the session waits for. It blocks on nothing but short locks, and
@@ -218,14 +224,14 @@ func (w *watch) tick() {
 		if m.in.isLate(now, s.opts.MessageTimeout) {
 			m.fail(lateMessageError(s.opts.MessageTimeout))
 		}
-		m.tick(now, progress, s.opts.StreamPingInterval, w.period)
+		m.tick(now, progress, s.terms.streamPing, w.period, &w.pings)
 	}
 	for _, m := range s.served.all(nil) {
 		if m.in.isLate(now, s.opts.MessageTimeout) {
 			m.fail(lateMessageError(s.opts.MessageTimeout))
 		}
 		m.in.recount()
-		m.tick(now, progress, s.opts.StreamPingInterval)
+		m.tick(now, progress, s.terms.streamPing)
 	}
 	s.opener.tick(now, progress)
 	s.workers.Trim()

@@ -109,7 +109,7 @@ func (o *opener) begin(as *admission, p parcel, h handler, payload arrived, dead
 // the session has ended.
 func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.Time) workers.Task {
 	s := o.s
-	c := newMuxServer(s, p.message, h.stream, payload, deadline, s.caps, &s.conn.caller, s.opts.MaxMessageSize, p.now)
+	c := newMuxServer(s, p.message, h.stream, payload, deadline, s.caps, &s.conn.caller, s.terms.sendSize.of(s.conn.local), p.now)
 	c.slot = &s.conn.taken.streams
 	c.in.maxBytes, c.in.maxMessage = s.opts.MaxStreamBytes, s.opts.MaxMessageSize
 	if c.seen = s.conn.observe(payload.size()); c.seen != nil {
@@ -318,7 +318,7 @@ func (o *opener) giveUp(id uint64) bool {
 func (o *opener) tick(now, progress time.Time) {
 	opts := o.s.opts
 	for _, pending := range o.openings.all(nil) {
-		silent := monotime.Of(now).Sub(max(pending.heard.Load(), monotime.Of(progress))) > 4*opts.StreamPingInterval
+		silent := monotime.Of(now).Sub(max(pending.heard.Load(), monotime.Of(progress))) > 4*o.s.terms.streamPing
 		late := now.Sub(pending.began) > opts.MessageTimeout
 		switch {
 		case !pending.deadline.IsZero() && now.After(pending.deadline):

@@ -277,6 +277,7 @@ func (r *reader) onDisconnect(m *message) error {
 		return errPeerClosed
 	}
 	r.s.conn.setAside(r.s)
+	r.s.beginDraining()
 	return nil
 }
 

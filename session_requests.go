@@ -94,8 +94,8 @@ func (t *singleTask) Run() {
 			outcome = result
 			m.setError(result.Error())
 			buf = nil // ignored, and not ours
-		case len(buf) > s.opts.MaxMessageSize:
-			outcome = fmt.Errorf("grid: handler's response: %w", tooLargeError(len(buf), s.opts.MaxMessageSize))
+		case len(buf) > s.terms.sendSize.bytes:
+			outcome = fmt.Errorf("grid: handler's response: %w", s.terms.sendSize.of(s.conn.local).check(len(buf)))
 			m.setError(outcome.Error())
 			PutByteBuffer(buf)
 			buf = nil
@@ -146,5 +146,5 @@ func (t *singleTask) context() (context.Context, context.CancelFunc) {
 	} else {
 		ctx, cancel = context.WithDeadline(ctx, t.deadline)
 	}
-	return &handlerContext{Context: ctx, caller: &t.s.conn.caller, subroute: t.entry.subroute}, cancel
+	return &handlerContext{Context: ctx, caller: &t.s.conn.caller, subroute: t.entry.subroute, draining: t.s.draining}, cancel
 }

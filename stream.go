@@ -88,6 +88,10 @@ func (s *Stream) Done() <-chan struct{} { return s.mux.done }
 // consumer that stops early after that hears of its own reason from Results only.
 func (s *Stream) Err() error { return s.mux.endError() }
 
+// Draining is closed when the stream should be brought to an end: see the function [Draining]. It
+// says nothing of the stream itself, which goes on for as long as the link and the handler do.
+func (s *Stream) Draining() <-chan struct{} { return s.mux.host.drains() }
+
 // errBreak ends a stream whose consumer broke off its loop.
 var errBreak = errors.New("grid: the consumer of the stream broke off")
 
@@ -203,6 +207,7 @@ type handlerContext struct {
 	context.Context
 	caller   *RemoteClient
 	subroute string
+	draining <-chan struct{}
 }
 
 // handlerContextKey finds the handlerContext under contexts derived from it.
@@ -236,4 +241,20 @@ func GetSubroute(ctx context.Context) string {
 		return c.subroute
 	}
 	return ""
+}
+
+// Draining is for handlers that run for long. It returns a channel that is closed when the link over
+// which the handler was called is to end: once this Manager or that of the caller shuts down, see
+// [Manager.Shutdown], or when the link is lost, where ctx has ended before. Nothing new begins on it then, and the shutdown
+// waits for what is under way, for as long as its context lets it. So a handler that would go on
+// returns now, best with an error that tells its caller to come again: the caller finds the host
+// disconnected by then, and WaitForConnect waits for its successor.
+//
+// ctx is that of a handler, or derived from it. For any other it returns nil, which blocks for ever.
+// It allocates nothing. A caller of version 1 does not say that it shuts down.
+func Draining(ctx context.Context) <-chan struct{} {
+	if c, ok := ctx.Value(handlerContextKey{}).(*handlerContext); ok {
+		return c.draining
+	}
+	return nil
 }

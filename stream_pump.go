@@ -350,8 +350,8 @@ func (p *streamPump[In, Out]) send(v Out) {
 		m.fail(fmt.Errorf("grid: handler %s: encoding a message: %w", m.handler.label, err))
 		return
 	}
-	if len(b) > m.maxMessage {
-		m.fail(tooLargeError(len(b), m.maxMessage))
+	if err := m.sendSize.check(len(b)); err != nil {
+		m.fail(err)
 	} else if m.credits.Reserve(context.Background()) == nil { // else aborted
 		m.seen.sent(len(b))
 		msg := message{Op: opMuxServerMsg}

@@ -289,6 +289,9 @@ func (s *TypedStream[Req, Resp]) Results(next func(resp Resp) error) error {
 // All is [Stream.All]: Results as an iterator.
 func (s *TypedStream[Req, Resp]) All() iter.Seq2[Resp, error] { return allOf(s.Results) }
 
+// Draining is [Stream.Draining].
+func (s *TypedStream[Req, Resp]) Draining() <-chan struct{} { return s.mux.host.drains() }
+
 // Done is [Stream.Done].
 func (s *TypedStream[Req, Resp]) Done() <-chan struct{} { return s.mux.done }
 

@@ -12,6 +12,9 @@ import (
 // retry is how long to wait after a stream has failed for another reason than its link.
 const retry = time.Second
 
+// errLinkEnds is a stream whose link has ended, or is about to.
+var errLinkEnds = errors.New("tail: the link has ended")
+
 // follower follows the file of one host. One goroutine uses it.
 type follower struct {
 	conn    *grid.Connection
@@ -20,7 +23,8 @@ type follower struct {
 }
 
 // run calls line with each line, without its end, until ctx ends, line returns an error or the host
-// says that it has no file. When the link is lost it goes on where it was, once there is a new one.
+// says that it has no file. When the link is lost, or the host shuts down, it goes on where it was,
+// once there is a new one.
 // A line is valid until the call returns; while it runs, the handler on the other side is held up,
 // after a few chunks.
 func (f *follower) run(ctx context.Context, line func([]byte) error) error {
@@ -34,7 +38,7 @@ func (f *follower) run(ctx context.Context, line func([]byte) error) error {
 			return context.Cause(ctx)
 		case ended, errors.Is(err, errNoFile):
 			return err
-		case errors.Is(err, grid.ErrDisconnected):
+		case errors.Is(err, errLinkEnds):
 			continue
 		}
 		select {
@@ -65,5 +69,12 @@ func (f *follower) stream(ctx context.Context, line func([]byte) error) (ended b
 		f.at = c.Next
 		return nil
 	})
+	if !ended {
+		select {
+		case <-s.Draining():
+			err = errLinkEnds
+		default:
+		}
+	}
 	return ended, err
 }

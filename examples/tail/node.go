@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/gridrpc/grid"
 )
@@ -53,8 +54,13 @@ func startNode(name, local string, l net.Listener, hosts []string, secret string
 	return n, nil
 }
 
+// stopTime is how long what is under way may take when a node stops.
+const stopTime = 5 * time.Second
+
 func (n *node) stop() {
-	n.m.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+	defer cancel()
+	_ = n.m.Shutdown(ctx) // the handlers of source hear of it
 	n.srv.Close()
 	<-n.served
 }

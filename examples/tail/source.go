@@ -19,7 +19,11 @@ const (
 	headSize  = 256      // what a file is told apart by, with its length
 )
 
-var errNoFile = errors.New("tail: this node has no file")
+var (
+	errNoFile = errors.New("tail: this node has no file")
+	// errLeaving is what followers are told when the link that they came over is to end.
+	errLeaving = errors.New("tail: the link is about to end, come again by the next")
+)
 
 // position is a place in a log file. Its zero value is the beginning of any.
 type position struct {
@@ -51,12 +55,25 @@ type source struct {
 
 func (s *source) register(m *grid.Manager) error { return tails.RegisterNoInput(m, s.serve) }
 
-// serve sends the file from a position on, and what is appended, until ctx ends.
+// serve sends the file from a position on, and what is appended, until ctx ends or one of the two
+// nodes shuts down, which would otherwise wait for it.
 func (s *source) serve(ctx context.Context, from *grid.JSON[position], out chan<- *grid.JSON[chunk]) *grid.RemoteErr {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	go func() {
+		select {
+		case <-grid.Draining(ctx):
+			stop(errLeaving)
+		case <-ctx.Done():
+		}
+	}()
 	r := &reader{path: s.path}
 	err := r.run(ctx, from.ValueOrZero(), s.poll, func(c *chunk) error {
-		out <- chunks.NewJSONWith(c) // waits while the follower does not keep up
-		s.sent.Add(int64(len(c.Data)))
+		select {
+		case out <- chunks.NewJSONWith(c): // waits while the follower does not keep up
+			s.sent.Add(int64(len(c.Data)))
+		case <-ctx.Done():
+		}
 		return context.Cause(ctx)
 	})
 	select {

@@ -145,6 +145,40 @@ func TestFollow_NodeThatRestarts(t *testing.T) {
 	})
 }
 
+// A shutdown waits for no follower: the handler hears of it, and the follower goes on at the
+// successor.
+func TestFollow_NodeThatShutsDown(t *testing.T) {
+	bubble(t, func(t *testing.T, p *pair) {
+		p.write("one\n")
+		p.has("one")
+		for _, line := range []string{"two", "three"} {
+			begin := time.Now()
+			require.NoError(t, p.Manager(1).Shutdown(t.Context()))
+			require.Less(t, time.Since(begin), 2*time.Second)
+			require.Equal(t, errLeaving, <-p.ends)
+			p.Stop(1)
+			p.write(line + "\n")
+			p.Start(1)
+			p.WaitConnected()
+			p.has(line)
+		}
+		p.end()
+	})
+}
+
+// So does that of the follower's own node.
+func TestFollow_OwnNodeShutsDown(t *testing.T) {
+	bubble(t, func(t *testing.T, p *pair) {
+		p.write("one\n")
+		p.has("one")
+		begin := time.Now()
+		require.NoError(t, p.Manager(0).Shutdown(t.Context()))
+		require.Less(t, time.Since(begin), 2*time.Second)
+		require.Equal(t, errLeaving, <-p.ends)
+		require.ErrorIs(t, <-p.ended, grid.ErrDisconnected)
+	})
+}
+
 func TestFile_ThatIsRotated(t *testing.T) {
 	rotations := map[string]func(p *pair){
 		"renamed":   func(p *pair) { require.NoError(p.t, os.Rename(p.path, p.path+".1")) },

@@ -10,8 +10,52 @@ import (
 	"github.com/zeebo/xxh3"
 )
 
-// Connect is the payload of Connect. Caps and To are left out when they are zero, as version 1
-// does.
+// Told is what a host tells of its options. What is zero is left out.
+type Told struct {
+	MaxSize    uint64 // the largest payload
+	StreamPing uint64 // in milliseconds
+	MaxPings   uint64 // in a second
+}
+
+func (t *Told) fields() []toldField {
+	return []toldField{{"MaxSize", &t.MaxSize}, {"StreamPing", &t.StreamPing}, {"MaxPings", &t.MaxPings}}
+}
+
+type toldField struct {
+	key   string
+	value *uint64
+}
+
+func (t Told) keys() (n uint32) {
+	for _, f := range t.fields() {
+		if *f.value != 0 {
+			n++
+		}
+	}
+	return n
+}
+
+func (t Told) append(b []byte) []byte {
+	for _, f := range t.fields() {
+		if *f.value != 0 {
+			b = msgp.AppendUint64(msgp.AppendString(b, f.key), *f.value)
+		}
+	}
+	return b
+}
+
+func (t *Told) read(r *Reader, key string) bool {
+	for _, f := range t.fields() {
+		if f.key == key {
+			*f.value = Read(r, msgp.ReadUint64Bytes)
+			return true
+		}
+	}
+	return false
+}
+
+// Connect is the payload of Connect. Caps, To and what is Told are left out when they are zero, as
+// version 1 does.
 type Connect struct {
 	ID    []byte
 	Host  string
@@ -19,11 +63,12 @@ type Connect struct {
 	Token string
 	Caps  uint64
 	To    string
+	Told
 }
 
 // Encode makes the payload.
 func (c Connect) Encode() []byte {
-	keys := uint32(4)
+	keys := 4 + c.keys()
 	if c.Caps != 0 {
 		keys++
 	}
@@ -38,7 +83,7 @@ func (c Connect) Encode() []byte {
 	if b = appendCaps(b, c.Caps); c.To != "" {
 		b = msgp.AppendString(msgp.AppendString(b, "To"), c.To)
 	}
-	return b
+	return c.append(b)
 }
 
 // DecodeConnect reads it.
@@ -59,15 +104,15 @@ func DecodeConnect(b []byte) (c Connect, _ error) {
 		case "To":
 			c.To = Read(r, msgp.ReadStringBytes)
 		default:
-			return false
+			return c.read(r, key)
 		}
 		return true
 	})
 	return c, r.End()
 }
 
-// ConnectResponse is the payload of ConnectResponse. Caps, Host and Proof are left out when they
-// are zero, as version 1 does.
+// ConnectResponse is the payload of ConnectResponse. Caps, Host, Proof and what is Told are left out
+// when they are zero, as version 1 does.
 type ConnectResponse struct {
 	ID       []byte
 	Accepted bool
@@ -75,11 +120,12 @@ type ConnectResponse struct {
 	Caps     uint64
 	Host     string
 	Proof    []byte
+	Told
 }
 
 // Encode makes the payload.
 func (r ConnectResponse) Encode() []byte {
-	keys := uint32(3)
+	keys := 3 + r.keys()
 	if r.Caps != 0 {
 		keys++
 	}
@@ -99,7 +145,7 @@ func (r ConnectResponse) Encode() []byte {
 	if r.Proof != nil {
 		b = msgp.AppendBytes(msgp.AppendString(b, "Proof"), r.Proof)
 	}
-	return b
+	return r.append(b)
 }
 
 // DecodeConnectResponse reads it.
@@ -120,7 +166,7 @@ func DecodeConnectResponse(b []byte) (c ConnectResponse, _ error) {
 		case "Proof":
 			c.Proof = r.Bin()
 		default:
-			return false
+			return c.read(r, key)
 		}
 		return true
 	})

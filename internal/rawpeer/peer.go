@@ -39,6 +39,7 @@ type Config struct {
 	Token       string
 	ID          []byte // made up if nil
 	Caps        uint64
+	Told        Told                                                              // of its options; of version 1 nothing
 	Dial        func(ctx context.Context, network, addr string) (net.Conn, error) // nil: real TCP
 	Refuse      string                                                            // accepting: the reason to refuse the Connect
 	Bare        bool                                                              // leaves the handshake to the test
@@ -113,7 +114,7 @@ func DialConfig(t testing.TB, url string, c Config) *Peer {
 	p.Challenge = ParseNonce(resp.Header.Get(ChallengeHeader))
 	t.Cleanup(p.Close)
 	if !c.Bare {
-		hello := Connect{ID: c.Instance(), Host: c.Host, Time: time.Now(), Token: c.Token, Caps: c.Caps, To: c.To}
+		hello := Connect{ID: c.Instance(), Host: c.Host, Time: time.Now(), Token: c.Token, Caps: c.Caps, To: c.To, Told: c.Told}
 		meeting := Meeting{Dialler: c.Host, Acceptor: c.To, Challenge: p.Challenge, DiallerID: hello.ID}
 		if c.Key != nil {
 			hello.Token = meeting.Response(c.Key)

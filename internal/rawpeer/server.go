@@ -145,7 +145,7 @@ func (p *Peer) acceptHandshake() error {
 	if p.Connect, err = DecodeConnect(m.Payload); err != nil {
 		return err
 	}
-	answer := ConnectResponse{ID: p.Config.Instance(), Accepted: p.Config.Refuse == "", Reason: p.Config.Refuse, Caps: p.Config.Caps, Host: p.Config.Says}
+	answer := ConnectResponse{ID: p.Config.Instance(), Accepted: p.Config.Refuse == "", Reason: p.Config.Refuse, Caps: p.Config.Caps, Host: p.Config.Says, Told: p.Config.Told}
 	if p.Config.Key != nil {
 		answer.Proof = Meeting{
 			Dialler: p.Connect.Host, Acceptor: p.Config.Says, Challenge: p.Challenge,

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 
 	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/rawpeer"
 )
 
 // Token is what a host of any grid shows.
@@ -30,3 +31,6 @@ func Options(local string, hosts []string) grid.ManagerOptions {
 func WithSecret(o *grid.ManagerOptions, keys ...[]byte) {
 	o.AuthFn, o.AuthToken, o.SharedSecret = nil, nil, keys
 }
+
+// DefaultsTold is what a host tells of its options in the handshake where they have their defaults.
+var DefaultsTold = rawpeer.Told{MaxSize: 32 << 20, StreamPing: 15_000, MaxPings: 24_704}

@@ -1,7 +1,6 @@
 package wsconn
 
 import (
-	"crypto/tls"
 	"net"
 	"syscall"
 )
@@ -16,16 +15,32 @@ const (
 
 // tune sets what it can of the socket under c. It is for speed only.
 func tune(c net.Conn) {
-	if t, ok := c.(*tls.Conn); ok {
-		c = t.NetConn()
-	}
-	s, ok := c.(*net.TCPConn)
-	if !ok {
-		return
-	}
-	if raw, err := s.SyscallConn(); err == nil {
+	if raw := rawConn(c); raw != nil {
 		_ = raw.Control(func(fd uintptr) {
 			_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpNotsentLowat, unsentLimit)
 		})
 	}
+}
+
+// maxWrapped is how many wrappers of a connection are looked through.
+const maxWrapped = 16
+
+// rawConn is the socket under c, which TLS, a dialer or a listener may have wrapped; nil for none
+// that can be got at.
+func rawConn(c net.Conn) syscall.RawConn {
+	for range maxWrapped {
+		switch w := c.(type) {
+		case syscall.Conn:
+			raw, err := w.SyscallConn()
+			if err != nil {
+				return nil
+			}
+			return raw
+		case interface{ NetConn() net.Conn }:
+			c = w.NetConn()
+		default:
+			return nil
+		}
+	}
+	return nil
 }

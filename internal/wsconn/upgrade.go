@@ -2,6 +2,7 @@ package wsconn
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"net"
 	"net/http"
@@ -39,6 +40,9 @@ func Upgrade(w http.ResponseWriter, r *http.Request, header http.Header, limit i
 		if h.link != nil {
 			h.link.Close()
 		}
+		if !deadline.IsZero() && !time.Now().Before(deadline) {
+			err = context.DeadlineExceeded // whatever became of the socket then
+		}
 		return nil, err
 	}
 	return newConn(ws, h.link, limit), nil
@@ -53,7 +57,13 @@ type hijacker struct {
 }
 
 func (h *hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	c, brw, err := http.NewResponseController(h.ResponseWriter).Hijack()
+	w := http.NewResponseController(h.ResponseWriter)
+	// To hand over its connection, package http sets a deadline to end a read of its own. Without,
+	// that would wait for the client, who waits for us.
+	if err := w.SetReadDeadline(noDeadline); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return nil, nil, errors.New("the listener's connections have no read deadlines, which package http needs: " + err.Error())
+	}
+	c, brw, err := w.Hijack()
 	if err != nil {
 		return nil, nil, errors.New("grid needs a ResponseWriter that can be hijacked (HTTP/1.1): " + err.Error())
 	}

@@ -190,7 +190,8 @@ type link struct {
 	net.Conn
 	counters      Counters
 	read, written atomic.Int64
-	hasDeadline   bool // for writes; the writer's own
+	hasDeadline   bool // of the websocket's own for a write; the writer's own
+	whole, writes expiry
 
 	// The reader's own: how many more bytes may be read for the present message, or the answer to
 	// an upgrade request, and the error if there are more; nil for no limit.
@@ -205,22 +206,29 @@ func (l *link) leaveMessage() { l.tooCostly = nil }
 func (l *link) allow(n int) { l.left += (1 + overheadPerByte) * int64(n) }
 
 // SetWriteDeadline spares the call that the websocket makes before every write, to clear a deadline
-// that is not set.
+// that it has not set.
 func (l *link) SetWriteDeadline(t time.Time) error {
 	if t.IsZero() && !l.hasDeadline {
 		return nil
 	}
 	l.hasDeadline = !t.IsZero()
-	return l.Conn.SetWriteDeadline(t)
+	return l.writes.stand(l, l.Conn.SetWriteDeadline(t), t)
 }
 
+// SetDeadline bounds reads and writes, as that of [net.Conn] does. Where the socket has no
+// deadlines it is closed when this one has passed.
 func (l *link) SetDeadline(t time.Time) error {
-	l.hasDeadline = !t.IsZero()
-	return l.Conn.SetDeadline(t)
+	return l.whole.stand(l, l.Conn.SetDeadline(t), t)
 }
 
 // Close closes the socket under TLS as well, whose own way of closing writes to it and may wait.
 func (l *link) Close() error {
+	l.whole.stop()
+	l.writes.stop()
+	return l.close()
+}
+
+func (l *link) close() error {
 	if t, ok := l.Conn.(*tls.Conn); ok {
 		return t.NetConn().Close()
 	}
