@@ -335,7 +335,7 @@ func TestV1Handshake_PeerThatWasRestartedGetsNoAnswersOfBefore(t *testing.T) {
 			return []byte("old"), nil
 		}))
 		done := r.Call(r.Context(), 50, nil)
-		r.Expect(rawpeer.Msg{MuxID: 1, DeadlineMS: 60000, Handler: 50, Op: rawpeer.OpRequest, Flags: rig.CRCEOF})
+		r.Expect(rawpeer.Msg{MuxID: r.Mux(1), DeadlineMS: 60000, Handler: 50, Op: rawpeer.OpRequest, Flags: rig.CRCEOF})
 		r.Peer.Send(rawpeer.Msg{MuxID: 1, Handler: 50, Op: rawpeer.OpRequest, Flags: rig.CRCEOF})
 		r.Quiet()
 		r.Peer.Close()
@@ -349,9 +349,9 @@ func TestV1Handshake_PeerThatWasRestartedGetsNoAnswersOfBefore(t *testing.T) {
 		r.Expect(rawpeer.Msg{MuxID: 1, Op: rawpeer.OpResponse, Flags: rig.CRCEOF, Payload: []byte("new")})
 		// Ours do not begin anew.
 		done = r.Call(r.Context(), 50, nil)
-		require.EqualValues(r, 2, r.Peer.Expect(rawpeer.OpRequest).MuxID)
-		r.Peer.Send(rawpeer.Msg{MuxID: 1, Op: rawpeer.OpResponse, Flags: rig.CRCEOF, Payload: []byte("late")})
-		r.Peer.Send(rawpeer.Msg{MuxID: 2, Op: rawpeer.OpResponse, Flags: rig.CRCEOF})
+		require.Equal(r, r.Mux(2), r.Peer.Expect(rawpeer.OpRequest).MuxID)
+		r.Peer.Send(rawpeer.Msg{MuxID: r.Mux(1), Op: rawpeer.OpResponse, Flags: rig.CRCEOF, Payload: []byte("late")})
+		r.Peer.Send(rawpeer.Msg{MuxID: r.Mux(2), Op: rawpeer.OpResponse, Flags: rig.CRCEOF})
 		require.Equal(r, rig.Outcome{}, <-done)
 	})
 }

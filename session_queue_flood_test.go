@@ -485,7 +485,11 @@ func floodShutdown(t *testing.T, rawDials bool, bits uint64) {
 		}
 		synctest.Wait()
 		require.EqualValues(t, 1, b.Most.Load())
-		require.Equal(t, n, w.Count(rawpeer.OpMuxConnectError))
+		told := uint8(rawpeer.OpMuxConnectError)
+		if bits == 0 {
+			told = rawpeer.OpDisconnectClientMux // as by a lost link
+		}
+		require.Equal(t, n, w.Count(told))
 		require.Zero(t, w.Count(rawpeer.OpAckMux))
 		require.LessOrEqual(t, rig.BubbleGoroutines()-before, 10)
 		a.RequireGrown(2 << 20)

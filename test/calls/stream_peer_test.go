@@ -127,26 +127,23 @@ func TestStream_NilAndEmptyMessagesThenDataFromAVersion1Server(t *testing.T) {
 
 func TestStream_ServerThatOverrunsItsCreditsEndsIt(t *testing.T) {
 	t.Parallel()
-	withPeer(t, rawpeer.Config{}, func(t *testing.T, g *rig.Grid, c *grid.Connection, peer *rawpeer.Peer) {
-		for _, capacity := range []int{0, 3} { // without and with a handler known here
-			known := max(capacity, 1)
-			if capacity > 0 {
-				registerLocally(g, capacity, 0)
-			}
+	for _, capacity := range []int{1, 3} {
+		withPeer(t, rawpeer.Config{}, func(t *testing.T, g *rig.Grid, c *grid.Connection, peer *rawpeer.Peer) {
+			registerLocally(g, capacity, 0)
 			s, id := openToPeer(t, t.Context(), c, peer, 0)
-			peer.SendMerged(serverMsgs(id, numbered(known+1)...)...)
+			peer.SendMerged(serverMsgs(id, numbered(capacity+1)...)...)
 			<-s.Done()
 			got, err := rig.Collect(s, 0)
 			require.ErrorIs(t, err, grid.ErrFlowControl)
-			require.ErrorContains(t, err, fmt.Sprint("window is ", known))
-			require.Equal(t, numbered(known), got)
+			require.ErrorContains(t, err, fmt.Sprint("window is ", capacity))
+			require.Equal(t, numbered(capacity), got)
 			told := peer.Expect(rawpeer.OpDisconnectServerMux)
 			require.Equal(t, id, told.MuxID)
 			require.Contains(t, string(told.Payload), "flow control")
 			require.Zero(t, c.Stats().Reconnects)
 			require.Equal(t, grid.StateConnected, c.State())
-		}
-	})
+		})
+	}
 }
 
 func TestStream_ServerThatReturnsCreditsTwiceEndsIt(t *testing.T) {
