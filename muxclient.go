@@ -85,7 +85,8 @@ func newMuxClient(ctx context.Context, host clientHost, id uint64, handler Handl
 		caller:    ctx,
 		done:      make(chan struct{}),
 	}
-	m.deadline, _ = ctx.Deadline()
+	deadline, _ := ctx.Deadline()
+	m.deadline = pinned(now, deadline)
 	// A peer of ours is right about its own handler's capacities, whatever is registered here. One of
 	// version 1 is taken to have what we know, if anything.
 	switch {

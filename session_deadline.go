@@ -29,6 +29,15 @@ func awaitDeadline(ctx context.Context, left time.Duration) error {
 	return cmp.Or(contextError(ctx), context.DeadlineExceeded)
 }
 
+// pinned is a deadline, zero for none, by the monotonic clock, as the timer of its context has it.
+// One that the application has made of a wall time would move when somebody sets the clock.
+func pinned(now, deadline time.Time) time.Time {
+	if deadline.IsZero() {
+		return deadline
+	}
+	return now.Add(deadline.Sub(now))
+}
+
 // remainingMS is the time left until deadline as it travels: whole milliseconds, at least one.
 // Without a deadline it is that of def, where 0 is none.
 func remainingMS(deadline time.Time, def time.Duration) (uint32, error) {

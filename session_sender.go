@@ -175,7 +175,9 @@ func (snd *sender) sendInTime(done <-chan struct{}, m *message, seq *sequence, d
 	if full, err := snd.out.trySend(m, seq); !full {
 		return err
 	}
-	t := turn{size: m.Msgsize(), late: lateAfter(time.Now(), deadline)}
+	now := time.Now()
+	deadline = pinned(now, deadline)
+	t := turn{size: m.Msgsize(), late: lateAfter(now, deadline)}
 	if err := snd.out.await(&snd.out.small, &t, done); err != nil {
 		return err
 	}
@@ -214,7 +216,9 @@ func (snd *sender) sendFragments(done <-chan struct{}, m *message, seq *sequence
 		}
 		t := turn{size: m.Msgsize(), rank: rank, late: monotime.Never}
 		if !started {
-			t.late = lateAfter(time.Now(), deadline)
+			now := time.Now()
+			deadline = pinned(now, deadline)
+			t.late = lateAfter(now, deadline)
 		}
 		if err := snd.out.await(&snd.out.large, &t, done); err != nil {
 			return started, err

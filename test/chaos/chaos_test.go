@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,12 +17,14 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/clockstep"
 	"github.com/gridrpc/grid/internal/seed"
 )
 
 var (
 	durationFlag = flag.Duration("duration", 10*time.Second, "how long faults are made")
 	tcpFlag      = flag.Bool("tcp", false, "over loopback sockets in place of memory")
+	faultsFlag   = flag.String("faults", "", "the kinds of faults that are made, with commas; all if empty")
 )
 
 func TestMain(m *testing.M) {
@@ -30,6 +33,14 @@ func TestMain(m *testing.M) {
 	if need := *durationFlag + time.Minute; timeout > 0 && timeout < need {
 		fmt.Fprintf(os.Stderr, "-duration %v needs a -timeout of %v, or 0\n", *durationFlag, need)
 		os.Exit(2)
+	}
+	if *faultsFlag != "" {
+		for _, name := range strings.Split(*faultsFlag, ",") {
+			if !slices.Contains(kindNames[:], name) {
+				fmt.Fprintf(os.Stderr, "-faults: %q is none of %v\n", name, kindNames)
+				os.Exit(2)
+			}
+		}
 	}
 	goleak.VerifyTestMain(m)
 }
@@ -40,6 +51,15 @@ func TestChaos_EveryCallHasItsEnd(t *testing.T) {
 		duration = min(duration, 3*time.Second)
 	}
 	run(t, duration, nil)
+}
+
+// The same with a clock that is stepped, which takes a program that is built for it.
+func TestChaos_EveryCallHasItsEndThoughTheClockIsStepped(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long: make test-long runs it")
+	}
+	clockstep.Run(t, ".", "-v", "-run", "^TestChaos_EveryCallHasItsEnd$", "-timeout", "0", "-args",
+		fmt.Sprint("-duration=", *durationFlag), fmt.Sprint("-tcp=", *tcpFlag), "-faults="+*faultsFlag, fmt.Sprint("-seed=", seed.Of(t)))
 }
 
 // A round ends with a heal, after which everything must work.
@@ -119,9 +139,11 @@ func chaos(c *cluster, seed uint64, duration time.Duration, faults *trace, watch
 		rng := rand.New(rand.NewPCG(seed, n))
 		c.inject(drawFaults(rng, min(round, left), p.pause), faults)
 		c.fabric.healAll()
+		unblock := c.nodes[rng.IntN(hosts)].hooks.begin(harmless[rng.IntN(len(harmless))], false)
 		c.requireWorks(p.healTime)
 		c.deafen(int(n % hosts))
 		c.requireWorks(p.healTime)
+		unblock()
 	}
 
 	stop()

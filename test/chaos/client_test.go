@@ -31,6 +31,9 @@ func (c *client) run(ctx context.Context) {
 			cancel()
 			sleep(ctx, 5*time.Millisecond)
 		}
+		if errors.As(err, new(plannedError)) {
+			sleep(ctx, 5*time.Millisecond) // as much
+		}
 	}
 }
 
@@ -150,11 +153,11 @@ func (c *call) requester() interface {
 
 // single makes a single request.
 func (c *client) single(call *call) error {
-	call.what = "request"
+	call.what, call.id = "request", single
 	payload := call.encode(c.size())
 	isTyped := c.rng.IntN(4) == 0
 	if isTyped {
-		call.what = "typed request"
+		call.what, call.id = "typed request", typedSingle
 	}
 	return c.cluster.send(call, payload, isTyped)
 }
@@ -163,20 +166,21 @@ func (c *client) single(call *call) error {
 func (c *cluster) send(call *call, payload []byte, isTyped bool) error {
 	m := c.model
 	m.tally.calls.Add(1)
+	call.largest = max(len(payload), int(call.size))
 	m.beginCall(call)
 	var answer []byte
 	var err error
 	if isTyped {
 		req := grid.NewBytesWith(payload)
 		var resp *grid.Bytes
-		resp, err = typedCall.Call(call.ctx, call.requester(), req)
+		resp, err = intercepted(func() (*grid.Bytes, error) { return typedCall.Call(call.ctx, call.requester(), req) })
 		if resp != nil {
 			answer = *resp
 			defer typedCall.PutResponse(resp)
 		}
 		req.Recycle()
 	} else {
-		answer, err = call.requester().SingleRequest(call.ctx, single, payload)
+		answer, err = intercepted(func() ([]byte, error) { return call.requester().SingleRequest(call.ctx, single, payload) })
 		defer grid.PutByteBuffer(answer)
 		grid.PutByteBuffer(payload)
 	}
@@ -197,6 +201,7 @@ func (c *cluster) request(ctx context.Context, from, to, size int) error {
 	call := &call{
 		note: note{call: m.begin(), from: uint8(from), to: uint8(to)},
 		what: "plain request",
+		id:   single,
 		conn: c.conn(from, to),
 		ctx:  ctx,
 	}

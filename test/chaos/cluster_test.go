@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/gridrpc/grid"
 	"github.com/gridrpc/grid/gridtest"
+	"github.com/gridrpc/grid/internal/monotime"
 )
 
 // hosts is the size of the cluster.
@@ -41,6 +43,9 @@ type node struct {
 	cluster *cluster
 	index   int
 	life    atomic.Pointer[life] // the last one
+	hooks   hooks
+	limits  atomic.Pointer[limits] // of the next one; nil for those of all
+	moved   atomic.Pointer[int]    // the host that has its address; nil for itself
 }
 
 // life is a manager from its start to its end.
@@ -59,12 +64,14 @@ func startCluster(t testing.TB, f fabric, m *model) *cluster {
 	c.grid = gridtest.New(t, hosts,
 		gridtest.WithNetwork(network{c}),
 		gridtest.WithHosts(func(i int, _ string) string { return c.names[i] }),
-		gridtest.WithOptions(func(_ int, o *grid.ManagerOptions) {
+		gridtest.WithOptions(func(i int, o *grid.ManagerOptions) {
 			o.PingInterval, o.StreamPingInterval = pingInterval, pingInterval
 			o.WriteTimeout, o.HandshakeTimeout = writeTimeout, handshakeTimeout
+			c.nodes[i].limits.Load().options(o)
+			c.nodes[i].hooks.options(i, o)
 		}),
 		gridtest.WithHandlers(func(i int, m *grid.Manager) error {
-			err := (&server{model: c.model, names: c.names, host: i}).register(m)
+			err := c.server(i).register(m)
 			c.nodes[i].life.Store(&life{m, make(chan struct{})})
 			return err
 		}))
@@ -79,13 +86,24 @@ func (n network) host(addr string) int { return slices.Index(n.c.names, "http://
 func (n network) Listen(addr string) (net.Listener, error) { return n.c.fabric.listen(n.host(addr)) }
 
 func (n network) Dialer(from string) func(context.Context, string, string) (net.Conn, error) {
-	return n.c.fabric.dial(n.host(from))
+	dial := n.c.fabric.dial(n.host(from))
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		if by := n.c.nodes[n.host(addr)].moved.Load(); by != nil && *by != n.host(from) {
+			addr = strings.TrimPrefix(n.c.names[*by], "http://")
+		}
+		return dial(ctx, network, addr)
+	}
 }
 
 func (n network) Cut(a, b string)       { n.c.fabric.cut(n.host(a), n.host(b)) }
 func (n network) Partition(a, b string) { n.c.fabric.partition(n.host(a), n.host(b)) }
 func (n network) Heal(a, b string)      { n.c.fabric.heal(n.host(a), n.host(b)) }
 func (n network) Conns() int            { return n.c.fabric.open() }
+
+// server is the handlers of a node.
+func (c *cluster) server(host int) *server {
+	return &server{model: c.model, names: c.names, host: host}
+}
 
 // stop ends all nodes.
 func (c *cluster) stop() {
@@ -109,9 +127,9 @@ func (n *node) stop(grace time.Duration) {
 	if grace > 0 {
 		drained := &n.cluster.model.nodes[n.index].drained
 		ctx, cancel := context.WithTimeout(context.Background(), grace)
-		drained.Store(time.Now().Add(grace).UnixNano())
+		drained.Store(monotime.Now().Add(grace))
 		_ = m.Shutdown(ctx) // fails if it takes longer, which it may
-		drained.Store(time.Now().UnixNano())
+		drained.Store(monotime.Now())
 		cancel()
 	}
 	close(m.over)

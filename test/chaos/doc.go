@@ -1,10 +1,12 @@
 // Package chaos holds nothing but a test: five managers in a full mesh, called all the time in
-// every way, while their links fail, and they restart or remove each other, and a model of what
+// every way, while their links fail, they restart or remove each other, their addresses, handlers
+// and limits change, their callbacks block and panic, and the clock is stepped, and a model of what
 // must hold.
 //
 //	go test -v ./test/chaos -duration 60s             # in memory
 //	go test -v ./test/chaos -duration 60s -tcp        # over loopback sockets
 //	go test -v ./test/chaos -seed 4711                # a certain schedule again
+//	go test -v ./test/chaos -faults cut,panic         # some of the faults, by their names in the trace
 //	go test -v ./test/chaos -run Soak -duration 20m -timeout 30m -tcp -chart soak.svg
 //
 // It prints one line:
@@ -14,6 +16,10 @@
 // N are single requests; K are the cuts that found a link. The seed draws the faults and the calls;
 // what meets what is up to the scheduler of the day, so a seed that has failed once may have to be
 // tried more than once.
+//
+// The clock can be stepped only in a program that is built for it, see package clockstep:
+// TestChaos_EveryCallHasItsEndThoughTheClockIsStepped is TestChaos_EveryCallHasItsEnd in such a
+// one, for as long and with the same flags.
 //
 // # Who owns what
 //
@@ -41,7 +47,9 @@
 //   - A call that was lost never runs, see below.
 //   - After a heal every host can call every other within two seconds, while the
 //     load goes on; and once more, after all connections of one host have become
-//     half-open.
+//     half-open. A callback of a host that is not needed for it is blocked meanwhile.
+//   - While a handler is not registered, no call to it is answered by it, and while
+//     it is, none is told that there is none.
 //   - When the callers have stopped, nothing is under way; when the managers have,
 //     there are no sockets and no goroutines; and the pool gets back the buffers of
 //     calls that end well.

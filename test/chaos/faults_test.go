@@ -4,13 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/clockstep"
 	"github.com/gridrpc/grid/internal/faultconn"
+	"github.com/gridrpc/grid/internal/monotime"
 )
 
 // inject runs a schedule. All faults are over when it returns.
@@ -71,11 +74,11 @@ func (c *cluster) suffer(f fault) {
 		n.delay(f.a, f.b, 0)
 	case corrupt:
 		corrupted := &m.links[f.a][f.b].corrupted
-		corrupted.Store(time.Now().Add(f.life).UnixNano())
+		corrupted.Store(monotime.Now().Add(f.life))
 		n.corrupt(f.a, f.b, faultconn.Corruption{OneIn: f.much, Seed: f.seed, Skip: handshakeBytes})
 		time.Sleep(f.life)
 		n.corrupt(f.a, f.b, faultconn.Corruption{})
-		corrupted.Store(time.Now().UnixNano())
+		corrupted.Store(monotime.Now())
 	case remove:
 		a, b := c.nodes[f.a].life.Load(), c.names[f.b]
 		gone := a.Connection(b)
@@ -90,7 +93,63 @@ func (c *cluster) suffer(f fault) {
 		}
 	case restart:
 		c.restart(f)
+	case limit:
+		c.nodes[f.a].limits.Store(drawLimits(rand.New(rand.NewPCG(f.seed, 0))))
+		c.restart(f)
+	case block:
+		end := c.nodes[f.a].hooks.begin(callback(f.much), false)
+		time.Sleep(f.life)
+		end()
+	case panics:
+		panicked := &m.nodes[f.a].panicked[f.much]
+		panicked.Store(monotime.Now().Add(f.life))
+		end := c.nodes[f.a].hooks.begin(callback(f.much), true)
+		time.Sleep(f.life)
+		end()
+		panicked.Store(monotime.Now())
+	case move:
+		c.move(f)
+	case unregister:
+		c.unregister(f)
+	case step:
+		clockstep.By(steps[f.much])
+		time.Sleep(f.life)
+		clockstep.By(-steps[f.much])
 	}
+}
+
+// move lets the address of a host lead to another one, to which the others then come when they
+// dial it.
+func (c *cluster) move(f fault) {
+	moved := &c.nodes[f.a].moved
+	moved.Store(&f.b)
+	for peer := range hosts {
+		if peer != f.a {
+			c.cut(f.a, peer)
+		}
+	}
+	time.Sleep(f.life)
+	moved.Store(nil)
+}
+
+// unregister takes a handler from a host that runs, and gives it back.
+func (c *cluster) unregister(f fault) {
+	c.down.Lock()
+	defer c.down.Unlock()
+	id, route := grid.HandlerID(1+f.much%handlers), f.much/handlers
+	s, life := c.server(f.a), c.nodes[f.a].life.Load()
+	a := &c.model.nodes[f.a].absences[route][id]
+	a.possible.Add(1)
+	if !life.Unregister(id, s.parts(route)...) {
+		c.model.violation("host %d had no handler %d under %q", f.a, id, routes[route])
+	}
+	a.certain.Add(1)
+	time.Sleep(f.life)
+	a.certain.Add(1)
+	if err := s.add(life.Manager, id, route); err != nil {
+		c.model.violation("giving host %d handler %d under %q back: %v", f.a, id, routes[route], err)
+	}
+	a.possible.Add(1)
 }
 
 // handshakeBytes is more than the handshake of a connection takes, in either direction. It has no

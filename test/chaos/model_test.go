@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/monotime"
 )
 
 // model is what must hold, and what was found not to.
@@ -47,14 +48,19 @@ type linkHistory struct {
 	// losses is odd while nothing arrives, and nothing of what is sent then ever will: before it
 	// becomes even every connection of the link is cut.
 	losses atomic.Uint64
-	// corrupted is when bits were last flipped, in Unix nanoseconds.
-	corrupted atomic.Int64
+	// corrupted is when bits were last flipped.
+	corrupted monotime.Stamp
 }
 
 // nodeHistory is what has happened to a host.
 type nodeHistory struct {
-	drained atomic.Int64 // when it last was shutting down gracefully, in Unix nanoseconds
+	drained  monotime.Stamp            // when it last was shutting down gracefully
+	panicked [callbacks]monotime.Stamp // when they last did
+	absences [len(routes)][handlers + 1]absence
 }
+
+// absence says when there was no handler: while these are odd.
+type absence struct{ possible, certain atomic.Uint64 }
 
 // linger is how long a fault may be felt after its end: by when a dead link or stream has long been
 // noticed.
@@ -62,13 +68,14 @@ const linger = 10 * time.Second
 
 // felt reports whether something that last was at the time of last may have had an effect on a call
 // that began when c did.
-func (c *call) felt(last int64) bool {
-	return last != 0 && c.began.Add(-linger).UnixNano() < last
+func (c *call) felt(last *monotime.Stamp) bool {
+	at := last.Load()
+	return at != 0 && monotime.Of(c.began.Add(-linger)) < at
 }
 
 // corrupt reports whether bits of a call's link were flipped.
 func (m *model) corrupt(c *call) bool {
-	return c.felt(m.links[c.from][c.to].corrupted.Load()) || c.felt(m.links[c.to][c.from].corrupted.Load())
+	return c.felt(&m.links[c.from][c.to].corrupted) || c.felt(&m.links[c.to][c.from].corrupted)
 }
 
 // ran notes that the handler of a call runs on a host.
@@ -95,13 +102,18 @@ func (m *model) ran(n note, host int) {
 type call struct {
 	note
 	what  string
+	id    grid.HandlerID
 	conn  *grid.Connection
 	over  <-chan struct{} // closed before its manager is
 	began time.Time
 	ctx   context.Context
 
+	largest    int  // of its payloads
 	stopsEarly bool // its consumer does
 	calm       bool // nothing is to go wrong with it
+
+	absence           *absence // of its handler
+	possible, certain uint64   // absence, when it began
 
 	// Set if it began while all that it sends is lost.
 	losing  bool
@@ -122,6 +134,8 @@ func (c *call) String() string {
 // beginCall is called before anything of the call is sent.
 func (m *model) beginCall(c *call) {
 	c.began = time.Now()
+	c.absence = &m.nodes[c.to].absences[c.route][c.id]
+	c.possible, c.certain = c.absence.possible.Load(), c.absence.certain.Load()
 	h := &m.links[c.from][c.to]
 	if h.losses.Load()%2 == 0 {
 		return
@@ -171,11 +185,20 @@ func (m *model) outcome(c *call, err error) (count *atomic.Int64, reason string)
 		return nil, reason
 	}
 	var remote *grid.RemoteErr
+	var hook plannedError
 	switch {
+	case sizesDiffer && c.largest > leastSize && err != nil && strings.Contains(err.Error(), grid.ErrMessageTooLarge.Error()):
+		return &t.broken, ""
 	case c.calm && err != nil && !errors.Is(err, grid.ErrDisconnected):
 		return nil, "there was no reason for it"
+	case err == nil && c.certain%2 == 1 && c.absence.certain.Load() == c.certain:
+		return nil, "there was no handler for it"
 	case err == nil:
 		return expect(c.end == endsWell && m.mark(c.call, 0)&ranWell != 0, &t.good, "its handler did not end well")
+	case errors.Is(err, grid.ErrOverloaded):
+		return &t.broken, "" // some have low limits
+	case errors.As(err, &hook):
+		return expect(c.felt(&m.nodes[c.from].panicked[hook.callback]), &t.broken, "it was not to panic")
 	case errors.As(err, &remote):
 		return m.answerOutcome(c, remote.Error())
 	case errors.Is(err, grid.ErrDisconnected):
@@ -207,8 +230,16 @@ func (m *model) answerOutcome(c *call, text string) (count *atomic.Int64, reason
 			return nil, "its handler did not run"
 		}
 		return &t.failed, ""
+	case strings.HasPrefix(text, "grid: no "):
+		if c.possible%2 == 0 && c.absence.possible.Load() == c.possible {
+			return nil, "its handler was there"
+		}
+	case strings.HasSuffix(text, planned{serveBegin}.String()):
+		if !c.felt(&m.nodes[c.to].panicked[serveBegin]) {
+			return nil, "its interceptor was not to panic"
+		}
 	case text == "grid: the manager is shutting down":
-		if !c.felt(m.nodes[c.to].drained.Load()) {
+		if !c.felt(&m.nodes[c.to].drained) {
 			return nil, "the remote is not shutting down"
 		}
 	case text == "grid: disconnected: the client has not pinged its stream",

@@ -3,11 +3,14 @@ package chaos
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gridrpc/grid/internal/clockstep"
 	"github.com/gridrpc/grid/internal/seed"
 )
 
@@ -25,24 +28,43 @@ type fault struct {
 type kind int
 
 const (
-	cut       kind = iota
-	loss           // all that a sends to b is held back, then thrown away by a cut
-	partition      // between a and b
-	split          // between side and the other hosts
-	stall          // of what a sends to b
-	slow           // the same, to much bytes per second
-	late           // the same, by much milliseconds
-	corrupt        // the same, a bit in one of much bytes
-	halfOpen       // a loses its connections to b, which is not told
-	remove         // of b from the hosts of a, which has it again after life
-	restart        // of a, down for life, gracefully if much is not 0
+	cut        kind = iota
+	loss            // all that a sends to b is held back, then thrown away by a cut
+	partition       // between a and b
+	split           // between side and the other hosts
+	stall           // of what a sends to b
+	slow            // the same, to much bytes per second
+	late            // the same, by much milliseconds
+	corrupt         // the same, a bit in one of much bytes
+	halfOpen        // a loses its connections to b, which is not told
+	remove          // of b from the hosts of a, which has it again after life
+	restart         // of a, down for life, gracefully if much is not 0
+	limit           // the same, and then a has other limits
+	block           // a callback of a, number much, for life
+	panics          // the same: it panics
+	move            // of the address of a to b, for life
+	unregister      // of handler number much from a, which has it again after life
+	step            // of the clock that all hosts share, by steps[much], which is set right after life
 	kinds
 )
 
-var kindNames = [kinds]string{"cut", "loss", "partition", "split", "stall", "slow", "late", "corrupt", "half-open", "remove", "restart"}
+var kindNames = [kinds]string{"cut", "loss", "partition", "split", "stall", "slow", "late", "corrupt", "half-open", "remove", "restart",
+	"limit", "block", "panic", "move", "unregister", "step"}
 
 // weights say how often each comes.
-var weights = [kinds]int{cut: 60, loss: 14, partition: 3, split: 1, stall: 5, slow: 4, late: 4, corrupt: 4, halfOpen: 3, remove: 3, restart: 4}
+var weights = [kinds]int{cut: 60, loss: 14, partition: 3, split: 1, stall: 5, slow: 4, late: 4, corrupt: 4, halfOpen: 3, remove: 3, restart: 6,
+	limit: 4, block: 6, panics: 6, move: 3, unregister: 6, step: 12}
+
+// weight is that of a kind that is possible, and was asked for.
+func (k kind) weight() int {
+	if k == step && !clockstep.Possible || *faultsFlag != "" && !slices.Contains(strings.Split(*faultsFlag, ","), kindNames[k]) {
+		return 0
+	}
+	return weights[k]
+}
+
+// steps are how far the clock is stepped.
+var steps = [...]time.Duration{time.Minute, -time.Minute, time.Hour, -time.Hour, 24 * time.Hour, -24 * time.Hour}
 
 // lasts reports whether f is a fault of a link that has an end.
 func (f fault) lasts() bool {
@@ -58,8 +80,12 @@ func (f fault) String() string {
 	switch f.kind {
 	case split:
 		s += fmt.Sprintf(" %v", f.side)
-	case restart:
+	case restart, limit, unregister:
 		s += fmt.Sprintf(" %d", f.a)
+	case block, panics:
+		s += fmt.Sprintf(" %v of %d", callback(f.much), f.a)
+	case step:
+		s += fmt.Sprintf(" %v", steps[f.much])
 	default:
 		s += fmt.Sprintf(" %d %d", f.a, f.b)
 	}
@@ -88,20 +114,24 @@ const (
 )
 
 // drawFaults makes the schedule of one round, which is a matter of rng alone, pause apart on
-// average. At any time there is one lasting fault for each link, one split, and one host that is
-// down.
+// average. At any time there is one lasting fault for each link, one split, one host that is down,
+// can't be reached for another reason, or lacks a handler, and one step of the clock.
 func drawFaults(rng *rand.Rand, round, pause time.Duration) (all []fault) {
 	total := 0
-	for _, w := range weights {
-		total += w
+	for k := range kinds {
+		total += k.weight()
+	}
+	if total == 0 { // none is possible
+		return nil
 	}
 	busy := make(map[[2]int]*time.Duration)
-	var splitUntil, downUntil time.Duration
+	var splitUntil, hostUntil, stepUntil time.Duration
+	callbackUntil := make(map[[2]int]*time.Duration)
 	for at := time.Duration(0); at < round; {
 		at += time.Duration(rng.Int64N(int64(2 * pause)))
 		f := fault{at: at, seed: rng.Uint64()}
-		for p := rng.IntN(total); p >= weights[f.kind]; f.kind++ {
-			p -= weights[f.kind]
+		for p := rng.IntN(total); p >= f.kind.weight(); f.kind++ {
+			p -= f.kind.weight()
 		}
 		f.a = rng.IntN(hosts)
 		f.b = (f.a + 1 + rng.IntN(hosts-1)) % hosts
@@ -126,18 +156,44 @@ func drawFaults(rng *rand.Rand, round, pause time.Duration) (all []fault) {
 			f.life, f.much = ms(100, 1000), 1000+rng.IntN(50_000)
 		case remove:
 			f.life = ms(1, 300)
-		case restart:
+		case restart, limit:
 			f.life, f.much = ms(10, 400), rng.IntN(2)
+		case block:
+			f.life, f.much = ms(20, 700), int(blocking[rng.IntN(len(blocking))])
+		case panics:
+			f.life, f.much = ms(20, 300), int(panicking[rng.IntN(len(panicking))])
+		case move:
+			f.life = ms(50, 500)
+		case unregister:
+			f.life, f.much = ms(1, 300), rng.IntN(len(routes)*handlers)
+		case step:
+			f.life, f.much = ms(1, 1000), rng.IntN(len(steps))
 		}
 		end, outage := at+f.life, false
 		var until *time.Duration // when what it needs is free
 		switch f.kind {
 		case cut, halfOpen:
-		case restart:
+		case restart, limit:
 			if f.much > 0 {
 				end += maxGrace
 			}
-			until, outage = &downUntil, true
+			until, outage = &hostUntil, true
+		case unregister:
+			until = &hostUntil
+		case block, panics:
+			if outage = callback(f.much).connects(); outage {
+				until = &hostUntil
+				break
+			}
+			key := [2]int{f.a, f.much}
+			if callbackUntil[key] == nil {
+				callbackUntil[key] = new(time.Duration)
+			}
+			until = callbackUntil[key]
+		case move:
+			until, outage = &hostUntil, true
+		case step:
+			until = &stepUntil
 		case split:
 			until, outage = &splitUntil, true
 		default:
@@ -171,6 +227,9 @@ func TestSchedule_IsDrawnFromTheSeed(t *testing.T) {
 	require.Equal(t, all, draw(1))
 	require.NotEqual(t, all, draw(2))
 
+	for seed := range uint64(10) {
+		all = append(all, draw(3+seed)...) // some kinds are rare
+	}
 	var seen [kinds]int
 	for _, f := range all {
 		seen[f.kind]++
@@ -178,7 +237,7 @@ func TestSchedule_IsDrawnFromTheSeed(t *testing.T) {
 		require.NotEqual(t, f.a, f.b)
 	}
 	for k, n := range seen {
-		require.NotZero(t, n, kindNames[k])
+		require.Equal(t, kind(k).weight() > 0, n > 0, kindNames[k])
 	}
 }
 

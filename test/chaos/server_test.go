@@ -17,8 +17,11 @@ const (
 	typedTwoWay
 )
 
+// handlers is how many these are.
+const handlers = int(typedTwoWay)
+
 // routes are the subroutes under which each of them is registered.
-var routes = []string{"", "disk1", "pool/disk2"}
+var routes = [...]string{"", "disk1", "pool/disk2"}
 
 var (
 	typedCall   = grid.NewSingleHandler(typedSingle, grid.NewBytes, grid.NewBytes)
@@ -34,51 +37,57 @@ type server struct {
 }
 
 func (s *server) register(m *grid.Manager) error {
-	for i, route := range routes {
-		var parts []string
-		if route != "" {
-			parts = []string{route}
-		}
-		err := m.RegisterSingleHandler(single, func(b []byte) ([]byte, *grid.RemoteErr) {
-			defer grid.PutByteBuffer(b)
-			return s.single(b, i)
-		}, parts...)
-		if err != nil {
-			return err
-		}
-		err = typedCall.Register(m, func(req *grid.Bytes) (*grid.Bytes, *grid.RemoteErr) {
-			b, err := s.single(*req, i)
-			return grid.NewBytesWith(b), err
-		}, parts...)
-		if err != nil {
-			return err
-		}
-		for id, shape := range map[grid.HandlerID]struct{ in, out int }{
-			responses: {0, 16}, requests: {8, 1}, twoWay: {1, 2},
-		} {
-			err := m.RegisterStreamingHandler(id, grid.StreamHandler{
-				Handle: func(ctx context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *grid.RemoteErr {
-					defer grid.PutByteBuffer(payload)
-					return serve(s, ctx, id, i, payload, in, out, raw)
-				},
-				Subroute:    route,
-				InCapacity:  shape.in,
-				OutCapacity: shape.out,
-			})
-			if err != nil {
+	for route := range routes {
+		for id := range grid.HandlerID(handlers) {
+			if err := s.add(m, id+1, route); err != nil {
 				return err
 			}
-		}
-		err = typedStream.Register(m, func(ctx context.Context, payload *grid.Bytes, in <-chan *grid.Bytes, out chan<- *grid.Bytes) *grid.RemoteErr {
-			defer payload.Recycle()
-			return serve(s, ctx, typedTwoWay, i, *payload, in, out, typed)
-		}, parts...)
-		if err != nil {
-			return err
 		}
 	}
 	return nil
 }
+
+// parts are those of a route.
+func (s *server) parts(route int) []string {
+	if routes[route] == "" {
+		return nil
+	}
+	return []string{routes[route]}
+}
+
+// add registers one handler.
+func (s *server) add(m *grid.Manager, id grid.HandlerID, route int) error {
+	parts := s.parts(route)
+	switch id {
+	case single:
+		return m.RegisterSingleHandler(id, func(b []byte) ([]byte, *grid.RemoteErr) {
+			defer grid.PutByteBuffer(b)
+			return s.single(b, route)
+		}, parts...)
+	case typedSingle:
+		return typedCall.Register(m, func(req *grid.Bytes) (*grid.Bytes, *grid.RemoteErr) {
+			b, err := s.single(*req, route)
+			return grid.NewBytesWith(b), err
+		}, parts...)
+	case typedTwoWay:
+		return typedStream.Register(m, func(ctx context.Context, payload *grid.Bytes, in <-chan *grid.Bytes, out chan<- *grid.Bytes) *grid.RemoteErr {
+			defer payload.Recycle()
+			return serve(s, ctx, id, route, *payload, in, out, typed)
+		}, parts...)
+	}
+	return m.RegisterStreamingHandler(id, grid.StreamHandler{
+		Handle: func(ctx context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+			defer grid.PutByteBuffer(payload)
+			return serve(s, ctx, id, route, payload, in, out, raw)
+		},
+		Subroute:    routes[route],
+		InCapacity:  capacities[id].in,
+		OutCapacity: capacities[id].out,
+	})
+}
+
+// capacities are those of the raw streams.
+var capacities = map[grid.HandlerID]struct{ in, out int }{responses: {0, 16}, requests: {8, 1}, twoWay: {1, 2}}
 
 // opening reads and checks the payload of a call, and notes that it runs.
 func (s *server) opening(b []byte, route int) (n note, ok bool) {

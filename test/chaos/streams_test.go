@@ -25,11 +25,16 @@ func (c *client) stream(call *call) error {
 	m := c.cluster.model
 	m.tally.streams.Add(1)
 	id := responses + grid.HandlerID(c.rng.IntN(4))
+	call.id = id
 	call.what = [...]string{"stream of responses", "stream of requests", "two-way stream", "typed stream"}[id-responses]
 	count := uint32(c.rng.IntN(40))
 	if c.rng.IntN(10) == 0 {
 		count = uint32(c.rng.IntN(400))
 		call.size = uint32(c.rng.IntN(1 << 10))
+	}
+	if sizesDiffer {
+		// One that is too large fails alone: the stream would go on without it.
+		call.size = min(call.size, leastSize)
 	}
 	if call.size > 64<<10 {
 		count = min(count, 4)
@@ -60,19 +65,22 @@ func (c *client) stream(call *call) error {
 		consumer.stopAfter = c.rng.IntN(10)
 	}
 
+	call.largest = max(len(payload), int(call.size))
 	m.beginCall(call)
 	var err error
 	if id == typedTwoWay {
 		p := grid.NewBytesWith(payload)
 		var st *grid.TypedStream[*grid.Bytes, *grid.Bytes]
-		st, err = typedStream.Call(call.ctx, call.requester(), p)
+		st, err = intercepted(func() (*grid.TypedStream[*grid.Bytes, *grid.Bytes], error) {
+			return typedStream.Call(call.ctx, call.requester(), p)
+		})
 		p.Recycle()
 		if err == nil {
 			return consume(m, call, id, st, st.Requests, typed, consumer)
 		}
 	} else {
 		var st *grid.Stream
-		st, err = call.requester().NewStream(call.ctx, id, payload)
+		st, err = intercepted(func() (*grid.Stream, error) { return call.requester().NewStream(call.ctx, id, payload) })
 		grid.PutByteBuffer(payload)
 		if err == nil {
 			return consume(m, call, id, st, st.Requests, raw, consumer)
