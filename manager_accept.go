@@ -22,7 +22,12 @@ import (
 // answered 503 once the Manager is shutting down, and while there are more than MaxHandshakes.
 func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if !wsconn.IsUpgrade(r) {
+		switch {
+		case wsconn.IsUpgrade(r):
+		case isKnock(r):
+			m.answerKnock(w, r, authReq)
+			return
+		default:
 			respondUpgradeRequired(w, r)
 			return
 		}
@@ -46,7 +51,7 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 		defer m.work.Done()
 		if s := m.accept(w, r, a); s != nil {
 			// The request ends here; the session goes on without what the HTTP server keeps for it.
-			m.start(func() { s.conn.serve(s) })
+			m.start(func() { s.conn.serveAccepted(s) })
 		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gridrpc/grid/internal/backoff"
 	"github.com/gridrpc/grid/internal/memory"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
@@ -262,6 +263,17 @@ type ManagerOptions struct {
 	// request is complete is for the HTTP server to bound, by its ReadHeaderTimeout. From 1 ms to
 	// 30 days; the default is 10 s.
 	HandshakeTimeout time.Duration
+
+	// MinBackoff is about the first pause between two attempts to dial a host, and what further
+	// ones double from, each with up to a half more at random. The pauses begin anew after a
+	// connection that lived, and when the host asks to be dialled (protocol section 10). From 1 ms
+	// to 30 days, and no more than MaxBackoff; the default is 50 ms, or MaxBackoff if that is less.
+	MinBackoff time.Duration
+
+	// MaxBackoff is the longest of these pauses. A call, or WaitForConnect, that finds no connection
+	// ends the present one, at most once a second for each host. From 1 ms to 30 days; the default
+	// is 5 s, or MinBackoff if that is more.
+	MaxBackoff time.Duration
 }
 
 const (
@@ -313,6 +325,13 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 	if err := o.limits(); err != nil {
 		return nil, err
 	}
+	minBackoff, maxBackoff := backoff.Min, backoff.Max
+	if isInterval(o.MaxBackoff) {
+		minBackoff = min(minBackoff, o.MaxBackoff)
+	}
+	if isInterval(o.MinBackoff) {
+		maxBackoff = max(maxBackoff, o.MinBackoff)
+	}
 	for _, d := range []struct {
 		name string
 		d    *time.Duration
@@ -323,13 +342,18 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 		{"WriteTimeout", &o.WriteTimeout, 20 * time.Second},
 		{"MessageTimeout", &o.MessageTimeout, 5 * time.Minute},
 		{"HandshakeTimeout", &o.HandshakeTimeout, 10 * time.Second},
+		{"MinBackoff", &o.MinBackoff, minBackoff},
+		{"MaxBackoff", &o.MaxBackoff, maxBackoff},
 	} {
 		if *d.d == 0 {
 			*d.d = d.def
 		}
-		if *d.d < minInterval || *d.d > maxInterval {
+		if !isInterval(*d.d) {
 			return nil, fmt.Errorf("grid: %s is %v, must be %v to %v, or 0 for the default", d.name, *d.d, minInterval, maxInterval)
 		}
+	}
+	if o.MinBackoff > o.MaxBackoff {
+		return nil, fmt.Errorf("grid: MinBackoff is %v, must be no more than MaxBackoff, which is %v", o.MinBackoff, o.MaxBackoff)
 	}
 	o.HandlerNames = maps.Clone(o.HandlerNames)
 	o.CallInterceptors = slices.Clone(o.CallInterceptors)
@@ -345,6 +369,8 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 	}
 	return &o, nil
 }
+
+func isInterval(d time.Duration) bool { return minInterval <= d && d <= maxInterval }
 
 // limits checks those that are numbers, and fills in their defaults.
 func (o *ManagerOptions) limits() (err error) {
