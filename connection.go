@@ -291,10 +291,10 @@ func (c *Connection) State() State {
 }
 
 // WaitForConnect waits until the state is [StateConnected]. Where it is not, an attempt to connect
-// is made at once, or the other side is asked for one, at most once a second. If ctx ends before, it returns the
-// error of that, as a call does, with the host and why it is not connected in the text.
-// It returns an error that wraps [ErrDisconnected] at once after shutdown, for a host that was
-// removed and for nil. The connection may be lost again by the time it returns.
+// is made at once, or the other side is asked for one, at most once a second. If ctx ends before,
+// it returns the error of that, as a call does, with the host and why it is not connected in the
+// text. It returns an error that wraps [ErrDisconnected] at once after shutdown, for a host that
+// was removed and for nil. The connection may be lost again by the time it returns.
 func (c *Connection) WaitForConnect(ctx context.Context) error {
 	if c == nil {
 		return errNoConnection

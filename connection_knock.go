@@ -28,8 +28,8 @@ var errGivenUp = errors.New("given up, because the host is there anew")
 
 // knocks sees to it that there is one knock at a time.
 type knocks struct {
-	// busy is 0 if none is under way, else how many goroutines have to do with it: a function of the
-	// application's that hangs keeps others from piling up.
+	// busy is 0 if none is under way, else how many goroutines have to do with it: a function of
+	// the application's that hangs keeps others from piling up.
 	busy atomic.Int32
 }
 
@@ -42,8 +42,8 @@ func (c *Connection) serveAccepted(s *session) {
 	}
 }
 
-// knock asks the other side to dial, if there is no connection after the time given. It does nothing
-// while another knock is under way, and waits for nothing.
+// knock asks the other side to dial, if there is no connection after the time given. It does
+// nothing while another knock is under way, and waits for nothing.
 func (c *Connection) knock(after time.Duration) {
 	if !c.knocks.busy.CompareAndSwap(0, 1) {
 		return

@@ -49,8 +49,8 @@ func forget(c <-chan struct{}) {
 	}
 }
 
-// hasten has an attempt made to get a connection that is missing: at once on the side that dials, by
-// a knock on the other. It is for every call that finds none, so it costs a look at the clock.
+// hasten has an attempt made to get a connection that is missing: at once on the side that dials,
+// by a knock on the other. It is for every call that finds none, so it costs a look at the clock.
 func (c *Connection) hasten() {
 	now, last := monotime.Now(), c.redial.hastened.Load()
 	switch {
@@ -177,8 +177,8 @@ func (r *redial) restart() {
 	notify(r.anew)
 }
 
-// attemptFailed tells of an attempt to connect that has failed. While the peer is shutting down that
-// is no fault: it is its successor that is tried.
+// attemptFailed tells of an attempt to connect that has failed. While the peer is shutting down
+// that is no fault: it is its successor that is tried.
 func (c *Connection) attemptFailed(err error) {
 	c.state.set(StateConnectionError, err)
 	c.mu.Lock()

@@ -45,8 +45,8 @@ type ConnectionStats struct {
 	LastDisconnect time.Time
 	// Reconnects is the number of connections made after the first.
 	Reconnects int
-	// Attempts is how often this side has begun to dial the other. Knocks is how often the side that
-	// waits to be dialled has asked for that: the other where this side dials, else this one.
+	// Attempts is how often this side has begun to dial the other. Knocks is how often the side
+	// that waits to be dialled has asked for that: the other where this side dials, else this one.
 	Attempts, Knocks int64
 	// LastError is why the last connection was lost or could not be made, or why the remote was
 	// refused when it last tried; it stays when all is well again.

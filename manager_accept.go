@@ -16,10 +16,11 @@ import (
 // Handler returns the HTTP handler through which the other hosts connect. Mount it at RoutePath; it
 // needs HTTP/1.1 and a ResponseWriter that can be hijacked.
 //
-// A request that is no websocket upgrade is answered 426. One whose bearer token SharedSecret or
-// AuthToken refuses, or where one of authReq is given, that any of those refuses in their place, is
-// answered 403, and so is one that a browser sends for a page of another origin. Upgrades are
-// answered 503 once the Manager is shutting down, and while there are more than MaxHandshakes.
+// A request that is no websocket upgrade, and of no host that asks to be dialled, is answered 426.
+// One whose bearer token SharedSecret or AuthToken refuses, or where one of authReq is given, that
+// any of those refuses in their place, is answered 403, and so is one that a browser sends for a
+// page of another origin. A host that asks to be dialled has to pass both. Upgrades are answered
+// 503 once the Manager is shutting down, and while there are more than MaxHandshakes.
 func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		switch {

@@ -63,8 +63,8 @@ func (m *Manager) answerKnock(w http.ResponseWriter, r *http.Request, authReq []
 	m.forbidden.WarnReason(m.opts.Logger.With("local", m.opts.Local, "addr", addrOf(r)), "grid: knock refused", err)
 }
 
-// takeKnock checks a knock and does what it asks for, unless there is a connection. Of an error that
-// is no knockError a stranger is told nothing.
+// takeKnock checks a knock and does what it asks for, unless there is a connection. Of an error
+// that is no knockError a stranger is told nothing.
 func (m *Manager) takeKnock(r *http.Request, authReq []func(*http.Request) error) (connected bool, err error) {
 	c, err := m.checkKnock(r, authReq)
 	if err != nil {

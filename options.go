@@ -76,11 +76,11 @@ type ManagerOptions struct {
 	// trusted. The clocks of two hosts must not be more than 5 minutes apart.
 	SharedSecret [][]byte
 
-	// AuthFn makes the bearer token that is sent to a host that is dialled. It is required where
-	// there is no SharedSecret, unless Insecure is set. It is called twice for each attempt, possibly
-	// concurrently: for the upgrade request, and for the handshake. It must be text that HTTP carries
-	// as it is: without control characters, without white space at its ends, of 32 KiB at most; with
-	// any other the attempt fails.
+	// AuthFn makes the bearer token that is sent to a host that is dialled, or asked to dial this
+	// one. It is required where there is no SharedSecret, unless Insecure is set. It is called
+	// twice for each attempt, possibly concurrently: for the upgrade request, and for the
+	// handshake. It must be text that HTTP carries as it is: without control characters, without
+	// white space at its ends, of 32 KiB at most; with any other the attempt fails.
 	//
 	// A bearer token is good for whoever has it. Whoever answers at the address of a host gets
 	// this one's, and can use it at any host that accepts it; and the token does not prove to the
@@ -93,7 +93,8 @@ type ManagerOptions struct {
 
 	// VerifyPeer, if not nil, has the last word on a host that has dialled this one: it is told
 	// which host that claims to be, by its name in Hosts, and the upgrade request with which it
-	// came, whose TLS has the client's certificates. Its token or proof is valid by then, but these
+	// came, whose TLS has the client's certificates; or, of a host that is to be dialled and asks
+	// for it, that request (protocol section 10). Its token or proof is valid by then, but these
 	// may not tell the hosts apart. An error refuses it, and is sent to it. It may be called
 	// concurrently. See [VerifyTLSHost].
 	VerifyPeer func(host string, r *http.Request) error
@@ -113,8 +114,8 @@ type ManagerOptions struct {
 	// roots, and no client certificate. It is copied.
 	TLSConfig *tls.Config
 
-	// BlockConnect, if not nil, holds back dialling and accepting alike until it is closed. Upgrade
-	// requests that arrive before wait for it.
+	// BlockConnect, if not nil, holds back dialling, asking to be dialled and accepting until it is
+	// closed. Upgrade requests that arrive before wait for it.
 	BlockConnect <-chan struct{}
 
 	// Incoming and Outgoing, if not nil, are told the number of bytes whenever some were read from
@@ -222,11 +223,12 @@ type ManagerOptions struct {
 	// more, and does not read it, loses its connection. At least 4 KiB; the default is 256 KiB.
 	MaxQueuedBytes int
 
-	// MaxHandshakes is how many hosts may be on their way in at a time: from the upgrade request
-	// on, while BlockConnect holds them back, until the handshake is complete. Where there are
-	// more, the oldest gives way: it is closed, or answered 503 if it was not upgraded yet. Most do
-	// not last longer than a round trip, so it takes a flood to push out a host in earnest. At least
-	// 1; the default is 128, or twice the number of hosts if that is more.
+	// MaxHandshakes is how many hosts may be on their way in, or asking to be dialled, at a time:
+	// from the upgrade request on, while BlockConnect holds them back, until the handshake is
+	// complete. Where there are more, the oldest gives way: it is closed, or answered 503 if it was
+	// not upgraded yet. Most do not last longer than a round trip, so it takes a flood to push out
+	// a host in earnest. At least 1; the default is 128, or twice the number of hosts if that is
+	// more.
 	MaxHandshakes int
 
 	// MaxPings is how many pings of each host are answered in a second, those of its connection and
@@ -270,9 +272,9 @@ type ManagerOptions struct {
 	// to 30 days, and no more than MaxBackoff; the default is 50 ms, or MaxBackoff if that is less.
 	MinBackoff time.Duration
 
-	// MaxBackoff is the longest of these pauses. A call, or WaitForConnect, that finds no connection
-	// ends the present one, at most once a second for each host. From 1 ms to 30 days; the default
-	// is 5 s, or MinBackoff if that is more.
+	// MaxBackoff is the longest of these pauses. A call, or WaitForConnect, that finds no
+	// connection ends the present one, at most once a second for each host. From 1 ms to 30 days;
+	// the default is 5 s, or MinBackoff if that is more.
 	MaxBackoff time.Duration
 }
 

@@ -4,8 +4,8 @@
 // The host that dials begins with a pass, which says who it is and whom it wants. The acceptor
 // answers with a challenge; the dialler answers that with a response, and the acceptor the response
 // with a proof. All are bound to both names by an HMAC-SHA-256, response and proof to the challenge
-// as well: so none of them is of use to anybody else, at another host, or a second time. A host that
-// asks to be dialled shows a pass of another kind.
+// as well: so none of them is of use to anybody else, at another host, or a second time. A host
+// that asks to be dialled shows a pass of another kind.
 package token
 
 import (

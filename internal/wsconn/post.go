@@ -24,8 +24,8 @@ type Answer struct {
 var errMalformed = errors.New("malformed answer, or more than 64 KiB of it")
 
 // Post sends a request without a body to url (http or https), over a connection of its own that is
-// reached like that of [Dial], and returns the answer whatever that is. No redirect is followed. ctx
-// must have a deadline and bounds the whole. The Limit and the Counters of o mean nothing.
+// reached like that of [Dial], and returns the answer whatever that is. No redirect is followed.
+// ctx must have a deadline and bounds the whole. The Limit and the Counters of o mean nothing.
 func Post(ctx context.Context, url string, header http.Header, o DialOptions) (a Answer, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, nil)
 	if err != nil {

@@ -280,6 +280,7 @@ func TestRedial_LinkToAProcessThatIsGoneIsReplaced(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		g := rig.Setup{Hosts: pairNames(), Edit: func(_ int, o *grid.ManagerOptions) { longPauses(o); o.PingInterval = time.Hour }}.Start(t)
+		synctest.Wait() // until the knock with which node 1 has begun is answered
 		g.PartitionSilently([]int{0}, []int{1})
 		g.Stop(1)
 		time.Sleep(time.Minute)
@@ -464,7 +465,8 @@ func TestRedial_ManyHostsThatRestartMakeNoStorm(t *testing.T) {
 	})
 }
 
-// Over TCP, after a restart of either side, however long it was down, the pair is connected at once.
+// Over TCP, after a restart of either side, however long it was down, the pair is connected at
+// once.
 func TestRedial_PairIsConnectedAtOnceAfterARestartOverTCP(t *testing.T) {
 	tries := 100
 	if testing.Short() {
