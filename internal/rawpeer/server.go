@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -15,6 +16,8 @@ import (
 // Server lets the grid dial scripted peers, at any path.
 type Server struct {
 	URL string // to be named as a host
+	// Draining has whoever comes answered 503, as a server does that shuts down.
+	Draining atomic.Bool
 
 	T     testing.TB
 	c     Config
@@ -72,6 +75,10 @@ func (s *Server) Accept() *Peer {
 }
 
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if s.Draining.Load() {
+		http.Error(w, "grid: the manager is shutting down", http.StatusServiceUnavailable)
+		return
+	}
 	var up websocket.Upgrader
 	var challenge []byte
 	header := http.Header{}

@@ -28,6 +28,8 @@ type Wire struct {
 	Peer *rawpeer.Peer
 	Book *LogBook
 	Next func() *rawpeer.Peer // connects once more
+	// Server is the peer's, where it is dialled, else one that nobody asks.
+	Server *rawpeer.Server
 }
 
 // InWire runs f in a bubble twice: with the node as acceptor and as dialler. c is the peer, of
@@ -53,7 +55,7 @@ func NewWire(t *testing.T, rawDials bool, c rawpeer.Config, edit func(o *grid.Ma
 	t.Helper()
 	n := faultconn.NewNetwork()
 	logger, log := NewLogBook()
-	var s *rawpeer.Server
+	s := new(rawpeer.Server)
 	if !rawDials {
 		s = ListenLone(t, n, c)
 	}
@@ -69,7 +71,7 @@ func NewWire(t *testing.T, rawDials bool, c rawpeer.Config, edit func(o *grid.Ma
 		}
 		return s.Accept()
 	}
-	r := &Wire{T: t, Grid: g, Node: g.Node(0), Raw: raw, Conn: g.Manager(0).Connection(raw), Book: log, Next: next}
+	r := &Wire{T: t, Grid: g, Node: g.Node(0), Raw: raw, Conn: g.Manager(0).Connection(raw), Book: log, Next: next, Server: s}
 	if !c.Bare {
 		r.Peer = r.Next()
 		require.NoError(t, r.Conn.WaitForConnect(t.Context()))

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"net"
 	"net/http"
 	"sync"
@@ -17,9 +16,11 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/bytepool"
 	"github.com/gridrpc/grid/internal/faultconn"
 	"github.com/gridrpc/grid/internal/rawpeer"
 	"github.com/gridrpc/grid/internal/rig"
+	"github.com/gridrpc/grid/internal/seed"
 )
 
 // waitLinks waits until all nodes are connected to each other, and does nothing for it:
@@ -465,38 +466,62 @@ func TestRedial_ManyHostsThatRestartMakeNoStorm(t *testing.T) {
 	})
 }
 
-// Over TCP, after a restart of either side, however long it was down, the pair is connected at
-// once.
+// Whichever side restarts, and however long it was down, the pair is connected at once.
+func TestRedial_PairIsConnectedAtOnceAfterARestart(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		random := seed.Rand(t)
+		g := rig.New(t, 2, func(_ int, o *grid.ManagerOptions) { longPauses(o) })
+		for i := range 100 {
+			g.RequireWorks()
+			who := i % 2
+			g.Stop(who)
+			time.Sleep(time.Duration(random.Int64N(int64(100*time.Millisecond) << (i % 8))))
+			up := time.Now()
+			g.Start(who)
+			waitLinks(t, g)
+			require.Less(t, time.Since(up), 100*time.Millisecond, "try %d", i)
+		}
+	})
+}
+
+// The same over TCP: within 100 ms in 99 of 100 tries, where nothing else takes the time of the
+// machine, and never by the pauses, which have a minute.
 func TestRedial_PairIsConnectedAtOnceAfterARestartOverTCP(t *testing.T) {
-	tries := 100
-	if testing.Short() {
-		tries = 30
+	series, tries := 3, 100
+	if testing.Short() || bytepool.Strict { // as under the race detector
+		series, tries = 1, 20
 	}
 	for name, secret := range map[string]bool{"tokens": false, "secret": true} {
 		t.Run(name, func(t *testing.T) {
 			g := rig.NewTCP(t, 2, func(_ int, o *grid.ManagerOptions) {
-				longPauses(o) // so that a second's absence is enough for a long one
-				o.MinBackoff = 20 * time.Millisecond
+				o.MinBackoff, o.MaxBackoff = time.Minute, time.Minute
 				if secret {
 					rig.WithSecret(o, rig.Key)
 				}
 			})
-			var late []string
-			for i := range tries {
-				g.RequireWorks()
-				who := i % 2
-				g.Stop(who)
-				time.Sleep(time.Duration(i%5*i%5) * 20 * time.Millisecond)
-				g.Start(who)
-				up := time.Now()
-				waitLinks(t, g)
-				if took := time.Since(up); took > 100*time.Millisecond {
-					late = append(late, fmt.Sprintf("try %d: %v", i, took))
+			least := tries
+			for s := 0; s < series && least > tries/100; s++ {
+				late := 0
+				for i := range tries {
+					g.RequireWorks()
+					who := i % 2
+					g.Stop(who)
+					time.Sleep(time.Duration(i%5*20) * time.Millisecond)
+					g.Start(who)
+					up := time.Now()
+					waitLinks(t, g)
+					took := time.Since(up)
+					require.Less(t, took, 30*time.Second)
+					if took > 100*time.Millisecond {
+						late++
+						t.Logf("try %d: %v", i, took)
+					}
 				}
+				least = min(least, late)
 			}
-			t.Logf("late: %v", late)
-			if !testing.Short() {
-				require.LessOrEqual(t, len(late), max(tries/100, 1))
+			if series > 1 {
+				require.LessOrEqual(t, least, tries/100)
 			}
 		})
 	}
