@@ -24,6 +24,7 @@ type redial struct {
 	hastened monotime.Stamp // when somebody last did
 
 	mu      sync.Mutex
+	asked   time.Time               // when the other side last asked to be dialled
 	giveUp  context.CancelCauseFunc // of the attempt under way that may be given up
 	overdue *time.Timer             // calls it
 }
@@ -82,21 +83,27 @@ func (c *Connection) keepDialling(ctx context.Context, late bool) {
 	for patient := false; c.wait(ctx, &p) && !c.draining.Load(); {
 		s, err := c.try(ctx, patient)
 		patient = err == errGivenUp // or a host that is slow, and knocks, would never be reached
-		switch {
-		case err != nil:
+		if err != nil {
 			c.attemptFailed(err)
-		case c.serve(s):
+			if !time.Now().Before(p.end) {
+				p.begin()
+			} // else it was an early one, after which the pause goes on
+			continue
+		}
+		made := time.Now()
+		if c.serve(s) {
 			p.backoff.Reset()
 			p.urged = time.Time{}
 		}
-		if s != nil && s.leaving.Load() {
-			// The process is gone, so its successor is all that is waited for.
-			notify(c.redial.anew)
+		if s.leaving.Load() {
+			if c.session.Load() == nil {
+				// The process is gone, so its successor is all that is waited for.
+				c.redial.restart(time.Now())
+			}
 			return
 		}
-		if err == nil || !time.Now().Before(p.end) {
-			p.begin()
-		} // else the attempt was an early one, after which the pause goes on
+		c.redial.forgetBefore(made)
+		p.begin()
 	}
 }
 
@@ -147,9 +154,7 @@ func (c *Connection) try(ctx context.Context, patient bool) (*session, error) {
 	}
 	s, err := c.dial(ctx)
 	c.redial.attempt(nil)
-	if err == nil {
-		forget(c.redial.anew)
-	} else if context.Cause(ctx) == errGivenUp {
+	if err != nil && context.Cause(ctx) == errGivenUp {
 		err = errGivenUp
 	}
 	return s, err
@@ -166,15 +171,27 @@ func (r *redial) attempt(giveUp context.CancelCauseFunc) {
 	}
 }
 
-// restart has the side that dials do so at once, since the other is there.
-func (r *redial) restart() {
+// restart has the side that dials do so at once, since the other is there, and had no connection at
+// the time asked.
+func (r *redial) restart(asked time.Time) {
 	r.mu.Lock()
+	r.asked = asked
 	if r.giveUp != nil && r.overdue == nil {
 		giveUp := r.giveUp
 		r.overdue = time.AfterFunc(earlyInterval, func() { giveUp(errGivenUp) })
 	}
 	r.mu.Unlock()
 	notify(r.anew)
+}
+
+// forgetBefore forgets that the other side has asked before a time, if it has not since: it was for
+// the connection that was made then.
+func (r *redial) forgetBefore(made time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.asked.Before(made) {
+		forget(r.anew)
+	}
 }
 
 // attemptFailed tells of an attempt to connect that has failed. While the peer is shutting down

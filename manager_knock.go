@@ -70,6 +70,7 @@ func (m *Manager) takeKnock(r *http.Request, authReq []func(*http.Request) error
 	if err != nil {
 		return false, err
 	}
+	asked := time.Now()
 	// It says that it has no connection; but that may be made in this moment.
 	if s := c.session.Load(); s != nil {
 		switch alive := s.watch.probe(min(probeTime, m.opts.HandshakeTimeout/2)); {
@@ -81,7 +82,7 @@ func (m *Manager) takeKnock(r *http.Request, authReq []func(*http.Request) error
 		s.close(errKnocked)
 	}
 	c.stats.knocks.Add(1)
-	c.redial.restart()
+	c.redial.restart(asked)
 	return false, nil
 }
 
