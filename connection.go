@@ -33,12 +33,15 @@ type Connection struct {
 	closing       <-chan struct{} // of ctx
 	managerEnds   <-chan struct{} // closed when the manager is
 	draining      *atomic.Bool    // the manager takes nothing new
+	start         func(func())    // starts a goroutine that the manager's Close waits for
 	began         time.Time
 
 	lastMux atomic.Uint64 // see session.nextMuxID; never reset, so no ID is used twice
 
 	session    atomic.Pointer[session]
 	attempt    atomic.Pointer[progress] // to connect, that is under way on this side
+	redial     redial
+	knocks     knocks
 	state      stateMachine
 	errors     errlog.Log // of connections that were lost or could not be made
 	refused    errlog.Log // of handshakes that were refused, perhaps beside a connection
@@ -73,9 +76,11 @@ func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
 		log:      m.opts.Logger.With("local", m.opts.Local, "remote", remote),
 		caller:   RemoteClient{Name: remote},
 		draining: &m.draining,
+		start:    m.start,
 		limits:   make(map[string]*errlog.Log),
 		began:    time.Now(),
 	}
+	c.redial.init()
 	c.ctx, c.cancel = context.WithCancelCause(m.ctx)
 	c.closing, c.managerEnds = c.ctx.Done(), m.closing
 	if isSecure(c.local) && isSecure(c.remote) {
@@ -200,6 +205,7 @@ func (c *Connection) ready(id HandlerID, payload []byte) (*session, error) {
 	}
 	s := c.session.Load()
 	if s == nil {
+		c.hasten()
 		return nil, c.unavailable()
 	}
 	if c.draining.Load() {
@@ -287,13 +293,17 @@ func (c *Connection) State() State {
 	return c.state.get()
 }
 
-// WaitForConnect waits until the state is [StateConnected]. If ctx ends before, it returns the
-// error of that, as a call does, with the host and why it is not connected in the text.
-// It returns an error that wraps [ErrDisconnected] at once after shutdown, for a host that was
-// removed and for nil. The connection may be lost again by the time it returns.
+// WaitForConnect waits until the state is [StateConnected]. Where it is not, an attempt to connect
+// is made at once, or the other side is asked for one, at most once a second. If ctx ends before,
+// it returns the error of that, as a call does, with the host and why it is not connected in the
+// text. It returns an error that wraps [ErrDisconnected] at once after shutdown, for a host that
+// was removed and for nil. The connection may be lost again by the time it returns.
 func (c *Connection) WaitForConnect(ctx context.Context) error {
 	if c == nil {
 		return errNoConnection
+	}
+	if c.session.Load() == nil {
+		c.hasten()
 	}
 	err := c.state.waitConnected(ctx)
 	switch {

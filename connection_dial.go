@@ -8,28 +8,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/gridrpc/grid/internal/backoff"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
-
-// keepDialling connects, again and again, until ctx ends.
-func (c *Connection) keepDialling(ctx context.Context) {
-	if !c.opts.waitUnblocked(ctx) {
-		return
-	}
-	var b backoff.Backoff
-	for ctx.Err() == nil && !c.draining.Load() {
-		c.state.set(StateConnecting, nil)
-		s, err := c.dial(ctx)
-		if err != nil {
-			c.state.set(StateConnectionError, err)
-			c.cannotConnect(err)
-		} else if c.serve(s) {
-			b.Reset()
-		}
-		b.Wait(ctx)
-	}
-}
 
 func (c *Connection) dial(ctx context.Context) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.HandshakeTimeout)

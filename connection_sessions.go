@@ -102,6 +102,11 @@ func (c *Connection) setAside(s *session) {
 	if before != nil {
 		before.close(errReplaced)
 	}
+	if c.dials && !c.draining.Load() {
+		// The goroutine that dials is busy with s until that ends, and what takes the place of the
+		// peer may listen before.
+		c.start(func() { c.keepDialling(c.ctx, true) })
+	}
 	if _, ok := c.departures.Due(time.Now()); ok {
 		c.log.Info("grid: the remote host is shutting down")
 		c.errors.ExpectRecovery()

@@ -45,6 +45,9 @@ type ConnectionStats struct {
 	LastDisconnect time.Time
 	// Reconnects is the number of connections made after the first.
 	Reconnects int
+	// Attempts is how often this side has begun to dial the other. Knocks is how often the side
+	// that waits to be dialled has asked for that: the other where this side dials, else this one.
+	Attempts, Knocks int64
 	// LastError is why the last connection was lost or could not be made, or why the remote was
 	// refused when it last tried; it stays when all is well again.
 	LastError string
@@ -77,7 +80,8 @@ type ConnectionStats struct {
 
 // connectionCounters are kept from session to session.
 type connectionCounters struct {
-	refused atomic.Int64
+	refused          atomic.Int64
+	attempts, knocks atomic.Int64
 
 	mu        sync.Mutex // guards what follows
 	connects  int
@@ -150,6 +154,8 @@ func (c *Connection) Stats() ConnectionStats {
 		Handlers:  c.taken.handlers.InUse(),
 		KeptBytes: c.taken.bytes.Used(),
 		Refused:   c.stats.refused.Load(),
+		Attempts:  c.stats.attempts.Load(),
+		Knocks:    c.stats.knocks.Load(),
 	}
 	c.stats.mu.Lock()
 	st.LastConnect = c.stats.last

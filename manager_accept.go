@@ -17,13 +17,19 @@ import (
 // needs HTTP/1.1 and a ResponseWriter that can be hijacked. Where package http serves, that needs a
 // listener whose connections have read deadlines; on any other an upgrade is answered 500.
 //
-// A request that is no websocket upgrade is answered 426. One whose bearer token SharedSecret or
-// AuthToken refuses, or where one of authReq is given, that any of those refuses in their place, is
-// answered 403, and so is one that a browser sends for a page of another origin. Upgrades are
-// answered 503 once the Manager is shutting down, and while there are more than MaxHandshakes.
+// A request that is no websocket upgrade, and of no host that asks to be dialled, is answered 426.
+// One whose bearer token SharedSecret or AuthToken refuses, or where one of authReq is given, that
+// any of those refuses in their place, is answered 403, and so is one that a browser sends for a
+// page of another origin. A host that asks to be dialled has to pass both. Upgrades are answered
+// 503 once the Manager is shutting down, and while there are more than MaxHandshakes.
 func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if !wsconn.IsUpgrade(r) {
+		switch {
+		case wsconn.IsUpgrade(r):
+		case isKnock(r):
+			m.answerKnock(w, r, authReq)
+			return
+		default:
 			respondUpgradeRequired(w, r)
 			return
 		}
@@ -47,7 +53,7 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 		defer m.work.Done()
 		if s := m.accept(w, r, a); s != nil {
 			// The request ends here; the session goes on without what the HTTP server keeps for it.
-			m.start(func() { s.conn.serve(s) })
+			m.start(func() { s.conn.serveAccepted(s) })
 		}
 	}
 }

@@ -59,7 +59,7 @@ func (o *ManagerOptions) normalHosts(hosts []string) ([]string, error) {
 // awaited. It does nothing if the host is there already.
 //
 // A host is to be added on all others, and they on it, in any order: one that does not know the
-// other yet refuses it, and the side that dials tries again within 5 s.
+// other yet refuses it, and the side that dials tries again within MaxBackoff.
 //
 // An error says what is wrong with the name; after Shutdown or Close it wraps [ErrDisconnected].
 // AddHost, RemoveHost and SetHosts may be called concurrently, and while calls are made.
@@ -159,7 +159,9 @@ func (m *Manager) replaceHosts(change func(hosts []string) []string) (removed ma
 	}
 	for _, c := range added {
 		if c.dials {
-			m.start(func() { c.keepDialling(c.ctx) })
+			m.start(func() { c.keepDialling(c.ctx, false) })
+		} else {
+			c.knock(0)
 		}
 	}
 	return removed, nil

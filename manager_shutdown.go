@@ -27,8 +27,8 @@ var (
 // first. Calling it again, or Close meanwhile, is allowed; Close ends the wait. A handler that
 // calls it waits for itself, until ctx ends.
 //
-// A process that is started anew under the same name before this one has finished is heard by those
-// hosts that it dials; those that dial it do so when their old connection has ended.
+// A process that is started anew under the same name before this one has finished is connected at
+// once, if it listens at the address of the name: the remote hosts go on dialling meanwhile.
 func (m *Manager) Shutdown(ctx context.Context) error {
 	m.draining.Store(true)
 	for _, c := range m.connections() {

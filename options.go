@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gridrpc/grid/internal/backoff"
 	"github.com/gridrpc/grid/internal/memory"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
@@ -75,11 +76,11 @@ type ManagerOptions struct {
 	// trusted. The clocks of two hosts must not be more than 5 minutes apart.
 	SharedSecret [][]byte
 
-	// AuthFn makes the bearer token that is sent to a host that is dialled. It is required where
-	// there is no SharedSecret, unless Insecure is set. It is called twice for each attempt, possibly
-	// concurrently: for the upgrade request, and for the handshake. It must be text that HTTP carries
-	// as it is: without control characters, without white space at its ends, of 32 KiB at most; with
-	// any other the attempt fails.
+	// AuthFn makes the bearer token that is sent to a host that is dialled, or asked to dial this
+	// one. It is required where there is no SharedSecret, unless Insecure is set. It is called
+	// twice for each attempt, possibly concurrently: for the upgrade request, and for the
+	// handshake. It must be text that HTTP carries as it is: without control characters, without
+	// white space at its ends, of 32 KiB at most; with any other the attempt fails.
 	//
 	// A bearer token is good for whoever has it. Whoever answers at the address of a host gets
 	// this one's, and can use it at any host that accepts it; and the token does not prove to the
@@ -105,7 +106,8 @@ type ManagerOptions struct {
 
 	// VerifyPeer, if not nil, has the last word on a host that has dialled this one: it is told
 	// which host that claims to be, by its name in Hosts, and the upgrade request with which it
-	// came, whose TLS has the client's certificates. Its token or proof is valid by then, but these
+	// came, whose TLS has the client's certificates; or, of a host that is to be dialled and asks
+	// for it, that request (protocol section 10). Its token or proof is valid by then, but these
 	// may not tell the hosts apart. An error refuses it, and is sent to it. It may be called
 	// concurrently. See [VerifyTLSHost].
 	VerifyPeer func(host string, r *http.Request) error
@@ -127,8 +129,8 @@ type ManagerOptions struct {
 	// roots, and no client certificate. It is copied.
 	TLSConfig *tls.Config
 
-	// BlockConnect, if not nil, holds back dialling and accepting alike until it is closed. Upgrade
-	// requests that arrive before wait for it.
+	// BlockConnect, if not nil, holds back dialling, asking to be dialled and accepting until it is
+	// closed. Upgrade requests that arrive before wait for it.
 	BlockConnect <-chan struct{}
 
 	// Incoming and Outgoing, if not nil, are told the number of bytes whenever some were read from
@@ -238,11 +240,12 @@ type ManagerOptions struct {
 	// more, and does not read it, loses its connection. At least 4 KiB; the default is 256 KiB.
 	MaxQueuedBytes int
 
-	// MaxHandshakes is how many hosts may be on their way in at a time: from the upgrade request
-	// on, while BlockConnect holds them back, until the handshake is complete. Where there are
-	// more, the oldest gives way: it is closed, or answered 503 if it was not upgraded yet. Most do
-	// not last longer than a round trip, so it takes a flood to push out a host in earnest. At least
-	// 1; the default is 128, or twice the number of hosts if that is more.
+	// MaxHandshakes is how many hosts may be on their way in, or asking to be dialled, at a time:
+	// from the upgrade request on, while BlockConnect holds them back, until the handshake is
+	// complete. Where there are more, the oldest gives way: it is closed, or answered 503 if it was
+	// not upgraded yet. Most do not last longer than a round trip, so it takes a flood to push out
+	// a host in earnest. At least 1; the default is 128, or twice the number of hosts if that is
+	// more.
 	MaxHandshakes int
 
 	// MaxPings is how many pings of each host are answered in a second, those of its connection and
@@ -283,6 +286,17 @@ type ManagerOptions struct {
 	// request is complete is for the HTTP server to bound, by its ReadHeaderTimeout. From 1 ms to
 	// 30 days; the default is 10 s.
 	HandshakeTimeout time.Duration
+
+	// MinBackoff is about the first pause between two attempts to dial a host, and what further
+	// ones double from, each with up to a half more at random. The pauses begin anew after a
+	// connection that lived, and when the host asks to be dialled (protocol section 10). From 1 ms
+	// to 30 days, and no more than MaxBackoff; the default is 50 ms, or MaxBackoff if that is less.
+	MinBackoff time.Duration
+
+	// MaxBackoff is the longest of these pauses. A call, or WaitForConnect, that finds no
+	// connection ends the present one, at most once a second for each host. From 1 ms to 30 days;
+	// the default is 5 s, or MinBackoff if that is more.
+	MaxBackoff time.Duration
 }
 
 const (
@@ -334,6 +348,13 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 	if err := o.limits(); err != nil {
 		return nil, err
 	}
+	minBackoff, maxBackoff := backoff.Min, backoff.Max
+	if isInterval(o.MaxBackoff) {
+		minBackoff = min(minBackoff, o.MaxBackoff)
+	}
+	if isInterval(o.MinBackoff) {
+		maxBackoff = max(maxBackoff, o.MinBackoff)
+	}
 	for _, d := range []struct {
 		name string
 		d    *time.Duration
@@ -344,13 +365,18 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 		{"WriteTimeout", &o.WriteTimeout, 20 * time.Second},
 		{"MessageTimeout", &o.MessageTimeout, 5 * time.Minute},
 		{"HandshakeTimeout", &o.HandshakeTimeout, 10 * time.Second},
+		{"MinBackoff", &o.MinBackoff, minBackoff},
+		{"MaxBackoff", &o.MaxBackoff, maxBackoff},
 	} {
 		if *d.d == 0 {
 			*d.d = d.def
 		}
-		if *d.d < minInterval || *d.d > maxInterval {
+		if !isInterval(*d.d) {
 			return nil, fmt.Errorf("grid: %s is %v, must be %v to %v, or 0 for the default", d.name, *d.d, minInterval, maxInterval)
 		}
+	}
+	if o.MinBackoff > o.MaxBackoff {
+		return nil, fmt.Errorf("grid: MinBackoff is %v, must be no more than MaxBackoff, which is %v", o.MinBackoff, o.MaxBackoff)
 	}
 	o.HandlerNames = maps.Clone(o.HandlerNames)
 	o.CallInterceptors = slices.Clone(o.CallInterceptors)
@@ -366,6 +392,8 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 	}
 	return &o, nil
 }
+
+func isInterval(d time.Duration) bool { return minInterval <= d && d <= maxInterval }
 
 // limits checks those that are numbers, and fills in their defaults.
 func (o *ManagerOptions) limits() (err error) {

@@ -40,6 +40,8 @@ func OptionBounds(size int) map[string]OptionBound {
 		"WriteTimeout":       interval,
 		"MessageTimeout":     interval,
 		"HandshakeTimeout":   interval,
+		"MinBackoff":         interval,
+		"MaxBackoff":         interval,
 	}
 }
 

@@ -111,6 +111,9 @@ func drawOptions(t *testing.T, random *rand.Rand) map[string]int64 {
 			size = int(all[name])
 		}
 	}
+	if least, longest := all["MinBackoff"], all["MaxBackoff"]; longest != 0 && least > longest {
+		all["MinBackoff"], all["MaxBackoff"] = longest, least
+	}
 	return all
 }
 

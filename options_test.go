@@ -111,6 +111,10 @@ func TestOptions_BadOnesAreNamed(t *testing.T) {
 		{"ping interval without end", func(o *ManagerOptions) { o.PingInterval = math.MaxInt64 }, "PingInterval is 2562047h47m16.854775807s, must be 1ms to 720h0m0s"},
 		{"stream ping interval without end", func(o *ManagerOptions) { o.StreamPingInterval = math.MaxInt64 }, "StreamPingInterval is 2562047h"},
 		{"negative nesting", func(o *ManagerOptions) { o.MaxNesting = -1 }, "MaxNesting is -1"},
+		{"negative least pause", func(o *ManagerOptions) { o.MinBackoff = -1 }, "MinBackoff is -1ns"},
+		{"negative longest pause", func(o *ManagerOptions) { o.MaxBackoff = -1 }, "MaxBackoff is -1ns"},
+		{"pauses the wrong way round", func(o *ManagerOptions) { o.MinBackoff, o.MaxBackoff = time.Minute, time.Second },
+			"MinBackoff is 1m0s, must be no more than MaxBackoff, which is 1s"},
 		{"negative handshake timeout", func(o *ManagerOptions) { o.HandshakeTimeout = -1 }, "HandshakeTimeout is -1ns"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -224,7 +228,7 @@ func TestOptions_DefaultsAreTheDocumentedOnes(t *testing.T) {
 	o, err := ManagerOptions{Local: local, Hosts: []string{local}, Insecure: true}.withDefaults()
 	require.NoError(t, err)
 	docs := optionDocs(t)
-	stated := regexp.MustCompile(`default is (\d+)( MiB| KiB| s|)\b`)
+	stated := regexp.MustCompile(`default is (\d+)( MiB| KiB| s| ms|)\b`)
 	o.MaxHandshakes = o.maxHandshakes(1) // which goes by the hosts that there are
 	// These go by the memory that there is.
 	available := memory.Available()
@@ -255,6 +259,9 @@ func TestOptions_DefaultsAreTheDocumentedOnes(t *testing.T) {
 			}
 			require.Equal(t, want, fmt.Sprint(f), name)
 		case time.Duration:
+			if want == fmt.Sprintf("%d ms", f.Milliseconds()) {
+				continue
+			}
 			require.Equal(t, want, fmt.Sprintf("%.0f s", f.Seconds()), name)
 		default:
 			require.Regexp(t, `default|[Rr]equired|must|if not nil|allows`, doc, "%s does not say what its zero value means", name)

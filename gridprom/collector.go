@@ -117,6 +117,10 @@ var connectionMetrics = []connectionMetric{
 		func(c *grid.ConnectionStats) int { return c.QueuedBytes }),
 	gauge("queued_senders", "Senders that wait for room in the queue.",
 		func(c *grid.ConnectionStats) int { return c.QueuedSenders }),
+	counter("attempts_total", "Attempts to dial the remote.",
+		func(c *grid.ConnectionStats) int64 { return c.Attempts }),
+	counter("knocks_total", "Requests of the side that waits to be dialled, by which it asks for that.",
+		func(c *grid.ConnectionStats) int64 { return c.Knocks }),
 	counter("refused_total", "Calls and streams of the remote that were refused here, for whatever reason but the handler's own.",
 		func(c *grid.ConnectionStats) int64 { return c.Refused }),
 }

@@ -38,7 +38,7 @@ func TestCollector_NumbersAreThoseOfTheirFields(t *testing.T) {
 			RoundTrip: 3 * time.Second, RoundTripMean: 4 * time.Second, RoundTripDeviation: 5 * time.Second,
 			Traffic: grid.Traffic{BytesIn: 6, BytesOut: 7, MessagesIn: 8, MessagesOut: 9, BatchesIn: 10, BatchesOut: 11},
 			Calls:   12, Streams: 13, Handlers: 14, StreamsServed: 15, SlowConsumers: 16, KeptBytes: 17,
-			QueuedBytes: 18, QueuedSenders: 19, Refused: 20,
+			QueuedBytes: 18, QueuedSenders: 19, Refused: 20, Attempts: 24, Knocks: 25,
 			LimitsReached: map[string]int64{"MaxStreams": 21, "MaxOfTomorrow": 22},
 		}}}
 	}}
@@ -57,10 +57,12 @@ func TestCollector_NumbersAreThoseOfTheirFields(t *testing.T) {
 			lines = append(lines, strings.ReplaceAll(line, `remote="http://a"`, "R"))
 		}
 	}
-	require.Equal(t, `grid_connection_calls{R} 12
+	require.Equal(t, `grid_connection_attempts_total{R} 24
+grid_connection_calls{R} 12
 grid_connection_dials{R} 1
 grid_connection_handlers{R} 14
 grid_connection_kept_bytes{R} 17
+grid_connection_knocks_total{R} 25
 grid_connection_last_connect_timestamp_seconds{R} 100.5
 grid_connection_last_disconnect_timestamp_seconds{R} 200
 grid_connection_limits_reached_total{limit="MaxHandlers",R} 0

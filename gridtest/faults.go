@@ -39,9 +39,9 @@ func (g *Grid) PartitionSilently(groups ...[]int) {
 	g.partition(groups, false)
 }
 
-// Heal ends all partitions. Attempts to connect that wait go on at once, others come within 5 s.
-// What a silent partition has held back arrives. It does not wait for any of that;
-// [Grid.WaitConnected] does.
+// Heal ends all partitions. Attempts to connect that wait go on at once, others come within
+// MaxBackoff, or when the connection is wanted. What a silent partition has held back arrives. It
+// does not wait for any of that; [Grid.WaitConnected] does.
 func (g *Grid) Heal() {
 	g.t.Helper()
 	g.partition(nil, false)

@@ -8,15 +8,22 @@ import (
 )
 
 const (
-	// Min is about the first pause, and what it doubles from.
+	// Min is about the first pause, and what it doubles from, where nothing else is said.
 	Min = 50 * time.Millisecond
-	// Max is the longest pause.
+	// Max is the longest pause, likewise.
 	Max = 5 * time.Second
 )
 
-// Backoff is the pause between attempts: it doubles from Min to Max, with jitter, so that many who
-// begin together do not go on so. The zero value is ready. It is for one goroutine.
-type Backoff struct{ last time.Duration }
+// Backoff is the pause between attempts: it doubles from a least to a longest one, with jitter, so
+// that many who begin together do not go on so. The zero value goes from Min to Max. It is for one
+// goroutine.
+type Backoff struct {
+	least, longest time.Duration
+	last           time.Duration
+}
+
+// New returns a Backoff from a least pause to a longest one, which is no shorter.
+func New(least, longest time.Duration) Backoff { return Backoff{least: least, longest: longest} }
 
 // Reset makes the next pause a first one.
 func (b *Backoff) Reset() { b.last = 0 }
@@ -25,11 +32,14 @@ func (b *Backoff) Reset() { b.last = 0 }
 func (b *Backoff) Next() time.Duration { return b.next(rand.Int64N) }
 
 func (b *Backoff) next(random func(n int64) int64) time.Duration {
-	b.last = min(max(2*b.last, Min), Max)
-	if pause := b.last + time.Duration(random(int64(b.last/2))); pause <= Max {
+	if b.longest == 0 {
+		b.least, b.longest = Min, Max
+	}
+	b.last = min(max(2*b.last, b.least), b.longest)
+	if pause := b.last + time.Duration(random(int64(b.last/2)+1)); pause <= b.longest {
 		return pause
 	}
-	return Max - time.Duration(random(int64(Max/4)))
+	return b.longest - time.Duration(random(int64(b.longest/4)+1))
 }
 
 // Wait pauses, unless ctx ends.

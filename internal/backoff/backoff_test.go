@@ -103,3 +103,19 @@ func TestBackoff_WaitEndsWithItsContext(t *testing.T) {
 		require.Equal(t, time.Second, time.Since(start))
 	})
 }
+
+func TestBackoff_StaysWithinWhatItWasMadeFor(t *testing.T) {
+	random := seed.Rand(t).Int64N
+	for _, c := range [][2]time.Duration{{1, 1}, {time.Millisecond, time.Millisecond}, {time.Second, 1500 * time.Millisecond}, {time.Millisecond, 30 * 24 * time.Hour}} {
+		b := New(c[0], c[1])
+		base := c[0]
+		for range 100 {
+			pause := b.next(random)
+			require.GreaterOrEqual(t, pause, min(base, c[1]-c[1]/4))
+			require.LessOrEqual(t, pause, c[1])
+			base = min(2*base, c[1])
+		}
+		b.Reset()
+		require.LessOrEqual(t, b.next(random), min(c[0]+c[0]/2, c[1]))
+	}
+}

@@ -38,3 +38,6 @@ func (s *Stamp) Load() Time { return Time(s.v.Load()) }
 
 // Store replaces the time.
 func (s *Stamp) Store(t Time) { s.v.Store(int64(t)) }
+
+// CompareAndSwap replaces the time, if it is old.
+func (s *Stamp) CompareAndSwap(old, t Time) bool { return s.v.CompareAndSwap(int64(old), int64(t)) }

@@ -46,9 +46,13 @@ func sum(key []byte, label string, parts ...[]byte) []byte {
 
 // Pass is the bearer token of the upgrade request.
 func Pass(key []byte, dialler, acceptor string, at time.Time) string {
+	return pass(key, "grid pass 2", dialler, acceptor, at)
+}
+
+func pass(key []byte, label, from, to string, at time.Time) string {
 	head := binary.BigEndian.AppendUint64(nil, uint64(at.Unix()))
-	head = append(append(head, Nonce()...), dialler...)
-	return NonceText(append(bytes.Clone(head), sum(key, "grid pass 2", head, []byte(acceptor))...))
+	head = append(append(head, Nonce()...), from...)
+	return NonceText(append(bytes.Clone(head), sum(key, label, head, []byte(to))...))
 }
 
 // Meeting is what a response and a proof are for.
@@ -67,4 +71,9 @@ func (m Meeting) Response(key []byte) string {
 // Proof is that of a ConnectResponse.
 func (m Meeting) Proof(key []byte, response string) []byte {
 	return sum(key, "grid proof 2", m.Challenge, []byte(response), []byte(m.Dialler), []byte(m.Acceptor), m.DiallerID, m.AcceptorID)
+}
+
+// KnockPass is the bearer token of a request to be dialled.
+func KnockPass(key []byte, from, to string, at time.Time) string {
+	return pass(key, "grid knock 1", from, to, at)
 }

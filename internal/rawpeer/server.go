@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,6 +19,8 @@ import (
 // Server lets the grid dial scripted peers, at any path.
 type Server struct {
 	URL string // to be named as a host
+	// Draining has whoever comes answered 503, as a server does that shuts down.
+	Draining atomic.Bool
 
 	T     testing.TB
 	c     Config
@@ -81,6 +84,10 @@ func (s *Server) Accept() *Peer {
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err := s.c.checkClock(r); err != nil {
 		http.Error(w, err.Error(), http.StatusForbidden)
+		return
+	}
+	if s.Draining.Load() {
+		http.Error(w, "grid: the manager is shutting down", http.StatusServiceUnavailable)
 		return
 	}
 	var up websocket.Upgrader

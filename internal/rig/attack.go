@@ -39,6 +39,8 @@ type Attacked struct {
 	Book *LogBook
 	c    rawpeer.Config
 	Next func() *rawpeer.Peer // connects the attacker, perhaps once more
+	// Server is the attacker's, where it is dialled, else one that nobody asks.
+	Server *rawpeer.Server
 
 	opts   grid.ManagerOptions // of the node
 	Before int64               // the heap before the attack, by RunAttack
@@ -75,13 +77,14 @@ func RunAttack(t *testing.T, rawDials bool, c rawpeer.Config, edit func(o *grid.
 // NewAttacked makes one, in a bubble, with the attacker in one role, who is not connected yet.
 func NewAttacked(t *testing.T, rawDials bool, c rawpeer.Config, edit func(o *grid.ManagerOptions)) *Attacked {
 	t.Helper()
-	a := &Attacked{T: t, Raw: PeerHost(t, rawDials), Book: new(LogBook), c: c}
+	a := &Attacked{T: t, Raw: PeerHost(t, rawDials), Book: new(LogBook), c: c, Server: new(rawpeer.Server)}
 	n := faultconn.NewNetwork()
 	n.SetLinkBuffer(HostAddr(LoneHost), HostAddr(a.Raw), 16<<10)
 	if rawDials {
 		a.Next = func() *rawpeer.Peer { return a.Dial(a.c) }
 	} else {
-		a.Next = rawpeer.Serve(t, ListenMemory(t, n, a.Raw), c).Accept
+		a.Server = rawpeer.Serve(t, ListenMemory(t, n, a.Raw), c)
+		a.Next = a.Server.Accept
 	}
 	a.Grid = Setup{Net: n, Hosts: []string{LoneHost, AttackOther}, Guests: !rawDials, Edit: func(i int, o *grid.ManagerOptions) {
 		o.AuthFn = func() string { return AttackToken }

@@ -31,6 +31,8 @@ type Wire struct {
 	Next func() *rawpeer.Peer // connects once more
 	// Secure tells that both hosts have https, so that what the node says has no checksum.
 	Secure bool
+	// Server is the peer's, where it is dialled, else one that nobody asks.
+	Server *rawpeer.Server
 }
 
 // InWire runs f in a bubble twice: with the node as acceptor and as dialler. c is the peer, of
@@ -82,7 +84,7 @@ func newSecureWire(t *testing.T, rawDials bool, c rawpeer.Config, conf *tls.Conf
 			edit(o)
 		}
 	}, Prepare: func(n *Node) { n.Server.TLSConfig = conf.Clone() }}.Start(t)
-	r := &Wire{T: t, Grid: g, Node: g.Node(0), Raw: raw, Conn: g.Manager(0).Connection(raw), Book: log, Secure: true}
+	r := &Wire{T: t, Grid: g, Node: g.Node(0), Raw: raw, Conn: g.Manager(0).Connection(raw), Book: log, Secure: true, Server: s}
 	r.Next = func() *rawpeer.Peer {
 		if rawDials {
 			return rawpeer.DialConfig(t, local, c)
@@ -108,7 +110,7 @@ func NewWire(t *testing.T, rawDials bool, c rawpeer.Config, edit func(o *grid.Ma
 	t.Helper()
 	n := faultconn.NewNetwork()
 	logger, log := NewLogBook()
-	var s *rawpeer.Server
+	s := new(rawpeer.Server)
 	if !rawDials {
 		s = ListenLone(t, n, c)
 	}
@@ -124,7 +126,7 @@ func NewWire(t *testing.T, rawDials bool, c rawpeer.Config, edit func(o *grid.Ma
 		}
 		return s.Accept()
 	}
-	r := &Wire{T: t, Grid: g, Node: g.Node(0), Raw: raw, Conn: g.Manager(0).Connection(raw), Book: log, Next: next}
+	r := &Wire{T: t, Grid: g, Node: g.Node(0), Raw: raw, Conn: g.Manager(0).Connection(raw), Book: log, Next: next, Server: s}
 	r.connect(c)
 	return r
 }

@@ -4,7 +4,8 @@
 // The host that dials begins with a pass, which says who it is and whom it wants. The acceptor
 // answers with a challenge; the dialler answers that with a response, and the acceptor the response
 // with a proof. All are bound to both names by an HMAC-SHA-256, response and proof to the challenge
-// as well: so none of them is of use to anybody else, at another host, or a second time.
+// as well: so none of them is of use to anybody else, at another host, or a second time. A host
+// that asks to be dialled shows a pass of another kind.
 package token
 
 import (
@@ -93,6 +94,7 @@ func New(keys ...[]byte) (*Secret, error) {
 // whatever else the key may sign.
 const (
 	labelPass     = "grid pass 2\x00"
+	labelKnock    = "grid knock 1\x00"
 	labelResponse = "grid response 2\x00"
 	labelProof    = "grid proof 2\x00"
 )
@@ -126,22 +128,38 @@ func (s *Secret) Pass(dialler, acceptor string) string {
 }
 
 func (s *Secret) passAt(dialler, acceptor string, now time.Time) string {
-	b := make([]byte, headSize, headSize+len(dialler)+sumSize)
+	return s.pass(labelPass, dialler, acceptor, now)
+}
+
+// KnockPass makes the token with which from asks to to dial it.
+func (s *Secret) KnockPass(from, to string) string { return s.pass(labelKnock, from, to, time.Now()) }
+
+func (s *Secret) pass(label, from, to string, now time.Time) string {
+	b := make([]byte, headSize, headSize+len(from)+sumSize)
 	binary.BigEndian.PutUint64(b, uint64(now.Unix()))
 	rand.Read(b[8:])
-	b = append(b, dialler...)
-	return encode(append(b, sum(s.keys[0], labelPass, b, []byte(acceptor))...))
+	b = append(b, from...)
+	return encode(append(b, sum(s.keys[0], label, b, []byte(to))...))
 }
 
 // CheckPass checks the pass of somebody who dials acceptor, and returns who that is, and the
 // pass's nonce. It does not know whether the pass was used before; see [Used].
 func (s *Secret) CheckPass(pass, acceptor string, now time.Time) (dialler string, nonce Nonce, err error) {
+	return s.checkPass(labelPass, pass, acceptor, now)
+}
+
+// CheckKnockPass is CheckPass for the pass of somebody who asks to to dial.
+func (s *Secret) CheckKnockPass(pass, to string, now time.Time) (from string, nonce Nonce, err error) {
+	return s.checkPass(labelKnock, pass, to, now)
+}
+
+func (s *Secret) checkPass(label, pass, to string, now time.Time) (from string, nonce Nonce, err error) {
 	b, err := decode(pass)
 	if err != nil || len(b) < headSize+sumSize {
 		return "", nonce, ErrForm
 	}
 	signed, got := b[:len(b)-sumSize], b[len(b)-sumSize:]
-	if !s.verify(got, labelPass, signed, []byte(acceptor)) {
+	if !s.verify(got, label, signed, []byte(to)) {
 		return "", nonce, ErrKey
 	}
 	made := time.Unix(int64(binary.BigEndian.Uint64(signed)), 0)

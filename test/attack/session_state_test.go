@@ -170,6 +170,7 @@ func TestShutdown_DrainThatDoesNotEndIsServedAndToldOnce(t *testing.T) {
 		p := a.Next()
 		s := a.Session()
 		w := a.Swallow(p)
+		a.Server.Draining.Store(true)
 		before := rig.BubbleGoroutines()
 		a.During(func() {
 			for round := range uint64(50) {
@@ -193,6 +194,7 @@ func TestShutdown_DrainThatDoesNotEndIsServedAndToldOnce(t *testing.T) {
 		require.ErrorIs(a, err, grid.ErrDisconnected)
 		require.ErrorContains(a, err, "shutting down")
 		a.Logged("shutting down")
+		a.Server.Draining.Store(false)
 		b.Release()
 		p.Close()
 		a.RequireEnded(s)

@@ -36,7 +36,7 @@ func newSameNameGrid(t *testing.T, dial func(net.Conn) net.Conn) *sameNameGrid {
 		if i == g.acceptor {
 			o.Logger, g.log = rig.NewLogBook()
 		}
-		if plain := o.Dialer; dial != nil {
+		if plain := o.Dialer; dial != nil && i == g.dialler {
 			o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
 				c, err := plain(ctx, network, addr)
 				if err != nil {

@@ -108,6 +108,11 @@ func TestTLS_VerifyPeerSeesWhoClaimsToBeWhom(t *testing.T) {
 			g = rig.Setup{Hosts: hosts, Stopped: true, Edit: func(i int, o *grid.ManagerOptions) {
 				o.Logger, logs[i] = rig.NewLogBook()
 				o.VerifyPeer = func(host string, r *http.Request) error {
+					if r.Method == http.MethodPost {
+						require.Equal(t, dialler, i, "who dials is asked to")
+						require.Equal(t, hosts[acceptor], host)
+						return nil
+					}
 					require.Equal(t, acceptor, i, "the dialler has verified whom it dialled")
 					require.Equal(t, grid.RoutePath, r.URL.Path)
 					require.NotEmpty(t, r.RemoteAddr)

@@ -130,9 +130,9 @@ func beside(t *testing.T, g *rig.Grid, i int) *grid.Manager {
 	return m
 }
 
-// A host that is started again while its old process still drains: where it dials, it is let in at
-// once, and where it is dialled, when the old one has gone. What was under way finishes on the old
-// link either way, and what is new finds the new one.
+// A host that is started again while its old process still drains is connected at once, whether it
+// dials or is dialled. What was under way finishes on the old link, and what is new finds the new
+// one.
 func TestShutdown_RestartedHostConnectsWhileItsOldProcessDrains(t *testing.T) {
 	hosts := []string{"http://node0:9000", "http://node1:9000"}
 	for old := range hosts {
@@ -165,12 +165,7 @@ func TestShutdown_RestartedHostConnectsWhileItsOldProcessDrains(t *testing.T) {
 					require.NoError(t, err)
 				}
 				time.Sleep(10 * time.Second)
-				if dials {
-					works()
-				} else {
-					_, err = c.SingleRequest(t.Context(), after, nil)
-					require.ErrorIs(t, err, grid.ErrDisconnected)
-				}
+				works()
 				require.Equal(t, 1, c.Stats().Calls)
 				require.Equal(t, 1, c.Stats().Streams)
 				require.NoError(t, s.Send([]byte("old")))

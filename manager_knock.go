@@ -1,0 +1,136 @@
+package grid
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/gridrpc/grid/internal/clip"
+)
+
+// What the side that dials answers to those who ask for it (section 10).
+
+// isKnock reports whether r asks to be dialled.
+func isKnock(r *http.Request) bool {
+	return r.Method == http.MethodPost && r.Header.Get(knockHeader) != ""
+}
+
+// knockError is a knock that is refused.
+type knockError struct {
+	status int
+	reason string
+}
+
+func (e *knockError) Error() string { return e.reason }
+
+func refuseKnock(status int, format string, a ...any) error {
+	return &knockError{status, fmt.Sprintf(format, a...)}
+}
+
+// answerKnock answers a request to dial. It counts towards MaxHandshakes.
+func (m *Manager) answerKnock(w http.ResponseWriter, r *http.Request, authReq []func(*http.Request) error) {
+	a, err := m.incoming.enter(m.ctx)
+	if err != nil {
+		m.stranger(r, err)
+		respondUnavailable(w, err)
+		return
+	}
+	defer a.leave()
+	if m.draining.Load() || m.ctx.Err() != nil {
+		respondUnavailable(w, errShuttingDown)
+		return
+	}
+	var connected bool
+	err = a.run(func() (err error) {
+		connected, err = m.takeKnock(r, authReq)
+		return err
+	})
+	var refused *knockError
+	switch {
+	case err == nil && connected:
+		fmt.Fprintln(w, "grid: connected")
+		return
+	case err == nil:
+		w.WriteHeader(http.StatusAccepted)
+		fmt.Fprintln(w, "grid: dialling")
+		return
+	case errors.As(err, &refused):
+		http.Error(w, "grid: "+refused.reason, refused.status)
+	default:
+		respondForbidden(w, err)
+	}
+	m.forbidden.WarnReason(m.opts.Logger.With("local", m.opts.Local, "addr", addrOf(r)), "grid: knock refused", err)
+}
+
+// takeKnock checks a knock and does what it asks for, unless there is a connection. Of an error
+// that is no knockError a stranger is told nothing.
+func (m *Manager) takeKnock(r *http.Request, authReq []func(*http.Request) error) (connected bool, err error) {
+	c, err := m.checkKnock(r, authReq)
+	if err != nil {
+		return false, err
+	}
+	asked := time.Now()
+	// It says that it has no connection; but that may be made in this moment.
+	if s := c.session.Load(); s != nil {
+		switch alive := s.watch.probe(min(probeTime, m.opts.HandshakeTimeout/2)); {
+		case alive && r.Header.Get(knockIDHeader) == fmt.Sprintf("%x", s.peerID):
+			return true, nil
+		case alive:
+			return false, refuseKnock(http.StatusConflict, "two processes use one host name: another is connected as %s, from %v, and alive", c.remote, s.ws.RemoteAddr())
+		}
+		s.close(errKnocked)
+	}
+	c.stats.knocks.Add(1)
+	c.redial.restart(asked)
+	return false, nil
+}
+
+var errKnocked = errors.New("the host has lost the connection, and answers no ping on it")
+
+// checkKnock returns whom a knock is from. Nothing comes behind it that proves more, so all is
+// checked that an upgrade and its handshake have to show.
+func (m *Manager) checkKnock(r *http.Request, authReq []func(*http.Request) error) (*Connection, error) {
+	bearer := bearerToken(r)
+	if err := checkTokenSize(bearer); err != nil {
+		return nil, err
+	}
+	for _, f := range authReq {
+		if err := f(r); err != nil {
+			return nil, cleanError(err, bearer)
+		}
+	}
+	from := r.Header.Get(knockHeader)
+	c := m.peer(from)
+	if secret := m.secret.Load(); secret != nil {
+		now := time.Now()
+		signer, nonce, err := secret.CheckKnockPass(bearer, m.opts.Local, now)
+		if err != nil {
+			return nil, err
+		}
+		if !isSameHost(from, signer) {
+			return nil, errors.New("knock in another name than its token's")
+		}
+		if c != nil {
+			if err := m.passes.Add(c.remote, nonce, now); err != nil {
+				return nil, err
+			}
+		}
+	} else if err := m.opts.validate(bearer); err != nil {
+		return nil, cleanError(err, bearer)
+	}
+	name := func(said string) string { return clip.Name(clean(said, bearer)) }
+	switch to := r.Header.Get(knockToHeader); {
+	case !isSameHost(to, m.opts.Local):
+		return nil, refuseKnock(http.StatusMisdirectedRequest, "this is %s, not %s", m.opts.Local, name(to))
+	case c == nil:
+		return nil, refuseKnock(http.StatusNotFound, "unknown incoming host: %s", name(from))
+	case !c.dials:
+		return nil, refuseKnock(http.StatusConflict, "%s is to dial %s, not the reverse", c.remote, c.local)
+	case m.opts.VerifyPeer != nil:
+		if err := m.opts.VerifyPeer(c.remote, r); err != nil {
+			return nil, refuseKnock(http.StatusForbidden, "%s is not accepted: %s", c.remote, clean(err.Error(), bearer))
+		}
+	}
+	return c, nil
+}
