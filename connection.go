@@ -70,7 +70,7 @@ func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
 		secret:   &m.secret,
 		handlers: &m.handlers,
 		taken:    taken,
-		log:      m.opts.Logger.With("local", m.opts.Local, "remote", remote),
+		log:      m.opts.Logger.With("remote", remote),
 		caller:   RemoteClient{Name: remote},
 		draining: &m.draining,
 		limits:   make(map[string]*errlog.Log),

@@ -3,15 +3,19 @@ package grid
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/uuid"
 
+	"github.com/gridrpc/grid/internal/asynclog"
 	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/errlog"
 	"github.com/gridrpc/grid/internal/hostname"
+	"github.com/gridrpc/grid/internal/offload"
 	"github.com/gridrpc/grid/internal/token"
 )
 
@@ -37,6 +41,7 @@ type Manager struct {
 	limits    totals
 	secret    atomic.Pointer[token.Secret] // nil without SharedSecret
 	passes    token.Used                   // of hosts that dialled
+	callbacks offload.Group                // runs functions of the application's
 
 	hosts   atomic.Pointer[hostSet]
 	hostsMu sync.Mutex // serialises changes of hosts
@@ -57,6 +62,7 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{ID: uuid.New(), opts: opts}
+	opts.Logger = asynclog.New(&m.callbacks, opts.Logger.Handler(), slog.String("local", opts.Local))
 	if opts.SharedSecret != nil {
 		if err := m.setSecret(opts.SharedSecret); err != nil {
 			return nil, err
@@ -68,8 +74,7 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	m.handlers.init(opts)
 	m.limits.init(opts)
 	if opts.OnStateChange != nil {
-		m.stateHook = newStateHook(opts.OnStateChange, opts.Logger)
-		m.start(m.stateHook.run)
+		m.stateHook = newStateHook(&m.callbacks, opts.OnStateChange, opts.Logger)
 	}
 	m.hosts.Store(&hostSet{})
 	if opts.LocalCalls {
@@ -148,14 +153,20 @@ func (m *Manager) start(f func()) {
 
 // Close closes all connections: calls and streams that are under way end with [ErrDisconnected],
 // also those of the remote hosts, and the contexts of handlers end. It waits for everything that
-// grid itself has started, but not for handlers. It may be called more than once and from a
-// handler, and always returns nil.
+// grid itself has started, but not for handlers, and for functions of the application's, such as
+// the Logger, OnStateChange and the ends of interceptors, no longer than a second. It may be called
+// more than once, from a handler and from any of these functions, and always returns nil.
 func (m *Manager) Close() error {
 	m.unwatch()
 	m.close()
 	m.work.Wait()
+	m.callbacks.Wait(callbackTime)
 	return nil
 }
+
+// callbackTime is how long Close waits for functions of the application's: so that the last lines
+// are written, and the last changes told, where nothing is stuck.
+const callbackTime = time.Second
 
 func (m *Manager) close() {
 	m.mu.Lock()

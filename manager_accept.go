@@ -34,7 +34,7 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 		}
 		defer a.leave()
 		if err := a.run(func() error { return m.authorise(r, authReq) }); err != nil {
-			m.forbidden.WarnReason(m.opts.Logger.With("local", m.opts.Local, "addr", addrOf(r)), "grid: upgrade refused", err)
+			m.forbidden.WarnReason(m.opts.Logger.With("addr", addrOf(r)), "grid: upgrade refused", err)
 			respondForbidden(w, err)
 			return
 		}
@@ -168,7 +168,7 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request, a *arrival) *se
 	}
 	ws, err := wsconn.Upgrade(w, r, header, handshakeLimit, at.deadline, m.opts.counters())
 	if err != nil {
-		m.opts.Logger.Debug("grid: upgrade failed", "local", m.opts.Local, "addr", addrOf(r), "error", clip.Error(at.explain(err)))
+		m.opts.Logger.Debug("grid: upgrade failed", "addr", addrOf(r), "error", clip.Error(at.explain(err)))
 		return nil
 	}
 
@@ -204,5 +204,5 @@ func addrOf(r *http.Request) string { return clip.Text(r.RemoteAddr) }
 // stranger logs the failed handshake of somebody who is not known, of each reason the first and
 // then one an hour: they must not fill the log.
 func (m *Manager) stranger(r *http.Request, err error) {
-	m.unknown.WarnReason(m.opts.Logger.With("local", m.opts.Local, "addr", addrOf(r)), "grid: handshake failed", err)
+	m.unknown.WarnReason(m.opts.Logger.With("addr", addrOf(r)), "grid: handshake failed", err)
 }
