@@ -11,6 +11,7 @@ import (
 
 	"github.com/gridrpc/grid/internal/errlog"
 	"github.com/gridrpc/grid/internal/token"
+	"github.com/gridrpc/grid/internal/wsconn"
 )
 
 // Connection is the way to one remote host. It is made by [NewManager], dials or waits to be
@@ -27,6 +28,7 @@ type Connection struct {
 	handlers      *registry
 	taken         *hostLimits // what the host takes up here
 	log           *slog.Logger
+	traffic       wsconn.Counters // Incoming and Outgoing
 	caller        RemoteClient    // as handlers see the remote
 	ctx           context.Context // ends with the manager, or when the host is removed
 	cancel        context.CancelCauseFunc
@@ -71,6 +73,7 @@ func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
 		handlers: &m.handlers,
 		taken:    taken,
 		log:      m.opts.Logger.With("remote", remote),
+		traffic:  m.traffic,
 		caller:   RemoteClient{Name: remote},
 		draining: &m.draining,
 		limits:   make(map[string]*errlog.Log),

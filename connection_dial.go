@@ -48,7 +48,7 @@ func (c *Connection) dial(ctx context.Context) (*session, error) {
 		TLS:      c.opts.TLSConfig,
 		Limit:    handshakeLimit,
 		Stage:    at.enter,
-		Counters: c.opts.counters(),
+		Counters: c.traffic,
 	})
 	if err != nil {
 		return nil, cleanError(at.explain(err), bearer)

@@ -17,6 +17,7 @@ import (
 	"github.com/gridrpc/grid/internal/hostname"
 	"github.com/gridrpc/grid/internal/offload"
 	"github.com/gridrpc/grid/internal/token"
+	"github.com/gridrpc/grid/internal/wsconn"
 )
 
 // Manager is this host's end of the grid: it holds one [Connection] to every other host, and the
@@ -42,6 +43,8 @@ type Manager struct {
 	secret    atomic.Pointer[token.Secret] // nil without SharedSecret
 	passes    token.Used                   // of hosts that dialled
 	callbacks offload.Group                // runs functions of the application's
+	traffic   wsconn.Counters              // Incoming and Outgoing
+	panics    errlog.Log                   // of these
 
 	hosts   atomic.Pointer[hostSet]
 	hostsMu sync.Mutex // serialises changes of hosts
@@ -76,6 +79,8 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	if opts.OnStateChange != nil {
 		m.stateHook = newStateHook(&m.callbacks, opts.OnStateChange, opts.Logger)
 	}
+	m.traffic.Read = m.newMeter("Incoming", opts.Incoming)
+	m.traffic.Written = m.newMeter("Outgoing", opts.Outgoing)
 	m.hosts.Store(&hostSet{})
 	if opts.LocalCalls {
 		if err := m.startSelf(); err != nil {
@@ -88,6 +93,21 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	}
 	m.unwatch = context.AfterFunc(ctx, m.close)
 	return m, nil
+}
+
+// newMeter makes the meter of a function of the application's, nil for none.
+func (m *Manager) newMeter(name string, tell func(n int64)) *offload.Meter {
+	if tell == nil {
+		return nil
+	}
+	return offload.NewMeter(&m.callbacks, func(n int64) {
+		defer func() {
+			if p := recover(); p != nil {
+				m.panics.Panicked(m.opts.Logger, "grid: "+name+" panicked", p)
+			}
+		}()
+		tell(n)
+	})
 }
 
 // HostName returns the base URL of this host.
@@ -160,6 +180,7 @@ func (m *Manager) Close() error {
 	m.unwatch()
 	m.close()
 	m.work.Wait()
+	m.traffic.Flush()
 	m.callbacks.Wait(callbackTime)
 	return nil
 }

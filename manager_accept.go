@@ -166,7 +166,7 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request, a *arrival) *se
 		challenge = token.NewNonce()
 		header.Set(challengeHeader, challenge.String())
 	}
-	ws, err := wsconn.Upgrade(w, r, header, handshakeLimit, at.deadline, m.opts.counters())
+	ws, err := wsconn.Upgrade(w, r, header, handshakeLimit, at.deadline, m.traffic)
 	if err != nil {
 		m.opts.Logger.Debug("grid: upgrade failed", "addr", addrOf(r), "error", clip.Error(at.explain(err)))
 		return nil

@@ -116,9 +116,11 @@ type ManagerOptions struct {
 	// requests that arrive before wait for it.
 	BlockConnect <-chan struct{}
 
-	// Incoming and Outgoing, if not nil, are told the number of bytes whenever some were read from
-	// or written to a connection: those of the websockets, without TLS. They are called
-	// concurrently and must not block.
+	// Incoming and Outgoing, if not nil, are told how many bytes were read from and written to all
+	// connections since they last were: those of the websockets, without TLS. It is never 0, and
+	// the sums are exact. They are called within a second, and when a connection ends, on
+	// goroutines of their own: each once at a time, and one beside the other. While one blocks,
+	// what it is to be told adds up; Close waits for it no longer than a second.
 	Incoming, Outgoing func(n int64)
 
 	// HandlerNames are what handlers are called where people read it: in errors, logs, metrics and
@@ -436,11 +438,6 @@ func (o *ManagerOptions) validate(token string) error {
 		return nil
 	}
 	return o.AuthToken(token)
-}
-
-// counters are told what goes over the websockets.
-func (o *ManagerOptions) counters() wsconn.Counters {
-	return wsconn.Counters{Read: o.Incoming, Written: o.Outgoing}
 }
 
 // frameLimit is the largest websocket message that is read.
