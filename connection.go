@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid/internal/errlog"
+	"github.com/gridrpc/grid/internal/limit"
+	"github.com/gridrpc/grid/internal/offload"
 	"github.com/gridrpc/grid/internal/token"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
@@ -29,6 +31,8 @@ type Connection struct {
 	taken         *hostLimits // what the host takes up here
 	log           *slog.Logger
 	traffic       wsconn.Counters // Incoming and Outgoing
+	callbacks     *offload.Group  // the manager's, and so is untold
+	untold        *limit.Slots
 	caller        RemoteClient    // as handlers see the remote
 	ctx           context.Context // ends with the manager, or when the host is removed
 	cancel        context.CancelCauseFunc
@@ -46,6 +50,7 @@ type Connection struct {
 	refused    errlog.Log // of handshakes that were refused, perhaps beside a connection
 	departures errlog.Log // of peers that shut down
 	panics     errlog.Log // of interceptors
+	endings    endings
 
 	limitsMu sync.Mutex
 	limits   map[string]*errlog.Log // of limits that were reached, by option
@@ -63,21 +68,23 @@ type Connection struct {
 
 func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
 	c := &Connection{
-		local:    m.opts.Local,
-		remote:   remote,
-		localID:  m.ID,
-		dials:    shouldDial(m.opts.Local, remote),
-		crc:      flagCRC,
-		opts:     m.opts,
-		secret:   &m.secret,
-		handlers: &m.handlers,
-		taken:    taken,
-		log:      m.opts.Logger.With("remote", remote),
-		traffic:  m.traffic,
-		caller:   RemoteClient{Name: remote},
-		draining: &m.draining,
-		limits:   make(map[string]*errlog.Log),
-		began:    time.Now(),
+		local:     m.opts.Local,
+		remote:    remote,
+		localID:   m.ID,
+		dials:     shouldDial(m.opts.Local, remote),
+		crc:       flagCRC,
+		opts:      m.opts,
+		secret:    &m.secret,
+		handlers:  &m.handlers,
+		taken:     taken,
+		log:       m.opts.Logger.With("remote", remote),
+		traffic:   m.traffic,
+		callbacks: &m.callbacks,
+		untold:    &m.untold,
+		caller:    RemoteClient{Name: remote},
+		draining:  &m.draining,
+		limits:    make(map[string]*errlog.Log),
+		began:     time.Now(),
 	}
 	c.ctx, c.cancel = context.WithCancelCause(m.ctx)
 	c.closing, c.managerEnds = c.ctx.Done(), m.closing
@@ -161,6 +168,10 @@ func rawStream(m *muxClient, err error) (*Stream, error) {
 func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, caps capacities) (*muxClient, error) {
 	if c == nil || !c.intercepts() {
 		return c.openObserved(ctx, id, sub, payload, nil, nil, caps)
+	}
+	if err := c.endings.checkStreams(c.opts); err != nil {
+		c.overload(err)
+		return nil, err
 	}
 	seen, caller := newObserved(c), ctx
 	ctx, metadata, err := c.beginCall(ctx, seen, &CallInfo{Handler: id, Subroute: route, Stream: true, PayloadBytes: len(payload)})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -15,6 +16,7 @@ import (
 	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/errlog"
 	"github.com/gridrpc/grid/internal/hostname"
+	"github.com/gridrpc/grid/internal/limit"
 	"github.com/gridrpc/grid/internal/offload"
 	"github.com/gridrpc/grid/internal/token"
 	"github.com/gridrpc/grid/internal/wsconn"
@@ -43,6 +45,7 @@ type Manager struct {
 	secret    atomic.Pointer[token.Secret] // nil without SharedSecret
 	passes    token.Used                   // of hosts that dialled
 	callbacks offload.Group                // runs functions of the application's
+	untold    limit.Slots                  // calls that interceptors were told of, but not of the end; no limit
 	traffic   wsconn.Counters              // Incoming and Outgoing
 	panics    errlog.Log                   // of these
 
@@ -76,6 +79,7 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	m.closing = m.ctx.Done()
 	m.handlers.init(opts)
 	m.limits.init(opts)
+	m.untold.Init("", "", math.MaxInt, nil, nil)
 	if opts.OnStateChange != nil {
 		m.stateHook = newStateHook(&m.callbacks, opts.OnStateChange, opts.Logger)
 	}

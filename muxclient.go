@@ -201,7 +201,7 @@ func (m *muxClient) finish(err error, how ending) {
 		m.in.discharge()
 	}
 	close(m.done)
-	m.seen.end(err)
+	m.seen.endApart(err)
 	if stop != nil {
 		stop()
 	}
