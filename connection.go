@@ -33,6 +33,7 @@ type Connection struct {
 	traffic       wsconn.Counters // Incoming and Outgoing
 	callbacks     *offload.Group  // the manager's, and so is untold
 	untold        *limit.Slots
+	attempts      *attempts       // the manager's
 	caller        RemoteClient    // as handlers see the remote
 	ctx           context.Context // ends with the manager, or when the host is removed
 	cancel        context.CancelCauseFunc
@@ -43,14 +44,16 @@ type Connection struct {
 
 	lastMux atomic.Uint64 // never reset, so no ID is used twice
 
-	session    atomic.Pointer[session]
-	attempt    atomic.Pointer[progress] // to connect, that is under way on this side
-	state      stateMachine
-	errors     errlog.Log // of connections that were lost or could not be made
-	refused    errlog.Log // of handshakes that were refused, perhaps beside a connection
-	departures errlog.Log // of peers that shut down
-	panics     errlog.Log // of interceptors
-	endings    endings
+	session       atomic.Pointer[session]
+	attempt       atomic.Pointer[progress] // to connect, that is under way on this side
+	state         stateMachine
+	errors        errlog.Log // of connections that were lost or could not be made
+	refused       errlog.Log // of handshakes that were refused, perhaps beside a connection
+	departures    errlog.Log // of peers that shut down
+	panics        errlog.Log // of interceptors
+	attemptPanics errlog.Log // of functions that take part in an attempt to connect
+	endings       endings
+	leftBehind    atomic.Int32 // functions that were asked whether the remote may come in
 
 	limitsMu sync.Mutex
 	limits   map[string]*errlog.Log // of limits that were reached, by option
@@ -81,6 +84,7 @@ func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
 		traffic:   m.traffic,
 		callbacks: &m.callbacks,
 		untold:    &m.untold,
+		attempts:  &m.attempts,
 		caller:    RemoteClient{Name: remote},
 		draining:  &m.draining,
 		limits:    make(map[string]*errlog.Log),

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid/internal/backoff"
+	"github.com/gridrpc/grid/internal/clip"
+	"github.com/gridrpc/grid/internal/offload"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
 
@@ -31,12 +33,42 @@ func (c *Connection) keepDialling(ctx context.Context) {
 	}
 }
 
+// dial makes one attempt to connect. Functions of the application's are called on the way, which
+// may not heed ctx: then the attempt is left behind, and there is no other until it has returned.
 func (c *Connection) dial(ctx context.Context) (*session, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.HandshakeTimeout)
 	defer cancel()
 	at := c.opts.newProgress(ctx)
 	c.attempt.Store(at)
 	defer c.attempt.Store(nil)
+	end, err := c.attempts.begin(ctx, c.remote, at)
+	if err != nil {
+		return nil, err
+	}
+	s, err := offload.Call(ctx, c.callbacks, func() (s *session, err error) {
+		defer end()
+		defer func() {
+			if p := recover(); p != nil {
+				c.attemptPanics.Panicked(c.log, "grid: panic while connecting", p)
+				err = fmt.Errorf("panic %s: %s", at.reached(), clip.Text(fmt.Sprint(p)))
+			}
+		}()
+		return c.connect(ctx, at)
+	}, func(s *session, _ error) {
+		if s != nil {
+			s.close(at.gaveUp())
+		}
+	})
+	switch err {
+	case offload.ErrLeft:
+		err = at.gaveUp()
+	case offload.ErrExited:
+		err = fmt.Errorf("goroutine ended %s", at.reached())
+	}
+	return s, err
+}
+
+func (c *Connection) connect(ctx context.Context, at *progress) (s *session, err error) {
 	at.enter("in AuthFn")
 	bearer, err := c.bearer()
 	if err != nil {
@@ -53,7 +85,12 @@ func (c *Connection) dial(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, cleanError(at.explain(err), bearer)
 	}
-	s, err := handshake(ctx, ws, at, func() (*session, error) {
+	defer func() {
+		if s == nil {
+			ws.Close()
+		}
+	}()
+	return handshake(ctx, ws, at, func() (*session, error) {
 		s, err := c.greet(ws, header, bearer, at)
 		if err == nil {
 			at.enter("in the handshake, asking whether the present connection is alive")
@@ -61,11 +98,62 @@ func (c *Connection) dial(ctx context.Context) (*session, error) {
 		}
 		return s, err
 	})
-	if err != nil {
-		ws.Close()
-		return nil, err
+}
+
+// attempts are those to connect that have not returned, by host: also those that were left behind,
+// of which there is one for each host, however often that is dialled, or added again.
+type attempts struct {
+	mu sync.Mutex // guards m
+	m  map[string]*attempt
+}
+
+type attempt struct {
+	at       *progress
+	returned chan struct{}
+}
+
+// shortWait is how long an attempt waits for the one before, which may just be returning.
+const shortWait = 100 * time.Millisecond
+
+// begin begins an attempt, unless one before it hangs. end must be called when it has returned.
+func (a *attempts) begin(ctx context.Context, host string, at *progress) (end func(), err error) {
+	next := &attempt{at, make(chan struct{})}
+	before := a.enter(host, next)
+	if before != nil {
+		stage := before.at.reached()
+		at.enter("waiting for an earlier attempt, which hangs " + stage)
+		timeout := time.NewTimer(min(shortWait, at.timeout/10))
+		defer timeout.Stop()
+		select {
+		case <-before.returned:
+		case <-timeout.C:
+		case <-ctx.Done():
+		}
+		if before = a.enter(host, next); before != nil {
+			return nil, fmt.Errorf("an earlier attempt still hangs %s, after %s", stage, age(time.Since(before.at.began)))
+		}
 	}
-	return s, nil
+	return func() { a.leave(host, next) }, nil
+}
+
+// enter makes next the attempt of the host, or returns the one that there is.
+func (a *attempts) enter(host string, next *attempt) (before *attempt) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if before = a.m[host]; before == nil {
+		if a.m == nil {
+			a.m = make(map[string]*attempt)
+		}
+		a.m[host] = next
+	}
+	return before
+}
+
+func (a *attempts) leave(host string, last *attempt) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.m, host)
+	close(last.returned)
 }
 
 // handshake runs f, bounded by ctx, which has a deadline. It fails if ctx has ended meanwhile, also
@@ -97,6 +185,7 @@ func handshake(ctx context.Context, ws *wsconn.Conn, at *progress, f func() (*se
 // progress is how far an attempt to connect has come, on either side.
 type progress struct {
 	ctx      context.Context // bounds the attempt
+	began    time.Time
 	deadline time.Time
 	timeout  time.Duration
 
@@ -106,7 +195,7 @@ type progress struct {
 
 // newProgress is that of an attempt which ctx bounds, by HandshakeTimeout at the latest.
 func (o *ManagerOptions) newProgress(ctx context.Context) *progress {
-	p := &progress{ctx: ctx, timeout: o.HandshakeTimeout}
+	p := &progress{ctx: ctx, began: time.Now(), timeout: o.HandshakeTimeout}
 	p.deadline, _ = ctx.Deadline()
 	return p
 }
@@ -144,6 +233,9 @@ func (p *progress) explain(err error) error {
 	}
 	return err
 }
+
+// gaveUp is why the attempt was left behind: ctx has ended.
+func (p *progress) gaveUp() error { return p.explain(context.DeadlineExceeded) }
 
 // timeoutError is an attempt to connect that took too long.
 type timeoutError struct {

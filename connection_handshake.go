@@ -49,15 +49,15 @@ func (c *Connection) bearer() (string, error) {
 }
 
 // greet is the dialler's side of the handshake. The socket has a deadline. header is that of the
-// answer to the upgrade request, sent the bearer token that the peer has had already.
+// answer to the upgrade request, sent the bearer token that the peer has had already, and gets again
+// where there is no SharedSecret.
 func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent string, at *progress) (*session, error) {
 	req := connectReq{ID: c.localID, Host: c.local, To: c.remote, Time: time.Now(), Caps: ourCaps}
 	meeting := token.Meeting{Dialler: c.local, Acceptor: c.remote, DiallerID: c.localID}
 	var err error
 	secret := c.secret.Load()
 	if secret == nil {
-		at.enter("in the handshake, in AuthFn")
-		req.Token, err = c.opts.bearer()
+		req.Token = sent
 	} else if meeting.Challenge, err = token.ParseNonce(header.Get(challengeHeader)); err == nil {
 		req.Token = secret.Response(&meeting)
 	} else {
@@ -173,7 +173,7 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, challenge token
 		return c, rejectf("clocks differ by %v, more than %v", skew.Abs(), maxClockSkew)
 	}
 	at.enter("in the handshake, in AuthToken")
-	if err := m.checkToken(c, req, challenge, a); err != nil {
+	if err := m.checkToken(c, req, challenge, a, at); err != nil {
 		return c, rejectf("invalid token: %v", err)
 	}
 	if c.dials {
@@ -181,7 +181,7 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, challenge token
 	}
 	if m.opts.VerifyPeer != nil {
 		at.enter("in the handshake, in VerifyPeer")
-		if err := a.run(func() error { return m.opts.VerifyPeer(c.remote, r) }); err != nil {
+		if err := c.ask(a, at, func() error { return m.opts.VerifyPeer(c.remote, r) }); err != nil {
 			return c, rejectf("%s is not accepted: %v", c.remote, err)
 		}
 	}
@@ -192,14 +192,30 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, challenge token
 }
 
 // checkToken checks what a Connect has to show.
-func (m *Manager) checkToken(c *Connection, req *connectReq, challenge token.Nonce, a *arrival) error {
+func (m *Manager) checkToken(c *Connection, req *connectReq, challenge token.Nonce, a *arrival, at *progress) error {
 	if err := checkTokenSize(req.Token); err != nil {
 		return err
 	}
 	if secret := m.secret.Load(); secret != nil {
 		return secret.CheckResponse(m.meeting(c, req, challenge), req.Token)
 	}
-	return a.run(func() error { return m.opts.validate(req.Token) })
+	return c.ask(a, at, func() error { return m.opts.validate(req.Token) })
+}
+
+// ask asks a function of the application's about an arrival that claims to be the remote host. Where
+// one was left behind, no other is called before that has returned: however often that host comes,
+// it takes one place.
+func (c *Connection) ask(a *arrival, at *progress, f func() error) error {
+	if c.leftBehind.Load() > 0 {
+		return fmt.Errorf("an earlier call still hangs %s", at.reached())
+	}
+	err := a.run(at, func(p any) { c.attemptPanics.Panicked(c.log, "grid: panic while connecting", p) }, f,
+		func() { c.leftBehind.Add(-1) })
+	var left *leftError
+	if errors.As(err, &left) {
+		c.leftBehind.Add(1) // perhaps after it has returned
+	}
+	return err
 }
 
 // clean makes a text fit for logs that somebody else has had a part in: tokens that it may repeat

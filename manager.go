@@ -46,6 +46,7 @@ type Manager struct {
 	passes    token.Used                   // of hosts that dialled
 	callbacks offload.Group                // runs functions of the application's
 	untold    limit.Slots                  // calls that interceptors were told of, but not of the end; no limit
+	attempts  attempts                     // to connect to the others
 	traffic   wsconn.Counters              // Incoming and Outgoing
 	panics    errlog.Log                   // of these
 

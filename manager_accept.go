@@ -20,20 +20,23 @@ import (
 // AuthToken refuses, or where one of authReq is given, that any of those refuses in their place, is
 // answered 403, and so is one that a browser sends for a page of another origin. Upgrades are
 // answered 503 once the Manager is shutting down, and while there are more than MaxHandshakes.
+//
+// The functions run on a goroutine of grid's, concurrently for different requests; a panic, or
+// HandshakeTimeout without an answer, refuses the request.
 func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if !wsconn.IsUpgrade(r) {
 			respondUpgradeRequired(w, r)
 			return
 		}
-		a, err := m.incoming.enter(m.ctx)
+		a, err := m.incoming.enter(m.ctx, &m.callbacks)
 		if err != nil {
 			m.stranger(r, err)
 			respondUnavailable(w, err)
 			return
 		}
 		defer a.leave()
-		if err := a.run(func() error { return m.authorise(r, authReq) }); err != nil {
+		if err := m.authorise(r, a, authReq); err != nil {
 			m.forbidden.WarnReason(m.opts.Logger.With("addr", addrOf(r)), "grid: upgrade refused", err)
 			respondForbidden(w, err)
 			return
@@ -79,14 +82,20 @@ func respondUnavailable(w http.ResponseWriter, reason error) {
 }
 
 // authorise returns why a request is refused.
-func (m *Manager) authorise(r *http.Request, authReq []func(*http.Request) error) error {
+func (m *Manager) authorise(r *http.Request, a *arrival, authReq []func(*http.Request) error) error {
+	// Also once the manager is closed, of which a stranger learns nothing.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), m.opts.HandshakeTimeout)
+	defer cancel()
+	at := m.opts.newProgress(ctx)
 	bearer := bearerToken(r)
 	if err := checkTokenSize(bearer); err != nil {
 		return err
 	}
+	at.enter("in AuthToken")
 	check := func() error { return m.opts.validate(bearer) }
 	switch {
 	case len(authReq) > 0:
+		at.enter("in a function given to Handler")
 		check = func() error {
 			for _, f := range authReq {
 				if err := f(r); err != nil {
@@ -96,12 +105,21 @@ func (m *Manager) authorise(r *http.Request, authReq []func(*http.Request) error
 			return nil
 		}
 	case m.secret.Load() != nil:
+		if err := a.begin(); err != nil {
+			return err
+		}
+		defer a.end()
 		return m.checkPass(bearer)
 	}
-	if err := check(); err != nil {
+	if err := a.run(at, m.panicked, check, func() {}); err != nil {
 		return cleanError(err, bearer)
 	}
 	return nil
+}
+
+// panicked logs a panic of a function of the application's that somebody who has dialled is shown to.
+func (m *Manager) panicked(p any) {
+	m.panics.Panicked(m.opts.Logger, "grid: panic while somebody connects", p)
 }
 
 // checkTokenSize refuses what nobody who may come in has: it would take long to look for it in an

@@ -76,10 +76,11 @@ type ManagerOptions struct {
 	SharedSecret [][]byte
 
 	// AuthFn makes the bearer token that is sent to a host that is dialled. It is required where
-	// there is no SharedSecret, unless Insecure is set. It is called twice for each attempt, possibly
-	// concurrently: for the upgrade request, and for the handshake. It must be text that HTTP carries
-	// as it is: without control characters, without white space at its ends, of 32 KiB at most; with
-	// any other the attempt fails.
+	// there is no SharedSecret, unless Insecure is set. It is called once for each attempt, for
+	// different hosts concurrently; the token goes with the upgrade request and with the handshake.
+	// It must be text that HTTP carries as it is: without control characters, without white space at
+	// its ends, of 32 KiB at most; with any other the attempt fails, and so it does where AuthFn
+	// panics, or takes longer than HandshakeTimeout.
 	//
 	// A bearer token is good for whoever has it. Whoever answers at the address of a host gets
 	// this one's, and can use it at any host that accepts it; and the token does not prove to the
@@ -87,14 +88,16 @@ type ManagerOptions struct {
 	AuthFn func() string
 
 	// AuthToken checks the tokens of hosts that dial this one, in the upgrade request and again in
-	// the handshake. It is required like AuthFn. One of more than 32 KiB is refused without it.
+	// the handshake. It is required like AuthFn. One of more than 32 KiB is refused without it. Where
+	// it panics, or takes longer than HandshakeTimeout, the host is refused.
 	AuthToken ValidateTokenFn
 
 	// VerifyPeer, if not nil, has the last word on a host that has dialled this one: it is told
 	// which host that claims to be, by its name in Hosts, and the upgrade request with which it
 	// came, whose TLS has the client's certificates. Its token or proof is valid by then, but these
 	// may not tell the hosts apart. An error refuses it, and is sent to it. It may be called
-	// concurrently. See [VerifyTLSHost].
+	// concurrently. A panic, or HandshakeTimeout without an answer, refuses the host as well; while
+	// a call hangs all others of that host are refused. See [VerifyTLSHost].
 	VerifyPeer func(host string, r *http.Request) error
 
 	// Insecure allows SharedSecret, AuthFn and AuthToken to be left out. Whoever reaches the route
@@ -105,7 +108,9 @@ type ManagerOptions struct {
 	// default is the constant of the same name.
 	RoutePath string
 
-	// Dialer makes the connections to other hosts. The default is a [net.Dialer].
+	// Dialer makes the connections to other hosts, for different ones concurrently. The default is a
+	// [net.Dialer]. Where it panics the attempt fails, and where it has not returned within
+	// HandshakeTimeout, after which its ctx has ended: what it returns later is closed.
 	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	// TLSConfig is used to dial https hosts. The default is the zero configuration: the system's
@@ -261,8 +266,12 @@ type ManagerOptions struct {
 
 	// HandshakeTimeout bounds dialling, upgrading and the handshake, as a whole: a peer that is not
 	// done by then is closed, and the error says how far it has come. What comes before the upgrade
-	// request is complete is for the HTTP server to bound, by its ReadHeaderTimeout. From 1 ms to
-	// 30 days; the default is 10 s.
+	// request is complete is for the HTTP server to bound, by its ReadHeaderTimeout.
+	//
+	// Functions of the application's that have not returned by then are left behind. Of AuthFn,
+	// Dialer and the functions of TLSConfig that is one for each host, which is not dialled before
+	// it has returned; of AuthToken, VerifyPeer and those of Handler there are MaxHandshakes at
+	// most, whose places they take. From 1 ms to 30 days; the default is 10 s.
 	HandshakeTimeout time.Duration
 }
 

@@ -1,6 +1,8 @@
 package offload
 
 import (
+	"context"
+	"io"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -165,4 +167,64 @@ func TestMeter_LosesNothing(t *testing.T) {
 		time.Sleep(time.Minute)
 		require.EqualValues(t, 1200, told.Load())
 	})
+}
+
+func TestCall_ReturnsWhatTheFunctionDoes(t *testing.T) {
+	var g Group
+	for range 100 {
+		n, err := Call(t.Context(), &g, func() (int, error) { return 1, io.EOF }, func(int, error) { t.Error("late") })
+		require.Equal(t, 1, n)
+		require.Equal(t, io.EOF, err)
+		_, err = Call(t.Context(), &g, func() (int, error) { runtime.Goexit(); return 1, nil }, func(int, error) { t.Error("late") })
+		require.Equal(t, ErrExited, err)
+	}
+	g.Wait(time.Minute)
+}
+
+func TestCall_LeavesBehindWhatHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var g Group
+		stuck, late := make(chan struct{}), make(chan error, 1)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		for _, exits := range []bool{false, true} {
+			n, err := Call(ctx, &g, func() (int, error) {
+				<-stuck
+				if exits {
+					runtime.Goexit()
+				}
+				return 1, io.EOF
+			}, func(n int, err error) {
+				require.Equal(t, exits, n == 0)
+				late <- err
+			})
+			require.Equal(t, ErrLeft, err)
+			require.Zero(t, n)
+			stuck <- struct{}{}
+			if err := <-late; exits {
+				require.Equal(t, ErrExited, err)
+			} else {
+				require.Equal(t, io.EOF, err)
+			}
+		}
+	})
+}
+
+// Whether it comes in time or not, the result is told once.
+func TestCall_TellsOfTheResultOnce(t *testing.T) {
+	var g Group
+	for range 2000 {
+		ctx, cancel := context.WithCancel(t.Context())
+		late := make(chan int, 1)
+		go cancel()
+		n, err := Call(ctx, &g, func() (int, error) { return 1, nil }, func(n int, _ error) { late <- n })
+		g.Wait(time.Minute)
+		if err != nil {
+			require.Equal(t, ErrLeft, err)
+			require.Equal(t, 1, <-late)
+		} else {
+			require.Equal(t, 1, n)
+		}
+		require.Empty(t, late)
+	}
 }

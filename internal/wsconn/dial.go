@@ -85,7 +85,15 @@ func Dial(ctx context.Context, url string, o DialOptions) (*Conn, http.Header, e
 		WriteBufferSize: writeBufferSize,
 		WriteBufferPool: &writeBuffers,
 	}
+	finished := false
+	defer func() {
+		if !finished && l != nil { // a function of the application's has panicked, or ended the goroutine
+			release()
+			l.Close()
+		}
+	}()
 	ws, resp, err := d.DialContext(ctx, url, http.Header{"Authorization": {"Bearer " + o.Token}})
+	finished = true
 	if err != nil {
 		err = dialError(err, resp, o.Token, l != nil)
 	}
