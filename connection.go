@@ -53,7 +53,7 @@ type Connection struct {
 	panics        errlog.Log // of interceptors
 	attemptPanics errlog.Log // of functions that take part in an attempt to connect
 	endings       endings
-	leftBehind    atomic.Int32 // functions that were asked whether the remote may come in
+	leftBehind    leftBehind
 
 	limitsMu sync.Mutex
 	limits   map[string]*errlog.Log // of limits that were reached, by option

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -206,16 +207,24 @@ func (m *Manager) checkToken(c *Connection, req *connectReq, challenge token.Non
 // one was left behind, no other is called before that has returned: however often that host comes,
 // it takes one place.
 func (c *Connection) ask(a *arrival, at *progress, f func() error) error {
-	if c.leftBehind.Load() > 0 {
-		return fmt.Errorf("an earlier call still hangs %s", at.reached())
+	if c.leftBehind.n.Load() > 0 {
+		return fmt.Errorf("an earlier call still hangs %s", c.leftBehind.last.Load().reached())
 	}
 	err := a.run(at, func(p any) { c.attemptPanics.Panicked(c.log, "grid: panic while connecting", p) }, f,
-		func() { c.leftBehind.Add(-1) })
+		func() { c.leftBehind.n.Add(-1) })
 	var left *leftError
 	if errors.As(err, &left) {
-		c.leftBehind.Add(1) // perhaps after it has returned
+		c.leftBehind.last.Store(at)
+		c.leftBehind.n.Add(1) // perhaps after it has returned
 	}
 	return err
+}
+
+// leftBehind is the functions of the application's that were asked whether the remote may come in,
+// and have not returned in time.
+type leftBehind struct {
+	n    atomic.Int32
+	last atomic.Pointer[progress] // of them, if n is not 0
 }
 
 // clean makes a text fit for logs that somebody else has had a part in: tokens that it may repeat
