@@ -141,8 +141,8 @@ type ManagerOptions struct {
 	ServeInterceptors []ServeInterceptor
 
 	// OnStateChange, if not nil, is told of every change of the state of a connection to another
-	// host, in their order and one at a time, on a goroutine of its own. Close waits for it, so it
-	// must call neither Close nor Shutdown.
+	// host, in their order and one at a time, on a goroutine of its own. Close waits for it no
+	// longer than a second, and not at all where it calls that itself.
 	//
 	// While it does not keep up, changes wait: of each host 16, of which the last then stands for
 	// all that come after it as well, and says by its Missed for how many. Once 1024 wait, of all
@@ -151,7 +151,9 @@ type ManagerOptions struct {
 	OnStateChange func(StateChange)
 
 	// Logger takes what an operator should know: connections made, lost and refused, panics of
-	// handlers. The default is [slog.Default].
+	// handlers. Its handler is called on a goroutine of its own, one line at a time and in their
+	// order. 1024 lines wait while it does not keep up; those beyond are dropped, and counted by a
+	// line when it goes on. So is a line with which it panics. The default is [slog.Default].
 	Logger *slog.Logger
 
 	// MaxMessageSize is the largest payload in bytes, in either direction. A larger one is refused
