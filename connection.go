@@ -10,7 +10,10 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid/internal/errlog"
+	"github.com/gridrpc/grid/internal/limit"
+	"github.com/gridrpc/grid/internal/offload"
 	"github.com/gridrpc/grid/internal/token"
+	"github.com/gridrpc/grid/internal/wsconn"
 )
 
 // Connection is the way to one remote host. It is made by [NewManager], dials or waits to be
@@ -27,6 +30,10 @@ type Connection struct {
 	handlers      *registry
 	taken         *hostLimits // what the host takes up here
 	log           *slog.Logger
+	traffic       wsconn.Counters // Incoming and Outgoing
+	callbacks     *offload.Group  // the manager's, and so is untold
+	untold        *limit.Slots
+	attempts      *attempts       // the manager's
 	caller        RemoteClient    // as handlers see the remote
 	ctx           context.Context // ends with the manager, or when the host is removed
 	cancel        context.CancelCauseFunc
@@ -38,15 +45,18 @@ type Connection struct {
 
 	lastMux atomic.Uint64 // see session.nextMuxID; never reset, so no ID is used twice
 
-	session    atomic.Pointer[session]
-	attempt    atomic.Pointer[progress] // to connect, that is under way on this side
-	redial     redial
-	knocks     knocks
-	state      stateMachine
-	errors     errlog.Log // of connections that were lost or could not be made
-	refused    errlog.Log // of handshakes that were refused, perhaps beside a connection
-	departures errlog.Log // of peers that shut down
-	panics     errlog.Log // of interceptors
+	session       atomic.Pointer[session]
+	attempt       atomic.Pointer[progress] // to connect, that is under way on this side
+	redial        redial
+	knocking      atomic.Bool // a knock is under way
+	state         stateMachine
+	errors        errlog.Log // of connections that were lost or could not be made
+	refused       errlog.Log // of handshakes that were refused, perhaps beside a connection
+	departures    errlog.Log // of peers that shut down
+	panics        errlog.Log // of interceptors
+	attemptPanics errlog.Log // of functions that take part in an attempt to connect
+	endings       endings
+	leftBehind    leftBehind
 
 	limitsMu sync.Mutex
 	limits   map[string]*errlog.Log // of limits that were reached, by option
@@ -64,21 +74,25 @@ type Connection struct {
 
 func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
 	c := &Connection{
-		local:    m.opts.Local,
-		remote:   remote,
-		localID:  m.ID,
-		dials:    shouldDial(m.opts.Local, remote),
-		crc:      flagCRC,
-		opts:     m.opts,
-		secret:   &m.secret,
-		handlers: &m.handlers,
-		taken:    taken,
-		log:      m.opts.Logger.With("local", m.opts.Local, "remote", remote),
-		caller:   RemoteClient{Name: remote},
-		draining: &m.draining,
-		start:    m.start,
-		limits:   make(map[string]*errlog.Log),
-		began:    time.Now(),
+		local:     m.opts.Local,
+		remote:    remote,
+		localID:   m.ID,
+		dials:     shouldDial(m.opts.Local, remote),
+		crc:       flagCRC,
+		opts:      m.opts,
+		secret:    &m.secret,
+		handlers:  &m.handlers,
+		taken:     taken,
+		log:       m.opts.Logger.With("remote", remote),
+		traffic:   m.traffic,
+		callbacks: &m.callbacks,
+		untold:    &m.untold,
+		attempts:  &m.attempts,
+		caller:    RemoteClient{Name: remote},
+		draining:  &m.draining,
+		start:     m.start,
+		limits:    make(map[string]*errlog.Log),
+		began:     time.Now(),
 	}
 	c.redial.init()
 	c.ctx, c.cancel = context.WithCancelCause(m.ctx)
@@ -163,6 +177,10 @@ func rawStream(m *muxClient, err error) (*Stream, error) {
 func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, caps capacities) (*muxClient, error) {
 	if c == nil || !c.intercepts() {
 		return c.openObserved(ctx, id, sub, payload, nil, nil, caps)
+	}
+	if err := c.endings.checkStreams(c.opts); err != nil {
+		c.overload(err)
+		return nil, err
 	}
 	seen, caller := newObserved(c), ctx
 	ctx, metadata, err := c.beginCall(ctx, seen, &CallInfo{Handler: id, Subroute: route, Stream: true, PayloadBytes: len(payload)})

@@ -8,51 +8,145 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gridrpc/grid/internal/clip"
+	"github.com/gridrpc/grid/internal/offload"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
 
+// dial makes one attempt to connect.
 func (c *Connection) dial(ctx context.Context) (*session, error) {
+	return attemptTo(ctx, c, c.connect, func(s *session, gaveUp error) {
+		if s != nil {
+			s.close(gaveUp)
+		}
+	})
+}
+
+// attemptTo has f reach the remote, bounded by HandshakeTimeout. f calls functions of the
+// application's, which may not heed its context: then it is left behind, and there is no other
+// attempt until it has returned. late is told what it returns after all, and why nobody waits for it.
+func attemptTo[T any](ctx context.Context, c *Connection, f func(ctx context.Context, at *progress) (T, error), late func(v T, gaveUp error)) (v T, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.HandshakeTimeout)
 	defer cancel()
 	at := c.opts.newProgress(ctx)
 	c.attempt.Store(at)
 	defer c.attempt.Store(nil)
-	at.enter("in AuthFn")
-	bearer, err := c.bearer()
+	end, err := c.attempts.begin(ctx, c.remote, at)
 	if err != nil {
-		return nil, err
+		return v, err
+	}
+	v, err = offload.Call(ctx, c.callbacks, func() (v T, err error) {
+		defer end()
+		defer func() {
+			if p := recover(); p != nil {
+				c.attemptPanics.Panicked(c.log, "grid: panic while connecting", p)
+				err = fmt.Errorf("panic %s: %s", at.reached(), clip.Text(fmt.Sprint(p)))
+			}
+		}()
+		return f(ctx, at)
+	}, func(v T, _ error) { late(v, at.gaveUp()) })
+	switch err {
+	case offload.ErrLeft:
+		err = at.gaveUp()
+	case offload.ErrExited:
+		err = fmt.Errorf("goroutine ended %s", at.reached())
+	}
+	return v, err
+}
+
+// outgoing is what goes with a request to the remote, but for its headers, whose token is made by
+// pass.
+func (c *Connection) outgoing(at *progress, pass func() (string, error)) (o wsconn.DialOptions, err error) {
+	at.enter("in AuthFn")
+	o.Token, err = pass()
+	if err != nil {
+		return o, err
 	}
 	at.enter("in UpgradeHeader")
-	header, err := c.opts.upgradeHeader(c.remote)
+	o.Header, err = c.opts.upgradeHeader(c.remote)
+	o.Dial, o.TLS, o.Stage = c.opts.Dialer, c.opts.TLSConfig, at.enter
+	return o, err
+}
+
+func (c *Connection) connect(ctx context.Context, at *progress) (s *session, err error) {
+	o, err := c.outgoing(at, c.bearer)
 	if err != nil {
 		return nil, err
 	}
-	o := wsconn.DialOptions{
-		Token:    bearer,
-		Header:   header,
-		Dial:     c.opts.Dialer,
-		TLS:      c.opts.TLSConfig,
-		Limit:    handshakeLimit,
-		Stage:    at.enter,
-		Counters: c.opts.counters(),
-	}
+	o.Limit, o.Counters = handshakeLimit, c.traffic
 	ws, answer, err := wsconn.Dial(ctx, c.opts.dialURL(c.remote), o)
 	if err != nil {
 		return nil, cleanError(at.explain(err), o.Secrets()...)
 	}
-	s, err := handshake(ctx, ws, at, func() (*session, error) {
-		s, err := c.greet(ws, answer, o.Secrets(), at)
+	defer func() {
+		if s == nil {
+			ws.Close()
+		}
+	}()
+	return handshake(ctx, ws, at, func() (*session, error) {
+		s, err := c.greet(ws, answer, &o, at)
 		if err == nil {
 			at.enter("in the handshake, asking whether the present connection is alive")
 			err = c.adopt(s)
 		}
 		return s, err
 	})
-	if err != nil {
-		ws.Close()
-		return nil, err
+}
+
+// attempts are those to connect that have not returned, by host: also those that were left behind,
+// of which there is one for each host, however often that is dialled, or added again.
+type attempts struct {
+	mu sync.Mutex // guards m
+	m  map[string]*attempt
+}
+
+type attempt struct {
+	at       *progress
+	returned chan struct{}
+}
+
+// shortWait is how long an attempt waits for the one before, which may just be returning.
+const shortWait = 100 * time.Millisecond
+
+// begin begins an attempt, unless one before it hangs. end must be called when it has returned.
+func (a *attempts) begin(ctx context.Context, host string, at *progress) (end func(), err error) {
+	next := &attempt{at, make(chan struct{})}
+	before := a.enter(host, next)
+	if before != nil {
+		stage := before.at.reached()
+		at.enter("waiting for an earlier attempt, which hangs " + stage)
+		timeout := time.NewTimer(min(shortWait, at.timeout/10))
+		defer timeout.Stop()
+		select {
+		case <-before.returned:
+		case <-timeout.C:
+		case <-ctx.Done():
+		}
+		if before = a.enter(host, next); before != nil {
+			return nil, fmt.Errorf("an earlier attempt still hangs %s, after %s", stage, age(time.Since(before.at.began)))
+		}
 	}
-	return s, nil
+	return func() { a.leave(host, next) }, nil
+}
+
+// enter makes next the attempt of the host, or returns the one that there is.
+func (a *attempts) enter(host string, next *attempt) (before *attempt) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if before = a.m[host]; before == nil {
+		if a.m == nil {
+			a.m = make(map[string]*attempt)
+		}
+		a.m[host] = next
+	}
+	return before
+}
+
+func (a *attempts) leave(host string, last *attempt) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.m, host)
+	close(last.returned)
 }
 
 // handshake runs f, bounded by ctx, which has a deadline. It fails if ctx has ended meanwhile, also
@@ -84,6 +178,7 @@ func handshake(ctx context.Context, ws *wsconn.Conn, at *progress, f func() (*se
 // progress is how far an attempt to connect has come, on either side.
 type progress struct {
 	ctx      context.Context // bounds the attempt
+	began    time.Time
 	deadline time.Time
 	timeout  time.Duration
 
@@ -93,7 +188,7 @@ type progress struct {
 
 // newProgress is that of an attempt which ctx bounds, by HandshakeTimeout at the latest.
 func (o *ManagerOptions) newProgress(ctx context.Context) *progress {
-	p := &progress{ctx: ctx, timeout: o.HandshakeTimeout}
+	p := &progress{ctx: ctx, began: time.Now(), timeout: o.HandshakeTimeout}
 	p.deadline, _ = ctx.Deadline()
 	return p
 }
@@ -131,6 +226,9 @@ func (p *progress) explain(err error) error {
 	}
 	return err
 }
+
+// gaveUp is why the attempt was left behind: ctx has ended.
+func (p *progress) gaveUp() error { return p.explain(context.DeadlineExceeded) }
 
 // timeoutError is an attempt to connect that took too long.
 type timeoutError struct {

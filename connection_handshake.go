@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -49,8 +50,9 @@ func (c *Connection) bearer() (string, error) {
 }
 
 // greet is the dialler's side of the handshake. The socket has a deadline. header is that of the
-// answer to the upgrade request, sent the secrets that the peer has had already.
-func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent []string, at *progress) (*session, error) {
+// answer to the upgrade request, sent what that was: its token is sent again where there is no
+// SharedSecret.
+func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent *wsconn.DialOptions, at *progress) (*session, error) {
 	tell := c.opts.tell()
 	req := connectReq{
 		ID: c.localID, Host: c.local, To: c.remote, Time: time.Now(), Caps: ourCaps,
@@ -60,8 +62,7 @@ func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent []string, a
 	var err error
 	secret := c.secret.Load()
 	if secret == nil {
-		at.enter("in the handshake, in AuthFn")
-		req.Token, err = c.opts.bearer()
+		req.Token = sent.Token
 	} else if meeting.Challenge, err = token.ParseNonce(header.Get(challengeHeader)); err == nil {
 		req.Token = secret.Response(&meeting)
 	} else {
@@ -78,7 +79,7 @@ func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent []string, a
 	if err := writeHandshake(ws, opConnect, payload); err != nil {
 		return nil, fmt.Errorf("handshake: %w", err)
 	}
-	secrets := append(sent, req.Token)
+	secrets := append(sent.Secrets(), req.Token)
 	var resp connectResp
 	at.enter("in the handshake, waiting for ConnectResponse")
 	if err := readHandshake(ws, opConnectResponse, resp.UnmarshalMsg); err != nil {
@@ -182,7 +183,7 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, challenge token
 		return c, rejectf("clocks differ by %v, more than %v", skew.Abs(), maxClockSkew)
 	}
 	at.enter("in the handshake, in AuthToken")
-	if err := m.checkToken(c, req, challenge, a); err != nil {
+	if err := m.checkToken(c, req, challenge, a, at); err != nil {
 		return c, rejectf("invalid token: %v", err)
 	}
 	if c.dials {
@@ -190,7 +191,7 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, challenge token
 	}
 	if m.opts.VerifyPeer != nil {
 		at.enter("in the handshake, in VerifyPeer")
-		if err := a.run(func() error { return m.opts.VerifyPeer(c.remote, r) }); err != nil {
+		if err := c.ask(a, at, func() error { return m.opts.VerifyPeer(c.remote, r) }); err != nil {
 			return c, rejectf("%s is not accepted: %v", c.remote, err)
 		}
 	}
@@ -201,14 +202,38 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, challenge token
 }
 
 // checkToken checks what a Connect has to show.
-func (m *Manager) checkToken(c *Connection, req *connectReq, challenge token.Nonce, a *arrival) error {
+func (m *Manager) checkToken(c *Connection, req *connectReq, challenge token.Nonce, a *arrival, at *progress) error {
 	if err := checkTokenSize(req.Token); err != nil {
 		return err
 	}
 	if secret := m.secret.Load(); secret != nil {
 		return secret.CheckResponse(m.meeting(c, req, challenge), req.Token)
 	}
-	return a.run(func() error { return m.opts.validate(req.Token) })
+	return c.ask(a, at, func() error { return m.opts.validate(req.Token) })
+}
+
+// ask asks a function of the application's about an arrival that claims to be the remote host. Where
+// one was left behind, no other is called before that has returned: however often that host comes,
+// it takes one place.
+func (c *Connection) ask(a *arrival, at *progress, f func() error) error {
+	if c.leftBehind.n.Load() > 0 {
+		return fmt.Errorf("an earlier call still hangs %s", c.leftBehind.last.Load().reached())
+	}
+	err := a.run(at, func(p any) { c.attemptPanics.Panicked(c.log, "grid: panic while connecting", p) }, f,
+		func() { c.leftBehind.n.Add(-1) })
+	var left *leftError
+	if errors.As(err, &left) {
+		c.leftBehind.last.Store(at)
+		c.leftBehind.n.Add(1) // perhaps after it has returned
+	}
+	return err
+}
+
+// leftBehind is the functions of the application's that were asked whether the remote may come in,
+// and have not returned in time.
+type leftBehind struct {
+	n    atomic.Int32
+	last atomic.Pointer[progress] // of them, if n is not 0
 }
 
 // clean makes a text fit for logs that somebody else has had a part in: tokens that it may repeat

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/gridrpc/grid/internal/clip"
@@ -26,13 +24,6 @@ const (
 // errGivenUp is why an attempt is given up whose host has knocked meanwhile.
 var errGivenUp = errors.New("given up, because the host is there anew")
 
-// knocks sees to it that there is one knock at a time.
-type knocks struct {
-	// busy is 0 if none is under way, else how many goroutines have to do with it: a function of
-	// the application's that hangs keeps others from piling up.
-	busy atomic.Int32
-}
-
 // serveAccepted runs a session that the other side has made, and knocks when it is lost. The other
 // side has the time of its first pause to notice that by itself.
 func (c *Connection) serveAccepted(s *session) {
@@ -45,11 +36,11 @@ func (c *Connection) serveAccepted(s *session) {
 // knock asks the other side to dial, if there is no connection after the time given. It does
 // nothing while another knock is under way, and waits for nothing.
 func (c *Connection) knock(after time.Duration) {
-	if !c.knocks.busy.CompareAndSwap(0, 1) {
+	if c.knocking.Swap(true) {
 		return
 	}
 	c.start(func() {
-		defer c.knocks.busy.Add(-1)
+		defer c.knocking.Store(false)
 		if !c.opts.waitUnblocked(c.ctx) || !sleep(c.ctx, after) || c.session.Load() != nil || c.draining.Load() {
 			return
 		}
@@ -75,22 +66,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 }
 
 func (c *Connection) sendKnock() error {
-	ctx, cancel := context.WithTimeout(c.ctx, c.opts.HandshakeTimeout)
-	defer cancel()
-	at := c.opts.newProgress(ctx)
-	at.enter("in AuthFn")
-	bearer, err := besides(ctx, &c.knocks, c.knockPass, func(string) {})
+	answer, err := attemptTo(c.ctx, c, c.post, func(wsconn.Answer, error) {})
 	if err != nil {
-		return at.explain(err)
-	}
-	c.stats.knocks.Add(1)
-	answer, err := wsconn.Post(ctx, c.remote+c.opts.RoutePath, http.Header{
-		knockHeader:   {c.local},
-		knockToHeader: {c.remote},
-		knockIDHeader: {fmt.Sprintf("%x", c.localID)},
-	}, wsconn.DialOptions{Token: bearer, Dial: c.knockDialer(), TLS: c.opts.TLSConfig, Stage: at.enter})
-	if err != nil {
-		return cleanError(at.explain(err), bearer)
+		return err
 	}
 	if answer.Status/100 == 2 {
 		return nil
@@ -106,62 +84,28 @@ func (c *Connection) sendKnock() error {
 	return err
 }
 
+// post sends the request that is a knock.
+func (c *Connection) post(ctx context.Context, at *progress) (answer wsconn.Answer, err error) {
+	o, err := c.outgoing(at, c.knockPass)
+	if err != nil {
+		return answer, err
+	}
+	c.stats.knocks.Add(1)
+	answer, err = wsconn.Post(ctx, c.remote+c.opts.RoutePath, http.Header{
+		knockHeader:   {c.local},
+		knockToHeader: {c.remote},
+		knockIDHeader: {fmt.Sprintf("%x", c.localID)},
+	}, o)
+	if err != nil {
+		err = cleanError(at.explain(err), o.Secrets()...)
+	}
+	return answer, err
+}
+
 // knockPass is the token of a knock.
 func (c *Connection) knockPass() (string, error) {
 	if secret := c.secret.Load(); secret != nil {
 		return secret.KnockPass(c.local, c.remote), nil
 	}
 	return c.opts.bearer()
-}
-
-// knockDialer is the Dialer of the options, nil for the default one.
-func (c *Connection) knockDialer() func(ctx context.Context, network, addr string) (net.Conn, error) {
-	dial := c.opts.Dialer
-	if dial == nil {
-		return nil
-	}
-	return func(ctx context.Context, network, addr string) (net.Conn, error) {
-		conn, err := besides(ctx, &c.knocks, func() (net.Conn, error) { return dial(ctx, network, addr) }, func(conn net.Conn) {
-			if conn != nil {
-				conn.Close()
-			}
-		})
-		if err == nil && conn == nil {
-			err = errors.New("Dialer returned neither a connection nor an error")
-		}
-		return conn, err
-	}
-}
-
-// besides calls f, which calls the application, on a goroutine of its own, and gives it up when ctx
-// ends. What it returns then is for late.
-func besides[T any](ctx context.Context, k *knocks, f func() (T, error), late func(T)) (T, error) {
-	type result struct {
-		v   T
-		err error
-	}
-	results := make(chan result)
-	k.busy.Add(1)
-	go func() {
-		defer k.busy.Add(-1)
-		r := result{err: errors.New("a function of the application has ended its goroutine")}
-		defer func() {
-			if p := recover(); p != nil {
-				r.err = fmt.Errorf("a function of the application has panicked: %s", clip.Text(fmt.Sprint(p)))
-			}
-			select {
-			case results <- r:
-			case <-ctx.Done():
-				late(r.v)
-			}
-		}()
-		r.v, r.err = f()
-	}()
-	select {
-	case r := <-results:
-		return r.v, r.err
-	case <-ctx.Done():
-		var none T
-		return none, context.Cause(ctx)
-	}
 }

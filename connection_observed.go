@@ -13,10 +13,11 @@ import (
 // observed is a request or stream that interceptors are told of. It is nil where there are none,
 // and its methods may be called then.
 type observed struct {
-	conn  *Connection
-	start time.Time
-	ends  []func(CallResult)
-	ended atomic.Bool
+	conn   *Connection
+	start  time.Time
+	untold bool // the end is waited for
+	ends   []func(CallResult)
+	ended  atomic.Bool
 
 	sentBytes, receivedBytes       atomic.Int64
 	sentMessages, receivedMessages atomic.Int64
@@ -27,9 +28,11 @@ func newObserved(c *Connection) *observed { return &observed{conn: c, start: tim
 // begin tells n interceptors of a call, by calling intercept with the number of each. After an
 // error those that were told before have been told of the end.
 func (o *observed) begin(ctx context.Context, n int, intercept func(ctx context.Context, i int) (context.Context, func(CallResult), error)) (context.Context, error) {
+	o.untold = true
+	o.conn.untold.Acquire()
 	told := false
 	defer func() {
-		if !told { // one has panicked
+		if !told { // one has panicked, or ended the goroutine
 			o.end(errInterceptorPanicked)
 		}
 	}()
@@ -51,7 +54,7 @@ func (o *observed) begin(ctx context.Context, n int, intercept func(ctx context.
 	return ctx, nil
 }
 
-var errInterceptorPanicked = errors.New("grid: an interceptor has panicked")
+var errInterceptorPanicked = errors.New("grid: an interceptor has panicked, or ended its goroutine")
 
 // sent counts a message.
 func (o *observed) sent(bytes int) {
@@ -72,12 +75,39 @@ func (o *observed) received(bytes int, last bool) {
 	}
 }
 
-// end tells of the end, the last that was told of the begin first.
+// end tells of the end, the last that was told of the begin first. It is for goroutines of the
+// application's, and of handlers.
 func (o *observed) end(err error) {
+	if o != nil && !o.ended.Swap(true) {
+		o.tell(o.result(err))
+	}
+}
+
+// endServed is end for a call that was served, whose slot may be free again: so calls that are
+// served count until interceptors have heard of the end.
+func (o *observed) endServed(err error) {
+	if o != nil {
+		o.conn.endings.served.Add(1)
+		defer o.conn.endings.served.Add(-1)
+		o.end(err)
+	}
+}
+
+// endApart is end for who must not wait, and must not be left by a function of the application's.
+func (o *observed) endApart(err error) {
 	if o == nil || o.ended.Swap(true) {
 		return
 	}
-	r := CallResult{
+	r := o.result(err)
+	o.conn.endings.streams.Add(1)
+	o.conn.callbacks.Go(func() {
+		defer o.conn.endings.streams.Add(-1)
+		o.tell(r)
+	})
+}
+
+func (o *observed) result(err error) CallResult {
+	return CallResult{
 		Err:              err,
 		Duration:         time.Since(o.start),
 		SentBytes:        o.sentBytes.Load(),
@@ -85,20 +115,50 @@ func (o *observed) end(err error) {
 		SentMessages:     o.sentMessages.Load(),
 		ReceivedMessages: o.receivedMessages.Load(),
 	}
-	for i := len(o.ends) - 1; i >= 0; i-- {
-		o.tell(o.ends[i], r)
-	}
 }
 
-// tell calls a function of the application's, whose panic is not grid's. It must not end its
-// goroutine.
-func (o *observed) tell(end func(CallResult), r CallResult) {
+func (o *observed) tell(r CallResult) {
+	if o.untold {
+		defer o.conn.untold.Release()
+	}
+	o.tellFrom(len(o.ends)-1, r)
+}
+
+// tellFrom tells the interceptors up to the last, which may end the goroutine.
+func (o *observed) tellFrom(last int, r CallResult) {
+	if last < 0 {
+		return
+	}
+	defer o.tellFrom(last-1, r)
 	defer func() {
 		if p := recover(); p != nil {
 			o.conn.panics.Panicked(o.conn.log, "grid: interceptor panicked", p)
 		}
 	}()
-	end(r)
+	o.ends[last](r)
+}
+
+// endings is how many calls have ended of which interceptors are being told: where these are slow
+// they must not add up.
+type endings struct {
+	streams atomic.Int64 // that were opened here
+	served  atomic.Int64
+}
+
+// checkStreams returns an error where a stream must not be opened.
+func (e *endings) checkStreams(o *ManagerOptions) error {
+	if n := e.streams.Load(); n >= int64(o.MaxStreams) {
+		return overloadedf("MaxStreams", "interceptors have still to hear how %d streams to this host ended, the limit of MaxStreams", n)
+	}
+	return nil
+}
+
+// checkServed returns an error where a call must not be served.
+func (e *endings) checkServed(o *ManagerOptions, id HandlerID) error {
+	if n := e.served.Load(); n >= int64(o.MaxHandlers) {
+		return overloadedf("MaxHandlers", "handler %s refused: interceptors have still to hear how %d calls of this host ended, the limit of MaxHandlers", o.handlerText(id), n)
+	}
+	return nil
 }
 
 // intercepts reports whether there is anybody to be told of calls.

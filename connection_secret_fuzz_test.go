@@ -164,7 +164,7 @@ func FuzzSecretProof(f *testing.F) {
 
 			wire := newWire()
 			w, r := upgradeTo(wire)
-			ws, err := wsconn.Upgrade(w, r, nil, handshakeLimit, bubbleStart.Add(time.Minute), m.opts.counters())
+			ws, err := wsconn.Upgrade(w, r, nil, handshakeLimit, bubbleStart.Add(time.Minute), m.traffic)
 			require.NoError(t, err)
 			wire.forgetUpgrade(t)
 			challenge := rawpeer.Nonce()

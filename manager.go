@@ -3,16 +3,23 @@ package grid
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/google/uuid"
 
+	"github.com/gridrpc/grid/internal/asynclog"
 	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/errlog"
 	"github.com/gridrpc/grid/internal/hostname"
+	"github.com/gridrpc/grid/internal/limit"
+	"github.com/gridrpc/grid/internal/offload"
 	"github.com/gridrpc/grid/internal/token"
+	"github.com/gridrpc/grid/internal/wsconn"
 )
 
 // Manager is this host's end of the grid: it holds one [Connection] to every other host, and the
@@ -37,6 +44,11 @@ type Manager struct {
 	limits    totals
 	secret    atomic.Pointer[token.Secret] // nil without SharedSecret
 	passes    token.Used                   // of hosts that dialled
+	callbacks offload.Group                // runs functions of the application's
+	untold    limit.Slots                  // calls that interceptors were told of, but not of the end; no limit
+	attempts  attempts                     // to connect to the others
+	traffic   wsconn.Counters              // Incoming and Outgoing
+	panics    errlog.Log                   // of these
 
 	hosts   atomic.Pointer[hostSet]
 	hostsMu sync.Mutex // serialises changes of hosts
@@ -57,6 +69,7 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 		return nil, err
 	}
 	m := &Manager{ID: uuid.New(), opts: opts}
+	opts.Logger = asynclog.New(&m.callbacks, opts.Logger.Handler(), slog.String("local", opts.Local))
 	if opts.SharedSecret != nil {
 		if err := m.setSecret(opts.SharedSecret); err != nil {
 			return nil, err
@@ -67,10 +80,12 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	m.closing = m.ctx.Done()
 	m.handlers.init(opts)
 	m.limits.init(opts)
+	m.untold.Init("", "", math.MaxInt, nil, nil)
 	if opts.OnStateChange != nil {
-		m.stateHook = newStateHook(opts.OnStateChange, opts.Logger)
-		m.start(m.stateHook.run)
+		m.stateHook = newStateHook(&m.callbacks, opts.OnStateChange, opts.Logger)
 	}
+	m.traffic.Read = m.newMeter("Incoming", opts.Incoming)
+	m.traffic.Written = m.newMeter("Outgoing", opts.Outgoing)
 	m.hosts.Store(&hostSet{})
 	if opts.LocalCalls {
 		if err := m.startSelf(); err != nil {
@@ -83,6 +98,21 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	}
 	m.unwatch = context.AfterFunc(ctx, m.close)
 	return m, nil
+}
+
+// newMeter makes the meter of a function of the application's, nil for none.
+func (m *Manager) newMeter(name string, tell func(n int64)) *offload.Meter {
+	if tell == nil {
+		return nil
+	}
+	return offload.NewMeter(&m.callbacks, func(n int64) {
+		defer func() {
+			if p := recover(); p != nil {
+				m.panics.Panicked(m.opts.Logger, "grid: "+name+" panicked", p)
+			}
+		}()
+		tell(n)
+	})
 }
 
 // HostName returns the base URL of this host.
@@ -148,14 +178,21 @@ func (m *Manager) start(f func()) {
 
 // Close closes all connections: calls and streams that are under way end with [ErrDisconnected],
 // also those of the remote hosts, and the contexts of handlers end. It waits for everything that
-// grid itself has started, but not for handlers. It may be called more than once and from a
-// handler, and always returns nil.
+// grid itself has started, but not for handlers, and for functions of the application's, such as
+// the Logger, OnStateChange and the ends of interceptors, no longer than a second. It may be called
+// more than once, from a handler and from any of these functions, and always returns nil.
 func (m *Manager) Close() error {
 	m.unwatch()
 	m.close()
 	m.work.Wait()
+	m.traffic.Flush()
+	m.callbacks.Wait(callbackTime)
 	return nil
 }
+
+// callbackTime is how long Close waits for functions of the application's: so that the last lines
+// are written, and the last changes told, where nothing is stuck.
+const callbackTime = time.Second
 
 func (m *Manager) close() {
 	m.mu.Lock()

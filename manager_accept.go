@@ -22,6 +22,9 @@ import (
 // any of those refuses in their place, is answered 403, and so is one that a browser sends for a
 // page of another origin. A host that asks to be dialled has to pass both. Upgrades are answered
 // 503 once the Manager is shutting down, and while there are more than MaxHandshakes.
+//
+// The functions run on a goroutine of grid's, concurrently for different requests; a panic, or
+// HandshakeTimeout without an answer, refuses the request.
 func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		switch {
@@ -33,15 +36,15 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 			respondUpgradeRequired(w, r)
 			return
 		}
-		a, err := m.incoming.enter(m.ctx)
+		a, err := m.incoming.enter(m.ctx, &m.callbacks)
 		if err != nil {
 			m.stranger(r, err)
 			respondUnavailable(w, err)
 			return
 		}
 		defer a.leave()
-		if err := a.run(func() error { return m.authorise(r, authReq) }); err != nil {
-			m.forbidden.WarnReason(m.opts.Logger.With("local", m.opts.Local, "addr", addrOf(r)), "grid: upgrade refused", err)
+		if err := m.authorise(r, a, authReq); err != nil {
+			m.forbidden.WarnReason(m.opts.Logger.With("addr", addrOf(r)), "grid: upgrade refused", err)
 			respondForbidden(w, err)
 			return
 		}
@@ -86,29 +89,56 @@ func respondUnavailable(w http.ResponseWriter, reason error) {
 }
 
 // authorise returns why a request is refused.
-func (m *Manager) authorise(r *http.Request, authReq []func(*http.Request) error) error {
+func (m *Manager) authorise(r *http.Request, a *arrival, authReq []func(*http.Request) error) error {
+	// Also once the manager is closed, of which a stranger learns nothing.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), m.opts.HandshakeTimeout)
+	defer cancel()
+	at := m.opts.newProgress(ctx)
 	bearer := bearerToken(r)
 	if err := checkTokenSize(bearer); err != nil {
 		return err
 	}
-	check := func() error { return m.opts.validate(bearer) }
+	var err error
 	switch {
 	case len(authReq) > 0:
-		check = func() error {
-			for _, f := range authReq {
-				if err := f(r); err != nil {
-					return err
-				}
-			}
-			return nil
-		}
+		err = m.askHandlers(r, a, at, authReq)
 	case m.secret.Load() != nil:
+		if err := a.begin(); err != nil {
+			return err
+		}
+		defer a.end()
 		return m.checkPass(bearer)
+	default:
+		err = m.askAuthToken(bearer, a, at)
 	}
-	if err := check(); err != nil {
+	if err != nil {
 		return cleanError(err, bearer)
 	}
 	return nil
+}
+
+// askHandlers asks the functions that were given to Handler about a request.
+func (m *Manager) askHandlers(r *http.Request, a *arrival, at *progress, authReq []func(*http.Request) error) error {
+	at.enter("in a function given to Handler")
+	return a.run(at, m.panicked, func() error {
+		for _, f := range authReq {
+			if err := f(r); err != nil {
+				return err
+			}
+		}
+		return nil
+	}, func() {})
+}
+
+// askAuthToken asks that function about a bearer token.
+func (m *Manager) askAuthToken(bearer string, a *arrival, at *progress) error {
+	at.enter("in AuthToken")
+	return a.run(at, m.panicked, func() error { return m.opts.validate(bearer) }, func() {})
+}
+
+// panicked logs a panic of a function of the application's that somebody who has dialled is shown to.
+func (m *Manager) panicked(p any) {
+	m.panics.Panicked(m.opts.Logger, "grid: panic while somebody connects", p)
 }
 
 // checkTokenSize refuses what nobody who may come in has: it would take long to look for it in an
@@ -173,9 +203,9 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request, a *arrival) *se
 		challenge = token.NewNonce()
 		header.Set(challengeHeader, challenge.String())
 	}
-	ws, err := wsconn.Upgrade(w, r, header, handshakeLimit, at.deadline, m.opts.counters())
+	ws, err := wsconn.Upgrade(w, r, header, handshakeLimit, at.deadline, m.traffic)
 	if err != nil {
-		m.opts.Logger.Debug("grid: upgrade failed", "local", m.opts.Local, "addr", addrOf(r), "error", clip.Error(at.explain(err)))
+		m.opts.Logger.Debug("grid: upgrade failed", "addr", addrOf(r), "error", clip.Error(at.explain(err)))
 		return nil
 	}
 
@@ -211,5 +241,5 @@ func addrOf(r *http.Request) string { return clip.Text(r.RemoteAddr) }
 // stranger logs the failed handshake of somebody who is not known, of each reason the first and
 // then one an hour: they must not fill the log.
 func (m *Manager) stranger(r *http.Request, err error) {
-	m.unknown.WarnReason(m.opts.Logger.With("local", m.opts.Local, "addr", addrOf(r)), "grid: handshake failed", err)
+	m.unknown.WarnReason(m.opts.Logger.With("addr", addrOf(r)), "grid: handshake failed", err)
 }

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"sync"
+
+	"github.com/gridrpc/grid/internal/offload"
 )
 
 // errTooManyHandshakes is why a host is turned away at the door.
@@ -23,17 +26,20 @@ type incoming struct {
 }
 
 // arrival is a host on its way in. While a function of the application's looks at it, which nothing
-// can end, it can't be turned away.
+// can end, it can't be turned away, and has its place also where the function was left behind.
 type arrival struct {
 	in     *incoming
+	group  *offload.Group  // runs the functions
 	ctx    context.Context // ends when it is turned away
 	cancel context.CancelCauseFunc
+	busy   bool // a function has not returned
+	left   bool
 	gone   bool
 }
 
 // enter takes one more in, who can't be turned away until it has been in run once. It fails if
 // nobody can give way. leave must be called at the end. ctx bounds that of the arrival.
-func (i *incoming) enter(ctx context.Context) (*arrival, error) {
+func (i *incoming) enter(ctx context.Context, g *offload.Group) (*arrival, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.n >= i.limit {
@@ -45,7 +51,7 @@ func (i *incoming) enter(ctx context.Context) (*arrival, error) {
 		oldest.cancel(i.full())
 	}
 	i.n++
-	a := &arrival{in: i}
+	a := &arrival{in: i, group: g}
 	a.ctx, a.cancel = context.WithCancelCause(ctx)
 	return a, nil
 }
@@ -63,7 +69,9 @@ func (i *incoming) full() error {
 func (a *arrival) leave() {
 	a.in.mu.Lock()
 	defer a.in.mu.Unlock()
-	a.removeLocked()
+	if a.left = true; !a.busy {
+		a.removeLocked()
+	}
 	a.cancel(nil)
 }
 
@@ -82,14 +90,42 @@ func (a *arrival) dequeueLocked() {
 	}
 }
 
-// run calls f, a function of the application's, unless the arrival was turned away.
-func (a *arrival) run(f func() error) error {
+// run calls f, a function of the application's, unless the arrival was turned away. at says which
+// one it is, and bounds it: past that it is left behind, and late is called when it has returned.
+// Its panic is an error, which log is told about; but that by which an HTTP handler aborts goes on.
+func (a *arrival) run(at *progress, log func(p any), f func() error, late func()) error {
 	if err := a.begin(); err != nil {
 		return err
 	}
-	defer a.end()
-	return f()
+	_, err := offload.Call(at.ctx, a.group, func() (_ struct{}, err error) {
+		defer a.end()
+		defer func() {
+			switch p := recover(); p {
+			case nil:
+			case http.ErrAbortHandler:
+				err = http.ErrAbortHandler
+			default:
+				log(p)
+				err = fmt.Errorf("panic %s", at.reached()) // may be told to who has arrived
+			}
+		}()
+		return struct{}{}, f()
+	}, func(struct{}, error) { late() })
+	switch err {
+	case offload.ErrLeft:
+		return &leftError{at.gaveUp()}
+	case offload.ErrExited:
+		return fmt.Errorf("goroutine ended %s", at.reached())
+	case http.ErrAbortHandler:
+		panic(err)
+	}
+	return err
 }
+
+// leftError is of a function that was left behind.
+type leftError struct{ error }
+
+func (e *leftError) Unwrap() error { return e.error }
 
 func (a *arrival) begin() error {
 	a.in.mu.Lock()
@@ -98,13 +134,18 @@ func (a *arrival) begin() error {
 	if a.gone {
 		return context.Cause(a.ctx)
 	}
+	a.busy = true
 	return nil
 }
 
 func (a *arrival) end() {
 	a.in.mu.Lock()
 	defer a.in.mu.Unlock()
-	if !a.gone {
+	a.busy = false
+	switch {
+	case a.left:
+		a.removeLocked()
+	case !a.gone:
 		a.in.queue = append(a.in.queue, a)
 	}
 }

@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -30,7 +31,7 @@ func refuseKnock(status int, format string, a ...any) error {
 
 // answerKnock answers a request to dial. It counts towards MaxHandshakes.
 func (m *Manager) answerKnock(w http.ResponseWriter, r *http.Request, authReq []func(*http.Request) error) {
-	a, err := m.incoming.enter(m.ctx)
+	a, err := m.incoming.enter(m.ctx, &m.callbacks)
 	if err != nil {
 		m.stranger(r, err)
 		respondUnavailable(w, err)
@@ -41,11 +42,7 @@ func (m *Manager) answerKnock(w http.ResponseWriter, r *http.Request, authReq []
 		respondUnavailable(w, errShuttingDown)
 		return
 	}
-	var connected bool
-	err = a.run(func() (err error) {
-		connected, err = m.takeKnock(r, authReq)
-		return err
-	})
+	connected, err := m.takeKnock(r, a, authReq)
 	var refused *knockError
 	switch {
 	case err == nil && connected:
@@ -57,16 +54,20 @@ func (m *Manager) answerKnock(w http.ResponseWriter, r *http.Request, authReq []
 		return
 	case errors.As(err, &refused):
 		http.Error(w, "grid: "+refused.reason, refused.status)
+	case errors.Is(err, errTooManyHandshakes):
+		respondUnavailable(w, err)
 	default:
 		respondForbidden(w, err)
 	}
-	m.forbidden.WarnReason(m.opts.Logger.With("local", m.opts.Local, "addr", addrOf(r)), "grid: knock refused", err)
+	m.forbidden.WarnReason(m.opts.Logger.With("addr", addrOf(r)), "grid: knock refused", err)
 }
 
 // takeKnock checks a knock and does what it asks for, unless there is a connection. Of an error
 // that is no knockError a stranger is told nothing.
-func (m *Manager) takeKnock(r *http.Request, authReq []func(*http.Request) error) (connected bool, err error) {
-	c, err := m.checkKnock(r, authReq)
+func (m *Manager) takeKnock(r *http.Request, a *arrival, authReq []func(*http.Request) error) (connected bool, err error) {
+	ctx, cancel := context.WithTimeout(a.ctx, m.opts.HandshakeTimeout)
+	defer cancel()
+	c, err := m.checkKnock(r, a, m.opts.newProgress(ctx), authReq)
 	if err != nil {
 		return false, err
 	}
@@ -90,13 +91,13 @@ var errKnocked = errors.New("the host has lost the connection, and answers no pi
 
 // checkKnock returns whom a knock is from. Nothing comes behind it that proves more, so all is
 // checked that an upgrade and its handshake have to show.
-func (m *Manager) checkKnock(r *http.Request, authReq []func(*http.Request) error) (*Connection, error) {
+func (m *Manager) checkKnock(r *http.Request, a *arrival, at *progress, authReq []func(*http.Request) error) (*Connection, error) {
 	bearer := bearerToken(r)
 	if err := checkTokenSize(bearer); err != nil {
 		return nil, err
 	}
-	for _, f := range authReq {
-		if err := f(r); err != nil {
+	if len(authReq) > 0 {
+		if err := m.askHandlers(r, a, at, authReq); err != nil {
 			return nil, cleanError(err, bearer)
 		}
 	}
@@ -116,7 +117,7 @@ func (m *Manager) checkKnock(r *http.Request, authReq []func(*http.Request) erro
 				return nil, err
 			}
 		}
-	} else if err := m.opts.validate(bearer); err != nil {
+	} else if err := m.askAuthToken(bearer, a, at); err != nil {
 		return nil, cleanError(err, bearer)
 	}
 	name := func(said string) string { return clip.Name(clean(said, bearer)) }
@@ -128,7 +129,8 @@ func (m *Manager) checkKnock(r *http.Request, authReq []func(*http.Request) erro
 	case !c.dials:
 		return nil, refuseKnock(http.StatusConflict, "%s is to dial %s, not the reverse", c.remote, c.local)
 	case m.opts.VerifyPeer != nil:
-		if err := m.opts.VerifyPeer(c.remote, r); err != nil {
+		at.enter("in VerifyPeer")
+		if err := c.ask(a, at, func() error { return m.opts.VerifyPeer(c.remote, r) }); err != nil {
 			return nil, refuseKnock(http.StatusForbidden, "%s is not accepted: %s", c.remote, clean(err.Error(), bearer))
 		}
 	}

@@ -13,9 +13,10 @@ var (
 )
 
 // Shutdown closes the Manager gracefully: no call or stream is begun any more, what is under way in
-// either direction may finish until ctx ends, and then it does as [Manager.Close]. If that comes
-// before everything has finished it returns the error of ctx, as a call does, else nil. Handlers and
-// streams that would not finish by themselves hear of it by [Draining] and [Stream.Draining].
+// either direction may finish until ctx ends, with interceptors told how it has, and then it does
+// as [Manager.Close]. If that comes before everything has finished it returns the error of ctx, as a
+// call does, else nil. Handlers and streams that would not finish by themselves hear of it by
+// [Draining] and [Stream.Draining].
 //
 // The remote hosts are told (protocol section 8). From then on they find the host disconnected, and
 // wait for it to come back, while what they have under way goes on; calls that were on their way are
@@ -24,8 +25,8 @@ var (
 // Connections that are lost meanwhile are not made again.
 //
 // Nothing waits for a peer that does not read for longer than WriteTimeout, or ctx if that ends
-// first. Calling it again, or Close meanwhile, is allowed; Close ends the wait. A handler that
-// calls it waits for itself, until ctx ends.
+// first. Calling it again, or Close meanwhile, is allowed; Close ends the wait. A handler or an
+// interceptor that calls it waits for itself, until ctx ends.
 //
 // A process that is started anew under the same name before this one has finished is connected at
 // once, if it listens at the address of the name: the remote hosts go on dialling meanwhile.
@@ -69,21 +70,25 @@ func (m *Manager) hangUp(ctx context.Context) {
 	all.Wait()
 }
 
-// waitIdle waits until no call, stream or handler is under way.
+// waitIdle waits until no call, stream or handler is under way, and interceptors know of each end.
 func (m *Manager) waitIdle(ctx context.Context) error {
 	for _, c := range m.connections() {
-		for {
-			busy := c.untilIdle()
-			if busy == nil {
-				break
-			}
-			select {
-			case <-busy:
-			case <-m.closing:
-				return nil
-			case <-ctx.Done():
-				return doneError(ctx)
-			}
+		if err := m.waitFor(ctx, c.untilIdle); err != nil {
+			return err
+		}
+	}
+	return m.waitFor(ctx, m.untold.UntilIdle)
+}
+
+// waitFor waits until idle returns nil, or the manager is closed.
+func (m *Manager) waitFor(ctx context.Context, idle func() <-chan struct{}) error {
+	for busy := idle(); busy != nil; busy = idle() {
+		select {
+		case <-busy:
+		case <-m.closing:
+			return nil
+		case <-ctx.Done():
+			return doneError(ctx)
 		}
 	}
 	return nil

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/errlog"
+	"github.com/gridrpc/grid/internal/offload"
 )
 
 // StateChange is a step of a connection from one [State] to another. Of the changes that are told
@@ -60,25 +61,25 @@ const (
 	keptOfRemoved = 1024
 )
 
-// stateHook passes changes on to a function of the application's, one after the other and on a
-// goroutine of its own: they happen under locks. Its methods may be called on nil.
+// stateHook passes changes on to a function of the application's, one after the other and apart
+// from who tells them: they happen under locks. Its methods may be called on nil.
 type stateHook struct {
 	// Set once.
 	f      func(StateChange)
 	log    *slog.Logger
 	panics errlog.Log
+	loop   offload.Loop
 
-	mu      sync.Mutex // guards what follows
-	changed sync.Cond
+	mu      sync.Mutex                 // guards what follows
 	queue   list.List                  // of the StateChanges that wait, the oldest first
 	waiting map[string][]*list.Element // the same by host; of those that have any
 	missed  int64                      // how many were merged into another, or dropped
 	closed  bool
 }
 
-func newStateHook(f func(StateChange), log *slog.Logger) *stateHook {
+func newStateHook(g *offload.Group, f func(StateChange), log *slog.Logger) *stateHook {
 	h := &stateHook{f: f, log: log, waiting: make(map[string][]*list.Element)}
-	h.changed.L = &h.mu
+	h.loop.Init(g, h.step)
 	return h
 }
 
@@ -108,7 +109,7 @@ func (h *stateHook) tell(c StateChange) {
 	}
 	// At the end, also where it was merged, so that the times are in order.
 	h.waiting[c.Host] = append(before, h.queue.PushBack(c))
-	h.changed.Signal()
+	h.loop.Wake()
 }
 
 func change(e *list.Element) StateChange { return e.Value.(StateChange) }
@@ -143,7 +144,7 @@ func (h *stateHook) missedChanges() int64 {
 	return h.missed
 }
 
-// close makes run return when it has passed on what there is.
+// close makes it take no more. What there is is passed on.
 func (h *stateHook) close() {
 	if h == nil {
 		return
@@ -151,36 +152,21 @@ func (h *stateHook) close() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.closed = true
-	h.changed.Signal()
 }
 
-// run passes on what there is until the hook is closed, on a goroutine that the function may end:
-// then on another.
-func (h *stateHook) run() {
-	for closed := false; !closed; {
-		over := make(chan struct{})
-		go func() {
-			defer close(over)
-			for c, ok := h.next(); ok; c, ok = h.next() {
-				h.call(c)
-			}
-			closed = true
-		}()
-		<-over
-	}
-}
-
-// next waits for a change. It reports false once the hook is closed, and all were passed on.
-func (h *stateHook) next() (c StateChange, ok bool) {
+// step passes on the oldest change, if there is one.
+func (h *stateHook) step() bool {
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	for h.queue.Len() == 0 {
-		if h.closed {
-			return c, false
-		}
-		h.changed.Wait()
+	waits := h.queue.Len() > 0
+	var c StateChange
+	if waits {
+		c = h.take()
 	}
-	return h.take(), true
+	h.mu.Unlock()
+	if waits {
+		h.call(c)
+	}
+	return waits
 }
 
 func (h *stateHook) call(c StateChange) {

@@ -17,23 +17,28 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gridrpc/grid/internal/clip"
+	"github.com/gridrpc/grid/internal/offload"
 	"github.com/gridrpc/grid/internal/seed"
 )
 
 // hookRig is a hook that is told of states which change as those of connections do.
 type hookRig struct {
 	*stateHook
+	group   offload.Group
 	states  map[string]*stateMachine // of hosts that are there
 	told    map[string]int           // how many changes there were
 	toldAll int
 	err     error // of those changes that have one
 }
 
+// newHookRig makes a hook that passes changes on to f, or to nobody if that is nil.
 func newHookRig(f func(StateChange)) *hookRig {
-	return &hookRig{
-		stateHook: newStateHook(f, slog.New(slog.DiscardHandler)),
-		states:    make(map[string]*stateMachine), told: make(map[string]int), err: errors.New("why"),
+	r := &hookRig{states: make(map[string]*stateMachine), told: make(map[string]int), err: errors.New("why")}
+	r.stateHook = newStateHook(&r.group, f, slog.New(slog.DiscardHandler))
+	if f == nil {
+		r.stateHook.loop.Init(&r.group, func() bool { return false })
 	}
+	return r
 }
 
 func (r *hookRig) set(host string, to State) {
@@ -267,8 +272,6 @@ func TestStateHook_TellsAllBeforeItEnds(t *testing.T) {
 			<-stuck
 			got = append(got, s)
 		})
-		var running sync.WaitGroup
-		running.Go(r.run)
 		r.set("a", StateConnecting)
 		synctest.Wait()
 		for range 1000 {
@@ -281,7 +284,7 @@ func TestStateHook_TellsAllBeforeItEnds(t *testing.T) {
 		r.stateHook.tell(StateChange{Host: "a"}) // too late
 		time.Sleep(time.Minute)
 		close(stuck)
-		running.Wait()
+		r.group.Wait(time.Minute)
 		require.Len(t, got, 1+keptChanges)
 		c, all := make(chains), 0
 		for _, s := range got {

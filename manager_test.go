@@ -87,7 +87,11 @@ func TestStats_ByteCountersAgreeOnBothSides(t *testing.T) {
 			o.Incoming = func(n int64) { in[i].Add(n) }
 			o.Outgoing = func(n int64) { out[i].Add(n) }
 		})
-		synctest.Wait()
+		told := func() { // all that was counted
+			time.Sleep(time.Second)
+			synctest.Wait()
+		}
+		told()
 		dialler := 0
 		if g.Conn(1, 0).Stats().Dials {
 			dialler = 1
@@ -102,7 +106,7 @@ func TestStats_ByteCountersAgreeOnBothSides(t *testing.T) {
 		b, err := g.Conn(0, 1).SingleRequest(t.Context(), rig.Echo, make([]byte, size))
 		require.NoError(t, err)
 		grid.PutByteBuffer(b)
-		synctest.Wait()
+		told()
 		require.Greater(t, out[0].Load(), int64(size))
 		require.Greater(t, in[0].Load(), int64(size))
 		require.Less(t, out[0].Load()+in[0].Load(), int64(2*size+10_000))
@@ -112,6 +116,15 @@ func TestStats_ByteCountersAgreeOnBothSides(t *testing.T) {
 		// What the connection counts is the same.
 		for i := range 2 {
 			st := g.Conn(i, 1-i).Stats()
+			require.Equal(t, in[i].Load(), st.BytesIn)
+			require.Equal(t, out[i].Load(), st.BytesOut)
+		}
+
+		// Nothing is lost at the end.
+		for i := range 2 {
+			c := g.Conn(i, 1-i)
+			require.NoError(t, g.Manager(i).Close())
+			st := c.Stats()
 			require.Equal(t, in[i].Load(), st.BytesIn)
 			require.Equal(t, out[i].Load(), st.BytesOut)
 		}

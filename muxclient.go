@@ -203,7 +203,7 @@ func (m *muxClient) finish(err error, how ending) {
 		m.in.discharge()
 	}
 	close(m.done)
-	m.seen.end(err)
+	m.seen.endApart(err)
 	if stop != nil {
 		stop()
 	}
@@ -229,6 +229,21 @@ func (m *muxClient) hasEnded() bool {
 // results calls next with every message, which is next's from then on, and returns how the stream
 // ended.
 func (m *muxClient) results(next func([]byte) error) error {
+	returned := false
+	defer func() {
+		if !returned {
+			_ = m.stopConsuming(errConsumerLeft)
+		}
+	}()
+	err := m.consume(next)
+	returned = true
+	return err
+}
+
+// errConsumerLeft ends a stream whose consumer was left by a panic, or ended its goroutine.
+var errConsumerLeft = errors.New("grid: the consumer of the stream has panicked, or ended its goroutine")
+
+func (m *muxClient) consume(next func([]byte) error) error {
 	for {
 		msg, grant, ok, ended, err := m.in.take()
 		switch {

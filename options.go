@@ -77,10 +77,11 @@ type ManagerOptions struct {
 	SharedSecret [][]byte
 
 	// AuthFn makes the bearer token that is sent to a host that is dialled, or asked to dial this
-	// one. It is required where there is no SharedSecret, unless Insecure is set. It is called
-	// twice for each attempt, possibly concurrently: for the upgrade request, and for the
-	// handshake. It must be text that HTTP carries as it is: without control characters, without
-	// white space at its ends, of 32 KiB at most; with any other the attempt fails.
+	// one. It is required where there is no SharedSecret, unless Insecure is set. It is called once
+	// for each attempt, for different hosts concurrently; the token goes with the upgrade request and
+	// with the handshake. It must be text that HTTP carries as it is: without control characters,
+	// without white space at its ends, of 32 KiB at most; with any other the attempt fails, and so it
+	// does where AuthFn panics, or takes longer than HandshakeTimeout.
 	//
 	// A bearer token is good for whoever has it. Whoever answers at the address of a host gets
 	// this one's, and can use it at any host that accepts it; and the token does not prove to the
@@ -90,8 +91,7 @@ type ManagerOptions struct {
 	// UpgradeHeader, if not nil, makes headers of the request by which a host is dialled, beside those
 	// of the websocket: for a proxy on the way, or for a peer of version 1 that asks for some
 	// (protocol section 1). target is the base URL of that host, in the form in which names are
-	// compared. It is called once for each attempt, possibly concurrently; what it returns, nil for
-	// none, is copied.
+	// compared. It is called as AuthFn is; what it returns, nil for none, is copied.
 	//
 	// Names and values must be what HTTP carries as it is: values without control characters, and
 	// without white space at their ends. All together have 32 KiB at most, with 4 bytes more for each
@@ -101,7 +101,8 @@ type ManagerOptions struct {
 	UpgradeHeader func(target string) http.Header
 
 	// AuthToken checks the tokens of hosts that dial this one, in the upgrade request and again in
-	// the handshake. It is required like AuthFn. One of more than 32 KiB is refused without it.
+	// the handshake. It is required like AuthFn. One of more than 32 KiB is refused without it. Where
+	// it panics, or takes longer than HandshakeTimeout, the host is refused.
 	AuthToken ValidateTokenFn
 
 	// VerifyPeer, if not nil, has the last word on a host that has dialled this one: it is told
@@ -109,7 +110,8 @@ type ManagerOptions struct {
 	// came, whose TLS has the client's certificates; or, of a host that is to be dialled and asks
 	// for it, that request (protocol section 10). Its token or proof is valid by then, but these
 	// may not tell the hosts apart. An error refuses it, and is sent to it. It may be called
-	// concurrently. See [VerifyTLSHost].
+	// concurrently. A panic, or HandshakeTimeout without an answer, refuses the host as well; while
+	// a call hangs all others of that host are refused. See [VerifyTLSHost].
 	VerifyPeer func(host string, r *http.Request) error
 
 	// Insecure allows SharedSecret, AuthFn and AuthToken to be left out. Whoever reaches the route
@@ -120,9 +122,12 @@ type ManagerOptions struct {
 	// default is the constant of the same name.
 	RoutePath string
 
-	// Dialer makes the connections to other hosts. The default is a [net.Dialer]. They need not have
-	// deadlines, as those through an SSH tunnel: then they are closed in time instead. One that wraps
-	// a TCP connection says so by a method NetConn() net.Conn, or SyscallConn, so that that is tuned.
+	// Dialer makes the connections to other hosts, for different ones concurrently. The default is a
+	// [net.Dialer]. They need not have deadlines, as those through an SSH tunnel: then they are closed
+	// in time instead. One that wraps a TCP connection says so by a method NetConn() net.Conn, or
+	// SyscallConn, so that that is tuned. Where Dialer panics the attempt fails, and where it has not
+	// returned within HandshakeTimeout, after which its ctx has ended: what it returns later is
+	// closed.
 	Dialer func(ctx context.Context, network, addr string) (net.Conn, error)
 
 	// TLSConfig is used to dial https hosts. The default is the zero configuration: the system's
@@ -133,9 +138,11 @@ type ManagerOptions struct {
 	// closed. Upgrade requests that arrive before wait for it.
 	BlockConnect <-chan struct{}
 
-	// Incoming and Outgoing, if not nil, are told the number of bytes whenever some were read from
-	// or written to a connection: those of the websockets, without TLS. They are called
-	// concurrently and must not block.
+	// Incoming and Outgoing, if not nil, are told how many bytes were read from and written to all
+	// connections since they last were: those of the websockets, without TLS. It is never 0, and
+	// the sums are exact. They are called within a second, and when a connection ends, on
+	// goroutines of their own: each once at a time, and one beside the other. While one blocks,
+	// what it is to be told adds up; Close waits for it no longer than a second.
 	Incoming, Outgoing func(n int64)
 
 	// HandlerNames are what handlers are called where people read it: in errors, logs, metrics and
@@ -151,8 +158,8 @@ type ManagerOptions struct {
 	ServeInterceptors []ServeInterceptor
 
 	// OnStateChange, if not nil, is told of every change of the state of a connection to another
-	// host, in their order and one at a time, on a goroutine of its own. Close waits for it, so it
-	// must call neither Close nor Shutdown.
+	// host, in their order and one at a time, on a goroutine of its own. Close waits for it no
+	// longer than a second, and not at all where it calls that itself.
 	//
 	// While it does not keep up, changes wait: of each host 16, of which the last then stands for
 	// all that come after it as well, and says by its Missed for how many. Once 1024 wait, of all
@@ -161,7 +168,9 @@ type ManagerOptions struct {
 	OnStateChange func(StateChange)
 
 	// Logger takes what an operator should know: connections made, lost and refused, panics of
-	// handlers. The default is [slog.Default].
+	// handlers. Its handler is called on a goroutine of its own, one line at a time and in their
+	// order. 1024 lines wait while it does not keep up; those beyond are dropped, and counted by a
+	// line when it goes on. So is a line with which it panics. The default is [slog.Default].
 	Logger *slog.Logger
 
 	// MaxMessageSize is the largest payload in bytes, in either direction. A larger one is refused
@@ -283,8 +292,13 @@ type ManagerOptions struct {
 
 	// HandshakeTimeout bounds dialling, upgrading and the handshake, as a whole: a peer that is not
 	// done by then is closed, and the error says how far it has come. What comes before the upgrade
-	// request is complete is for the HTTP server to bound, by its ReadHeaderTimeout. From 1 ms to
-	// 30 days; the default is 10 s.
+	// request is complete is for the HTTP server to bound, by its ReadHeaderTimeout.
+	//
+	// Functions of the application's that have not returned by then are left behind. Of AuthFn,
+	// UpgradeHeader, Dialer and the functions of TLSConfig that is one for each host, which is neither
+	// dialled nor asked to dial before it has returned; of AuthToken, VerifyPeer and those of Handler
+	// there are MaxHandshakes at most, whose places they take. From 1 ms to 30 days; the default is
+	// 10 s.
 	HandshakeTimeout time.Duration
 
 	// MinBackoff is about the first pause between two attempts to dial a host, and what further
@@ -497,11 +511,6 @@ func (o *ManagerOptions) upgradeHeader(host string) (http.Header, error) {
 		return nil, fmt.Errorf("UpgradeHeader: %w", err)
 	}
 	return h, nil
-}
-
-// counters are told what goes over the websockets.
-func (o *ManagerOptions) counters() wsconn.Counters {
-	return wsconn.Counters{Read: o.Incoming, Written: o.Outgoing}
 }
 
 // frameLimit is the largest websocket message that is read.

@@ -77,24 +77,37 @@ func (r CallResult) Status() string {
 }
 
 // CallInterceptor is told of all requests and streams that this host begins, and may refuse them.
+//
+// Its method, and the functions that it returns, are called concurrently for different calls.
 type CallInterceptor interface {
-	// InterceptCall is called before anything is sent, on the caller's goroutine. It returns the
-	// context with which the call goes on, ctx or one derived from it, and a function, or nil, to
-	// be called once when the call has ended. An error ends the call at once, and is what the
-	// caller gets. So is a panic.
+	// InterceptCall is called before anything is sent, on the caller's goroutine: what it takes,
+	// the call takes, whatever its context says. It returns the context with which the call goes
+	// on, ctx or one derived from it, and a function, or nil, to be called once when the call has
+	// ended. An error ends the call at once, and is what the caller gets. So is a panic.
 	//
-	// The end of a stream is called on a goroutine of grid's, and must neither block nor end it by
-	// runtime.Goexit.
+	// The end of a request is told on the caller's goroutine, before that gets the answer. The end
+	// of a stream is told on a goroutine of its own, perhaps after the consumer has heard of it:
+	// nothing waits for it but Shutdown, and Close for a second. While as many ends are being told
+	// as MaxStreams, further streams to that host are refused with [ErrOverloaded]. A panic of an
+	// end is logged, and the other interceptors hear of the end all the same.
 	InterceptCall(ctx context.Context, info *CallInfo) (context.Context, func(CallResult), error)
 }
 
 // ServeInterceptor is told of all requests and streams that handlers of this host serve, and may
 // refuse them. It is not told of those that were refused before, because of a limit or because
 // there is no such handler.
+//
+// Its method, and the functions that it returns, are called concurrently for different calls.
 type ServeInterceptor interface {
-	// InterceptServe is called before the handler, on its goroutine. It returns the context that
-	// the handler gets, if that takes one: ctx or one derived from it; and a function, or nil, to
-	// be called once when the handler has returned and, of a stream, all that it sent is on its
-	// way. An error takes the place of the handler's result, and the handler is not called.
+	// InterceptServe is called before the handler, on its goroutine, and like it: in its slot, and
+	// with its panic as the caller's error. It returns the context that the handler gets, if that
+	// takes one: ctx or one derived from it; and a function, or nil, to be called once when the
+	// handler has returned and, of a stream, all that it sent is on its way. An error takes the
+	// place of the handler's result, and the handler is not called.
+	//
+	// The end is told on a goroutine that has served the call, perhaps after the caller has the
+	// answer: nothing waits for it but Shutdown. While as many ends are being told as MaxHandlers,
+	// further calls of that host are refused with [ErrOverloaded]. A panic of an end is logged, and
+	// the other interceptors hear of the end all the same.
 	InterceptServe(ctx context.Context, info *CallInfo) (context.Context, func(CallResult), error)
 }

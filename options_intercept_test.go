@@ -535,3 +535,138 @@ func BenchmarkInterceptors(b *testing.B) {
 		})
 	}
 }
+
+// slow takes a second to be told of an end, or until stuck is closed.
+type slow struct {
+	stuck chan struct{}
+	told  atomic.Int32
+}
+
+func (s *slow) begin(ctx context.Context) (context.Context, func(grid.CallResult), error) {
+	return ctx, func(grid.CallResult) {
+		if s.stuck != nil {
+			<-s.stuck
+		} else {
+			time.Sleep(time.Second)
+		}
+		s.told.Add(1)
+	}, nil
+}
+
+func (s *slow) InterceptCall(ctx context.Context, _ *grid.CallInfo) (context.Context, func(grid.CallResult), error) {
+	return s.begin(ctx)
+}
+
+func (s *slow) InterceptServe(ctx context.Context, _ *grid.CallInfo) (context.Context, func(grid.CallResult), error) {
+	return s.begin(ctx)
+}
+
+// Shutdown waits until the interceptors have been told of the ends of what was under way: who
+// closes what they write to after it has all of them.
+func TestInterceptor_HearsOfTheEndBeforeShutdownReturns(t *testing.T) {
+	for _, side := range []int{0, 1} {
+		for _, stream := range []bool{false, true} {
+			told := new(slow)
+			rig.InPair(t, func(i int, o *grid.ManagerOptions) {
+				switch {
+				case i != side:
+				case side == 0:
+					o.CallInterceptors = []grid.CallInterceptor{told}
+				default:
+					o.ServeInterceptors = []grid.ServeInterceptor{told}
+				}
+			}, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+				if stream {
+					s, err := c.NewStream(t.Context(), rig.TwoWay, nil)
+					require.NoError(t, err)
+					s.CloseSend()
+					require.NoError(t, s.Results(func([]byte) error { return nil }))
+				} else {
+					_, err := c.SingleRequest(t.Context(), rig.Echo, nil)
+					require.NoError(t, err)
+				}
+				require.Equal(t, side == 0 && !stream, told.told.Load() == 1)
+				require.NoError(t, g.Manager(side).Shutdown(t.Context()))
+				require.Equal(t, int32(1), told.told.Load())
+			})
+		}
+	}
+}
+
+// But no longer than its context lasts.
+func TestInterceptor_ThatIsStuckEndsShutdownWithItsContext(t *testing.T) {
+	var stuck chan struct{}
+	rig.InPair(t, func(i int, o *grid.ManagerOptions) {
+		if i == 0 {
+			stuck = make(chan struct{}) // of the bubble
+			o.CallInterceptors = []grid.CallInterceptor{&slow{stuck: stuck}}
+		}
+	}, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		defer close(stuck)
+		s, err := c.NewStream(t.Context(), rig.TwoWay, nil)
+		require.NoError(t, err)
+		s.CloseSend()
+		require.NoError(t, s.Results(func([]byte) error { return nil }))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		require.Equal(t, time.Minute+time.Second, rig.Elapsed(func() {
+			require.ErrorIs(t, g.Manager(0).Shutdown(ctx), context.DeadlineExceeded)
+		}))
+	})
+}
+
+// Ends that nobody hears of do not add up: what is new is refused, and only to that host.
+func TestInterceptor_WhoseEndsAreStuckIsBounded(t *testing.T) {
+	const limit = 3
+	var stuck chan struct{}
+	edit := func(side int) func(i int, o *grid.ManagerOptions) {
+		return func(i int, o *grid.ManagerOptions) {
+			if i != side {
+				return
+			}
+			stuck = make(chan struct{})
+			o.MaxStreams, o.MaxHandlers = limit, limit
+			if side == 0 {
+				o.CallInterceptors = []grid.CallInterceptor{&slow{stuck: stuck}}
+			} else {
+				o.ServeInterceptors = []grid.ServeInterceptor{&slow{stuck: stuck}}
+			}
+		}
+	}
+	stream := func(t *testing.T, c *grid.Connection) error {
+		s, err := c.NewStream(t.Context(), rig.TwoWay, nil)
+		if err != nil {
+			return err
+		}
+		s.CloseSend()
+		return s.Results(func([]byte) error { return nil })
+	}
+	request := func(t *testing.T, c *grid.Connection) error {
+		_, err := c.SingleRequest(t.Context(), rig.Echo, nil)
+		return err
+	}
+	for _, c := range []struct {
+		side int
+		call func(t *testing.T, c *grid.Connection) error
+		says string
+	}{{0, stream, "how 3 streams to this host ended"}, {1, stream, "how 3 calls of this host ended"}, {1, request, "how 3 calls of this host ended"}} {
+		rig.InPair(t, edit(c.side), func(t *testing.T, g *rig.Grid, conn *grid.Connection) {
+			for range limit {
+				require.NoError(t, c.call(t, conn))
+				synctest.Wait()
+			}
+			for range 10 {
+				err := c.call(t, conn)
+				require.ErrorIs(t, err, grid.ErrOverloaded)
+				require.ErrorContains(t, err, c.says)
+			}
+			time.Sleep(time.Hour) // the link is well
+			require.Zero(t, conn.Stats().Reconnects)
+			require.Equal(t, grid.StateConnected, conn.State())
+			require.NoError(t, request(t, g.Conn(1, 0)))
+			close(stuck)
+			synctest.Wait()
+			require.NoError(t, c.call(t, conn))
+		})
+	}
+}

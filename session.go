@@ -94,6 +94,7 @@ func (s *session) run() error {
 	s.watch.start()
 	s.close(s.reader.run())
 	<-s.sender.stopped
+	s.conn.traffic.Flush()
 	return s.err
 }
 

@@ -128,6 +128,10 @@ func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.
 // admit takes a slot for a handler, or says why there is none.
 func (o *opener) admit(m *message, slots *limit.Slots) error {
 	s := o.s
+	if err := s.conn.endings.checkServed(s.opts, m.Handler); err != nil {
+		s.overload(err)
+		return err
+	}
 	if full, exceeded := slots.Acquire(); full != nil {
 		err := s.opts.slotsError(m.Handler, full.Kind(), exceeded)
 		s.overload(err)

@@ -111,7 +111,7 @@ func (t *singleTask) Run() {
 		if outcome = cmp.Or(outcome, err); outcome == nil {
 			t.seen.sent(size)
 		}
-		t.seen.end(outcome)
+		t.seen.endServed(outcome)
 	}()
 	if expired {
 		// Nobody waits any more: under overload, work for them is at the cost of those who do.

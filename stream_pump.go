@@ -117,7 +117,7 @@ func (p *streamPump[In, Out]) Run() {
 			m.slot.Release()
 		}
 	}()
-	defer func() { m.seen.end(m.outcome()) }()
+	defer func() { m.seen.endServed(m.outcome()) }()
 	defer m.in.discharge()
 	defer func() {
 		if !finished {

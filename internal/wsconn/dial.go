@@ -88,9 +88,17 @@ func Dial(ctx context.Context, url string, o DialOptions) (*Conn, http.Header, e
 		WriteBufferSize: writeBufferSize,
 		WriteBufferPool: &writeBuffers,
 	}
+	finished := false
+	defer func() {
+		if !finished && l != nil { // a function of the application's has panicked, or ended the goroutine
+			release()
+			l.Close()
+		}
+	}()
 	header := http.Header{"Authorization": {"Bearer " + o.Token}}
 	maps.Copy(header, o.Header)
 	ws, resp, err := d.DialContext(ctx, url, header)
+	finished = true
 	if err != nil {
 		err = dialError(err, resp, o.Secrets(), l != nil)
 	}
@@ -125,19 +133,22 @@ func (o *DialOptions) Secrets() (all []string) {
 	return all
 }
 
+// said is what a server has said, without what it was sent that is secret.
+func said(text string, secrets []string) string {
+	text = strings.TrimSpace(text)
+	for _, s := range secrets {
+		text = Redact(text, s)
+	}
+	return clip.To(text, maxRefusal)
+}
+
 // dialError is the error of a dial, without what the server has said in an odd place, which may be
 // a secret. connected says that there was a server.
 func dialError(err error, resp *http.Response, secrets []string, connected bool) error {
 	switch {
 	case errors.Is(err, websocket.ErrBadHandshake):
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxAnswer)) // gorilla has kept 1 KiB
-		said := func(text string) string {
-			text = strings.TrimSpace(text)
-			for _, s := range secrets {
-				text = Redact(text, s)
-			}
-			return clip.To(text, maxRefusal)
-		}
+		said := func(text string) string { return said(text, secrets) }
 		return refusedError(resp.StatusCode, said(resp.Header.Get("Location")), said(string(body)))
 	case connected && !isOfTheSocket(err):
 		return errAnswer

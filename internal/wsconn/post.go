@@ -5,19 +5,17 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
 	"time"
-
-	"github.com/gridrpc/grid/internal/clip"
 )
 
 // Answer is what a server says to [Post].
 type Answer struct {
 	Status int
-	Text   string // what it says to it, clipped, without the token
+	Text   string // what it says to it, clipped, without what is secret
 }
 
 // errMalformed stands for what net/http says of an answer that it can't read, as errAnswer does.
@@ -33,13 +31,14 @@ func Post(ctx context.Context, url string, header http.Header, o DialOptions) (a
 	}
 	req.Header = header.Clone()
 	req.Header.Set("Authorization", "Bearer "+o.Token)
+	maps.Copy(req.Header, o.Header)
 	req.Close = true
 	c, err := connect(ctx, req.URL, &o)
 	if err == nil {
 		l := &link{Conn: c, left: maxAnswer, tooCostly: errMalformed}
 		defer l.Close()
 		defer context.AfterFunc(ctx, func() { l.Close() })()
-		a, err = exchange(l, req, o.Token)
+		a, err = exchange(l, req, o.Secrets())
 	}
 	if err == nil {
 		return a, nil
@@ -53,7 +52,7 @@ func Post(ctx context.Context, url string, header http.Header, o DialOptions) (a
 }
 
 // connect reaches the server of a URL, through TLS where that says so.
-func connect(ctx context.Context, u *url.URL, o *DialOptions) (net.Conn, error) {
+func connect(ctx context.Context, u *url.URL, o *DialOptions) (c net.Conn, err error) {
 	dial := o.Dial
 	if dial == nil {
 		dial = new(net.Dialer).DialContext
@@ -66,18 +65,28 @@ func connect(ctx context.Context, u *url.URL, o *DialOptions) (net.Conn, error) 
 		addr = net.JoinHostPort(u.Hostname(), port)
 	}
 	at := stages{tell: o.Stage}
-	c, err := at.dial(ctx, dial, "tcp", addr)
-	if err == nil && u.Scheme == "https" {
-		c, err = at.secure(ctx, c, clientTLS(o.TLS, addr), addr)
+	socket, err := at.dial(ctx, dial, "tcp", addr)
+	if err != nil {
+		return nil, err
 	}
-	if err == nil {
-		at.enter("waiting for the answer")
+	defer func() {
+		if c == nil { // also where a function of the application's has panicked
+			socket.Close()
+		}
+	}()
+	if u.Scheme == "https" {
+		secured, err := at.secure(ctx, socket, clientTLS(o.TLS, addr), addr)
+		if err != nil {
+			return nil, err
+		}
+		socket = secured
 	}
-	return c, err
+	at.enter("waiting for the answer")
+	return socket, nil
 }
 
 // exchange sends a request over l and reads the answer.
-func exchange(l *link, req *http.Request, token string) (a Answer, err error) {
+func exchange(l *link, req *http.Request, secrets []string) (a Answer, err error) {
 	if err := req.Write(l); err != nil {
 		return a, err
 	}
@@ -94,6 +103,6 @@ func exchange(l *link, req *http.Request, token string) (a Answer, err error) {
 		return a, err
 	}
 	a.Status = resp.StatusCode
-	a.Text = clip.To(Redact(strings.TrimSpace(string(text)), token), maxRefusal)
+	a.Text = said(string(text), secrets)
 	return a, nil
 }

@@ -3,6 +3,7 @@ package wsconn
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"net/http/httptrace"
 	"sync"
@@ -38,19 +39,34 @@ func (s *stages) dial(ctx context.Context, dial func(ctx context.Context, networ
 		ConnectStart: func(_, addr string) { dialling("while dialling " + addr) },
 	}), network, addr)
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.dialled = true
-	return c, err
+	s.mu.Unlock()
+	switch {
+	case err != nil:
+		return nil, err
+	case c == nil:
+		return nil, errors.New("the Dialer has returned neither a connection nor an error")
+	case ctx.Err() != nil:
+		c.Close()
+		return nil, context.Cause(ctx)
+	}
+	return c, nil
 }
 
 // secure shakes hands over c, which it closes if that fails.
 func (s *stages) secure(ctx context.Context, c net.Conn, conf *tls.Config, addr string) (net.Conn, error) {
 	s.enter("in the TLS handshake with " + addr)
 	t := tls.Client(c, conf)
+	done := false
+	defer func() {
+		if !done { // also where a function of conf has panicked
+			c.Close()
+		}
+	}()
 	if err := t.HandshakeContext(ctx); err != nil {
-		c.Close()
 		return nil, err
 	}
+	done = true
 	return t, nil
 }
 

@@ -21,6 +21,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/offload"
 )
 
 const (
@@ -179,10 +180,15 @@ func (c *Conn) Writing() (n int64, inWrite bool) { return c.link.written.Load(),
 // RemoteAddr is the address of the other end of the socket.
 func (c *Conn) RemoteAddr() net.Addr { return c.link.RemoteAddr() }
 
-// Counters are told the bytes that went over a socket. They are called by the reader and the
-// writer, and must not block.
+// Counters count the bytes that go over sockets. Those that are nil count nothing.
 type Counters struct {
-	Read, Written func(n int64)
+	Read, Written *offload.Meter
+}
+
+// Flush has what there is told now.
+func (c Counters) Flush() {
+	c.Read.Flush()
+	c.Written.Flush()
 }
 
 // link counts what passes over a socket.
@@ -243,9 +249,7 @@ func (l *link) Read(p []byte) (int, error) {
 	if n > 0 {
 		l.left -= int64(n)
 		l.read.Add(int64(n))
-		if l.counters.Read != nil {
-			l.counters.Read(int64(n))
-		}
+		l.counters.Read.Add(int64(n))
 	}
 	return n, err
 }
@@ -258,9 +262,7 @@ func (l *link) Write(p []byte) (int, error) {
 		if n > 0 {
 			done += n
 			l.written.Add(int64(n))
-			if l.counters.Written != nil {
-				l.counters.Written(int64(n))
-			}
+			l.counters.Written.Add(int64(n))
 		}
 		if err != nil {
 			return done, err

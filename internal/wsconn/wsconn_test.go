@@ -17,6 +17,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/offload"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -68,9 +69,12 @@ func echo(c *Conn) {
 
 func TestConn_MessagesOfAllSizesBothWays(t *testing.T) {
 	var in, out atomic.Int64
-	c, err := dial(t, serve(t, echo), DialOptions{Counters: Counters{
-		Read: func(n int64) { in.Add(n) }, Written: func(n int64) { out.Add(n) },
-	}})
+	var g offload.Group
+	counters := Counters{
+		Read:    offload.NewMeter(&g, func(n int64) { in.Add(n) }),
+		Written: offload.NewMeter(&g, func(n int64) { out.Add(n) }),
+	}
+	c, err := dial(t, serve(t, echo), DialOptions{Counters: counters})
 	require.NoError(t, err)
 	before := bytepool.Out()
 	for _, n := range []int{0, 1, 125, 126, 4095, 4096, 4097, 65535, 65536, 100_000, limit} {
@@ -84,6 +88,8 @@ func TestConn_MessagesOfAllSizesBothWays(t *testing.T) {
 	require.LessOrEqual(t, bytepool.Out(), before+1) // the echo's own may be out
 	read, _ := c.Reading()
 	written, _ := c.Writing()
+	counters.Flush()
+	g.Wait(time.Minute)
 	require.Equal(t, in.Load(), read)
 	require.Equal(t, out.Load(), written)
 	require.Greater(t, read, int64(limit))

@@ -110,7 +110,10 @@ func TestState_OnStateChangeThatIsSlowOrPanics(t *testing.T) {
 			synctest.Wait()
 			g.WaitConnected()
 		}
-		g.StopAll()
+		require.LessOrEqual(t, rig.Elapsed(g.StopAll), 10*time.Second, "Close does not wait for it for ever")
+		time.Sleep(time.Hour)
+		mu.Lock()
+		defer mu.Unlock()
 		for i := range 2 {
 			require.Equal(t, 5, told[fmt.Sprint(i, grid.StateConnected)])
 			require.Equal(t, 1, told[fmt.Sprint(i, grid.StateShutdown)])

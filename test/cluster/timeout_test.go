@@ -238,7 +238,7 @@ func TestTimeout_OfWhoDialsSaysHowFarItCame(t *testing.T) {
 		"VerifyPeer":      {hello: true, edit: func(o *grid.ManagerOptions) { o.VerifyPeer = func(string, *http.Request) error { late(); return nil } }, want: "in the handshake, in VerifyPeer"},
 		"a refusal, late": {hello: true, edit: func(o *grid.ManagerOptions) {
 			o.VerifyPeer = func(string, *http.Request) error { late(); return errors.New("not you") }
-		}, want: "is not accepted: not you"},
+		}, want: "is not accepted: timed out after 3s (HandshakeTimeout) in the handshake, in VerifyPeer"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

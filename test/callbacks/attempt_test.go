@@ -1,0 +1,256 @@
+package callbacks
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/faultconn"
+	"github.com/gridrpc/grid/internal/rawpeer"
+	"github.com/gridrpc/grid/internal/rig"
+)
+
+// lone starts a node that dials a host of which there is nothing but its name.
+func lone(t *testing.T, scheme string, edit func(o *grid.ManagerOptions)) (m *grid.Manager, raw string, book *rig.LogBook) {
+	for port := 9000; raw == "" || rawpeer.DialOrder(raw, rig.LoneHost); port++ {
+		raw = fmt.Sprintf("%s://raw:%d", scheme, port)
+	}
+	o := rig.Options(rig.LoneHost, []string{rig.LoneHost, raw})
+	o.Logger, book = rig.NewLogBook()
+	edit(&o)
+	m, err := grid.NewManager(t.Context(), o)
+	require.NoError(t, err)
+	return m, raw, book
+}
+
+func TestAttempt_CallsAuthFnOnce(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		var calls, dials atomic.Int64
+		g := rig.New(t, 2, func(_ int, o *grid.ManagerOptions) {
+			o.AuthFn = func() string { calls.Add(1); return rig.Token }
+			dial := o.Dialer
+			o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				dials.Add(1)
+				return dial(ctx, network, addr)
+			}
+		})
+		for range 5 {
+			g.Cut(0, 1)
+			synctest.Wait()
+			g.WaitConnected()
+		}
+		require.Greater(t, dials.Load(), int64(5))
+		require.Equal(t, dials.Load(), calls.Load())
+	})
+}
+
+// Of one that hangs there is one for each host, also where the host is removed and added again.
+func TestAttempt_ThatHangsDoesNotAddUp(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		var hanging atomic.Int64
+		stuck := make(chan struct{})
+		m, raw, book := lone(t, "http", func(o *grid.ManagerOptions) {
+			o.Dialer = func(context.Context, string, string) (net.Conn, error) {
+				hanging.Add(1)
+				<-stuck
+				return nil, net.ErrClosed
+			}
+		})
+		for range 20 {
+			time.Sleep(10 * time.Minute)
+			require.Equal(t, int64(1), hanging.Load())
+			require.NoError(t, m.RemoveHost(raw))
+			require.NoError(t, m.AddHost(raw))
+		}
+		time.Sleep(10 * time.Minute)
+		conn := m.Connection(raw)
+		require.Contains(t, conn.Stats().LastError, "an earlier attempt still hangs while dialling "+rig.HostAddr(raw)+", after ")
+		_, err := conn.SingleRequest(t.Context(), rig.Echo, nil)
+		require.ErrorIs(t, err, grid.ErrDisconnected)
+		require.ErrorContains(t, err, "still hangs while dialling")
+		require.Len(t, book.About("timed out after"), 1)
+		require.LessOrEqual(t, rig.Elapsed(func() { m.Close() }), time.Second)
+		close(stuck)
+	})
+}
+
+// closer tells when a connection is closed.
+type closer struct {
+	net.Conn
+	closed chan struct{}
+}
+
+func (c closer) Close() error { close(c.closed); return nil }
+
+func TestAttempt_ClosesAConnectionThatComesTooLate(t *testing.T) {
+	for _, scheme := range []string{"http", "https"} {
+		rig.InBubble(t, func(t *testing.T) {
+			c := closer{closed: make(chan struct{})}
+			var calls atomic.Int64
+			m, _, _ := lone(t, scheme, func(o *grid.ManagerOptions) {
+				o.Dialer = func(context.Context, string, string) (net.Conn, error) {
+					if calls.Add(1) == 1 {
+						time.Sleep(time.Minute)
+						return c, nil
+					}
+					return nil, net.ErrClosed
+				}
+			})
+			defer m.Close()
+			<-c.closed // once
+		})
+	}
+}
+
+// What leaves an attempt half way leaves no connection.
+func TestAttempt_ThatPanicsClosesItsConnection(t *testing.T) {
+	for name, leave := range map[string]func(){"panic": func() { panic("from inside") }, "goroutine ended": runtime.Goexit} {
+		rig.InBubble(t, func(t *testing.T) {
+			n := faultconn.NewNetwork()
+			m, raw, _ := lone(t, "https", func(o *grid.ManagerOptions) {
+				o.Dialer = n.Dialer(rig.HostAddr(rig.LoneHost))
+				o.TLSConfig = &tls.Config{InsecureSkipVerify: true, VerifyConnection: func(tls.ConnectionState) error { leave(); return nil }}
+			})
+			l, err := n.Listen(rig.HostAddr(raw))
+			require.NoError(t, err)
+			cert, _ := rig.Certificate(t)
+			server := &http.Server{Handler: http.NotFoundHandler(), ErrorLog: log.New(io.Discard, "", 0)}
+			served := make(chan error)
+			go func() { served <- server.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}})) }()
+			conn := m.Connection(raw)
+			time.Sleep(time.Minute) // the first attempt may come before there is a listener
+			require.Contains(t, conn.Stats().LastError, name+" in the TLS handshake with "+rig.HostAddr(raw))
+			m.Close()
+			synctest.Wait()
+			require.Zero(t, n.Conns())
+			server.Close()
+			<-served
+		})
+	}
+}
+
+// A Dialer that returns nothing is told so.
+func TestAttempt_WithoutAConnection(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		m, raw, _ := lone(t, "http", func(o *grid.ManagerOptions) {
+			o.Dialer = func(context.Context, string, string) (net.Conn, error) { return nil, nil }
+		})
+		defer m.Close()
+		rig.WaitState(t, m.Connection(raw), grid.StateConnectionError)
+		require.Contains(t, m.Connection(raw).Stats().LastError, "neither a connection nor an error")
+	})
+}
+
+// What Handler was given may hang, panic or end its goroutine: it refuses that request, and those
+// that hang take no more places than there are.
+func TestArrival_OfAFunctionThatIsStuck(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		stuck := make(chan struct{})
+		var hang, exit atomic.Bool
+		g, raw := rig.NewLone(t, faultconn.NewNetwork(), true, func(o *grid.ManagerOptions) {
+			o.MaxHandshakes = 3
+			o.AuthToken = func(string) error {
+				if hang.Load() {
+					<-stuck
+				}
+				if exit.Load() {
+					runtime.Goexit()
+				}
+				return nil
+			}
+		})
+		exit.Store(true)
+		g.RequireRefused(rig.Bearer(rig.Token), http.StatusForbidden)
+		exit.Store(false)
+		hang.Store(true)
+		for range 3 {
+			require.Equal(t, 10*time.Second, rig.Elapsed(func() { g.RequireRefused(rig.Bearer(rig.Token), http.StatusForbidden) }))
+		}
+		g.RequireRefused(rig.Bearer(rig.Token), http.StatusServiceUnavailable)
+		hang.Store(false)
+		close(stuck)
+		synctest.Wait()
+		p := g.DialLone(raw, rawpeer.Config{})
+		rig.WaitState(t, g.Manager(0).Connection(raw), grid.StateConnected)
+		p.Close()
+	})
+}
+
+// The consumer of a stream that panics, or ends its goroutine, ends the stream and its handler.
+func TestConsumer_ThatLeavesEndsItsStream(t *testing.T) {
+	h := grid.NewStream[grid.NoPayload, grid.NoPayload, *grid.MSS](rig.Handler+1, nil, nil, grid.NewMSS)
+	leave := map[string]func(){"panic": func() { panic("from inside") }, "Goexit": runtime.Goexit}
+	for name, consume := range map[string]func(s *grid.Stream, typed *grid.TypedStream[grid.NoPayload, *grid.MSS], leave func()){
+		"Results": func(s *grid.Stream, _ *grid.TypedStream[grid.NoPayload, *grid.MSS], leave func()) {
+			_ = s.Results(func([]byte) error { leave(); return nil })
+		},
+		"All": func(s *grid.Stream, _ *grid.TypedStream[grid.NoPayload, *grid.MSS], leave func()) {
+			for range s.All() {
+				leave()
+			}
+		},
+		"typed Results": func(_ *grid.Stream, s *grid.TypedStream[grid.NoPayload, *grid.MSS], leave func()) {
+			_ = s.Results(func(*grid.MSS) error { leave(); return nil })
+		},
+		"typed All": func(_ *grid.Stream, s *grid.TypedStream[grid.NoPayload, *grid.MSS], leave func()) {
+			for range s.All() {
+				leave()
+			}
+		},
+	} {
+		for how, leave := range leave {
+			t.Run(name+"/"+how, func(t *testing.T) {
+				rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+					ended := make(chan error, 1)
+					g.Stream(4, 0, func(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+						for range 4 {
+							out <- []byte("x")
+						}
+						<-ctx.Done()
+						ended <- context.Cause(ctx)
+						return nil
+					})
+					require.NoError(t, h.Register(g.Manager(1), func(ctx context.Context, _ grid.NoPayload, _ <-chan grid.NoPayload, out chan<- *grid.MSS) *grid.RemoteErr {
+						out <- grid.NewMSS()
+						<-ctx.Done()
+						ended <- context.Cause(ctx)
+						return nil
+					}))
+					s := rig.OpenStream(t, t.Context(), c)
+					typed, err := h.Call(t.Context(), c, grid.NoPayload{})
+					require.NoError(t, err)
+					gone := make(chan any, 1)
+					go func() {
+						defer func() { gone <- recover() }()
+						consume(s, typed, leave)
+					}()
+					require.Equal(t, how == "panic", <-gone != nil, "the panic is the consumer's")
+					require.ErrorIs(t, <-ended, context.Canceled)
+					var last error
+					select {
+					case <-s.Done():
+						last = s.Err()
+					case <-typed.Done():
+						last = typed.Err()
+					}
+					require.ErrorContains(t, last, "the consumer of the stream has panicked, or ended its goroutine")
+					_ = s.Results(func([]byte) error { return errors.New("enough") })
+					_ = typed.Results(func(*grid.MSS) error { return errors.New("enough") })
+				})
+			})
+		}
+	}
+}

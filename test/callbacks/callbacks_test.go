@@ -1,0 +1,317 @@
+package callbacks
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/rawpeer"
+	"github.com/gridrpc/grid/internal/rig"
+)
+
+// callback is a function of the application's that grid calls.
+type callback struct {
+	// install puts it into the options; it calls act.
+	install func(o *grid.ManagerOptions, act func())
+	// trigger has it called; by default the link is cut.
+	trigger func(r *room)
+	// connects is where it takes part in an attempt to connect, in the words of errors; of this side,
+	// or, with accepts, of the other.
+	connects string
+	accepts  bool
+	// panicsAreTheCallers says that whoever calls grid gets its panic.
+	panicsAreTheCallers bool
+	// stuckClose is set where Close does not wait for it at all.
+	stuckClose bool
+}
+
+var callbacks = map[string]callback{
+	"Logger":                      {install: func(o *grid.ManagerOptions, act func()) { o.Logger = slog.New(logger{o.Logger.Handler(), act}) }, panicsAreTheCallers: true},
+	"OnStateChange":               {install: func(o *grid.ManagerOptions, act func()) { o.OnStateChange = func(grid.StateChange) { act() } }},
+	"Incoming":                    {install: func(o *grid.ManagerOptions, act func()) { o.Incoming = func(int64) { act() } }, trigger: request},
+	"Outgoing":                    {install: func(o *grid.ManagerOptions, act func()) { o.Outgoing = func(int64) { act() } }, trigger: request},
+	"AuthFn":                      {install: func(o *grid.ManagerOptions, act func()) { o.AuthFn = func() string { act(); return rig.Token } }, connects: "in AuthFn"},
+	"AuthToken":                   {install: func(o *grid.ManagerOptions, act func()) { o.AuthToken = func(string) error { act(); return nil } }, accepts: true},
+	"AuthToken, in the handshake": {install: func(o *grid.ManagerOptions, act func()) { o.AuthToken = second(act) }, accepts: true, connects: "in the handshake, in AuthToken"},
+	"VerifyPeer": {install: func(o *grid.ManagerOptions, act func()) {
+		o.VerifyPeer = func(string, *http.Request) error { act(); return nil }
+	}, accepts: true, connects: "in the handshake, in VerifyPeer"},
+	"Dialer": {install: func(o *grid.ManagerOptions, act func()) {
+		dial := o.Dialer
+		o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			act()
+			return dial(context.WithoutCancel(ctx), network, addr)
+		}
+	}, connects: "while dialling"},
+	"InterceptCall":                    {install: calling(true), trigger: request, panicsAreTheCallers: true, stuckClose: true},
+	"InterceptCall, end of a request":  {install: calling(false), trigger: request, stuckClose: true},
+	"InterceptCall, end of a stream":   {install: calling(false), trigger: stream},
+	"InterceptServe":                   {install: serving(true), trigger: served(request), stuckClose: true},
+	"InterceptServe, of a stream":      {install: serving(true), trigger: served(stream), stuckClose: true},
+	"InterceptServe, end of a request": {install: serving(false), trigger: served(request), stuckClose: true},
+	"InterceptServe, end of a stream":  {install: serving(false), trigger: served(stream), stuckClose: true},
+}
+
+// room is three nodes: the first has the callback, which is called because of the second, while the
+// third has nothing to do with it.
+type room struct {
+	*rig.Grid
+	t               *testing.T
+	it, peer, other int
+	log             *rig.LogBook
+	m               *grid.Manager // of it
+
+	armed atomic.Bool
+	stuck chan struct{}
+	done  chan error // when the function has done what it does, if it returns
+}
+
+var errStuck = fmt.Errorf("does not return")
+
+// behaviours are what a callback does, once.
+var behaviours = map[string]func(r *room) error{
+	"panic":  func(*room) error { panic("from inside") },
+	"Goexit": func(*room) error { runtime.Goexit(); return nil },
+	"block":  func(r *room) error { <-r.stuck; return errStuck },
+	"call": func(r *room) error {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_, err := r.m.Connection(r.Host(r.other)).SingleRequest(ctx, rig.Echo, []byte("x"))
+		return err
+	},
+	"hosts": func(r *room) error {
+		if err := r.m.RemoveHost(r.Host(r.other)); err != nil {
+			return err
+		}
+		return r.m.AddHost(r.Host(r.other))
+	},
+	"Close": func(r *room) error { return r.m.Close() },
+}
+
+// act is what the callback calls.
+func (r *room) act(do func(r *room) error) {
+	if r.armed.CompareAndSwap(true, false) {
+		r.done <- do(r)
+	}
+}
+
+func newRoom(t *testing.T, c callback, do func(r *room) error) *room {
+	hosts := rig.Names("http", 3)
+	r := &room{t: t, stuck: make(chan struct{}), done: make(chan error, 1)}
+	for r.peer = 1; rawpeer.DialOrder(hosts[r.it], hosts[r.peer]) == c.accepts; { // each is dialled, or dials
+		if r.peer++; r.peer == len(hosts) {
+			r.it, r.peer = r.it+1, 0
+		}
+		if r.peer == r.it {
+			r.peer++
+		}
+	}
+	r.other = 3 - r.it - r.peer
+	r.Grid = rig.New(t, 3, func(i int, o *grid.ManagerOptions) {
+		if i == r.it {
+			o.Logger, r.log = rig.NewLogBook()
+			c.install(o, func() { r.act(do) })
+		}
+	})
+	r.m = r.Manager(r.it)
+	return r
+}
+
+func request(r *room) {
+	_, _ = r.Conn(r.it, r.peer).SingleRequest(r.t.Context(), rig.Echo, []byte("x"))
+}
+
+func stream(r *room) {
+	s, err := r.Conn(r.it, r.peer).NewStream(r.t.Context(), rig.TwoWay, nil)
+	if err != nil {
+		return
+	}
+	s.CloseSend()
+	_ = rig.Consume(s)
+}
+
+// served has the peer do what f does.
+func served(f func(r *room)) func(r *room) {
+	return func(r *room) {
+		f(&room{Grid: r.Grid, t: r.t, it: r.peer, peer: r.it})
+	}
+}
+
+// second is an AuthToken that acts in the handshake, not with the upgrade request.
+func second(act func()) func(string) error {
+	var calls atomic.Int64
+	return func(string) error {
+		if calls.Add(1)%2 == 0 {
+			act()
+		}
+		return nil
+	}
+}
+
+// logger is a handler whose every method acts.
+type logger struct {
+	slog.Handler
+	act func()
+}
+
+func (l logger) Handle(ctx context.Context, r slog.Record) error {
+	l.act()
+	return l.Handler.Handle(ctx, r)
+}
+func (l logger) WithAttrs(a []slog.Attr) slog.Handler { return logger{l.Handler.WithAttrs(a), l.act} }
+func (l logger) WithGroup(n string) slog.Handler      { return logger{l.Handler.WithGroup(n), l.act} }
+
+// interceptor acts at the begin of a call or at its end.
+type interceptor struct {
+	begin bool
+	act   func()
+}
+
+func (i interceptor) tell(ctx context.Context) (context.Context, func(grid.CallResult), error) {
+	if i.begin {
+		i.act()
+		return ctx, nil, nil
+	}
+	return ctx, func(grid.CallResult) { i.act() }, nil
+}
+
+func (i interceptor) InterceptCall(ctx context.Context, _ *grid.CallInfo) (context.Context, func(grid.CallResult), error) {
+	return i.tell(ctx)
+}
+
+func (i interceptor) InterceptServe(ctx context.Context, _ *grid.CallInfo) (context.Context, func(grid.CallResult), error) {
+	return i.tell(ctx)
+}
+
+func calling(begin bool) func(o *grid.ManagerOptions, act func()) {
+	return func(o *grid.ManagerOptions, act func()) {
+		o.CallInterceptors = []grid.CallInterceptor{interceptor{begin, act}}
+	}
+}
+
+func serving(begin bool) func(o *grid.ManagerOptions, act func()) {
+	return func(o *grid.ManagerOptions, act func()) {
+		o.ServeInterceptors = []grid.ServeInterceptor{interceptor{begin, act}}
+	}
+}
+
+// requireWorks requires that i can call j, at once.
+func (r *room) requireWorks(i, j int) {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.t.Context(), time.Second)
+	defer cancel()
+	_, err := r.Conn(i, j).SingleRequest(ctx, rig.Echo, []byte("x"))
+	require.NoError(r.t, err)
+	s, err := r.Conn(i, j).NewStream(ctx, rig.TwoWay, nil)
+	require.NoError(r.t, err)
+	s.CloseSend()
+	require.NoError(r.t, rig.Consume(s))
+}
+
+// start has the callback called, and waits until it has done what it does, or hangs.
+func (r *room) start(c callback) (called <-chan struct{}) {
+	ended := make(chan struct{})
+	r.armed.Store(true)
+	go func() {
+		defer close(ended)
+		defer func() { _ = recover() }()
+		if c.trigger != nil {
+			c.trigger(r)
+		} else {
+			r.Cut(r.it, r.peer)
+		}
+	}()
+	time.Sleep(30 * time.Second) // an attempt to connect, and the time that it may take
+	synctest.Wait()
+	require.False(r.t, r.armed.Load(), "it was not called")
+	return ended
+}
+
+// Whatever a function of the application's does: no link suffers but the one that it has to let in,
+// which comes back afterwards, no call of others is held up, and Close returns.
+func TestCallbacks_DoAsTheyLike(t *testing.T) {
+	for name, c := range callbacks {
+		for doing, do := range behaviours {
+			t.Run(name+"/"+doing, func(t *testing.T) {
+				rig.InBubble(t, func(t *testing.T) {
+					r := newRoom(t, c, do)
+					before := r.Conn(r.other, r.it).Stats().Reconnects
+					connects := c.connects != "" || c.accepts
+					called := r.start(c)
+					switch doing {
+					case "Close":
+						require.NoError(t, <-r.done, "it returned")
+						require.Equal(t, grid.StateShutdown, r.m.Connection(r.Host(r.other)).State())
+						<-called
+						return
+					case "call", "hosts":
+						require.NoError(t, <-r.done)
+					case "block":
+						require.Empty(t, r.done)
+						require.LessOrEqual(t, len(r.log.About("grid: log lines dropped")), 0)
+					case "panic":
+						require.Equal(t, !c.panicsAreTheCallers, len(r.log.About("panic")) > 0)
+					}
+					if doing != "block" {
+						<-called
+					}
+					if hangs := doing == "block" && connects; hangs && c.connects != "" {
+						why := r.Conn(r.it, r.peer).Stats().LastError
+						require.Contains(t, why, "hangs "+c.connects)
+						require.NotEmpty(t, r.log.About("timed out after 10s (HandshakeTimeout) "+c.connects))
+					} else if !hangs {
+						r.WaitConnected()
+						r.requireWorks(r.it, r.peer)
+						r.requireWorks(r.peer, r.it)
+					}
+					// For longer than a link without a pong.
+					time.Sleep(2 * time.Minute)
+					r.requireWorks(r.it, r.other)
+					r.requireWorks(r.other, r.it)
+					if doing != "hosts" {
+						require.Equal(t, before, r.Conn(r.other, r.it).Stats().Reconnects)
+					}
+					if doing == "block" {
+						most := 2 * time.Second
+						if c.stuckClose {
+							most = 0
+						}
+						require.LessOrEqual(t, rig.Elapsed(func() { require.NoError(t, r.m.Close()) }), most)
+						close(r.stuck)
+						require.Equal(t, errStuck, <-r.done)
+						<-called
+					}
+				})
+			})
+		}
+	}
+}
+
+// When a callback that hung returns, the link that it has held up comes back.
+func TestCallbacks_ThatHungLetTheLinkComeBack(t *testing.T) {
+	for name, c := range callbacks {
+		t.Run(name, func(t *testing.T) {
+			rig.InBubble(t, func(t *testing.T) {
+				r := newRoom(t, c, behaviours["block"])
+				called := r.start(c)
+				time.Sleep(2 * time.Minute)
+				close(r.stuck)
+				require.Equal(t, errStuck, <-r.done)
+				<-called
+				r.WaitConnected()
+				r.requireWorks(r.it, r.peer)
+				r.requireWorks(r.peer, r.it)
+			})
+		})
+	}
+}
