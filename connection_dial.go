@@ -123,10 +123,20 @@ func (a *attempts) begin(ctx context.Context, host string, at *progress) (end fu
 		case <-ctx.Done():
 		}
 		if before = a.enter(host, next); before != nil {
-			return nil, fmt.Errorf("an earlier attempt still hangs %s, after %s", stage, age(time.Since(before.at.began)))
+			return nil, &hangingError{stage, time.Since(before.at.began)}
 		}
 	}
 	return func() { a.leave(host, next) }, nil
+}
+
+// hangingError is an attempt that was not made, because one before it has not returned.
+type hangingError struct {
+	stage string
+	since time.Duration
+}
+
+func (e *hangingError) Error() string {
+	return fmt.Sprintf("an earlier attempt still hangs %s, after %s", e.stage, age(e.since))
 }
 
 // enter makes next the attempt of the host, or returns the one that there is.

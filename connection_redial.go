@@ -2,6 +2,7 @@ package grid
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -82,7 +83,9 @@ func (c *Connection) keepDialling(ctx context.Context, late bool) {
 	}
 	for patient := false; c.wait(ctx, &p) && !c.draining.Load(); {
 		s, err := c.try(ctx, patient)
-		patient = err == errGivenUp // or a host that is slow, and knocks, would never be reached
+		// Or a host that is slow, and knocks, would never be reached.
+		var hanging *hangingError
+		patient = err == errGivenUp || patient && errors.As(err, &hanging)
 		if err != nil {
 			c.attemptFailed(err)
 			if !time.Now().Before(p.end) {
@@ -189,7 +192,7 @@ func (r *redial) restart(asked time.Time) {
 func (r *redial) forgetBefore(made time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.asked.Before(made) {
+	if !r.asked.After(made) {
 		forget(r.anew)
 	}
 }

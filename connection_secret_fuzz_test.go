@@ -173,7 +173,7 @@ func FuzzSecretProof(f *testing.F) {
 			go func() {
 				defer close(done)
 				header := http.Header{rawpeer.ChallengeHeader: {rawpeer.NonceText(challenge)}}
-				_, greeted = m.Connection(dialled).greet(ws, header, nil, m.opts.newProgress(m.ctx))
+				_, greeted = m.Connection(dialled).greet(ws, header, &wsconn.DialOptions{}, m.opts.newProgress(m.ctx))
 			}()
 			synctest.Wait()
 			said := wire.take(t)
