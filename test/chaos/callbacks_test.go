@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"sync/atomic"
@@ -37,10 +38,15 @@ var callbackNames = [callbacks]string{
 
 func (c callback) String() string { return callbackNames[c] }
 
-var all = []callback{
+var everyCallback = []callback{
 	logging, authFn, authToken, verifyPeer, dialer, incoming, outgoing, stateChange,
 	callBegin, callEnd, serveBegin, serveEnd,
 }
+
+// harmless are those whose block holds up nothing, for however long.
+var harmless = []callback{logging, incoming, outgoing, stateChange}
+
+func drawFrom(rng *rand.Rand, some []callback) callback { return some[rng.IntN(len(some))] }
 
 // connects reports whether there is no link without it.
 func (c callback) connects() bool { return c < stateChange }

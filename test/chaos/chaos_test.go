@@ -139,7 +139,7 @@ func chaos(c *cluster, seed uint64, duration time.Duration, faults *trace, watch
 		rng := rand.New(rand.NewPCG(seed, n))
 		c.inject(drawFaults(rng, min(round, left), p.pause), faults)
 		c.fabric.healAll()
-		unblock := c.nodes[rng.IntN(hosts)].hooks.begin(harmless[rng.IntN(len(harmless))], false)
+		unblock := c.nodes[rng.IntN(hosts)].hooks.begin(drawFrom(rng, harmless), false)
 		c.requireWorks(p.healTime)
 		c.deafen(int(n % hosts))
 		c.requireWorks(p.healTime)

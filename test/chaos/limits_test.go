@@ -14,7 +14,7 @@ type limits struct {
 	pings      int
 	ping       time.Duration
 	streamPing time.Duration
-	messages   int // where sizesDiffer
+	messages   int
 }
 
 // leastSize is the least MaxMessageSize.
@@ -22,17 +22,14 @@ const leastSize = 64 << 10
 
 func drawLimits(rng *rand.Rand) *limits {
 	between := func(least, most int) int { return least + rng.IntN(most-least) }
-	l := &limits{
+	return &limits{
 		queued:     between(4<<10, 512<<10),
 		handlers:   between(20, 1000),
 		pings:      between(200, 10_000),
 		ping:       time.Duration(between(300, 500)) * time.Millisecond, // or silence is noticed too late
 		streamPing: time.Duration(between(300, 800)) * time.Millisecond,
+		messages:   between(leastSize, 512<<10),
 	}
-	if sizesDiffer {
-		l.messages = between(leastSize, 512<<10)
-	}
-	return l
 }
 
 // options sets the limits; nil has none of its own.

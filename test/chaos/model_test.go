@@ -187,7 +187,7 @@ func (m *model) outcome(c *call, err error) (count *atomic.Int64, reason string)
 	var remote *grid.RemoteErr
 	var hook plannedError
 	switch {
-	case sizesDiffer && c.largest > leastSize && err != nil && strings.Contains(err.Error(), grid.ErrMessageTooLarge.Error()):
+	case c.largest > leastSize && err != nil && strings.Contains(err.Error(), grid.ErrMessageTooLarge.Error()):
 		return &t.broken, ""
 	case c.calm && err != nil && !errors.Is(err, grid.ErrDisconnected):
 		return nil, "there was no reason for it"

@@ -159,9 +159,9 @@ func drawFaults(rng *rand.Rand, round, pause time.Duration) (all []fault) {
 		case restart, limit:
 			f.life, f.much = ms(10, 400), rng.IntN(2)
 		case block:
-			f.life, f.much = ms(20, 700), int(blocking[rng.IntN(len(blocking))])
+			f.life, f.much = ms(20, 700), int(drawFrom(rng, everyCallback))
 		case panics:
-			f.life, f.much = ms(20, 300), int(panicking[rng.IntN(len(panicking))])
+			f.life, f.much = ms(20, 300), int(drawFrom(rng, everyCallback))
 		case move:
 			f.life = ms(50, 500)
 		case unregister:
