@@ -35,7 +35,7 @@ const (
 	MaxInBuffer    = 16  // messages in the channel of a handler
 	MaxOutBuffer   = 64
 
-	Mux1Base = 1 << 62 // what a node adds to the numbers of its calls towards version 1
+	Mux1Base uint64 = 1 << 62 // what a node adds to the numbers of its calls towards version 1
 
 	// AllCaps is a peer's that speaks all extensions.
 	AllCaps = rawpeer.CapWideCredits | rawpeer.CapFragments | rawpeer.CapDrain | rawpeer.CapMetadata | rawpeer.CapBothCapacities

@@ -137,7 +137,7 @@ func TestV1Peer_SeesNumbersThatAreFarFromItsOwn(t *testing.T) {
 			for range 3 {
 				r.Call(r.Context(), 50, nil)
 				id := r.Peer.Expect(rawpeer.OpRequest).MuxID
-				require.Greater(r, id, uint64(rig.Mux1Base))
+				require.Greater(r, id, rig.Mux1Base)
 				require.False(r, seen[id], "%d twice", id)
 				seen[id] = true
 			}
