@@ -144,6 +144,18 @@ func textOf(err error) (text string, ok bool) {
 	return err.Error(), true
 }
 
+// withText is err, or if that has no text, as a nil *RemoteErr has none, another error in its
+// place: it is not to be taken for nil, but nothing can be done with it, be it by package errors.
+func withText(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := textOf(err); !ok {
+		return errors.New("an error that has no text")
+	}
+	return err
+}
+
 // As sets a *RemoteErr or **RemoteErr target, for [errors.As], and reports whether target was one.
 func (r RemoteErr) As(target any) bool {
 	switch t := target.(type) {

@@ -131,7 +131,7 @@ func (m *Manager) checkKnock(r *http.Request, a *arrival, at *progress, authReq 
 	case m.opts.VerifyPeer != nil:
 		at.enter("in VerifyPeer")
 		if err := c.ask(a, at, func() error { return m.opts.VerifyPeer(c.remote, r) }); err != nil {
-			return nil, refuseKnock(http.StatusForbidden, "%s is not accepted: %s", c.remote, clean(err.Error(), bearer))
+			return nil, refuseKnock(http.StatusForbidden, "%s is not accepted: %v", c.remote, cleanError(err, bearer))
 		}
 	}
 	return c, nil

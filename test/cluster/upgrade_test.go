@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,6 +50,38 @@ func TestUpgrade_IsRefusedWithAnErrorThatHasNoText(t *testing.T) {
 	w := httptest.NewRecorder()
 	m.Handler(func(*http.Request) error { return grid.NewRemoteErr(nil) })(w, r)
 	require.Equal(t, http.StatusForbidden, w.Code)
+}
+
+// So it is in the handshake, where the peer is told.
+func TestHandshake_IsRefusedWithAnErrorThatHasNoText(t *testing.T) {
+	t.Parallel()
+	for name, edit := range map[string]func(o *grid.ManagerOptions){
+		"VerifyPeer": func(o *grid.ManagerOptions) {
+			o.VerifyPeer = func(string, *http.Request) error { return grid.NewRemoteErr(nil) }
+		},
+		"AuthToken": func(o *grid.ManagerOptions) {
+			var asked atomic.Int64
+			o.AuthToken = func(string) error {
+				if asked.Add(1)%2 == 1 { // about the upgrade
+					return nil
+				}
+				return grid.NewRemoteErr(nil)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rig.InWireOnce(t, true, rawpeer.Config{Bare: true}, edit, func(r *rig.Wire) {
+				p := r.Next()
+				hello := rawpeer.Connect{ID: make([]byte, 16), Host: r.Raw, Time: time.Now(), Token: rig.Token}
+				p.Send(rawpeer.Msg{Op: rawpeer.OpConnect, Payload: hello.Encode()})
+				answer, err := rawpeer.DecodeConnectResponse(p.Expect(rawpeer.OpConnectResponse).Payload)
+				require.NoError(t, err)
+				require.False(t, answer.Accepted)
+				require.Contains(t, answer.Reason, "an error that has no text")
+				p.ExpectClosed()
+			})
+		})
+	}
 }
 
 // A client of HTTP/2 takes the headers of an upgrade for a broken protocol, as curl does.

@@ -161,6 +161,13 @@ func TestKnock_OfWhoMayNotOrNeedNotIsRefused(t *testing.T) {
 		})
 		r.refused(r.header(rig.Token), http.StatusForbidden, fmt.Sprintf("grid: %s is not accepted: not %s, with %s-and-more", r.raw, r.raw, rig.Token))
 	})
+	// An error that panics when it is asked for its text is a no all the same.
+	rig.InBubble(t, func(t *testing.T) {
+		r := newKnockRig(t, false, func(o *grid.ManagerOptions) {
+			o.VerifyPeer = func(string, *http.Request) error { return grid.NewRemoteErr(nil) }
+		})
+		r.refused(r.header(rig.Token), http.StatusForbidden, fmt.Sprintf("grid: %s is not accepted: an error that has no text", r.raw))
+	})
 	// A function for the door comes on top of the key.
 	rig.InBubble(t, func(t *testing.T) {
 		r := newKnockRig(t, false, withKey, func(n *rig.Node) {
