@@ -24,7 +24,8 @@ func (c *Connection) dial(ctx context.Context) (*session, error) {
 
 // attemptTo has f reach the remote, bounded by HandshakeTimeout. f calls functions of the
 // application's, which may not heed its context: then it is left behind, and there is no other
-// attempt until it has returned. late is told what it returns after all, and why nobody waits for it.
+// attempt until it has returned. late is told what it returns after all, and why nobody waits for
+// it.
 func attemptTo[T any](ctx context.Context, c *Connection, f func(ctx context.Context, at *progress) (T, error), late func(v T, gaveUp error)) (v T, err error) {
 	ctx, cancel := context.WithTimeout(ctx, c.opts.HandshakeTimeout)
 	defer cancel()

@@ -212,9 +212,9 @@ func (m *Manager) checkToken(c *Connection, req *connectReq, challenge token.Non
 	return c.ask(a, at, func() error { return m.opts.validate(req.Token) })
 }
 
-// ask asks a function of the application's about an arrival that claims to be the remote host. Where
-// one was left behind, no other is called before that has returned: however often that host comes,
-// it takes one place.
+// ask asks a function of the application's about an arrival that claims to be the remote host.
+// Where one was left behind, no other is called before that has returned: however often that host
+// comes, it takes one place.
 func (c *Connection) ask(a *arrival, at *progress, f func() error) error {
 	if c.leftBehind.n.Load() > 0 {
 		return fmt.Errorf("an earlier call still hangs %s", c.leftBehind.last.Load().reached())

@@ -136,7 +136,8 @@ func (m *Manager) askAuthToken(bearer string, a *arrival, at *progress) error {
 	return a.run(at, m.panicked, func() error { return m.opts.validate(bearer) }, func() {})
 }
 
-// panicked logs a panic of a function of the application's that somebody who has dialled is shown to.
+// panicked logs a panic of a function of the application's that somebody who has dialled is shown
+// to.
 func (m *Manager) panicked(p any) {
 	m.panics.Panicked(m.opts.Logger, "grid: panic while somebody connects", p)
 }

@@ -159,8 +159,8 @@ func TestLocal_CallsAddNoHost(t *testing.T) {
 	})
 }
 
-// A session of the host with itself that has lived is made anew without delay, however often one was
-// lost before.
+// A session of the host with itself that has lived is made anew without delay, however often one
+// was lost before.
 func TestLocal_CallsHealWithoutDelayAgainAndAgain(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
 		m := newLoner(t, nil)

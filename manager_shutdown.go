@@ -14,15 +14,15 @@ var (
 
 // Shutdown closes the Manager gracefully: no call or stream is begun any more, what is under way in
 // either direction may finish until ctx ends, with interceptors told how it has, and then it does
-// as [Manager.Close]. If that comes before everything has finished it returns the error of ctx, as a
-// call does, else nil. Handlers and streams that would not finish by themselves hear of it by
+// as [Manager.Close]. If that comes before everything has finished it returns the error of ctx, as
+// a call does, else nil. Handlers and streams that would not finish by themselves hear of it by
 // [Draining] and [Stream.Draining].
 //
 // The remote hosts are told (protocol section 8). From then on they find the host disconnected, and
-// wait for it to come back, while what they have under way goes on; calls that were on their way are
-// refused with a [RemoteErr] that says so. Those of hosts that do not know the extension are dropped
-// without a reason, as by a lost connection.
-// Connections that are lost meanwhile are not made again.
+// wait for it to come back, while what they have under way goes on; calls that were on their way
+// are refused with a [RemoteErr] that says so. Those of hosts that do not know the extension are
+// dropped without a reason, as by a lost connection. Connections that are lost meanwhile are not
+// made again.
 //
 // Nothing waits for a peer that does not read for longer than WriteTimeout, or ctx if that ends
 // first. Calling it again, or Close meanwhile, is allowed; Close ends the wait. A handler or an

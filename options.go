@@ -88,10 +88,10 @@ type ManagerOptions struct {
 	// dialler who has answered. Use https, whose certificates do.
 	AuthFn func() string
 
-	// UpgradeHeader, if not nil, makes headers of the request by which a host is dialled, beside those
-	// of the websocket: for a proxy on the way, or for a peer of version 1 that asks for some
-	// (protocol section 1). target is the base URL of that host, in the form in which names are
-	// compared. It is called as AuthFn is; what it returns, nil for none, is copied.
+	// UpgradeHeader, if not nil, makes headers of the request by which a host is dialled, or asked to
+	// dial this one, beside those of the protocol: for a proxy on the way, or for a peer of version 1
+	// that asks for some (protocol section 1). target is the base URL of that host, in the form in
+	// which names are compared. It is called as AuthFn is; what it returns, nil for none, is copied.
 	//
 	// Names and values must be what HTTP carries as it is: values without control characters, and
 	// without white space at their ends. All together have 32 KiB at most, with 4 bytes more for each
@@ -259,9 +259,9 @@ type ManagerOptions struct {
 
 	// MaxPings is how many pings of each host are answered in a second, those of its connection and
 	// of its streams together. The other host is told in the handshake, and does not send more, so
-	// its streams are pinged less often where they are too many. Further ones are dropped: a peer of
-	// version 1 that hears of none any more gives the stream or the connection up. At least 2, one for the connection and one for a
-	// stream; the default is 24704: 128 and twice MaxStreams.
+	// its streams are pinged less often where they are too many. Further ones are dropped: a peer
+	// of version 1 that hears of none any more gives the stream or the connection up. At least 2,
+	// one for the connection and one for a stream; the default is 24704: 128 and twice MaxStreams.
 	MaxPings int
 
 	// PingInterval is how often a connection is pinged. One that leaves a ping without an answer for

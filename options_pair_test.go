@@ -180,8 +180,8 @@ func letThrough(t *testing.T, c *grid.Connection, n int) error {
 }
 
 // requirePairWorks requires that two hosts with such options can call each other, and with local
-// calls themselves, that their link lasts, and streams on it unless there are too many pings for the
-// options.
+// calls themselves, that their link lasts, and streams on it unless there are too many pings for
+// the options.
 func requirePairWorks(t *testing.T, p optionPair, local bool) {
 	t.Helper()
 	edit := func(i int, o *grid.ManagerOptions) {

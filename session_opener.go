@@ -166,8 +166,9 @@ func (o *opener) refuse(m *message, text string) {
 	}, nil)
 }
 
-// drop ends a request or an open without a reason. To a peer that does not know drain that is a lost
-// link, upon which it turns to another host or tries again, while a refusal would be an answer.
+// drop ends a request or an open without a reason. To a peer that does not know drain that is a
+// lost link, upon which it turns to another host or tries again, while a refusal would be an
+// answer.
 func (o *opener) drop(m *message) {
 	o.s.conn.stats.refused.Add(1)
 	o.s.sender.post(message{MuxID: m.MuxID, Op: opDisconnectClientMux}, nil)

@@ -243,15 +243,15 @@ func GetSubroute(ctx context.Context) string {
 	return ""
 }
 
-// Draining is for handlers that run for long. It returns a channel that is closed when the link over
-// which the handler was called is to end: once this Manager or that of the caller shuts down, see
-// [Manager.Shutdown], or when the link is lost, where ctx has ended before. Nothing new begins on it then, and the shutdown
-// waits for what is under way, for as long as its context lets it. So a handler that would go on
-// returns now, best with an error that tells its caller to come again: the caller finds the host
-// disconnected by then, and WaitForConnect waits for its successor.
+// Draining is for handlers that run for long. It returns a channel that is closed when the link
+// over which the handler was called is to end: once this Manager or that of the caller shuts down,
+// see [Manager.Shutdown], or when the link is lost, where ctx has ended before. Nothing new begins
+// on it then, and the shutdown waits for what is under way, for as long as its context lets it. So
+// a handler that would go on returns now, best with an error that tells its caller to come again:
+// the caller finds the host disconnected by then, and WaitForConnect waits for its successor.
 //
-// ctx is that of a handler, or derived from it. For any other it returns nil, which blocks for ever.
-// It allocates nothing. A caller of version 1 does not say that it shuts down.
+// ctx is that of a handler, or derived from it. For any other it returns nil, which blocks for
+// ever. It allocates nothing. A caller of version 1 does not say that it shuts down.
 func Draining(ctx context.Context) <-chan struct{} {
 	if c, ok := ctx.Value(handlerContextKey{}).(*handlerContext); ok {
 		return c.draining

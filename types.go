@@ -128,9 +128,9 @@ func (m *MSS) Msgsize() int {
 // Recycle ends the life of m and of its map. The strings stay valid. Recycling nil does nothing.
 func (m *MSS) Recycle() { recycleMap(&mssPool, m) }
 
-// URLValues is a map[string][]string as a payload, the type of [url.Values]. A nil map arrives as an
-// empty one, since peers of version 1 can't decode another, and so does a nil list. Keys are encoded
-// in no particular order.
+// URLValues is a map[string][]string as a payload, the type of [url.Values]. A nil map arrives as
+// an empty one, since peers of version 1 can't decode another, and so does a nil list. Keys are
+// encoded in no particular order.
 //
 // Decoded it takes at most 32 times its bytes, and 1 KiB.
 //

@@ -343,7 +343,8 @@ func TestPayload_NilIsNotEmpty(t *testing.T) {
 	}
 }
 
-// What stands for nil is what peers of version 1 send for it, and so can decode, or else what is empty.
+// What stands for nil is what peers of version 1 send for it, and so can decode, or else what is
+// empty.
 func TestPayload_NilIsWhatVersion1Decodes(t *testing.T) {
 	file, err := os.ReadFile("testdata/vectors.json")
 	require.NoError(t, err)

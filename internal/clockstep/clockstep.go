@@ -2,8 +2,8 @@
 // with that of a host, while the monotonic clock goes on as if nothing had happened.
 //
 // Package time offers no way to do that. So a test that steps the clock is built once more, by the
-// test that runs it ([Run]), with a file in place of one of package time and another in place of one
-// of this package: see -overlay in "go help build". Only in that program is a step [Possible].
+// test that runs it ([Run]), with a file in place of one of package time and another in place of
+// one of this package: see -overlay in "go help build". Only in that program is a step [Possible].
 package clockstep
 
 import (

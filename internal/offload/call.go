@@ -13,8 +13,8 @@ var (
 	ErrExited = errors.New("the function has ended its goroutine")
 )
 
-// Call calls f on a goroutine of g, and returns what that does. If ctx ends before, f is left behind,
-// and late, unless it is nil, is told what it returns after all.
+// Call calls f on a goroutine of g, and returns what that does. If ctx ends before, f is left
+// behind, and late, unless it is nil, is told what it returns after all.
 func Call[T any](ctx context.Context, g *Group, f func() (T, error), late func(T, error)) (T, error) {
 	var (
 		mu     sync.Mutex // guards what follows

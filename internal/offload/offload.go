@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// Group is goroutines that are waited for, but not for ever. Its methods may be called concurrently.
+// Group is goroutines that are waited for, but not for ever. Its methods may be called
+// concurrently.
 type Group struct {
 	mu   sync.Mutex // guards what follows
 	n    int

@@ -111,8 +111,8 @@ func DecodeConnect(b []byte) (c Connect, _ error) {
 	return c, r.End()
 }
 
-// ConnectResponse is the payload of ConnectResponse. Caps, Host, Proof and what is Told are left out
-// when they are zero, as version 1 does.
+// ConnectResponse is the payload of ConnectResponse. Caps, Host, Proof and what is Told are left
+// out when they are zero, as version 1 does.
 type ConnectResponse struct {
 	ID       []byte
 	Accepted bool

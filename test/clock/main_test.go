@@ -1,7 +1,7 @@
 // Package clock tests what becomes of links and calls when the wall clock of a host is stepped.
 //
-// TestClock_CanBeSteppedUnderLinksAndCalls runs the others, in a program whose clock can be stepped:
-// see package clockstep. By hand that is
+// TestClock_CanBeSteppedUnderLinksAndCalls runs the others, in a program whose clock can be
+// stepped: see package clockstep. By hand that is
 //
 //	go test -v ./test/clock -run Clock
 package clock

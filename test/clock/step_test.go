@@ -127,8 +127,8 @@ func TestStep_RunningCallsAreAnswered(t *testing.T) {
 	})
 }
 
-// A payload that arrives bit by bit, of a request, an answer and a stream, does so for as long as it
-// may, and no longer.
+// A payload that arrives bit by bit, of a request, an answer and a stream, does so for as long as
+// it may, and no longer.
 func TestStep_PayloadsInFragmentsArrive(t *testing.T) {
 	clockstep.Require(t)
 	const size, rate = 256 << 10, 16 << 10 // for 40 s, all of them together

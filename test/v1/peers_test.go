@@ -231,8 +231,8 @@ func TestDeadline_DropAtItByAPeerOfOursIsADrop(t *testing.T) {
 	})
 }
 
-// Its handlers have capacities that nobody here knows: what waits in such a stream is bounded by its
-// bytes.
+// Its handlers have capacities that nobody here knows: what waits in such a stream is bounded by
+// its bytes.
 func TestV1Peer_ServerSendsAsMuchAsItHasRegistered(t *testing.T) {
 	t.Parallel()
 	withMinio(t, nil, func(r *wire) { r.takesAll(r.open(r.Context()), 1000) })

@@ -267,8 +267,8 @@ func TestV1Stream_WhoseServerOverrunsItsWindowFails(t *testing.T) {
 	}
 }
 
-// Its server may send as much as it has registered, which nobody here knows; towards it one credit is
-// assumed.
+// Its server may send as much as it has registered, which nobody here knows; towards it one credit
+// is assumed.
 func TestV1Stream_ToAHandlerThatIsNotKnownHere(t *testing.T) {
 	t.Parallel()
 	inWire(t, rawpeer.Config{}, nil, func(r *wire) {
