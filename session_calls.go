@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid/internal/limit"
-	"github.com/gridrpc/grid/internal/monotime"
 )
 
 // Single requests and streams that are made here. Those that are served here come in by
@@ -49,18 +48,18 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 		m.setMetadata(metadata)
 	}
 	m.setSubroute(sub)
-	sent := s.clock.Load()
+	// A server of version 1 gives no reason where the deadline has passed, so it has to be known
+	// here, by the monotonic clock. Towards others nobody asks for the time.
+	var due time.Time
+	if !s.caps.wide() {
+		due = time.Now().Add(time.Duration(ms) * time.Millisecond)
+	}
 	if err := s.sender.sendRequest(ctx, c, &m); err != nil {
 		return s.calls.abandon(c, err)
 	}
 	answer, err := s.calls.wait(ctx, c)
-	// A server of version 1 gives no reason where the deadline has passed.
-	if isDropped(err) && !s.caps.wide() {
-		left := time.Until(deadline)
-		if !hasDeadline {
-			left = defaultDeadline - monotime.Now().Sub(sent) // or up to a tick more
-		}
-		if left <= deadlineSlack {
+	if isDropped(err) && !due.IsZero() {
+		if left := time.Until(due); left <= deadlineSlack {
 			err = awaitDeadline(ctx, left)
 		}
 	}

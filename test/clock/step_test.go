@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"testing"
 	"testing/synctest"
@@ -353,4 +354,28 @@ func stoppedOpening(t *testing.T, d time.Duration) {
 	synctest.Wait()
 	require.EqualValues(t, goesOn, r.Peer.Recv().MuxID)
 	r.Alive()
+}
+
+// A server of version 1 that drops a request without a reason, long before a deadline that was made
+// of a wall time, has not run out of time; and one that does so at that deadline has.
+func TestStep_DropByAVersion1ServerIsTheDeadlineAtThatAlone(t *testing.T) {
+	clockstep.Require(t)
+	const limit = 20 * time.Second
+	for _, d := range steps {
+		for after, want := range map[time.Duration]error{10 * time.Second: grid.ErrDisconnected, limit: context.DeadlineExceeded} {
+			t.Run(fmt.Sprint(d, ", after ", after), func(t *testing.T) {
+				rig.InBubble(t, func(t *testing.T) {
+					r := rig.NewWire(t, true, rawpeer.Config{}, nil)
+					ctx, cancel := context.WithDeadline(t.Context(), time.Now().Add(limit).Round(0))
+					defer cancel()
+					call := r.Call(ctx, rig.Unused, nil)
+					id := r.Peer.Expect(rawpeer.OpRequest).MuxID
+					clockstep.Hold(t, d)
+					time.Sleep(after - time.Millisecond)
+					r.Peer.Send(rawpeer.Msg{MuxID: id, Op: rawpeer.OpDisconnectClientMux})
+					require.ErrorIs(t, (<-call).Err, want)
+				})
+			})
+		}
+	}
 }
