@@ -272,8 +272,12 @@ func (c *Connection) absence() string {
 	if why != "" {
 		text += ": " + why
 	}
-	if attempt != nil {
+	switch {
+	case attempt == nil:
+	case c.dials:
 		text += ", connecting (" + attempt.reached() + ")"
+	default:
+		text += ", knocking (" + attempt.reached() + ")"
 	}
 	return text
 }

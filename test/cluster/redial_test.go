@@ -378,6 +378,9 @@ func TestRedial_KnockThatHangsHoldsUpNothing(t *testing.T) {
 				m, err := grid.NewManager(t.Context(), o)
 				require.NoError(t, err)
 				c := m.Connection(hosts[0])
+				synctest.Wait()
+				_, err = c.SingleRequest(t.Context(), rig.Echo, nil)
+				require.ErrorContains(t, err, "waiting for it to dial, knocking (")
 				for range 100 {
 					_, err := c.SingleRequest(t.Context(), rig.Echo, nil)
 					require.ErrorIs(t, err, grid.ErrDisconnected)
