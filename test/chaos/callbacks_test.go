@@ -21,6 +21,7 @@ const (
 	authToken
 	verifyPeer
 	dialer
+	upgradeHeader
 	incoming
 	outgoing
 	stateChange
@@ -32,15 +33,16 @@ const (
 )
 
 var callbackNames = [callbacks]string{
-	"Logger", "AuthFn", "AuthToken", "VerifyPeer", "Dialer", "Incoming", "Outgoing", "OnStateChange",
-	"InterceptCall", "the end of InterceptCall", "InterceptServe", "the end of InterceptServe",
+	"Logger", "AuthFn", "AuthToken", "VerifyPeer", "Dialer", "UpgradeHeader", "Incoming", "Outgoing",
+	"OnStateChange", "InterceptCall", "the end of InterceptCall", "InterceptServe",
+	"the end of InterceptServe",
 }
 
 func (c callback) String() string { return callbackNames[c] }
 
 var everyCallback = []callback{
-	logging, authFn, authToken, verifyPeer, dialer, incoming, outgoing, stateChange,
-	callBegin, callEnd, serveBegin, serveEnd,
+	logging, authFn, authToken, verifyPeer, dialer, upgradeHeader, incoming, outgoing,
+	stateChange, callBegin, callEnd, serveBegin, serveEnd,
 }
 
 // harmless are those whose block holds up nothing, for however long.
@@ -98,6 +100,7 @@ func (h *hooks) options(host int, o *grid.ManagerOptions) {
 		h.call(dialer)
 		return dial(ctx, network, addr)
 	}
+	o.UpgradeHeader = func(string) http.Header { h.call(upgradeHeader); return nil }
 	o.Incoming = func(int64) { h.call(incoming) }
 	o.Outgoing = func(int64) { h.call(outgoing) }
 	o.OnStateChange = func(grid.StateChange) { h.call(stateChange) }
