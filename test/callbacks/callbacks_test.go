@@ -237,6 +237,7 @@ func (r *room) requireWorks(i, j int) {
 // start has the callback called, and waits until it has done what it does, or hangs.
 func (r *room) start(c callback) (called <-chan struct{}) {
 	ended := make(chan struct{})
+	synctest.Wait() // until the knocks with which hosts begin are answered, which call it as well
 	r.armed.Store(true)
 	go func() {
 		defer close(ended)

@@ -374,6 +374,7 @@ func TestRedial_KnockThatHangsHoldsUpNothing(t *testing.T) {
 				release := make(chan struct{})
 				hosts := pairNames()
 				o := rig.Options(hosts[1], hosts)
+				o.Dialer = func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("no way") }
 				edit(&o, func() { hanging.Add(1); <-release })
 				m, err := grid.NewManager(t.Context(), o)
 				require.NoError(t, err)
