@@ -248,8 +248,8 @@ func clean(text string, tokens ...string) string {
 // cleanError is err, or where its text is not clean, an error with one that is.
 func cleanError(err error, tokens ...string) error {
 	text, ok := textOf(err)
-	if !ok { // of a function of the application's, which is not to be taken for a yes
-		return errors.New("an error that has no text")
+	if !ok {
+		return errNoText
 	}
 	clean := clean(text, tokens...)
 	if clean == text {

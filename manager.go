@@ -182,7 +182,7 @@ func (m *Manager) start(f func()) {
 // the Logger, OnStateChange and the ends of interceptors, no longer than a second. It may be called
 // more than once, from a handler and from any of these functions, and always returns nil.
 func (m *Manager) Close() error {
-	m.unwatch()
+	m.callbacks.Go(func() { m.unwatch() }) // which may call a context of the application's
 	m.close()
 	m.work.Wait()
 	m.traffic.Flush()

@@ -109,7 +109,7 @@ func (a *arrival) run(at *progress, log func(p any), f func() error, late func()
 				err = fmt.Errorf("panic %s", at.reached()) // may be told to who has arrived
 			}
 		}()
-		return struct{}{}, f()
+		return struct{}{}, onlyText(f())
 	}, func(struct{}, error) { late() })
 	switch err {
 	case offload.ErrLeft:
