@@ -191,7 +191,8 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, challenge token
 	}
 	if m.opts.VerifyPeer != nil {
 		at.enter("in the handshake, in VerifyPeer")
-		if err := c.ask(a, at, func() error { return m.opts.VerifyPeer(c.remote, r) }); err != nil {
+		shown := a.show(r)
+		if err := c.ask(a, at, func() error { return m.opts.VerifyPeer(c.remote, shown) }); err != nil {
 			return c, rejectf("%s is not accepted: %v", c.remote, err)
 		}
 	}

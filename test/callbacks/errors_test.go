@@ -35,9 +35,10 @@ func TestErrorText_DoesAsItLikes(t *testing.T) {
 			o.AuthToken = func(string) error { return fail() }
 		}},
 		"AuthToken, in the handshake": {true, func(o *grid.ManagerOptions, fail func() error) {
-			var err error // of the call that is in the handshake
-			accept := inHandshake(func() { err = fail() })
-			o.AuthToken = func(token string) error { err = nil; _ = accept(token); return err }
+			o.AuthToken = func(token string) (err error) {
+				_ = inHandshake(func() { err = fail() })(token)
+				return err
+			}
 		}},
 		"Dialer": {false, func(o *grid.ManagerOptions, fail func() error) {
 			dial := o.Dialer
