@@ -55,7 +55,6 @@ type Connection struct {
 	departures    errlog.Log // of peers that shut down
 	panics        errlog.Log // of interceptors
 	attemptPanics errlog.Log // of functions that take part in an attempt to connect
-	endings       endings
 	leftBehind    leftBehind
 
 	limitsMu sync.Mutex
@@ -178,7 +177,7 @@ func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *
 	if c == nil || !c.intercepts() {
 		return c.openObserved(ctx, id, sub, payload, nil, nil, caps)
 	}
-	if err := c.endings.checkStreams(c.opts); err != nil {
+	if err := c.taken.endings.checkStreams(c.opts); err != nil {
 		c.overload(err)
 		return nil, err
 	}

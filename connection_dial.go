@@ -44,7 +44,8 @@ func attemptTo[T any](ctx context.Context, c *Connection, f func(ctx context.Con
 				err = fmt.Errorf("panic %s: %s", at.reached(), clip.Text(fmt.Sprint(p)))
 			}
 		}()
-		return f(ctx, at)
+		v, err = f(ctx, at)
+		return v, withFixedText(err)
 	}, func(v T, _ error) { late(v, at.gaveUp()) })
 	switch err {
 	case offload.ErrLeft:

@@ -191,7 +191,8 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, challenge token
 	}
 	if m.opts.VerifyPeer != nil {
 		at.enter("in the handshake, in VerifyPeer")
-		if err := c.ask(a, at, func() error { return m.opts.VerifyPeer(c.remote, r) }); err != nil {
+		shown := a.show(r)
+		if err := c.ask(a, at, func() error { return m.opts.VerifyPeer(c.remote, shown) }); err != nil {
 			return c, rejectf("%s is not accepted: %v", c.remote, err)
 		}
 	}
@@ -247,8 +248,10 @@ func clean(text string, tokens ...string) string {
 
 // cleanError is err, or where its text is not clean, an error with one that is.
 func cleanError(err error, tokens ...string) error {
-	err = withText(err)
-	text := err.Error()
+	text, ok := textOf(err)
+	if !ok {
+		return errNoText
+	}
 	clean := clean(text, tokens...)
 	if clean == text {
 		return err

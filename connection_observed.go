@@ -87,8 +87,8 @@ func (o *observed) end(err error) {
 // served count until interceptors have heard of the end.
 func (o *observed) endServed(err error) {
 	if o != nil {
-		o.conn.endings.served.Add(1)
-		defer o.conn.endings.served.Add(-1)
+		o.conn.taken.endings.served.Add(1)
+		defer o.conn.taken.endings.served.Add(-1)
 		o.end(err)
 	}
 }
@@ -99,9 +99,9 @@ func (o *observed) endApart(err error) {
 		return
 	}
 	r := o.result(err)
-	o.conn.endings.streams.Add(1)
+	o.conn.taken.endings.streams.Add(1)
 	o.conn.callbacks.Go(func() {
-		defer o.conn.endings.streams.Add(-1)
+		defer o.conn.taken.endings.streams.Add(-1)
 		o.tell(r)
 	})
 }
@@ -144,6 +144,9 @@ type endings struct {
 	streams atomic.Int64 // that were opened here
 	served  atomic.Int64
 }
+
+// none reports whether there are none.
+func (e *endings) none() bool { return e.streams.Load() == 0 && e.served.Load() == 0 }
 
 // checkStreams returns an error where a stream must not be opened.
 func (e *endings) checkStreams(o *ManagerOptions) error {

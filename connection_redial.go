@@ -2,7 +2,6 @@ package grid
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -84,8 +83,8 @@ func (c *Connection) keepDialling(ctx context.Context, late bool) {
 	for patient := false; c.wait(ctx, &p) && !c.draining.Load(); {
 		s, err := c.try(ctx, patient)
 		// Or a host that is slow, and knocks, would never be reached.
-		var hanging *hangingError
-		patient = err == errGivenUp || patient && errors.As(err, &hanging)
+		_, hangs := err.(*hangingError)
+		patient = err == errGivenUp || patient && hangs
 		if err != nil {
 			c.attemptFailed(err)
 			if !time.Now().Before(p.end) {

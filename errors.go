@@ -144,17 +144,38 @@ func textOf(err error) (text string, ok bool) {
 	return err.Error(), true
 }
 
-// withText is err, or if that has no text, as a nil *RemoteErr has none, another error in its
-// place: it is not to be taken for nil, but nothing can be done with it, be it by package errors.
-func withText(err error) error {
+// withFixedText is err with the text that it has now, for where functions of the application's may
+// run: whoever asks for the text afterwards, perhaps under a lock, calls none of them.
+func withFixedText(err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := textOf(err); !ok {
-		return errors.New("an error that has no text")
+	text, ok := textOf(err)
+	if !ok {
+		return errNoText // not nil: where somebody was asked that is no yes
+	}
+	return &fixedText{text, err}
+}
+
+// onlyText is withFixedText without the error itself.
+func onlyText(err error) error {
+	err = withFixedText(err)
+	if e, ok := err.(*fixedText); ok {
+		return errors.New(e.text)
 	}
 	return err
 }
+
+var errNoText = errors.New("an error that has no text")
+
+// fixedText is for the eyes of the application, which may look for what it wraps.
+type fixedText struct {
+	text string
+	err  error
+}
+
+func (e *fixedText) Error() string { return e.text }
+func (e *fixedText) Unwrap() error { return e.err }
 
 // As sets a *RemoteErr or **RemoteErr target, for [errors.As], and reports whether target was one.
 func (r RemoteErr) As(target any) bool {

@@ -130,6 +130,7 @@ func (h *lateHost) sendOpening(done <-chan struct{}, m message, seq *sequence, d
 func OpenLate(ctx context.Context, c *Connection, id HandlerID, payload []byte, before func()) error {
 	s := c.session.Load()
 	m := newMuxClient(ctx, &lateHost{s, before}, s.nextMuxID(), id, capacities{}, s.caps, time.Now())
+	m.callbacks = s.conn.callbacks
 	if !s.streams.add(m.id, m) {
 		panic("the number is in use")
 	}

@@ -53,6 +53,8 @@ type Manager struct {
 	hosts   atomic.Pointer[hostSet]
 	hostsMu sync.Mutex // serialises changes of hosts
 
+	closeOnce sync.Once
+
 	mu     sync.Mutex // guards closed, so that nothing starts after Close waits
 	closed bool
 	work   sync.WaitGroup // goroutines of dialling, accepting and of sessions
@@ -182,7 +184,7 @@ func (m *Manager) start(f func()) {
 // the Logger, OnStateChange and the ends of interceptors, no longer than a second. It may be called
 // more than once, from a handler and from any of these functions, and always returns nil.
 func (m *Manager) Close() error {
-	m.unwatch()
+	m.callbacks.Go(func() { m.unwatch() }) // which may call a context of the application's
 	m.close()
 	m.work.Wait()
 	m.traffic.Flush()
@@ -194,14 +196,14 @@ func (m *Manager) Close() error {
 // are written, and the last changes told, where nothing is stuck.
 const callbackTime = time.Second
 
-func (m *Manager) close() {
+// close ends all that there is. It waits for nothing but a call of it that is under way, which may
+// be for the end of the context of NewManager: when any returns, all has been told.
+func (m *Manager) close() { m.closeOnce.Do(m.closeAll) }
+
+func (m *Manager) closeAll() {
 	m.mu.Lock()
-	closed := m.closed
 	m.closed = true
 	m.mu.Unlock()
-	if closed {
-		return
-	}
 	m.cancel(errClosed)
 	m.hostsMu.Lock() // none is added any more
 	all := m.connections()

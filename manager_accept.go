@@ -120,6 +120,7 @@ func (m *Manager) authorise(r *http.Request, a *arrival, authReq []func(*http.Re
 // askHandlers asks the functions that were given to Handler about a request.
 func (m *Manager) askHandlers(r *http.Request, a *arrival, at *progress, authReq []func(*http.Request) error) error {
 	at.enter("in a function given to Handler")
+	r = a.show(r)
 	return a.run(at, m.panicked, func() error {
 		for _, f := range authReq {
 			if err := f(r); err != nil {

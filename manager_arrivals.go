@@ -32,7 +32,8 @@ type arrival struct {
 	group  *offload.Group  // runs the functions
 	ctx    context.Context // ends when it is turned away
 	cancel context.CancelCauseFunc
-	busy   bool // a function has not returned
+	shown  *http.Request // what the functions see of the request; nil before the first
+	busy   bool          // a function has not returned
 	left   bool
 	gone   bool
 }
@@ -64,6 +65,15 @@ func (i *incoming) setLimit(n int) {
 
 func (i *incoming) full() error {
 	return fmt.Errorf("%w: MaxHandshakes is %d", errTooManyHandshakes, i.limit)
+}
+
+// show returns r as the functions see it: one that was left behind may still change it, while grid
+// and package http look at theirs.
+func (a *arrival) show(r *http.Request) *http.Request {
+	if a.shown == nil {
+		a.shown = r.Clone(r.Context())
+	}
+	return a.shown
 }
 
 func (a *arrival) leave() {
@@ -109,7 +119,7 @@ func (a *arrival) run(at *progress, log func(p any), f func() error, late func()
 				err = fmt.Errorf("panic %s", at.reached()) // may be told to who has arrived
 			}
 		}()
-		return struct{}{}, withText(f()) // before anybody looks into it
+		return struct{}{}, onlyText(f()) // before anybody looks into it
 	}, func(struct{}, error) { late() })
 	switch err {
 	case offload.ErrLeft:

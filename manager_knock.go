@@ -130,8 +130,9 @@ func (m *Manager) checkKnock(r *http.Request, a *arrival, at *progress, authReq 
 		return nil, refuseKnock(http.StatusConflict, "%s is to dial %s, not the reverse", c.remote, c.local)
 	case m.opts.VerifyPeer != nil:
 		at.enter("in VerifyPeer")
-		if err := c.ask(a, at, func() error { return m.opts.VerifyPeer(c.remote, r) }); err != nil {
-			return nil, refuseKnock(http.StatusForbidden, "%s is not accepted: %v", c.remote, cleanError(err, bearer))
+		shown := a.show(r)
+		if err := c.ask(a, at, func() error { return m.opts.VerifyPeer(c.remote, shown) }); err != nil {
+			return nil, refuseKnock(http.StatusForbidden, "%s is not accepted: %s", c.remote, clean(err.Error(), bearer))
 		}
 	}
 	return c, nil

@@ -21,6 +21,7 @@ type totals struct {
 type hostLimits struct {
 	handlers, streams limit.Slots
 	bytes             limit.Budget
+	endings           endings
 }
 
 func (t *totals) init(o *ManagerOptions) {
@@ -52,7 +53,7 @@ func (t *totals) divide(is func(host string) bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for host, l := range t.hosts {
-		if !is(host) && l.handlers.InUse() == 0 && l.bytes.Used() == 0 {
+		if !is(host) && l.handlers.InUse() == 0 && l.bytes.Used() == 0 && l.endings.none() {
 			l.bytes.Leave()
 			l.handlers.Leave()
 			l.streams.Leave()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/gridrpc/grid/internal/credit"
 	"github.com/gridrpc/grid/internal/limit"
 	"github.com/gridrpc/grid/internal/monotime"
+	"github.com/gridrpc/grid/internal/offload"
 )
 
 // clientHost is the session as the opening end of a stream sees it.
@@ -47,6 +49,7 @@ type muxClient struct {
 	closing    <-chan struct{} // closed when the manager is
 	done       chan struct{}   // closed by finish
 	seen       *observed       // nil if nobody wants to know
+	callbacks  *offload.Group  // runs functions of the application's
 
 	in       inbox
 	grantBuf creditBuffer   // the consumer's
@@ -156,6 +159,9 @@ func (m *muxClient) watch() {
 		return
 	}
 	stop := context.AfterFunc(m.ctx, m.cancelled)
+	if !isPlain(m.ctx) {
+		stop = m.stopApart(stop)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.ended {
@@ -164,6 +170,33 @@ func (m *muxClient) watch() {
 	}
 	m.stop = stop
 }
+
+// stopApart is stop for a context of the application's, whose Value it calls: what ends the stream may
+// be the reader.
+func (m *muxClient) stopApart(stop func() bool) func() bool {
+	return func() bool {
+		m.callbacks.Go(func() { stop() })
+		return true
+	}
+}
+
+// isPlain reports whether a watch on ctx ends without a call of its methods: it is one that package
+// context made to be cancelled. Others, also those with values, may lead to one of the application's.
+func isPlain(ctx context.Context) bool {
+	if h, ok := ctx.(*handlerContext); ok {
+		ctx = h.Context
+	}
+	t := reflect.TypeOf(ctx)
+	return t == cancelType || t == deadlineType
+}
+
+var cancelType, deadlineType = func() (c, d reflect.Type) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	withDeadline, cancel := context.WithTimeout(ctx, time.Hour)
+	defer cancel()
+	return reflect.TypeOf(ctx), reflect.TypeOf(withDeadline)
+}()
 
 func (m *muxClient) cancelled() { m.cancel(doneError(m.ctx)) }
 

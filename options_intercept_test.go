@@ -670,3 +670,36 @@ func TestInterceptor_WhoseEndsAreStuckIsBounded(t *testing.T) {
 		})
 	}
 }
+
+// Also where the host comes and goes.
+func TestInterceptor_WhoseEndsAreStuckIsBoundedWhileTheHostComesAndGoes(t *testing.T) {
+	const limit = 3
+	var stuck chan struct{}
+	rig.InPair(t, func(i int, o *grid.ManagerOptions) {
+		if i == 0 {
+			stuck = make(chan struct{})
+			o.MaxStreams = limit
+			o.CallInterceptors = []grid.CallInterceptor{&slow{stuck: stuck}}
+		}
+	}, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		m, host := g.Manager(0), g.Host(1)
+		for i := range 3 * limit {
+			_, err := c.NewStream(t.Context(), rig.TwoWay, nil)
+			if i < limit {
+				require.NoError(t, err)
+			} else {
+				require.ErrorIs(t, err, grid.ErrOverloaded)
+			}
+			require.NoError(t, m.RemoveHost(host)) // which ends the stream
+			require.NoError(t, m.AddHost(host))
+			g.WaitConnected()
+			c = m.Connection(host)
+		}
+		close(stuck)
+		synctest.Wait()
+		s, err := c.NewStream(t.Context(), rig.TwoWay, nil)
+		require.NoError(t, err)
+		s.CloseSend()
+		require.NoError(t, rig.Consume(s))
+	})
+}

@@ -81,7 +81,7 @@ func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerI
 	m.sendSize = s.terms.sendSize
 	m.in.maxBytes, m.in.maxMessage = s.opts.MaxStreamBytes, s.opts.MaxMessageSize
 	m.closing = s.conn.managerEnds
-	m.seen = seen
+	m.seen, m.callbacks = seen, s.conn.callbacks
 	if s.caps&capMetadata == 0 {
 		metadata = nil
 	}

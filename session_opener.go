@@ -128,7 +128,7 @@ func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.
 // admit takes a slot for a handler, or says why there is none.
 func (o *opener) admit(m *message, slots *limit.Slots) error {
 	s := o.s
-	if err := s.conn.endings.checkServed(s.opts, m.Handler); err != nil {
+	if err := s.conn.taken.endings.checkServed(s.opts, m.Handler); err != nil {
 		s.overload(err)
 		return err
 	}

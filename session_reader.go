@@ -79,7 +79,7 @@ func (r *reader) readError(err error) error {
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return errPeerClosed
 	}
-	return err
+	return onlyText(err) // it may be of a connection that the application's Dialer has made
 }
 
 // setNow is called for every frame.

@@ -56,7 +56,7 @@ func Dial(ctx context.Context, url string, o DialOptions) (*Conn, http.Header, e
 	// The handshake reads without a context, so the end of ctx closes the socket under it.
 	guard := func(c net.Conn) net.Conn {
 		l = &link{Conn: c, counters: o.Counters, left: maxAnswer, tooCostly: errAnswerTooLarge}
-		release = context.AfterFunc(ctx, func() { c.Close() })
+		release = context.AfterFunc(ctx, func() { l.Close() })
 		return l
 	}
 	dial := o.Dial

@@ -21,6 +21,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"github.com/gridrpc/grid/internal/bytepool"
+	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/offload"
 )
 
@@ -166,10 +167,7 @@ func (c *Conn) Close() error { return c.link.Close() }
 
 // CloseWrite ends what the peer reads, once it has read all that was written, and goes on reading.
 // It reports whether the connection can.
-func (c *Conn) CloseWrite() bool {
-	w, ok := c.link.Conn.(interface{ CloseWrite() error })
-	return ok && w.CloseWrite() == nil
-}
+func (c *Conn) CloseWrite() bool { return c.link.closeWrite() == nil }
 
 // Reading reports the bytes read so far, and whether the reader is inside a message.
 func (c *Conn) Reading() (n int64, inMessage bool) { return c.link.read.Load(), c.inMessage.Load() }
@@ -177,7 +175,7 @@ func (c *Conn) Reading() (n int64, inMessage bool) { return c.link.read.Load(), 
 // Writing reports the bytes written so far, and whether the writer is inside a write.
 func (c *Conn) Writing() (n int64, inWrite bool) { return c.link.written.Load(), c.inWrite.Load() }
 
-// RemoteAddr is the address of the other end of the socket.
+// RemoteAddr is the address of the other end of the socket; nil where that does not say.
 func (c *Conn) RemoteAddr() net.Addr { return c.link.RemoteAddr() }
 
 // Counters count the bytes that go over sockets. Those that are nil count nothing.
@@ -191,7 +189,8 @@ func (c Counters) Flush() {
 	c.Written.Flush()
 }
 
-// link counts what passes over a socket.
+// link counts what passes over a socket. That may be the application's own, whose panic must not end
+// the process: it is an error of the link.
 type link struct {
 	net.Conn
 	counters      Counters
@@ -211,9 +210,24 @@ func (l *link) leaveMessage() { l.tooCostly = nil }
 // allow says that n bytes of the message have come.
 func (l *link) allow(n int) { l.left += (1 + overheadPerByte) * int64(n) }
 
+// guard is deferred around a method of the socket.
+func (l *link) guard(method string, err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("panic in %s of a %T: %s", method, l.Conn, clip.Text(fmt.Sprint(p)))
+	}
+}
+
+// RemoteAddr implements [net.Conn].
+func (l *link) RemoteAddr() (a net.Addr) {
+	var err error // nobody wants to know
+	defer l.guard("RemoteAddr", &err)
+	return l.Conn.RemoteAddr()
+}
+
 // SetWriteDeadline spares the call that the websocket makes before every write, to clear a deadline
 // that it has not set.
-func (l *link) SetWriteDeadline(t time.Time) error {
+func (l *link) SetWriteDeadline(t time.Time) (err error) {
+	defer l.guard("SetWriteDeadline", &err)
 	if t.IsZero() && !l.hasDeadline {
 		return nil
 	}
@@ -223,7 +237,8 @@ func (l *link) SetWriteDeadline(t time.Time) error {
 
 // SetDeadline bounds reads and writes, as that of [net.Conn] does. Where the socket has no
 // deadlines it is closed when this one has passed.
-func (l *link) SetDeadline(t time.Time) error {
+func (l *link) SetDeadline(t time.Time) (err error) {
+	defer l.guard("SetDeadline", &err)
 	return l.whole.stand(l, l.Conn.SetDeadline(t), t)
 }
 
@@ -234,18 +249,29 @@ func (l *link) Close() error {
 	return l.close()
 }
 
-func (l *link) close() error {
+func (l *link) close() (err error) {
+	defer l.guard("Close", &err)
 	if t, ok := l.Conn.(*tls.Conn); ok {
 		return t.NetConn().Close()
 	}
 	return l.Conn.Close()
 }
 
-func (l *link) Read(p []byte) (int, error) {
+// closeWrite closes the sending side, if the socket can.
+func (l *link) closeWrite() (err error) {
+	defer l.guard("CloseWrite", &err)
+	if w, ok := l.Conn.(interface{ CloseWrite() error }); ok {
+		return w.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+func (l *link) Read(p []byte) (n int, err error) {
 	if l.tooCostly != nil && l.left <= 0 {
 		return 0, l.tooCostly
 	}
-	n, err := l.Conn.Read(p)
+	defer l.guard("Read", &err)
+	n, err = l.Conn.Read(p)
 	if n > 0 {
 		l.left -= int64(n)
 		l.read.Add(int64(n))
@@ -255,8 +281,8 @@ func (l *link) Read(p []byte) (int, error) {
 }
 
 // Write writes p in pieces, so that the counter shows progress inside a large message.
-func (l *link) Write(p []byte) (int, error) {
-	done := 0
+func (l *link) Write(p []byte) (done int, err error) {
+	defer l.guard("Write", &err)
 	for {
 		n, err := l.Conn.Write(p[done:min(done+writeBufferSize, len(p))])
 		if n > 0 {

@@ -9,6 +9,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -253,4 +254,50 @@ func TestConsumer_ThatLeavesEndsItsStream(t *testing.T) {
 			})
 		}
 	}
+}
+
+// What was left behind may go on with its request, which is its own.
+func TestArrival_ThatWasLeftBehindMayChangeItsRequest(t *testing.T) {
+	var hangs atomic.Bool
+	change := func(r *http.Request) error {
+		if hangs.Load() {
+			time.Sleep(10 * time.Second) // HandshakeTimeout: it goes on when it is left behind
+			for i := range 100 {
+				r.Header.Set(fmt.Sprint("X-", i), "x")
+				r.Header.Set("Authorization", "Bearer x")
+			}
+		}
+		return nil
+	}
+	rig.InBubble(t, func(t *testing.T) {
+		r := newRoom(t, callback{accepts: true, install: func(o *grid.ManagerOptions, _ func()) {
+			o.VerifyPeer = func(_ string, r *http.Request) error { return change(r) }
+		}}, nil)
+		hangs.Store(true)
+		r.Cut(r.it, r.peer)
+		time.Sleep(10 * time.Minute)
+		hangs.Store(false)
+		time.Sleep(time.Minute) // until the last has returned
+		r.WaitConnected()
+	})
+	hangs.Store(true)
+	rig.InBubble(t, func(t *testing.T) {
+		m, _, _ := lone(t, "http", func(o *grid.ManagerOptions) {
+			o.Dialer = func(context.Context, string, string) (net.Conn, error) { return nil, net.ErrClosed }
+		})
+		defer m.Close()
+		serve := m.Handler(change)
+		for range 10 {
+			r := httptest.NewRequest(http.MethodGet, grid.RoutePath, nil)
+			r.Header.Set("Connection", "Upgrade")
+			r.Header.Set("Upgrade", "websocket")
+			r.Header.Set("Authorization", "Bearer y")
+			w := httptest.NewRecorder()
+			serve(w, r)
+			require.GreaterOrEqual(t, w.Code, http.StatusBadRequest) // 403, unless it returned just in time
+			for range 100 {
+				require.Equal(t, "Bearer y", r.Header.Get("Authorization"))
+			}
+		}
+	})
 }
