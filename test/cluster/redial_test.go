@@ -366,7 +366,13 @@ func TestRedial_KnockThatHangsHoldsUpNothing(t *testing.T) {
 		"Dialer": func(o *grid.ManagerOptions, hang func()) {
 			o.Dialer = func(context.Context, string, string) (net.Conn, error) { hang(); return nil, errors.New("no way") }
 		},
-		"AuthFn": func(o *grid.ManagerOptions, hang func()) { o.AuthFn = func() string { hang(); return rig.Token } },
+		"AuthFn": func(o *grid.ManagerOptions, hang func()) {
+			o.AuthFn = func() string { hang(); return rig.Token }
+			o.Dialer = func(context.Context, string, string) (net.Conn, error) {
+				hang() // counted, since by then there is nobody for whom to dial
+				return nil, errors.New("no way")
+			}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -391,6 +397,7 @@ func TestRedial_KnockThatHangsHoldsUpNothing(t *testing.T) {
 				require.LessOrEqual(t, time.Since(begin), time.Second)
 				close(release)
 				synctest.Wait()
+				require.EqualValues(t, 1, hanging.Load())
 			})
 		})
 	}
