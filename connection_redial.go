@@ -23,6 +23,7 @@ type redial struct {
 	anew   chan struct{} // likewise, and the next ones begin with the least
 
 	hastened monotime.Stamp // when somebody last did
+	pause    pause          // of the goroutine that dials now
 
 	mu      sync.Mutex
 	asked   time.Time               // when the other side last asked to be dialled
@@ -30,7 +31,8 @@ type redial struct {
 	overdue *time.Timer             // calls it
 }
 
-func (r *redial) init() {
+func (r *redial) init(o *ManagerOptions) {
+	r.pause.backoff = backoff.New(o.MinBackoff, o.MaxBackoff)
 	r.wanted, r.anew = make(chan struct{}, 1), make(chan struct{}, 1)
 	r.hastened.Store(monotime.Now() - monotime.Time(earlyInterval))
 }
@@ -64,7 +66,8 @@ func (c *Connection) hasten() {
 	}
 }
 
-// pause is that between two attempts of a goroutine that dials.
+// pause is that between two attempts. A goroutine that takes over from another one goes on with it,
+// so that a peer which always has another one dial gains nothing by it.
 type pause struct {
 	backoff backoff.Backoff
 	end     time.Time // of the present one; zero before the first
@@ -72,16 +75,13 @@ type pause struct {
 }
 
 // keepDialling connects, again and again, until ctx ends, or until a connection that it has made is
-// on its way out: then another goroutine does. late says that it begins with a pause.
-func (c *Connection) keepDialling(ctx context.Context, late bool) {
+// on its way out: then another goroutine does, see setAside.
+func (c *Connection) keepDialling(ctx context.Context) {
 	if !c.opts.waitUnblocked(ctx) {
 		return
 	}
-	p := pause{backoff: backoff.New(c.opts.MinBackoff, c.opts.MaxBackoff)}
-	if late {
-		p.begin()
-	}
-	for patient := false; c.wait(ctx, &p) && !c.draining.Load(); {
+	p := &c.redial.pause
+	for patient := false; c.wait(ctx, p) && !c.draining.Load(); {
 		s, err := c.try(ctx, patient)
 		// Or a host that is slow, and knocks, would never be reached.
 		var hanging *hangingError
@@ -94,23 +94,29 @@ func (c *Connection) keepDialling(ctx context.Context, late bool) {
 			continue
 		}
 		made := time.Now()
-		if c.serve(s) {
-			p.backoff.Reset()
-			p.urged = time.Time{}
-		}
-		if s.leaving.Load() {
-			if c.session.Load() == nil {
+		lived := c.serve(s)
+		if s.leaving.Load() { // and p is another goroutine's
+			if s.isOld() && c.session.Load() == nil {
 				// The process is gone, so its successor is all that is waited for.
 				c.redial.restart(time.Now())
 			}
 			return
 		}
 		c.redial.forgetBefore(made)
-		p.begin()
+		p.beginAfter(lived)
 	}
 }
 
 func (p *pause) begin() { p.end = time.Now().Add(p.backoff.Next()) }
+
+// beginAfter begins the pause after a link: where that had lived, as if there had been none before.
+func (p *pause) beginAfter(lived bool) {
+	if lived {
+		p.backoff.Reset()
+		p.urged = time.Time{}
+	}
+	p.begin()
+}
 
 // wait waits until the pause is over. It reports false once ctx has ended.
 func (c *Connection) wait(ctx context.Context, p *pause) bool {
