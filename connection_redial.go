@@ -19,7 +19,7 @@ const earlyInterval = time.Second
 // redial has the side that dials do so before its pause is over.
 type redial struct {
 	// Set once.
-	wanted chan struct{} // the present pause is over; has room for one
+	wanted chan struct{} // the present pause, or that of a knock, is over; has room for one
 	anew   chan struct{} // likewise, and the next ones begin with the least
 
 	hastened monotime.Stamp // when somebody last did
@@ -54,15 +54,15 @@ func forget(c <-chan struct{}) {
 }
 
 // hasten has an attempt made to get a connection that is missing: at once on the side that dials,
-// by a knock on the other. It is for every call that finds none, so it costs a look at the clock.
+// by a knock on the other. It may be heard before there is a pause to be cut short. It is for every call that finds none, so it costs a look at the clock.
 func (c *Connection) hasten() {
 	now, last := monotime.Now(), c.redial.hastened.Load()
 	switch {
 	case now.Sub(last) < earlyInterval || !c.redial.hastened.CompareAndSwap(last, now):
 	case c.dials:
 		notify(c.redial.wanted)
-	default:
-		c.knock(0)
+	case !c.knock(0):
+		notify(c.redial.wanted)
 	}
 }
 
@@ -94,6 +94,7 @@ func (c *Connection) keepDialling(ctx context.Context) {
 			continue
 		}
 		made := time.Now()
+		forget(c.redial.wanted)
 		lived := c.serve(s)
 		if s.leaving.Load() { // and p is another goroutine's
 			if s.isOld() && c.session.Load() == nil {
@@ -122,7 +123,6 @@ func (p *pause) beginAfter(lived bool) {
 func (c *Connection) wait(ctx context.Context, p *pause) bool {
 	timer := time.NewTimer(time.Until(p.end))
 	defer timer.Stop()
-	forget(c.redial.wanted) // before there was a pause
 	for {
 		select {
 		case <-timer.C:
@@ -155,6 +155,7 @@ func (p *pause) restart(now time.Time) time.Time {
 func (c *Connection) try(ctx context.Context, patient bool) (*session, error) {
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
+	forget(c.redial.wanted)
 	forget(c.redial.anew) // what comes from here on may be a host that is there only now
 	c.state.set(StateConnecting, nil)
 	c.stats.attempts.Add(1)
