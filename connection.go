@@ -93,7 +93,7 @@ func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
 		limits:    make(map[string]*errlog.Log),
 		began:     time.Now(),
 	}
-	c.redial.init()
+	c.redial.init(m.opts)
 	c.ctx, c.cancel = context.WithCancelCause(m.ctx)
 	c.closing, c.managerEnds = c.ctx.Done(), m.closing
 	if isSecure(c.local) && isSecure(c.remote) {

@@ -67,6 +67,9 @@ func (c *Connection) outgoing(at *progress, pass func() (string, error)) (o wsco
 	at.enter("in UpgradeHeader")
 	o.Header, err = c.opts.upgradeHeader(c.remote)
 	o.Dial, o.TLS, o.Stage = c.opts.Dialer, c.opts.TLSConfig, at.enter
+	if err == nil && at.ctx.Err() != nil {
+		err = at.gaveUp() // while these were called, so the rest would be for nobody
+	}
 	return o, err
 }
 

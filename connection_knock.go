@@ -33,36 +33,37 @@ func (c *Connection) serveAccepted(s *session) {
 	}
 }
 
-// knock asks the other side to dial, if there is no connection after the time given. It does
-// nothing while another knock is under way, and waits for nothing.
-func (c *Connection) knock(after time.Duration) {
+// knock asks the other side to dial, if there is no connection after the time given, or when
+// somebody wants one before. It waits for nothing. It reports false, and does nothing, while another
+// knock is under way.
+func (c *Connection) knock(after time.Duration) bool {
 	if c.knocking.Swap(true) {
-		return
+		return false
 	}
+	forget(c.redial.wanted) // by the one before
 	c.start(func() {
 		defer c.knocking.Store(false)
-		if !c.opts.waitUnblocked(c.ctx) || !sleep(c.ctx, after) || c.session.Load() != nil || c.draining.Load() {
+		if !c.opts.waitUnblocked(c.ctx) || !c.waitWanted(after) || c.session.Load() != nil || c.draining.Load() {
 			return
 		}
 		if err := c.sendKnock(); err != nil {
 			c.log.Debug("grid: knock failed", "error", err)
 		}
 	})
+	return true
 }
 
-// sleep reports false once ctx has ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	if d == 0 {
-		return ctx.Err() == nil
-	}
+// waitWanted waits for a time, or until somebody wants the connection. It reports false once that
+// has ended.
+func (c *Connection) waitWanted(d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return ctx.Err() == nil
-	case <-ctx.Done():
-		return false
+	case <-c.redial.wanted:
+	case <-c.closing:
 	}
+	return !c.isClosing()
 }
 
 func (c *Connection) sendKnock() error {

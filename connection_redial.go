@@ -18,10 +18,11 @@ const earlyInterval = time.Second
 // redial has the side that dials do so before its pause is over.
 type redial struct {
 	// Set once.
-	wanted chan struct{} // the present pause is over; has room for one
+	wanted chan struct{} // the present pause, or that of a knock, is over; has room for one
 	anew   chan struct{} // likewise, and the next ones begin with the least
 
 	hastened monotime.Stamp // when somebody last did
+	pause    pause          // of the goroutine that dials now
 
 	mu      sync.Mutex
 	asked   time.Time               // when the other side last asked to be dialled
@@ -29,7 +30,8 @@ type redial struct {
 	overdue *time.Timer             // calls it
 }
 
-func (r *redial) init() {
+func (r *redial) init(o *ManagerOptions) {
+	r.pause.backoff = backoff.New(o.MinBackoff, o.MaxBackoff)
 	r.wanted, r.anew = make(chan struct{}, 1), make(chan struct{}, 1)
 	r.hastened.Store(monotime.Now() - monotime.Time(earlyInterval))
 }
@@ -51,19 +53,20 @@ func forget(c <-chan struct{}) {
 }
 
 // hasten has an attempt made to get a connection that is missing: at once on the side that dials,
-// by a knock on the other. It is for every call that finds none, so it costs a look at the clock.
+// by a knock on the other. It may be heard before there is a pause to be cut short. It is for every call that finds none, so it costs a look at the clock.
 func (c *Connection) hasten() {
 	now, last := monotime.Now(), c.redial.hastened.Load()
 	switch {
 	case now.Sub(last) < earlyInterval || !c.redial.hastened.CompareAndSwap(last, now):
 	case c.dials:
 		notify(c.redial.wanted)
-	default:
-		c.knock(0)
+	case !c.knock(0):
+		notify(c.redial.wanted)
 	}
 }
 
-// pause is that between two attempts of a goroutine that dials.
+// pause is that between two attempts. A goroutine that takes over from another one goes on with it,
+// so that a peer which always has another one dial gains nothing by it.
 type pause struct {
 	backoff backoff.Backoff
 	end     time.Time // of the present one; zero before the first
@@ -71,16 +74,13 @@ type pause struct {
 }
 
 // keepDialling connects, again and again, until ctx ends, or until a connection that it has made is
-// on its way out: then another goroutine does. late says that it begins with a pause.
-func (c *Connection) keepDialling(ctx context.Context, late bool) {
+// on its way out: then another goroutine does, see setAside.
+func (c *Connection) keepDialling(ctx context.Context) {
 	if !c.opts.waitUnblocked(ctx) {
 		return
 	}
-	p := pause{backoff: backoff.New(c.opts.MinBackoff, c.opts.MaxBackoff)}
-	if late {
-		p.begin()
-	}
-	for patient := false; c.wait(ctx, &p) && !c.draining.Load(); {
+	p := &c.redial.pause
+	for patient := false; c.wait(ctx, p) && !c.draining.Load(); {
 		s, err := c.try(ctx, patient)
 		// Or a host that is slow, and knocks, would never be reached.
 		_, hangs := err.(*hangingError)
@@ -93,29 +93,35 @@ func (c *Connection) keepDialling(ctx context.Context, late bool) {
 			continue
 		}
 		made := time.Now()
-		if c.serve(s) {
-			p.backoff.Reset()
-			p.urged = time.Time{}
-		}
-		if s.leaving.Load() {
-			if c.session.Load() == nil {
+		forget(c.redial.wanted)
+		lived := c.serve(s)
+		if s.leaving.Load() { // and p is another goroutine's
+			if s.isOld() && c.session.Load() == nil {
 				// The process is gone, so its successor is all that is waited for.
 				c.redial.restart(time.Now())
 			}
 			return
 		}
 		c.redial.forgetBefore(made)
-		p.begin()
+		p.beginAfter(lived)
 	}
 }
 
 func (p *pause) begin() { p.end = time.Now().Add(p.backoff.Next()) }
 
+// beginAfter begins the pause after a link: where that had lived, as if there had been none before.
+func (p *pause) beginAfter(lived bool) {
+	if lived {
+		p.backoff.Reset()
+		p.urged = time.Time{}
+	}
+	p.begin()
+}
+
 // wait waits until the pause is over. It reports false once ctx has ended.
 func (c *Connection) wait(ctx context.Context, p *pause) bool {
 	timer := time.NewTimer(time.Until(p.end))
 	defer timer.Stop()
-	forget(c.redial.wanted) // before there was a pause
 	for {
 		select {
 		case <-timer.C:
@@ -148,6 +154,7 @@ func (p *pause) restart(now time.Time) time.Time {
 func (c *Connection) try(ctx context.Context, patient bool) (*session, error) {
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
+	forget(c.redial.wanted)
 	forget(c.redial.anew) // what comes from here on may be a host that is there only now
 	c.state.set(StateConnecting, nil)
 	c.stats.attempts.Add(1)

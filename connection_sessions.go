@@ -104,8 +104,9 @@ func (c *Connection) setAside(s *session) {
 	}
 	if c.dials && !c.draining.Load() {
 		// The goroutine that dials is busy with s until that ends, and what takes the place of the
-		// peer may listen before.
-		c.start(func() { c.keepDialling(c.ctx, true) })
+		// peer may listen before. Frames are no sign of life here: the announcement is one.
+		c.redial.pause.beginAfter(s.isOld())
+		c.start(func() { c.keepDialling(c.ctx) })
 	}
 	if _, ok := c.departures.Due(time.Now()); ok {
 		c.log.Info("grid: the remote host is shutting down")
@@ -150,8 +151,11 @@ func (c *Connection) serve(s *session) (lived bool) {
 
 // hasLived reports whether an end of the session is no reason to wait before there is another.
 func (s *session) hasLived() bool {
-	return s.reader.frames.Load() > 0 || time.Since(s.began) >= time.Second
+	return s.reader.frames.Load() > 0 || s.isOld()
 }
+
+// isOld reports whether the session has lived, whatever has come of it.
+func (s *session) isOld() bool { return time.Since(s.began) >= time.Second }
 
 // stableLife is how long a connection must have lived for its loss to be news.
 const stableLife = time.Minute

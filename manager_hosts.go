@@ -159,7 +159,7 @@ func (m *Manager) replaceHosts(change func(hosts []string) []string) (removed ma
 	}
 	for _, c := range added {
 		if c.dials {
-			m.start(func() { c.keepDialling(c.ctx, false) })
+			m.start(func() { c.keepDialling(c.ctx) })
 		} else {
 			c.knock(0)
 		}

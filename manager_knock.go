@@ -38,10 +38,6 @@ func (m *Manager) answerKnock(w http.ResponseWriter, r *http.Request, authReq []
 		return
 	}
 	defer a.leave()
-	if m.draining.Load() || m.ctx.Err() != nil {
-		respondUnavailable(w, errShuttingDown)
-		return
-	}
 	connected, err := m.takeKnock(r, a, authReq)
 	var refused *knockError
 	switch {
@@ -56,6 +52,9 @@ func (m *Manager) answerKnock(w http.ResponseWriter, r *http.Request, authReq []
 		http.Error(w, "grid: "+refused.reason, refused.status)
 	case errors.Is(err, errTooManyHandshakes):
 		respondUnavailable(w, err)
+	case err == errShuttingDown:
+		respondUnavailable(w, err)
+		return // which is no fault of anybody's
 	default:
 		respondForbidden(w, err)
 	}
@@ -65,11 +64,15 @@ func (m *Manager) answerKnock(w http.ResponseWriter, r *http.Request, authReq []
 // takeKnock checks a knock and does what it asks for, unless there is a connection. Of an error
 // that is no knockError a stranger is told nothing.
 func (m *Manager) takeKnock(r *http.Request, a *arrival, authReq []func(*http.Request) error) (connected bool, err error) {
-	ctx, cancel := context.WithTimeout(a.ctx, m.opts.HandshakeTimeout)
+	// Also once the manager is closed, of which a stranger learns nothing.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), m.opts.HandshakeTimeout)
 	defer cancel()
 	c, err := m.checkKnock(r, a, m.opts.newProgress(ctx), authReq)
 	if err != nil {
 		return false, err
+	}
+	if m.draining.Load() || m.ctx.Err() != nil {
+		return false, errShuttingDown
 	}
 	asked := time.Now()
 	// It says that it has no connection; but that may be made in this moment.

@@ -366,7 +366,13 @@ func TestRedial_KnockThatHangsHoldsUpNothing(t *testing.T) {
 		"Dialer": func(o *grid.ManagerOptions, hang func()) {
 			o.Dialer = func(context.Context, string, string) (net.Conn, error) { hang(); return nil, errors.New("no way") }
 		},
-		"AuthFn": func(o *grid.ManagerOptions, hang func()) { o.AuthFn = func() string { hang(); return rig.Token } },
+		"AuthFn": func(o *grid.ManagerOptions, hang func()) {
+			o.AuthFn = func() string { hang(); return rig.Token }
+			o.Dialer = func(context.Context, string, string) (net.Conn, error) {
+				hang() // counted, since by then there is nobody for whom to dial
+				return nil, errors.New("no way")
+			}
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -395,8 +401,49 @@ func TestRedial_KnockThatHangsHoldsUpNothing(t *testing.T) {
 				require.LessOrEqual(t, time.Since(begin), time.Second)
 				close(release)
 				synctest.Wait()
+				require.EqualValues(t, 1, hanging.Load())
 			})
 		})
+	}
+}
+
+// Who waits for a connection that has just been lost is not told that a pause goes first: neither
+// where its wish comes before the pause has begun, nor where it is the other side that has to dial.
+func TestRedial_WhoHasLostTheConnectionEndsThePause(t *testing.T) {
+	t.Parallel()
+	for name, node := range map[string]int{"which dials": 0, "which waits": 1} {
+		for when, later := range map[string]time.Duration{"at once": 0, "in the pause": time.Minute} {
+			t.Run(name+", "+when, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					g := rig.Setup{Hosts: pairNames(), Edit: func(_ int, o *grid.ManagerOptions) {
+						o.MinBackoff, o.MaxBackoff = time.Hour, time.Hour
+						dial := o.Dialer
+						o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+							time.Sleep(time.Millisecond) // until all that is to be cut is
+							return dial(ctx, network, addr)
+						}
+					}}.Start(t)
+					time.Sleep(2 * time.Second) // more than what rations attempts, and knocks
+					c := g.Conn(node, 1-node)
+					lost := rig.InBackground(func() error {
+						st, err := c.NewStream(t.Context(), rig.Block, nil)
+						require.NoError(t, err)
+						err = rig.Consume(st)
+						time.Sleep(later)
+						ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+						defer cancel()
+						return errors.Join(err, c.WaitForConnect(ctx))
+					})
+					synctest.Wait()
+					g.Cut(0, 1)
+					err := <-lost
+					require.ErrorIs(t, err, grid.ErrDisconnected)
+					require.NotErrorIs(t, err, context.DeadlineExceeded)
+					synctest.Wait()
+					g.RequireWorks()
+				})
+			})
+		}
 	}
 }
 

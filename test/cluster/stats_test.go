@@ -19,7 +19,7 @@ func TestStats_OfTraffic(t *testing.T) {
 	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		back := g.Conn(1, 0)
-		synctest.Wait() // until the knock with which one of them began is answered, with a ping or not
+		synctest.Wait() // until a knock that has crossed the link is answered, for which that is pinged
 		before := c.Stats()
 		for range 3 {
 			_, err := c.SingleRequest(t.Context(), rig.Echo, make([]byte, 1000))
@@ -59,6 +59,7 @@ func TestStats_OfTraffic(t *testing.T) {
 		g.WaitConnected()
 		_, err := c.SingleRequest(t.Context(), rig.Echo, nil)
 		require.NoError(t, err)
+		synctest.Wait() // until the writer has counted it
 		again := c.Stats()
 		require.Equal(t, now.MessagesOut+1, again.MessagesOut)
 		require.Equal(t, 1, again.Reconnects)

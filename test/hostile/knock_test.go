@@ -1,6 +1,7 @@
 package hostile
 
 import (
+	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -303,4 +304,28 @@ func TestKnock_AnswersOfAnyKindDoNoHarm(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Who knows no token learns no more of a node that shuts down, or is closed, than of any other.
+func TestKnock_StrangerLearnsNothingOfAShutdown(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		r := newKnockRig(t, false, func(o *grid.ManagerOptions) { withKey(o); o.LocalCalls = true })
+		m := r.g.Manager(0)
+		st, err := m.Connection(rig.LoneHost).NewStream(t.Context(), rig.Block, nil)
+		require.NoError(t, err)
+		look := func(state string) {
+			t.Log(state)
+			h := r.header("")
+			r.refused(h, http.StatusForbidden, "grid: forbidden")
+			h = r.header(rawpeer.KnockPass(rig.Key, r.raw, rig.LoneHost, time.Now()))
+			r.refused(h, http.StatusServiceUnavailable, "grid: the manager is shutting down")
+		}
+		ended := rig.InBackground(func() error { return m.Shutdown(context.Background()) })
+		synctest.Wait()
+		look("shutting down")
+		require.NoError(t, m.Close())
+		require.NoError(t, <-ended)
+		look("closed")
+		require.Error(t, rig.Consume(st))
+	})
 }
