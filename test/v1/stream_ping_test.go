@@ -107,8 +107,8 @@ func TestPing_ClientGivesAStreamUpThatAnswersNoneForTwoIntervals(t *testing.T) {
 		for i := range 3 {
 			time.Sleep(25 * time.Second)
 			require.NoError(t, silent.Err(), "after %v", time.Since(begin))
+			require.NoError(t, silent.Send([]byte("which spends a credit")))
 			p.Send(rawpeer.Msg{Op: rawpeer.OpUnblockClMux, MuxID: rig.Mux1Base + 1, Seq: uint32(i + 1), Flags: rawpeer.FlagCRC})
-			require.NoError(t, silent.Send([]byte("credit is spent")))
 		}
 		begin = time.Now()
 		require.ErrorIs(t, rig.Consume(silent), grid.ErrDisconnected)
