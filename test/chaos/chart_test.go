@@ -15,7 +15,7 @@ import (
 
 const (
 	chartWidth, panelHeight         = 860.0, 190.0
-	chartLeft, chartRight, chartTop = 70.0, 30.0, 70.0
+	chartLeft, chartRight, chartTop = 86.0, 30.0, 76.0
 	panelGap                        = 62.0
 	chartStyle                      = `<style>text{font:13px "Helvetica Neue",Helvetica,Arial,"Liberation Sans",sans-serif;fill:#24292f}` +
 		`.h{font-size:18px;font-weight:bold}.b{font-weight:bold}.s{font-size:12px;fill:#57606a}` +
@@ -35,21 +35,23 @@ func (c *chart) line(x1, y1, x2, y2 float64, class string) {
 
 // panel is one curve over the time.
 type panel struct {
-	title, color, format string
-	value                func(sample) float64
+	title, unit, color, format string
+	value                      func(sample) float64
 }
 
-// drawChart draws the heap and the goroutines, one above the other.
-func drawChart(title string, samples []sample) []byte {
+// drawChart draws the heap and the goroutines, one above the other. subtitle says when and where
+// they were taken.
+func drawChart(title, subtitle string, samples []sample) []byte {
 	panels := []panel{
-		{"Heap after a garbage collection, in MiB", "#e4520f", "%.1f MiB", func(s sample) float64 { return s.heap }},
-		{"Goroutines", "#7188a0", "%.0f", func(s sample) float64 { return s.goroutines }},
+		{"Heap after a garbage collection", "MiB", "#e4520f", "%.1f MiB", func(s sample) float64 { return s.heap }},
+		{"Goroutines", "goroutines", "#7188a0", "%.0f", func(s sample) float64 { return s.goroutines }},
 	}
 	height := chartTop + float64(len(panels))*(panelHeight+panelGap)
 	var c chart
 	fmt.Fprintf(&c, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %.0f %.0f" width="%.0f" height="%.0f">`+"\n", chartWidth, height, chartWidth, height)
 	c.WriteString(chartStyle + `<rect width="100%" height="100%" fill="#fff"/>` + "\n")
-	c.text(chartLeft-46, 34, "h", "%s", title)
+	c.text(chartLeft-62, 30, "h", "%s", title)
+	c.text(chartLeft-62, 50, "s", "%s", subtitle)
 	for i, p := range panels {
 		p.draw(&c, chartTop+20+float64(i)*(panelHeight+panelGap), samples)
 	}
@@ -58,7 +60,7 @@ func drawChart(title string, samples []sample) []byte {
 }
 
 func (p panel) draw(c *chart, top float64, samples []sample) {
-	c.text(chartLeft-46, top-12, "b", "%s", p.title)
+	c.text(chartLeft-62, top-12, "b", "%s", p.title)
 	if len(samples) == 0 {
 		c.text(chartLeft, top+20, "s", "no samples")
 		return
@@ -95,7 +97,8 @@ func (p panel) draw(c *chart, top float64, samples []sample) {
 		c.line(at, bottom, at, bottom+4, "a")
 		c.text(at, bottom+18, "m s", "%g", v)
 	}
-	c.text(chartWidth-chartRight, bottom+34, "e s", "%s since the start", name)
+	c.text((chartLeft+chartWidth-chartRight)/2, bottom+36, "m s", "%s since the start", name)
+	fmt.Fprintf(c, `<text transform="translate(%.1f %.1f) rotate(-90)" class="m s">%s</text>`+"\n", chartLeft-54, (top+bottom)/2, p.unit)
 	c.line(chartLeft, bottom, chartWidth-chartRight, bottom, "a")
 	c.line(chartLeft, top, chartLeft, bottom, "a")
 
@@ -141,7 +144,7 @@ func TestChart_IsWellFormed(t *testing.T) {
 		for i := range n {
 			samples = append(samples, sample{time.Duration(i) * sampleEvery, 20 + 5*math.Sin(float64(i)), 800 + float64(i%7)})
 		}
-		svg := string(drawChart("faults & <managers>", samples))
+		svg := string(drawChart("faults & <managers>", "today", samples))
 		d := xml.NewDecoder(strings.NewReader(svg))
 		for {
 			if _, err := d.Token(); err == io.EOF {

@@ -41,10 +41,27 @@ func TestSoak_HeapAndGoroutinesDoNotGrow(t *testing.T) {
 	})
 	if *chartFlag != "" {
 		title := fmt.Sprintf("%d managers under faults for %v, over %s", hosts, *durationFlag, fabricName())
-		require.NoError(t, os.WriteFile(*chartFlag, drawChart(title, samples), 0o644))
+		require.NoError(t, os.WriteFile(*chartFlag, drawChart(title, whenAndWhere(), samples), 0o644))
 	}
 	requireFlat(t, "heap (MiB)", samples, 2, func(s sample) float64 { return s.heap })
 	requireFlat(t, "goroutines", samples, 20, func(s sample) float64 { return s.goroutines })
+}
+
+// whenAndWhere is the date and the machine.
+func whenAndWhere() string {
+	return fmt.Sprintf("%s, %s, %s/%s, %d cores: %s", time.Now().Format(time.DateOnly), runtime.Version(),
+		runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), processor())
+}
+
+// processor is what the system calls it.
+func processor() string {
+	info, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(info)) {
+		if name, model, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+			return strings.TrimSpace(model)
+		}
+	}
+	return "unknown processor"
 }
 
 func fabricName() string {
