@@ -16,7 +16,7 @@ import (
 const (
 	chartWidth, panelHeight         = 860.0, 190.0
 	chartLeft, chartRight, chartTop = 86.0, 30.0, 76.0
-	panelGap                        = 62.0
+	panelGap                        = 78.0
 	chartStyle                      = `<style>text{font:13px "Helvetica Neue",Helvetica,Arial,"Liberation Sans",sans-serif;fill:#24292f}` +
 		`.h{font-size:18px;font-weight:bold}.b{font-weight:bold}.s{font-size:12px;fill:#57606a}` +
 		`.m{text-anchor:middle}.e{text-anchor:end}.g{stroke:#e3e7eb}.a{stroke:#8c959f}</style>`
