@@ -210,9 +210,12 @@ func (c *Connection) attemptFailed(err error) {
 	c.mu.Lock()
 	leaving := c.left != nil
 	c.mu.Unlock()
-	if leaving {
+	switch {
+	case leaving:
 		c.log.Debug("grid: cannot connect to a successor of the host, which is shutting down", "error", err)
-	} else {
+	case err == errGivenUp: // for one that is likely to succeed
+		c.log.Debug("grid: cannot connect", "error", err)
+	default:
 		c.cannotConnect(err)
 	}
 }

@@ -66,6 +66,7 @@ type muxClient struct {
 	// The reader's own.
 	recvSeq uint32
 	acked   bool
+	ending  bool // soon, by pastDeadline
 
 	// When anything was heard of the stream, and when it was last pinged.
 	heard, pinged monotime.Stamp
@@ -490,13 +491,18 @@ func (m *muxClient) onDisconnect(msg *message) {
 }
 
 // pastDeadline ends a stream of which the server says that its deadline has passed. If that is so
-// here in a moment, our own context ends it, which knows the cause.
+// here in a moment, our own context ends it, which knows the cause; it is not asked on the reader,
+// as it may be the application's.
 func (m *muxClient) pastDeadline() {
-	end := func() { m.finish(cmp.Or(contextError(m.ctx), context.DeadlineExceeded), dropWaiting) }
-	if left := time.Until(m.deadline); left <= deadlineSlack {
-		time.AfterFunc(left+deadlineSlack, end)
-	} else {
-		end()
+	left := time.Until(m.deadline)
+	switch {
+	case left > deadlineSlack:
+		m.finish(context.DeadlineExceeded, dropWaiting)
+	case !m.ending:
+		m.ending = true
+		time.AfterFunc(left+deadlineSlack, func() {
+			m.finish(cmp.Or(contextError(m.ctx), context.DeadlineExceeded), dropWaiting)
+		})
 	}
 }
 
