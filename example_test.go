@@ -491,7 +491,7 @@ func ExampleManagerOptions_version1() {
 		return new(net.Dialer).DialContext(ctx, network, peer.Listener.Addr().String())
 	}
 
-	m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
+	options := grid.ManagerOptions{
 		Local:     "http://node2:9000",
 		Hosts:     []string{"http://node1:9000", "http://node2:9000"},
 		RoutePath: "/minio/grid/v1",
@@ -502,8 +502,9 @@ func ExampleManagerOptions_version1() {
 		},
 		AuthFn:    func() string { return "a token that the peer takes" },
 		AuthToken: func(token string) error { return errors.New("not one of the peer's") },
-		Dialer:    dial, // for the example alone
-	})
+	}
+	options.Dialer = dial // for the example alone
+	m, err := grid.NewManager(context.Background(), options)
 	if err != nil {
 		log.Fatal(err)
 	}
