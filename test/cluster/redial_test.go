@@ -484,7 +484,7 @@ func TestRedial_ManyHostsThatRestartMakeNoStorm(t *testing.T) {
 		})
 		g.RequireMeshWorks()
 		dials.take()
-		for i := 0; i < n; i += 5 {
+		for i := range n {
 			g.Stop(i)
 			time.Sleep(8 * time.Second) // after which a pause has seconds
 			dials.take()
