@@ -475,7 +475,10 @@ func (d *dialCount) take() (n int) {
 func TestRedial_ManyHostsThatRestartMakeNoStorm(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		const n = 32
+		n := 32
+		if testing.Short() {
+			n = 12
+		}
 		var dials dialCount
 		g := rig.New(t, n, func(_ int, o *grid.ManagerOptions) {
 			longPauses(o)
