@@ -116,31 +116,61 @@ func TestAttempt_ClosesAConnectionThatComesTooLate(t *testing.T) {
 	}
 }
 
+// secured is lone with a server behind the other host, and a function of TLSConfig.
+func secured(t *testing.T, verify func(m *grid.Manager)) (m *grid.Manager, raw string, conns func() int) {
+	n := faultconn.NewNetwork()
+	m, raw, _ = lone(t, "https", func(o *grid.ManagerOptions) {
+		o.Dialer = n.Dialer(rig.HostAddr(rig.LoneHost))
+		o.TLSConfig = &tls.Config{InsecureSkipVerify: true, VerifyConnection: func(tls.ConnectionState) error { verify(m); return nil }}
+	})
+	l, err := n.Listen(rig.HostAddr(raw))
+	require.NoError(t, err)
+	cert, _ := rig.Certificate(t)
+	server := &http.Server{Handler: http.NotFoundHandler(), ErrorLog: log.New(io.Discard, "", 0)}
+	served := make(chan error)
+	go func() { served <- server.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}})) }()
+	t.Cleanup(func() {
+		server.Close()
+		<-served
+	})
+	return m, raw, n.Conns
+}
+
 // What leaves an attempt half way leaves no connection.
 func TestAttempt_ThatPanicsClosesItsConnection(t *testing.T) {
 	for name, leave := range map[string]func(){"panic": func() { panic("from inside") }, "goroutine ended": runtime.Goexit} {
 		rig.InBubble(t, func(t *testing.T) {
-			n := faultconn.NewNetwork()
-			m, raw, _ := lone(t, "https", func(o *grid.ManagerOptions) {
-				o.Dialer = n.Dialer(rig.HostAddr(rig.LoneHost))
-				o.TLSConfig = &tls.Config{InsecureSkipVerify: true, VerifyConnection: func(tls.ConnectionState) error { leave(); return nil }}
-			})
-			l, err := n.Listen(rig.HostAddr(raw))
-			require.NoError(t, err)
-			cert, _ := rig.Certificate(t)
-			server := &http.Server{Handler: http.NotFoundHandler(), ErrorLog: log.New(io.Discard, "", 0)}
-			served := make(chan error)
-			go func() { served <- server.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}})) }()
+			m, raw, conns := secured(t, func(*grid.Manager) { leave() })
 			conn := m.Connection(raw)
 			time.Sleep(time.Minute) // the first attempt may come before there is a listener
 			require.Contains(t, conn.Stats().LastError, name+" in the TLS handshake with "+rig.HostAddr(raw))
 			m.Close()
 			synctest.Wait()
-			require.Zero(t, n.Conns())
-			server.Close()
-			<-served
+			require.Zero(t, conns())
 		})
 	}
+}
+
+// A function of TLSConfig that hangs, or calls Close, holds Close up for a second at most, and
+// leaves no connection once it has returned.
+func TestAttempt_WhoseTLSFunctionHangsOrCloses(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		stuck := make(chan struct{})
+		m, raw, conns := secured(t, func(*grid.Manager) { <-stuck })
+		time.Sleep(time.Minute)
+		require.Contains(t, m.Connection(raw).Stats().LastError, "an earlier attempt still hangs in the TLS handshake with "+rig.HostAddr(raw))
+		require.LessOrEqual(t, rig.Elapsed(func() { m.Close() }), time.Second)
+		close(stuck)
+		synctest.Wait()
+		require.Zero(t, conns())
+	})
+	rig.InBubble(t, func(t *testing.T) {
+		closed := make(chan time.Duration, 1)
+		_, _, conns := secured(t, func(m *grid.Manager) { closed <- rig.Elapsed(func() { m.Close() }) })
+		require.LessOrEqual(t, <-closed, time.Second)
+		synctest.Wait()
+		require.Zero(t, conns())
+	})
 }
 
 // A Dialer that returns nothing is told so.
