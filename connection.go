@@ -222,8 +222,9 @@ func (c *Connection) ready(id HandlerID, payload []byte) (*session, error) {
 	}
 	s := c.session.Load()
 	if s == nil {
+		err := c.unavailable() // as it was before there is an attempt on its account
 		c.hasten()
-		return nil, c.unavailable()
+		return nil, err
 	}
 	if c.draining.Load() {
 		return nil, c.disconnected(errShuttingDown)

@@ -206,7 +206,6 @@ func (r *redial) forgetBefore(made time.Time) {
 // attemptFailed tells of an attempt to connect that has failed. While the peer is shutting down
 // that is no fault: it is its successor that is tried.
 func (c *Connection) attemptFailed(err error) {
-	c.state.set(StateConnectionError, err)
 	c.mu.Lock()
 	leaving := c.left != nil
 	c.mu.Unlock()
@@ -218,4 +217,6 @@ func (c *Connection) attemptFailed(err error) {
 	default:
 		c.cannotConnect(err)
 	}
+	// Who hears of it finds the error in the statistics.
+	c.state.set(StateConnectionError, err)
 }
