@@ -17,7 +17,7 @@ import (
 const (
 	// labNotice is the time after which a dead link must have been noticed, by what the library
 	// promises, and what a busy machine may add to it.
-	labNotice = 2*labPing + labPing/4
+	labNotice = 3*labPing + labPing/4
 	// labHeal is the longest pause between attempts to connect, and time for the attempt.
 	labHeal = 6 * time.Second
 	// labStart is the time for processes to start, connect and do their work.
