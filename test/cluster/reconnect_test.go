@@ -202,11 +202,12 @@ func TestReconnect_CallStartedWhileTheLinkDropsFailsAtOnce(t *testing.T) {
 		g := rig.New(t, 2, nil)
 		for range 100 {
 			var callers sync.WaitGroup
+			var cut atomic.Bool // upon which there may be another link before a caller begins again
 			begin := time.Now()
 			for caller := range 8 {
 				c := g.Conn(caller%2, 1-caller%2)
 				callers.Go(func() {
-					for {
+					for !cut.Load() {
 						var err error
 						if caller < 4 {
 							var b []byte
@@ -227,7 +228,10 @@ func TestReconnect_CallStartedWhileTheLinkDropsFailsAtOnce(t *testing.T) {
 					}
 				})
 			}
-			callers.Go(func() { g.Cut(0, 1) })
+			callers.Go(func() {
+				g.Cut(0, 1)
+				cut.Store(true)
+			})
 			callers.Wait()
 			g.WaitConnected()
 			synctest.Wait()
