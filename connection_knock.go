@@ -56,6 +56,9 @@ func (c *Connection) knock(after time.Duration) bool {
 // waitWanted waits for a time, or until somebody wants the connection. It reports false once that
 // has ended.
 func (c *Connection) waitWanted(d time.Duration) bool {
+	if d == 0 {
+		return !c.isClosing()
+	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {

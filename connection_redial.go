@@ -53,7 +53,8 @@ func forget(c <-chan struct{}) {
 }
 
 // hasten has an attempt made to get a connection that is missing: at once on the side that dials,
-// by a knock on the other. It may be heard before there is a pause to be cut short. It is for every call that finds none, so it costs a look at the clock.
+// by a knock on the other. It may be heard before there is a pause to be cut short. It is for every
+// call that finds none, so it costs a look at the clock.
 func (c *Connection) hasten() {
 	now, last := monotime.Now(), c.redial.hastened.Load()
 	switch {
@@ -120,25 +121,25 @@ func (p *pause) beginAfter(lived bool) {
 
 // wait waits until the pause is over. It reports false once ctx has ended.
 func (c *Connection) wait(ctx context.Context, p *pause) bool {
-	timer := time.NewTimer(time.Until(p.end))
-	defer timer.Stop()
-	for {
+	for left := time.Until(p.end); left > 0 && ctx.Err() == nil; left = time.Until(p.end) {
+		timer := time.NewTimer(left)
 		select {
 		case <-timer.C:
-			return ctx.Err() == nil
 		case <-c.redial.wanted:
+			timer.Stop()
 			return ctx.Err() == nil
 		case <-c.redial.anew:
-			timer.Reset(time.Until(p.restart(time.Now())))
+			p.restart(time.Now())
 		case <-ctx.Done():
-			return false
 		}
+		timer.Stop()
 	}
+	return ctx.Err() == nil
 }
 
-// restart makes the pauses begin with the least, and returns when the present one is over: at once,
-// but for those that come too often.
-func (p *pause) restart(now time.Time) time.Time {
+// restart makes the pauses begin with the least, and ends the present one: at once, but for those
+// that are cut short too often.
+func (p *pause) restart(now time.Time) {
 	p.backoff.Reset()
 	switch {
 	case !now.Before(p.urged):
@@ -146,7 +147,6 @@ func (p *pause) restart(now time.Time) time.Time {
 	case p.urged.Before(p.end):
 		p.end, p.urged = p.urged, p.urged.Add(earlyInterval)
 	}
-	return p.end
 }
 
 // try makes an attempt to connect. One that hangs, perhaps at an address that the host has left, is

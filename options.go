@@ -19,7 +19,6 @@ import (
 
 	"github.com/gridrpc/grid/internal/backoff"
 	"github.com/gridrpc/grid/internal/memory"
-	"github.com/gridrpc/grid/internal/wsconn"
 )
 
 // RoutePath is the default path at which [Manager.Handler] is mounted and other hosts are dialled.
@@ -480,37 +479,6 @@ func (o *ManagerOptions) waitUnblocked(ctx context.Context) bool {
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// bearer makes a bearer token; empty without AuthFn.
-func (o *ManagerOptions) bearer() (string, error) {
-	if o.AuthFn == nil {
-		return "", nil
-	}
-	t := o.AuthFn()
-	if err := wsconn.CheckToken(t); err != nil {
-		return "", fmt.Errorf("AuthFn: %w", err)
-	}
-	return t, nil
-}
-
-func (o *ManagerOptions) validate(token string) error {
-	if o.AuthToken == nil {
-		return nil
-	}
-	return o.AuthToken(token)
-}
-
-// upgradeHeader makes what goes with the upgrade request to a host; empty without UpgradeHeader.
-func (o *ManagerOptions) upgradeHeader(host string) (http.Header, error) {
-	if o.UpgradeHeader == nil {
-		return nil, nil
-	}
-	h, err := wsconn.CheckHeader(o.UpgradeHeader(host))
-	if err != nil {
-		return nil, fmt.Errorf("UpgradeHeader: %w", err)
-	}
-	return h, nil
 }
 
 // frameLimit is the largest websocket message that is read.

@@ -7,6 +7,7 @@ import (
 	"net/url"
 
 	"github.com/gridrpc/grid/internal/token"
+	"github.com/gridrpc/grid/internal/wsconn"
 )
 
 // VerifyTLSHost is a VerifyPeer for [ManagerOptions] that takes a host only if it has shown a
@@ -48,4 +49,35 @@ func (m *Manager) setSecret(keys [][]byte) error {
 	}
 	m.secret.Store(s)
 	return nil
+}
+
+// bearer makes a bearer token; empty without AuthFn.
+func (o *ManagerOptions) bearer() (string, error) {
+	if o.AuthFn == nil {
+		return "", nil
+	}
+	t := o.AuthFn()
+	if err := wsconn.CheckToken(t); err != nil {
+		return "", fmt.Errorf("AuthFn: %w", err)
+	}
+	return t, nil
+}
+
+func (o *ManagerOptions) validate(token string) error {
+	if o.AuthToken == nil {
+		return nil
+	}
+	return o.AuthToken(token)
+}
+
+// upgradeHeader makes what goes with the upgrade request to a host; empty without UpgradeHeader.
+func (o *ManagerOptions) upgradeHeader(host string) (http.Header, error) {
+	if o.UpgradeHeader == nil {
+		return nil, nil
+	}
+	h, err := wsconn.CheckHeader(o.UpgradeHeader(host))
+	if err != nil {
+		return nil, fmt.Errorf("UpgradeHeader: %w", err)
+	}
+	return h, nil
 }

@@ -57,7 +57,7 @@ func TestStep_MovesTheWallClockOfABubbleAlone(t *testing.T) {
 
 func TestStep_PanicsWhereItIsNotPossible(t *testing.T) {
 	if Possible {
-		t.Skip("it is")
+		t.Skip("the clock can be stepped here")
 	}
 	defer func() {
 		if recover() == nil {
