@@ -27,12 +27,8 @@ import (
 // HandshakeTimeout without an answer, refuses the request.
 func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case wsconn.IsUpgrade(r):
-		case isKnock(r):
-			m.answerKnock(w, r, authReq)
-			return
-		default:
+		upgrade := wsconn.IsUpgrade(r)
+		if !upgrade && !isKnock(r) {
 			respondUpgradeRequired(w, r)
 			return
 		}
@@ -43,6 +39,10 @@ func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFu
 			return
 		}
 		defer a.leave()
+		if !upgrade {
+			m.answerKnock(w, r, a, authReq)
+			return
+		}
 		if err := m.authorise(r, a, authReq); err != nil {
 			m.forbidden.WarnReason(m.opts.Logger.With("addr", addrOf(r)), "grid: upgrade refused", err)
 			respondForbidden(w, err)

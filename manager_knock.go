@@ -29,15 +29,8 @@ func refuseKnock(status int, format string, a ...any) error {
 	return &knockError{status, fmt.Sprintf(format, a...)}
 }
 
-// answerKnock answers a request to dial. It counts towards MaxHandshakes.
-func (m *Manager) answerKnock(w http.ResponseWriter, r *http.Request, authReq []func(*http.Request) error) {
-	a, err := m.incoming.enter(m.ctx, &m.callbacks)
-	if err != nil {
-		m.stranger(r, err)
-		respondUnavailable(w, err)
-		return
-	}
-	defer a.leave()
+// answerKnock answers a request to dial.
+func (m *Manager) answerKnock(w http.ResponseWriter, r *http.Request, a *arrival, authReq []func(*http.Request) error) {
 	connected, err := m.takeKnock(r, a, authReq)
 	var refused *knockError
 	switch {
