@@ -7,7 +7,7 @@ NESTED := gridotel gridprom gridmember gridstatus/browsertest
 nested:
 	@echo $(NESTED)
 
-# What a change must pass before all else, with the race detector: two minutes.
+# What a change must pass before all else, with the race detector: under three minutes.
 test:
 	tools/test short
 
