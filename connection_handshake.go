@@ -266,7 +266,7 @@ func cleanError(err error, tokens ...string) error {
 // writeHandshake sends a message of the handshake, which has no checksum.
 func writeHandshake(ws *wsconn.Conn, o op, payload []byte) error {
 	m := message{Op: o, Payload: payload}
-	if err := ws.WriteMessage(m.appendTo(nil)); err != nil {
+	if err := ws.WriteMessage(m.appendTo(make([]byte, wsconn.HeaderRoom))); err != nil {
 		return &socketError{err}
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"github.com/tinylib/msgp/msgp"
 
 	"github.com/gridrpc/grid/internal/rawpeer"
+	"github.com/gridrpc/grid/internal/wsconn"
 )
 
 // wireVector is a message that a version 1 peer has encoded.
@@ -98,7 +99,7 @@ func frameOf(t testing.TB, crc flags, msgs ...message) []byte {
 	}
 	_, b := q.swap()
 	defer b.release()
-	return append([]byte(nil), b.frame()...)
+	return append([]byte(nil), b.frame()[wsconn.HeaderRoom:]...)
 }
 
 func TestMsg_IsEncodedAndDecodedAsVersion1Does(t *testing.T) {

@@ -113,7 +113,8 @@ type callTable struct {
 // call is a single request that waits.
 type call struct {
 	id       uint64
-	answered chan answer // of capacity 1
+	answered chan struct{} // of capacity 1: the answer is there
+	answer   answer
 	// expires is the tick at which the table gives up on it; 0 where the caller's context has a
 	// deadline.
 	expires uint64
@@ -148,7 +149,7 @@ func (t *callTable) add(id uint64, expires bool) (*call, error) {
 	if n := len(t.free); n > 0 {
 		c, t.free = t.free[n-1], t.free[:n-1]
 	} else {
-		c = &call{answered: make(chan answer, 1)}
+		c = &call{answered: make(chan struct{}, 1)}
 	}
 	c.id = id
 	c.expires = 0
@@ -169,10 +170,35 @@ func (t *callTable) remove(id uint64) *call {
 	return c
 }
 
-// answer answers a call that was taken out of the table.
-func (c *call) answer(a answer) {
+// end answers a call that was taken out of the table.
+func (c *call) end(a answer) {
 	c.dropParts()
-	c.answered <- a
+	c.answer = a
+	c.answered <- struct{}{}
+}
+
+// answered is calls that a frame has brought the answers of, and that were taken out of the table.
+// Their callers are woken together: those that call again then share a batch.
+type answered []*call
+
+// maxAnswered bounds for how many others an answer waits.
+const maxAnswered = 64
+
+func (d *answered) add(c *call, a answer) {
+	c.dropParts()
+	c.answer = a
+	if *d = append(*d, c); len(*d) == maxAnswered {
+		d.deliver()
+	}
+}
+
+// deliver wakes the callers.
+func (d *answered) deliver() {
+	for i, c := range *d {
+		(*d)[i] = nil
+		c.answered <- struct{}{}
+	}
+	*d = (*d)[:0]
 }
 
 func (c *call) dropParts() {
@@ -184,15 +210,15 @@ func (c *call) dropParts() {
 func (t *callTable) answer(id uint64, a answer) bool {
 	c := t.remove(id)
 	if c != nil {
-		c.answer(a)
+		c.end(a)
 	}
 	return c != nil
 }
 
-// receive takes in an answer, or a fragment of one. known reports whether its call still waits.
+// receive takes in an answer, or a fragment of one. Whoever is answered by it is in done. known reports whether its call still waits.
 // That a limit was reached is logged by host, before the caller hears of it; err ends the
 // session.
-func (t *callTable) receive(p parcel, host callHost) (known bool, err error) {
+func (t *callTable) receive(p parcel, host callHost, done *answered) (known bool, err error) {
 	if p.Flags&flagMore != 0 {
 		return t.extend(p, host)
 	}
@@ -202,25 +228,25 @@ func (t *callTable) receive(p parcel, host callHost) (known bool, err error) {
 	}
 	// An error stands for all that came before it.
 	if err := p.payloadErr(); err != nil {
-		c.answer(answer{err: err})
+		done.add(c, answer{err: err})
 		return true, nil
 	}
 	if c.parts == nil {
 		// Its caller has waited for it, so it does not wait here.
-		c.answer(answer{payload: arrived{buf: p.own()}})
+		done.add(c, answer{payload: arrived{buf: p.own()}})
 		return true, nil
 	}
 	payload, _, err := p.addTo(&c.parts)
 	switch {
 	case errors.Is(err, ErrOverloaded):
 		host.overload(err)
-		c.answer(answer{err: answerDropped(err)})
+		done.add(c, answer{err: answerDropped(err)})
 		return true, nil
 	case err != nil:
-		c.answer(answer{err: host.disconnected(err)}) // as all others will hear
+		done.add(c, answer{err: host.disconnected(err)}) // as all others will hear
 		return true, err
 	}
-	c.answer(answer{payload: payload})
+	done.add(c, answer{payload: payload})
 	return true, nil
 }
 
@@ -276,18 +302,21 @@ func (t *callTable) untilIdle() <-chan struct{} {
 // wait waits for the answer to a call, which was sent.
 func (t *callTable) wait(ctx context.Context, c *call) ([]byte, error) {
 	if ctx.Done() == nil {
-		return t.result(c, <-c.answered)
+		<-c.answered
+		return t.result(c)
 	}
 	select {
-	case a := <-c.answered:
-		return t.result(c, a)
+	case <-c.answered:
+		return t.result(c)
 	case <-ctx.Done():
 		return t.abandon(c, doneError(ctx))
 	}
 }
 
 // result ends a call that was answered.
-func (t *callTable) result(c *call, a answer) ([]byte, error) {
+func (t *callTable) result(c *call) ([]byte, error) {
+	a := c.answer
+	c.answer = answer{} // nothing here must hold it
 	t.mu.Lock()
 	if len(t.free) < maxFreeCalls {
 		t.free = append(t.free, c)
@@ -310,10 +339,12 @@ func (t *callTable) abandon(c *call, err error) ([]byte, error) {
 		delete(t.m, c.id)
 		c.dropParts()
 		t.mu.Unlock()
-		return t.result(c, answer{err: err})
+		c.answer = answer{err: err}
+		return t.result(c)
 	}
 	t.mu.Unlock()
-	return t.result(c, <-c.answered)
+	<-c.answered
+	return t.result(c)
 }
 
 // expire gives up on the calls with the default deadline that have passed it, and on those whose
@@ -326,10 +357,10 @@ func (t *callTable) expire(tick uint64, now time.Time, timeout time.Duration) {
 		switch {
 		case c.expires != 0 && t.tick >= c.expires:
 			delete(t.m, id)
-			c.answer(answer{err: context.DeadlineExceeded})
+			c.end(answer{err: context.DeadlineExceeded})
 		case c.parts.isLate(now, timeout):
 			delete(t.m, id)
-			c.answer(answer{err: lateMessageError(timeout)})
+			c.end(answer{err: lateMessageError(timeout)})
 		}
 	}
 }
@@ -341,7 +372,7 @@ func (t *callTable) close(err error) {
 	t.err = err
 	for id, c := range t.m {
 		delete(t.m, id)
-		c.answer(answer{err: err})
+		c.end(answer{err: err})
 	}
 	t.free = nil
 }

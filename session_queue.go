@@ -9,6 +9,7 @@ import (
 	"github.com/gridrpc/grid/internal/bytepool"
 	"github.com/gridrpc/grid/internal/limit"
 	"github.com/gridrpc/grid/internal/monotime"
+	"github.com/gridrpc/grid/internal/wsconn"
 )
 
 const (
@@ -26,6 +27,9 @@ const (
 	pendingLimit = 256 << 10
 	// firstBuffer is what a session that was idle starts its batch with.
 	firstBuffer = 1 << 10
+	// headRoom is what a batch begins with: room for the head of a merged message, and for that of
+	// the frame.
+	headRoom = wsconn.HeaderRoom + mergedHeaderMax
 	// maxBatch is the largest batch of several messages, whatever the limits allow to wait: every
 	// peer reads so much, whatever its MaxMessageSize.
 	maxBatch = frameOverhead
@@ -54,7 +58,8 @@ type outQueue struct {
 	urgent batch      // connection pings and pongs overtake the rest
 	posted int        // bytes of messages that were posted
 	hint   int        // size of the last batch
-	idle   bool       // the writer waits on wake, and no token is in it
+	idle   bool       // the writer waits on wake, and no token is in it; nobody leads
+	lone   int        // batches of one message in a row, while nothing else came; see lead
 	poked  bool       // the writer has something other than batches to look after
 	small  room       // for all that is sent but the next
 	large  room       // for the parts of large payloads; see sendFragments
@@ -104,6 +109,10 @@ func (q *outQueue) send(done <-chan struct{}, m *message, seq *sequence) error {
 func (q *outQueue) trySend(m *message, seq *sequence) (full bool, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	return q.trySendLocked(m, seq)
+}
+
+func (q *outQueue) trySendLocked(m *message, seq *sequence) (full bool, err error) {
 	if q.err != nil {
 		return false, q.err
 	}
@@ -112,6 +121,45 @@ func (q *outQueue) trySend(m *message, seq *sequence) (full bool, err error) {
 	}
 	return false, q.sendLocked(&q.small, m, seq)
 }
+
+// trySendLone is trySend for a message that may be the only one for a while, as one of a single
+// caller is: where the last ones were, and the writer has nothing to do, it returns a batch of the
+// message alone. Whoever gets that is the writer until it has called endLone.
+func (q *outQueue) trySendLone(m *message) (lone batch, full bool, err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.idle || q.lone < lonely {
+		full, err = q.trySendLocked(m, nil)
+		return batch{}, full, err
+	}
+	q.idle = false // so nobody wakes the writer
+	if full, err = q.trySendLocked(m, nil); err != nil || full {
+		q.idle = true
+		return batch{}, full, err
+	}
+	lone = q.batch
+	q.batch = batch{}
+	q.small.taken -= lone.small
+	return lone, false, nil
+}
+
+// endLone ends the turn of one who was the writer. rest says that the writer is to look after what
+// that has left.
+func (q *outQueue) endLone(rest bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.idle = true
+	if rest || q.batch.count > 0 || q.urgent.count > 0 || q.poked || q.err != nil {
+		q.poked, q.lone = q.poked || rest, 0
+		q.wakeLocked()
+		return
+	}
+	q.empty.Notify()
+}
+
+// lonely is after how many messages in a row that were alone in their batches another is taken to
+// be alone as well.
+const lonely = 16
 
 // await waits until t is granted, which must be ended by sendInTurn or by endTurn then, or done is
 // closed, or the queue is.
@@ -298,6 +346,11 @@ func (q *outQueue) swap() (urgent, normal batch) {
 	} else {
 		normal, q.batch = q.batch, batch{}
 	}
+	if normal.count > 1 || len(q.full) > 0 {
+		q.lone = 0
+	} else if normal.count == 1 {
+		q.lone++
+	}
 	if normal.count > 0 {
 		q.hint = min(max(len(normal.buf), firstBuffer), pendingLimit)
 	}
@@ -334,7 +387,7 @@ func (q *outQueue) close(err error) {
 func (b *batch) add(m *message, hint int) {
 	need := roomFor(m)
 	if b.buf == nil {
-		b.buf = bytepool.Get(max(hint, mergedHeaderMax+need))[:mergedHeaderMax]
+		b.buf = bytepool.Get(max(hint, headRoom+need))[:headRoom]
 	}
 	b.buf = bytepool.Grow(b.buf, need)
 	b.buf = msgp.AppendBytesHeader(b.buf, uint32(m.size()))
@@ -347,19 +400,19 @@ func roomFor(m *message) int {
 	return m.Msgsize() + len(subHandlerID{}) + len(m.Metadata) + checksumSize + 2*msgp.BytesPrefixSize
 }
 
-// frame is the websocket message that carries the batch (section 6): the grid message itself where
-// there is only one.
+// frame is the websocket message that carries the batch (section 6), behind room for the header of
+// its own: the grid message itself where there is only one.
 func (b *batch) frame() []byte {
 	if b.count == 1 {
-		_, m, _ := msgp.ReadBytesHeader(b.buf[mergedHeaderMax:])
-		return m
+		_, m, _ := msgp.ReadBytesHeader(b.buf[headRoom:])
+		return b.buf[len(b.buf)-len(m)-wsconn.HeaderRoom:]
 	}
 	var room [64]byte // what the encoder asks for, though it takes at most mergedHeaderMax
 	head := message{Op: opMerged, Seq: b.count}
 	h := head.appendTo(room[:0])
-	start := mergedHeaderMax - len(h)
+	start := headRoom - len(h)
 	copy(b.buf[start:], h)
-	return b.buf[start:]
+	return b.buf[start-wsconn.HeaderRoom:]
 }
 
 // release gives the batch's buffer back.

@@ -21,6 +21,7 @@ type reader struct {
 
 	intake
 	tasks []workers.Task // what the frame has asked for
+	done  answered       // what it has answered
 	pings limit.Rate     // those that are answered
 	// Streams that are not known, and whose peer was told so.
 	lostStreams, lostServed answeredIDs
@@ -62,6 +63,7 @@ func (r *reader) run() error {
 		r.frames.Add(1)
 		err = r.dispatchFrame(b)
 		r.frame.release()
+		r.done.deliver()
 		s.workers.Submit(r.tasks...)
 		clear(r.tasks)
 		r.tasks = r.tasks[:0]
@@ -192,7 +194,7 @@ func (r *reader) parcel(m *message) parcel {
 
 func (r *reader) onResponse(m *message) error {
 	s := r.s
-	known, err := s.calls.receive(r.parcel(m), s)
+	known, err := s.calls.receive(r.parcel(m), s, &r.done)
 	if !known && m.Flags&flagMore == 0 {
 		if c, ok := s.streams.get(m.MuxID); ok {
 			c.fail(protocolErrorf("%v to a stream", m.Op))

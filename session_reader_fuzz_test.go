@@ -13,6 +13,7 @@ import (
 
 	"github.com/gridrpc/grid/internal/credit"
 	"github.com/gridrpc/grid/internal/rawpeer"
+	"github.com/gridrpc/grid/internal/wsconn"
 )
 
 // message makes up a message, mostly one of those that mean something, and with fields that fit
@@ -142,7 +143,7 @@ func (h *fuzzHost) dispatched(stream *muxClient, err error) (d dispatched) {
 	urgent, normal := s.sender.out.swap()
 	for _, b := range []batch{urgent, normal} {
 		if b.count > 0 {
-			msgs, whole := messagesOf(uint32(s.caps), b.frame())
+			msgs, whole := messagesOf(uint32(s.caps), b.frame()[wsconn.HeaderRoom:])
 			require.True(h.t, whole)
 			d.queued += fmt.Sprint(msgs)
 		}

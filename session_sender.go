@@ -18,6 +18,7 @@ type sender struct {
 	s *session // set once
 
 	out     outQueue
+	rest    batch         // that writeLone has not written in whole
 	hungUp  atomic.Bool   // no more is written; see Manager.hangUp
 	stopped chan struct{} // closed when run has returned
 
@@ -44,8 +45,9 @@ func (snd *sender) run() {
 		}
 		urgent, normal := snd.out.swap()
 		if !snd.hungUp.Load() {
-			err = snd.s.ws.WritePong()
+			err = cmp.Or(snd.s.ws.WriteRest(), snd.s.ws.WritePong())
 		}
+		snd.rest.release()
 		for _, b := range [...]batch{urgent, normal} {
 			if err == nil && b.count > 0 && !snd.hungUp.Load() {
 				err = snd.s.ws.WriteMessage(b.frame())
@@ -163,7 +165,28 @@ func (snd *sender) trySend(m *message) (full bool, err error) {
 	if snd.isLarge(m) {
 		return true, nil
 	}
-	return snd.out.trySend(m, nil)
+	if !snd.s.ws.CanTry() {
+		return snd.out.trySend(m, nil)
+	}
+	lone, full, err := snd.out.trySendLone(m)
+	if lone.count > 0 {
+		snd.writeLone(lone)
+	}
+	return full, err
+}
+
+// writeLone writes a batch on the goroutine of its only sender, which saves the wake-up of the
+// writer. It waits for nothing: what the socket does not take is the writer's.
+func (snd *sender) writeLone(b batch) {
+	snd.written.Add(1)
+	snd.sent.Add(1)
+	done := snd.hungUp.Load() || snd.s.ws.TryWriteMessage(b.frame())
+	if done {
+		b.release()
+	} else {
+		snd.rest = b
+	}
+	snd.out.endLone(!done)
 }
 
 // sendInTime is send for what has a deadline, or may have one.

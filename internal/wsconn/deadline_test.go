@@ -57,7 +57,7 @@ func TestDial_ThroughATunnelWithoutDeadlines(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, c.SetDeadline(time.Now().Add(time.Hour)))
 		require.NoError(t, c.SetDeadline(noDeadline))
-		require.NoError(t, c.WriteMessage([]byte("hello")))
+		require.NoError(t, c.WriteMessage(room([]byte("hello"))))
 		b, err := c.ReadMessage()
 		require.NoError(t, err)
 		require.Equal(t, "hello", string(b))

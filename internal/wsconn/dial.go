@@ -85,7 +85,6 @@ func Dial(ctx context.Context, url string, o DialOptions) (*Conn, http.Header, e
 			return guard(c), nil
 		},
 		ReadBufferSize:  readBufferSize,
-		WriteBufferSize: writeBufferSize,
 		WriteBufferPool: &writeBuffers,
 	}
 	finished := false
@@ -111,7 +110,7 @@ func Dial(ctx context.Context, url string, o DialOptions) (*Conn, http.Header, e
 	}
 	if err == nil {
 		l.leaveMessage()
-		return newConn(ws, l, o.Limit), resp.Header, nil
+		return newConn(ws, l, o.Limit, true), resp.Header, nil
 	}
 	if l != nil {
 		l.Close()

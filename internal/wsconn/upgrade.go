@@ -24,7 +24,6 @@ func Upgrade(w http.ResponseWriter, r *http.Request, header http.Header, limit i
 	h := hijacker{ResponseWriter: w, counters: counters, deadline: deadline}
 	u := websocket.Upgrader{
 		ReadBufferSize:  readBufferSize,
-		WriteBufferSize: writeBufferSize,
 		WriteBufferPool: &writeBuffers,
 		// CheckOrigin is left at its default: same origin, or none.
 		Error: func(w http.ResponseWriter, _ *http.Request, status int, reason error) {
@@ -45,7 +44,7 @@ func Upgrade(w http.ResponseWriter, r *http.Request, header http.Header, limit i
 		}
 		return nil, err
 	}
-	return newConn(ws, h.link, limit), nil
+	return newConn(ws, h.link, limit, false), nil
 }
 
 // hijacker puts the counting link between the websocket and the socket.

@@ -26,15 +26,16 @@ import (
 )
 
 const (
-	readBufferSize  = 8 << 10
-	writeBufferSize = 64 << 10
+	readBufferSize = 8 << 10
+	// writeStep is how much is written at once.
+	writeStep = 64 << 10
 	// readStep is the least room offered to a read of a message.
 	readStep = 4 << 10
 	// maxExpect is the most room offered to a message before it has come.
 	maxExpect = 256 << 10
 )
 
-// writeBuffers is shared, so that only connections that are writing hold one.
+// writeBuffers has the websocket library make no buffers for writing, of which it does none.
 var writeBuffers sync.Pool
 
 // ErrEmptyFrames is returned by [Conn.ReadMessage] for a message that comes in far more bytes than
@@ -64,11 +65,17 @@ type Conn struct {
 	expect int // size of the last message: the next is often like it; the reader's own
 
 	inMessage atomic.Bool
-	inWrite   atomic.Bool
+
+	// The writer's own.
+	masks   bool   // as a client must
+	rest    []byte // of the last frame
+	inWrite atomic.Bool
 }
 
-func newConn(ws *websocket.Conn, l *link, limit int64) *Conn {
-	c := &Conn{ws: ws, link: l, onPing: func() bool { return true }}
+// newConn takes over a websocket whose handshake is over. client says on which side.
+func newConn(ws *websocket.Conn, l *link, limit int64, client bool) *Conn {
+	l.upgraded, l.try = true, newTryer(l.Conn)
+	c := &Conn{ws: ws, link: l, masks: client, onPing: func() bool { return true }}
 	c.SetLimit(limit)
 	tune(l.Conn)
 	// The library's own handlers write from the reader, and so would wait for a writer that is
@@ -141,24 +148,6 @@ func readError(err error) error {
 // SetLimit sets the size above which a message is not read. Only the reader may call it.
 func (c *Conn) SetLimit(bytes int64) { c.ws.SetReadLimit(bytes) }
 
-// WriteMessage writes b as one binary message. b stays the caller's.
-func (c *Conn) WriteMessage(b []byte) error {
-	c.inWrite.Store(true)
-	defer c.inWrite.Store(false)
-	return c.ws.WriteMessage(websocket.BinaryMessage, b)
-}
-
-// WritePong answers a websocket ping, if one waits. Only the writer calls it.
-func (c *Conn) WritePong() error {
-	p := c.pong.Swap(nil)
-	if p == nil {
-		return nil
-	}
-	c.inWrite.Store(true)
-	defer c.inWrite.Store(false)
-	return c.ws.WriteMessage(websocket.PongMessage, []byte(*p))
-}
-
 // SetDeadline bounds reads and writes, as [net.Conn.SetDeadline] does.
 func (c *Conn) SetDeadline(t time.Time) error { return c.link.SetDeadline(t) }
 
@@ -195,8 +184,9 @@ type link struct {
 	net.Conn
 	counters      Counters
 	read, written atomic.Int64
-	hasDeadline   bool // of the websocket's own for a write; the writer's own
-	whole, writes expiry
+	whole         expiry
+	upgraded      bool   // only write writes any more
+	try           *tryer // nil where none is possible
 
 	// The reader's own: how many more bytes may be read for the present message, or the answer to
 	// an upgrade request, and the error if there are more; nil for no limit.
@@ -224,15 +214,13 @@ func (l *link) RemoteAddr() (a net.Addr) {
 	return l.Conn.RemoteAddr()
 }
 
-// SetWriteDeadline spares the call that the websocket makes before every write, to clear a deadline
-// that it has not set.
+// SetWriteDeadline implements [net.Conn] for the websocket library, of which nothing is written.
 func (l *link) SetWriteDeadline(t time.Time) (err error) {
 	defer l.guard("SetWriteDeadline", &err)
-	if t.IsZero() && !l.hasDeadline {
-		return nil
+	if l.upgraded {
+		return errWriter
 	}
-	l.hasDeadline = !t.IsZero()
-	return l.writes.stand(l, l.Conn.SetWriteDeadline(t), t)
+	return l.Conn.SetWriteDeadline(t)
 }
 
 // SetDeadline bounds reads and writes, as that of [net.Conn] does. Where the socket has no
@@ -245,7 +233,6 @@ func (l *link) SetDeadline(t time.Time) (err error) {
 // Close closes the socket under TLS as well, whose own way of closing writes to it and may wait.
 func (l *link) Close() error {
 	l.whole.stop()
-	l.writes.stop()
 	return l.close()
 }
 
@@ -280,22 +267,45 @@ func (l *link) Read(p []byte) (n int, err error) {
 	return n, err
 }
 
-// Write writes p in pieces, so that the counter shows progress inside a large message.
-func (l *link) Write(p []byte) (done int, err error) {
+// Write implements [net.Conn] for the websocket library: it writes a handshake, and nothing else.
+func (l *link) Write(p []byte) (int, error) {
+	if l.upgraded {
+		return 0, errWriter
+	}
+	return l.write(p)
+}
+
+// write writes p in pieces, so that the counter shows progress inside a large message.
+func (l *link) write(p []byte) (done int, err error) {
 	defer l.guard("Write", &err)
 	for {
-		n, err := l.Conn.Write(p[done:min(done+writeBufferSize, len(p))])
-		if n > 0 {
-			done += n
-			l.written.Add(int64(n))
-			l.counters.Written.Add(int64(n))
-		}
+		n, err := l.Conn.Write(p[done:min(done+writeStep, len(p))])
+		l.wrote(n)
+		done += max(n, 0)
 		if err != nil {
 			return done, err
 		}
 		if done == len(p) {
 			return done, nil
 		}
+	}
+}
+
+// tryWrite writes what it can of p without a wait.
+func (l *link) tryWrite(p []byte) int {
+	if l.try == nil {
+		return 0
+	}
+	n := l.try.write(p)
+	l.wrote(n)
+	return n
+}
+
+// wrote counts what was written.
+func (l *link) wrote(n int) {
+	if n > 0 {
+		l.written.Add(int64(n))
+		l.counters.Written.Add(int64(n))
 	}
 }
 

@@ -53,13 +53,22 @@ func dial(t *testing.T, url string, o DialOptions) (*Conn, error) {
 	return c, err
 }
 
+// Ops that grid does not write.
+const (
+	opText = 0x1
+	opPing = 0x9
+)
+
+// room is a copy of b as it is written.
+func room(b []byte) []byte { return append(make([]byte, HeaderRoom), b...) }
+
 func echo(c *Conn) {
 	for {
 		b, err := c.ReadMessage()
 		if err != nil {
 			return
 		}
-		err = c.WriteMessage(b)
+		err = c.WriteMessage(room(b))
 		bytepool.Put(b)
 		if err != nil {
 			return
@@ -79,7 +88,7 @@ func TestConn_MessagesOfAllSizesBothWays(t *testing.T) {
 	before := bytepool.Out()
 	for _, n := range []int{0, 1, 125, 126, 4095, 4096, 4097, 65535, 65536, 100_000, limit} {
 		msg := bytes.Repeat([]byte{byte(n), 1}, n/2+1)[:n]
-		require.NoError(t, c.WriteMessage(msg))
+		require.NoError(t, c.WriteMessage(room(msg)))
 		b, err := c.ReadMessage()
 		require.NoError(t, err)
 		require.True(t, bytes.Equal(msg, b), "%d bytes", n)
@@ -100,7 +109,7 @@ func TestConn_MessageAboveTheLimitIsRefused(t *testing.T) {
 	got := make(chan error, 1)
 	c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
 	require.NoError(t, err)
-	_ = c.WriteMessage(make([]byte, limit+1))
+	_ = c.WriteMessage(make([]byte, HeaderRoom+limit+1))
 	require.ErrorIs(t, <-got, ErrTooLarge)
 }
 
@@ -111,7 +120,7 @@ func TestConn_FrameHeaderThatClaimsEverythingIsRefused(t *testing.T) {
 		got := make(chan error, 1)
 		c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
 		require.NoError(t, err)
-		_, err = c.link.Write([]byte("\x82\xff" + claim + "mask"))
+		_, err = c.link.write([]byte("\x82\xff" + claim + "mask"))
 		require.NoError(t, err)
 		require.Error(t, <-got)
 	}
@@ -130,9 +139,9 @@ func TestConn_MessageInEmptyFramesIsRefused(t *testing.T) {
 			got := make(chan error, 1)
 			c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
 			require.NoError(t, err)
-			_, err = c.link.Write([]byte("\x02" + masked))
+			_, err = c.link.write([]byte("\x02" + masked))
 			for err == nil {
-				_, err = c.link.Write([]byte(strings.Repeat(frames, 1000/len(frames)+1)))
+				_, err = c.link.write([]byte(strings.Repeat(frames, 1000/len(frames)+1)))
 			}
 			require.ErrorIs(t, <-got, ErrEmptyFrames)
 			n, _ := c.Writing()
@@ -143,7 +152,7 @@ func TestConn_MessageInEmptyFramesIsRefused(t *testing.T) {
 	got := make(chan []byte, 1)
 	c, err := dial(t, serve(t, func(c *Conn) { b, _ := c.ReadMessage(); got <- b }), DialOptions{})
 	require.NoError(t, err)
-	_, err = c.link.Write([]byte("\x02" + masked + strings.Repeat("\x00\x81\x00\x00\x00\x00x", 100_000) + "\x80" + masked))
+	_, err = c.link.write([]byte("\x02" + masked + strings.Repeat("\x00\x81\x00\x00\x00\x00x", 100_000) + "\x80" + masked))
 	require.NoError(t, err)
 	require.Len(t, <-got, 100_000)
 }
@@ -153,7 +162,7 @@ func TestConn_TextMessageIsRefused(t *testing.T) {
 	got := make(chan error, 1)
 	c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
 	require.NoError(t, err)
-	require.NoError(t, c.ws.WriteMessage(websocket.TextMessage, []byte("hello")))
+	require.NoError(t, c.writeFrame(opText, room([]byte("hello"))))
 	require.ErrorContains(t, <-got, "not binary")
 }
 
@@ -177,8 +186,8 @@ func TestConn_PingIsLeftToTheWriter(t *testing.T) {
 	require.NoError(t, err)
 	pongs := make(chan string, 10)
 	c.ws.SetPongHandler(func(s string) error { pongs <- s; return nil })
-	require.NoError(t, c.ws.WriteMessage(websocket.PingMessage, []byte("one")))
-	require.NoError(t, c.ws.WriteMessage(websocket.PingMessage, []byte("two")))
+	require.NoError(t, c.writeFrame(opPing, room([]byte("one"))))
+	require.NoError(t, c.writeFrame(opPing, room([]byte("two"))))
 	go func() { _, _ = c.ReadMessage() }()
 	require.Equal(t, "two", <-pongs)
 	require.NoError(t, c.Close())
@@ -277,7 +286,7 @@ func TestConn_PeerThatGoesAwayInsideAMessage(t *testing.T) {
 	before := bytepool.Out()
 	c, err := dial(t, serve(t, func(c *Conn) { _, err := c.ReadMessage(); got <- err }), DialOptions{})
 	require.NoError(t, err)
-	_, err = c.link.Write([]byte("\x82\xff\x00\x00\x00\x00\x00\x00\x10\x00maskhello"))
+	_, err = c.link.write([]byte("\x82\xff\x00\x00\x00\x00\x00\x00\x10\x00maskhello"))
 	require.NoError(t, err)
 	c.Close()
 	require.ErrorIs(t, <-got, io.ErrUnexpectedEOF)
