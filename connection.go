@@ -106,7 +106,8 @@ func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
 //
 // payload stays the caller's; the answer is the caller's, who may give it to [PutByteBuffer]. nil
 // and empty arrive as such in both directions. The deadline of ctx travels along; without one it is
-// a minute, after which the error is [context.DeadlineExceeded].
+// RequestTimeout, after which the error is [context.DeadlineExceeded]. Where each call has a
+// deadline, [Connection.WithTimeout] makes that cheap.
 //
 // Other errors: [ErrDisconnected] (wrapped), at once where there is no connection, and when it is
 // lost meanwhile; [context.Canceled] or [context.DeadlineExceeded] with the text of the cause, at
@@ -120,22 +121,23 @@ func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
 // neither what a call may return, as a RemoteErr, nor the end of anything else. So the error with
 // which a group of calls is cancelled is told from that of the call which has failed.
 func (c *Connection) SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error) {
-	return c.request(ctx, id, "", nil, payload)
+	return c.request(ctx, id, "", nil, payload, 0)
 }
 
-// request makes a single request under a subroute, whose name is route; sub is nil for none.
-func (c *Connection) request(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte) ([]byte, error) {
+// request makes a single request under a subroute, whose name is route; sub is nil for none. A
+// timeout of 0 is none.
+func (c *Connection) request(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, timeout time.Duration) ([]byte, error) {
 	if c != nil && c.intercepts() {
-		return c.interceptRequest(ctx, id, route, sub, payload)
+		return c.interceptRequest(ctx, id, route, sub, payload, timeout)
 	}
 	s, err := c.ready(id, payload)
 	if err != nil {
 		return nil, err
 	}
-	return s.single(ctx, id, sub, payload, nil)
+	return s.single(ctx, id, sub, payload, nil, timeout)
 }
 
-func (c *Connection) interceptRequest(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte) (answer []byte, err error) {
+func (c *Connection) interceptRequest(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, timeout time.Duration) (answer []byte, err error) {
 	seen := newObserved(c)
 	ctx, metadata, err := c.beginCall(ctx, seen, &CallInfo{Handler: id, Subroute: route, PayloadBytes: len(payload)})
 	if err != nil {
@@ -143,7 +145,7 @@ func (c *Connection) interceptRequest(ctx context.Context, id HandlerID, route s
 	}
 	s, err := c.ready(id, payload)
 	if err == nil {
-		answer, err = s.single(ctx, id, sub, payload, metadata)
+		answer, err = s.single(ctx, id, sub, payload, metadata, timeout)
 	}
 	if err == nil {
 		seen.received(len(answer), true)

@@ -3,6 +3,7 @@ package grid
 import (
 	"context"
 	"errors"
+	"time"
 )
 
 // Subroute is a [Connection] to the handlers that are registered under a subroute: a name of the
@@ -27,6 +28,10 @@ func newSubroute(c *Connection, route string) *Subroute {
 
 // SingleRequest is [Connection.SingleRequest] to a handler under the subroute.
 func (s *Subroute) SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error) {
+	return s.request(ctx, id, payload, 0)
+}
+
+func (s *Subroute) request(ctx context.Context, id HandlerID, payload []byte, timeout time.Duration) ([]byte, error) {
 	if s == nil {
 		return nil, errNoConnection
 	}
@@ -34,7 +39,7 @@ func (s *Subroute) SingleRequest(ctx context.Context, id HandlerID, payload []by
 		return nil, s.err
 	}
 	sub := s.hash.withHandler(id)
-	return s.conn.request(ctx, id, s.route, &sub, payload)
+	return s.conn.request(ctx, id, s.route, &sub, payload, timeout)
 }
 
 // NewStream is [Connection.NewStream] to a handler under the subroute.

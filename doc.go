@@ -115,7 +115,7 @@
 // # Deadlines and cancellation
 //
 // The deadline of a context travels with the call, as the time that is left. A single request
-// without one has a deadline of one minute, a stream without one has none. When its context ends, a
+// without one has RequestTimeout, one minute by default; a stream without one has none. When its context ends, a
 // call returns at once.
 //
 // A single handler is not told; its answer, when it comes late, is thrown away. One that is

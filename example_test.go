@@ -437,6 +437,33 @@ func ExampleConnection_SingleRequest_deadline() {
 	// there: context canceled
 }
 
+func ExampleConnection_WithTimeout() {
+	server, conn, stop := pair()
+	defer stop()
+	ctx := context.Background()
+
+	const lookup, sleep grid.HandlerID = 1, 2
+	release := make(chan struct{})
+	defer close(release)
+	err := errors.Join(
+		server.RegisterSingleHandler(lookup, func(key []byte) ([]byte, *grid.RemoteErr) { return key, nil }),
+		server.RegisterSingleHandler(sleep, func([]byte) ([]byte, *grid.RemoteErr) {
+			<-release
+			return nil, nil
+		}))
+	if err != nil {
+		log.Fatal(err)
+	}
+	quick := conn.WithTimeout(500 * time.Millisecond) // to be kept
+	answer, err := quick.SingleRequest(ctx, lookup, []byte("a key"))
+	fmt.Println(string(answer), err)
+	_, err = quick.SingleRequest(ctx, sleep, nil)
+	fmt.Println(err)
+	// Output:
+	// a key <nil>
+	// context deadline exceeded
+}
+
 func ExampleManagerOptions_tls() {
 	// Two HTTPS servers, and the authority for their certificates.
 	muxA, muxB := http.NewServeMux(), http.NewServeMux()

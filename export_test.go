@@ -201,7 +201,7 @@ const (
 	ProbeTime       = probeTime
 	HangUpTime      = hangUpTime
 	DrainLook       = drainLook
-	DefaultDeadline = defaultDeadline
+	DefaultDeadline = time.Minute
 	FrameOverhead   = frameOverhead
 	PendingLimit    = pendingLimit
 	WholeSize       = wholeSize

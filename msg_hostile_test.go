@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -93,7 +92,6 @@ func TestMsg_PayloadThatIsNoBinIsAnError(t *testing.T) {
 func idleSession() *session {
 	s := &session{conn: &Connection{}, opts: &ManagerOptions{MaxMessageSize: 1 << 20}}
 	s.reader.s = s
-	s.calls.init(time.Second)
 	s.streams.init()
 	return s
 }

@@ -121,7 +121,7 @@ func (m *muxClient) connect(payload, metadata []byte, sub *subHandlerID, noInput
 		msg.Flags |= flagEOF
 	}
 	var err error
-	if msg.DeadlineMS, err = remainingMS(m.deadline, 0); err != nil {
+	if msg.DeadlineMS, err = remainingMS(m.deadline); err != nil {
 		err = cmp.Or(contextError(m.ctx), err)
 		m.finish(err, 0)
 		return err

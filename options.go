@@ -263,6 +263,12 @@ type ManagerOptions struct {
 	// one for the connection and one for a stream; the default is 24704: 128 and twice MaxStreams.
 	MaxPings int
 
+	// RequestTimeout is the deadline of a single request whose context has none. It travels along
+	// (protocol section 4), and after it the error is [context.DeadlineExceeded], as precisely as
+	// that of [Connection.WithTimeout], which is for single calls. From 1 ms to 30 days; the default
+	// is 60 s.
+	RequestTimeout time.Duration
+
 	// PingInterval is how often a connection is pinged. One that leaves a ping without an answer for
 	// two intervals, and moves no large message either, is given up: so a dead host is noticed
 	// within three. It need not be the same on all hosts. From 1 ms to 30 days; the default is 10 s,
@@ -373,6 +379,7 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 		d    *time.Duration
 		def  time.Duration
 	}{
+		{"RequestTimeout", &o.RequestTimeout, time.Minute},
 		{"PingInterval", &o.PingInterval, 10 * time.Second},
 		{"StreamPingInterval", &o.StreamPingInterval, 15 * time.Second},
 		{"WriteTimeout", &o.WriteTimeout, 20 * time.Second},

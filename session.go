@@ -26,6 +26,8 @@ type session struct {
 	peerID [16]byte
 	caps   caps // in use: both sides have named them
 	terms  terms
+	// muxBase is what is added to the numbers of calls and streams.
+	muxBase uint64
 	began  time.Time
 	ctx    context.Context // of the handlers of single requests; ends with the session
 	cancel context.CancelCauseFunc
@@ -74,6 +76,9 @@ func newSession(c *Connection, ws *wsconn.Conn, p peer) *session {
 
 		draining: make(chan struct{}),
 	}
+	if s.caps == 0 {
+		s.muxBase = mux1Base
+	}
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	s.clock.Store(monotime.Of(s.began))
 	s.reader.init(s)
@@ -81,7 +86,6 @@ func newSession(c *Connection, ws *wsconn.Conn, p peer) *session {
 	s.sender.init(s)
 	s.watch.init(s)
 	s.workers.Init(&s.clock)
-	s.calls.init(s.watch.period)
 	s.streams.init()
 	s.served.init()
 	return s

@@ -20,25 +20,30 @@ import (
 const mux1Base = 1 << 62
 
 // nextMuxID is the number of a new call or stream.
-func (s *session) nextMuxID() uint64 {
-	id := s.conn.lastMux.Add(1)
-	if s.caps == 0 {
-		id += mux1Base
-	}
-	return id
-}
+func (s *session) nextMuxID() uint64 { return s.conn.lastMux.Add(1) + s.muxBase }
 
-// single makes a single request and waits for its answer.
-func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte) ([]byte, error) {
+// single makes a single request and waits for its answer. timeout, if not 0, is the longest that it
+// may take, whatever the deadline of ctx; that is RequestTimeout where ctx has none.
+func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte, timeout time.Duration) ([]byte, error) {
 	if err := contextError(ctx); err != nil {
 		return nil, err
 	}
-	deadline, hasDeadline := ctx.Deadline()
-	ms, err := remainingMS(deadline, defaultDeadline)
-	if err != nil {
-		return nil, cmp.Or(contextError(ctx), err)
+	var ms uint32
+	if deadline, ok := ctx.Deadline(); ok {
+		left := time.Until(deadline)
+		if left <= 0 {
+			return nil, cmp.Or(contextError(ctx), context.DeadlineExceeded)
+		}
+		if timeout == 0 || left <= timeout {
+			ms, timeout = milliseconds(left), 0
+		}
+	} else if timeout == 0 {
+		timeout = s.opts.RequestTimeout
 	}
-	c, err := s.calls.add(s.nextMuxID(), !hasDeadline)
+	if timeout != 0 {
+		ms = milliseconds(timeout)
+	}
+	c, err := s.calls.add(s.nextMuxID, timeout)
 	if err != nil {
 		return nil, err
 	}
@@ -54,7 +59,7 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 	if !s.caps.wide() {
 		due = time.Now().Add(time.Duration(ms) * time.Millisecond)
 	}
-	if err := s.sender.sendRequest(ctx, c, &m); err != nil {
+	if err := s.sender.sendRequest(ctx, c, &m, timeout); err != nil {
 		return s.calls.abandon(c, err)
 	}
 	answer, err := s.calls.wait(ctx, c)
@@ -101,13 +106,15 @@ func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerI
 // by session, not in a global pool, because their channels must not outlive a testing/synctest
 // bubble.
 type callTable struct {
-	mu   sync.Mutex
-	m    map[uint64]*call
-	free []*call
-	idle limit.Idle
-	err  error // set by close
-	tick uint64
-	life uint64 // ticks in the default deadline
+	mu sync.Mutex
+	// slots has each call at its number, modulo the length, which is a power of two, and more than
+	// twice as many as there are calls. A number whose slot is taken is not used.
+	slots  []*call
+	n      int
+	free   []*call
+	idle   limit.Idle
+	err    error // set by close
+	clocks [maxClocks]*callClock
 }
 
 // call is a single request that waits.
@@ -115,8 +122,8 @@ type call struct {
 	id       uint64
 	answered chan struct{} // of capacity 1: the answer is there
 	answer   answer
-	// expires is the tick at which the table gives up on it; 0 where the caller's context has a
-	// deadline.
+	// clock, if not nil, is what ends the call, at the tick expires; else the caller's context does.
+	clock   *callClock
 	expires uint64
 	// parts is what has arrived of the answer: guarded by the table while the call is in it, then
 	// of who took it out.
@@ -128,22 +135,25 @@ type answer struct {
 	err     error
 }
 
-// maxFreeCalls bounds what a burst of calls leaves behind.
-const maxFreeCalls = 256
+const (
+	// maxFreeCalls bounds what a burst of calls leaves behind, and firstSlots what a first call does.
+	maxFreeCalls = 256
+	firstSlots   = 16
+)
 
-// init sets the length of a tick, by which expire counts. So are deadlines, since asking for the
-// time costs as much as the rest of an add.
-func (t *callTable) init(period time.Duration) {
-	t.m = make(map[uint64]*call)
-	t.life = uint64((defaultDeadline+period-1)/period) + 1 // the first may be short
-}
-
-// add adds a call. expires says that it has the default deadline.
-func (t *callTable) add(id uint64, expires bool) (*call, error) {
+// add adds a call, whose number is one that next returns. A timeout of 0 is none.
+func (t *callTable) add(next func() uint64, timeout time.Duration) (*call, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.err != nil {
 		return nil, t.err
+	}
+	if 2*(t.n+1) >= len(t.slots) {
+		t.grow()
+	}
+	id := next()
+	for *t.slot(id) != nil {
+		id = next()
 	}
 	var c *call
 	if n := len(t.free); n > 0 {
@@ -152,22 +162,70 @@ func (t *callTable) add(id uint64, expires bool) (*call, error) {
 		c = &call{answered: make(chan struct{}, 1)}
 	}
 	c.id = id
-	c.expires = 0
+	c.clock, c.expires = nil, 0
 	c.parts = nil
-	if expires {
-		c.expires = t.tick + t.life
+	if timeout > 0 {
+		t.clock(timeout).add(c, timeout)
 	}
-	t.m[id] = c
+	*t.slot(id) = c
+	t.n++
 	return c, nil
+}
+
+func (t *callTable) slot(id uint64) **call { return &t.slots[id&uint64(len(t.slots)-1)] }
+
+// grow doubles the slots. Calls that had one each still have.
+func (t *callTable) grow() {
+	old := t.slots
+	t.slots = make([]*call, max(firstSlots, 2*len(old)))
+	for _, c := range old {
+		if c != nil {
+			*t.slot(c.id) = c
+		}
+	}
+}
+
+// get returns the call with a number; nil if it does not wait.
+func (t *callTable) get(id uint64) *call {
+	if t.n == 0 {
+		return nil
+	}
+	if c := *t.slot(id); c != nil && c.id == id {
+		return c
+	}
+	return nil
+}
+
+// take takes c out of the table.
+func (t *callTable) take(c *call) {
+	*t.slot(c.id) = nil
+	t.n--
+	if c.clock != nil {
+		c.clock.calls--
+	}
 }
 
 // remove takes a call out of the table, for the caller to answer; nil if it does not wait any more.
 func (t *callTable) remove(id uint64) *call {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	c := t.m[id]
-	delete(t.m, id)
+	c := t.get(id)
+	if c != nil {
+		t.take(c)
+	}
 	return c
+}
+
+// each calls f with each call, which it may take.
+func (t *callTable) each(f func(c *call)) {
+	if t.n == 0 {
+		return
+	}
+	for _, c := range t.slots {
+		if c != nil {
+			f(c)
+		}
+	}
 }
 
 // end answers a call that was taken out of the table.
@@ -265,7 +323,7 @@ func (t *callTable) extend(p parcel, host limitLogger) (known bool, err error) {
 func (t *callTable) keep(p parcel) (known bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	c := t.m[p.MuxID]
+	c := t.get(p.MuxID)
 	if c == nil {
 		return false, nil
 	}
@@ -280,20 +338,20 @@ func answerDropped(err error) error { return fmt.Errorf("%w; the answer was drop
 func (t *callTable) waits(id uint64) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.m[id] != nil
+	return t.get(id) != nil
 }
 
 func (t *callTable) size() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return len(t.m)
+	return t.n
 }
 
 // untilIdle returns nil if no call waits, else what is closed when that may have changed.
 func (t *callTable) untilIdle() <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.m) == 0 {
+	if t.n == 0 {
 		return nil
 	}
 	return t.idle.Wait()
@@ -321,7 +379,7 @@ func (t *callTable) result(c *call) ([]byte, error) {
 	if len(t.free) < maxFreeCalls {
 		t.free = append(t.free, c)
 	}
-	if len(t.m) == 0 {
+	if t.n == 0 {
 		t.idle.Notify()
 	}
 	t.mu.Unlock()
@@ -335,8 +393,8 @@ func (t *callTable) result(c *call) ([]byte, error) {
 // then, that answer counts.
 func (t *callTable) abandon(c *call, err error) ([]byte, error) {
 	t.mu.Lock()
-	if t.m[c.id] == c {
-		delete(t.m, c.id)
+	if t.get(c.id) == c {
+		t.take(c)
 		c.dropParts()
 		t.mu.Unlock()
 		c.answer = answer{err: err}
@@ -347,21 +405,19 @@ func (t *callTable) abandon(c *call, err error) ([]byte, error) {
 	return t.result(c)
 }
 
-// expire gives up on the calls with the default deadline that have passed it, and on those whose
-// answer has been coming for longer than timeout.
-func (t *callTable) expire(tick uint64, now time.Time, timeout time.Duration) {
+// expire gives up on the calls whose answer has been coming for longer than timeout, and what a burst
+// of calls has left behind.
+func (t *callTable) expire(now time.Time, timeout time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.tick = tick
-	for id, c := range t.m {
-		switch {
-		case c.expires != 0 && t.tick >= c.expires:
-			delete(t.m, id)
-			c.end(answer{err: context.DeadlineExceeded})
-		case c.parts.isLate(now, timeout):
-			delete(t.m, id)
+	t.each(func(c *call) {
+		if c.parts.isLate(now, timeout) {
+			t.take(c)
 			c.end(answer{err: lateMessageError(timeout)})
 		}
+	})
+	if t.n == 0 && len(t.slots) > maxFreeCalls {
+		t.slots = nil
 	}
 }
 
@@ -370,9 +426,14 @@ func (t *callTable) close(err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.err = err
-	for id, c := range t.m {
-		delete(t.m, id)
+	t.each(func(c *call) {
+		t.take(c)
 		c.end(answer{err: err})
+	})
+	t.free, t.slots = nil, nil
+	for _, c := range t.clocks {
+		if c != nil {
+			c.timer.Stop()
+		}
 	}
-	t.free = nil
 }

@@ -10,9 +10,6 @@ import (
 
 // Deadlines travel as the time that is left.
 
-// defaultDeadline is that of a single request whose context has none.
-const defaultDeadline = time.Minute
-
 // deadlineSlack is how much earlier the server may find the deadline passed, which travels in whole
 // milliseconds, and how much later our context may end.
 const deadlineSlack = 10 * time.Millisecond
@@ -38,23 +35,27 @@ func pinned(now, deadline time.Time) time.Time {
 	return now.Add(deadline.Sub(now))
 }
 
-// remainingMS is the time left until deadline as it travels: whole milliseconds, at least one.
-// Without a deadline it is that of def, where 0 is none.
-func remainingMS(deadline time.Time, def time.Duration) (uint32, error) {
-	left := def
-	if !deadline.IsZero() {
-		if left = time.Until(deadline); left <= 0 {
-			return 0, context.DeadlineExceeded
-		}
-		left = max(left, time.Millisecond)
+// remainingMS is the time left until deadline as it travels; 0 without one.
+func remainingMS(deadline time.Time) (uint32, error) {
+	if deadline.IsZero() {
+		return 0, nil
 	}
-	return uint32(min(left.Milliseconds(), 1<<32-1)), nil
+	left := time.Until(deadline)
+	if left <= 0 {
+		return 0, context.DeadlineExceeded
+	}
+	return milliseconds(left), nil
+}
+
+// milliseconds is a time that is left as it travels: at least one.
+func milliseconds(left time.Duration) uint32 {
+	return uint32(min(max(left.Milliseconds(), 1), 1<<32-1))
 }
 
 // setDeadline sets what is left until a deadline, where the message tells of it.
 func (m *message) setDeadline(deadline time.Time) (err error) {
 	if m.DeadlineMS != 0 {
-		m.DeadlineMS, err = remainingMS(deadline, 0)
+		m.DeadlineMS, err = remainingMS(deadline)
 	}
 	return err
 }

@@ -219,7 +219,7 @@ func (w *watch) tick() {
 		s.sender.sendPing(now)
 	}
 	s.clock.Store(monotime.Of(now))
-	s.calls.expire(uint64(now.Sub(s.began)/w.period), now, s.opts.MessageTimeout)
+	s.calls.expire(now, s.opts.MessageTimeout)
 	for _, m := range s.streams.all(nil) {
 		if m.in.isLate(now, s.opts.MessageTimeout) {
 			m.fail(lateMessageError(s.opts.MessageTimeout))

@@ -117,7 +117,7 @@ func busyHost(t *testing.T, c caps) *fuzzHost {
 	s.reader.setNow(time.Now())
 	stream := newMuxClient(context.Background(), s, 1, 2, capacities{out: 2, in: 2, known: true}, s.caps, time.Now())
 	s.streams.add(1, stream)
-	_, err := s.calls.add(2, true)
+	_, err := s.calls.add(func() uint64 { return 2 }, time.Hour)
 	require.NoError(t, err)
 	return h
 }

@@ -90,14 +90,15 @@ func (snd *sender) send(done <-chan struct{}, m message, seq *sequence) error {
 	return snd.out.send(done, &m, seq)
 }
 
-// sendRequest queues a request, waiting for room until its deadline, which may be the default one.
-func (snd *sender) sendRequest(ctx context.Context, c *call, m *message) error {
+// sendRequest queues a request, waiting for room until its deadline: that of ctx, or a timeout that
+// is not 0.
+func (snd *sender) sendRequest(ctx context.Context, c *call, m *message, timeout time.Duration) error {
 	if full, err := snd.trySend(m); !full {
 		return err
 	}
-	if c.expires != 0 {
+	if timeout != 0 {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, defaultDeadline)
+		ctx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
 	}
 	deadline, _ := ctx.Deadline()

@@ -1,9 +1,17 @@
 package grid
 
 import (
+	"bytes"
+	"context"
+	"io"
+	"math"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/gridrpc/grid/internal/seed"
 	"github.com/stretchr/testify/require"
 )
 
@@ -36,25 +44,73 @@ func TestMuxTable_TakesNoneOnceItIsClosed(t *testing.T) {
 	require.Nil(t, table.untilIdle())
 }
 
-// Calls without a deadline of their own are looked after by the tick: they are given up after the
-// default one, never before, and no more than two ticks behind it.
-func TestCallTable_DefaultDeadlineIsNeverShort(t *testing.T) {
-	for _, period := range []time.Duration{time.Second, 250 * time.Millisecond, 7 * time.Second, 333 * time.Millisecond} {
+// Calls with a timeout are given up after it: never before, and no more than a thirty-second part of it late,
+// or two milliseconds.
+func TestCallTable_TimeoutIsNeverShort(t *testing.T) {
+	random := seed.Rand(t)
+	synctest.Test(t, func(t *testing.T) {
 		var table callTable
-		table.init(period)
-		table.expire(5, time.Now(), time.Hour)
-		const id = 1
-		c, err := table.add(id, true)
-		require.NoError(t, err)
-		came := 6*period - 1 // as late as may be behind that tick
-		for tick := uint64(6); len(c.answered) == 0; tick++ {
-			waited := time.Duration(tick)*period - came
-			require.Less(t, waited, defaultDeadline+2*period)
-			table.expire(tick, time.Now(), time.Hour)
-			if waited < defaultDeadline {
-				require.Empty(t, c.answered, "given up after %v", waited)
-			}
+		var wg sync.WaitGroup
+		var id atomic.Uint64
+		for range 500 {
+			wg.Go(func() {
+				timeout := time.Duration(1 + random.Int64N(int64(time.Millisecond)<<random.IntN(25)))
+				time.Sleep(time.Duration(random.Int64N(int64(time.Hour))))
+				c, err := table.add(func() uint64 { return id.Add(1) }, timeout)
+				require.NoError(t, err)
+				begin := time.Now()
+				_, err = table.wait(context.Background(), c)
+				took := time.Since(begin)
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+				require.GreaterOrEqual(t, took, timeout)
+				require.LessOrEqual(t, took, timeout+max(timeout/32, 2*time.Millisecond))
+			})
 		}
-		require.False(t, table.waits(id))
-	}
+		wg.Wait()
+		require.Zero(t, table.size())
+		time.Sleep(time.Hour)
+		for _, c := range table.clocks {
+			require.True(t, c == nil || !c.runs && c.calls == 0, "nobody waits")
+		}
+		table.close(io.EOF)
+	})
+}
+
+// FuzzCallTable compares with a map: whatever is added, answered and given up, each call has one
+// slot, and nobody else's.
+func FuzzCallTable(f *testing.F) {
+	f.Add([]byte{0, 0, 0, 1, 0, 0, 2, 1, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 1, 4})
+	f.Add(bytes.Repeat([]byte{0, 0, 0, 1, 1}, 60))
+	f.Fuzz(func(t *testing.T, ops []byte) {
+		var table callTable
+		defer table.close(io.EOF)
+		model := make(map[uint64]*call)
+		last := uint64(math.MaxUint64 - 20)
+		for i, op := range ops {
+			switch op % 4 {
+			case 0, 1:
+				c, err := table.add(func() uint64 { last++; return last }, 0)
+				require.NoError(t, err)
+				require.NotContains(t, model, c.id)
+				model[c.id] = c
+			case 2: // one that is there, if any
+				for id, c := range model {
+					require.Same(t, c, table.remove(id))
+					require.Nil(t, table.remove(id))
+					delete(model, id)
+					c.end(answer{})
+					_, err := table.wait(context.Background(), c)
+					require.NoError(t, err)
+					break
+				}
+			default:
+				id := last - uint64(op/4) - uint64(i%3)*64
+				require.Equal(t, model[id] != nil, table.waits(id))
+			}
+			require.Equal(t, len(model), table.size())
+		}
+		for id := range model {
+			require.True(t, table.waits(id))
+		}
+	})
 }
