@@ -322,6 +322,9 @@ func (t *callTable) expire(tick uint64, now time.Time, timeout time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.tick = tick
+	if len(t.m) == 0 {
+		return // of many links, at each tick
+	}
 	for id, c := range t.m {
 		switch {
 		case c.expires != 0 && t.tick >= c.expires:
