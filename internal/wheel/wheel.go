@@ -87,7 +87,7 @@ func (w *Wheel) Add(period time.Duration, phase float64, f func()) *Regular {
 	if w.size == 0 {
 		w.alignLocked(now)
 	} else { // over slots that were empty, and are passed
-		w.moveLocked(min(int(now.Sub(w.when)/w.width), w.next-1))
+		w.moveLocked(min(w.passedLocked(now), w.next-1))
 	}
 	for i := r.first; i < len(w.slots); i += r.stride {
 		w.slots[i] = append(slices.Clip(w.slots[i]), r)
@@ -125,6 +125,11 @@ func (w *Wheel) alignLocked(now time.Time) {
 	into := (now.UnixNano()%turn + turn) % turn
 	w.at = int(into / int64(w.width))
 	w.when = now.Add(-time.Duration(into % int64(w.width)))
+}
+
+// passedLocked is how many slots have become due; those of a turn and one for any more.
+func (w *Wheel) passedLocked(now time.Time) int {
+	return int(min(int64(now.Sub(w.when)/w.width), int64(len(w.slots))+1))
 }
 
 // moveLocked moves on by n slots.
@@ -166,7 +171,7 @@ func (w *Wheel) advance(due *[maxSlots]slot) (n int) {
 		return 0
 	}
 	now := time.Now()
-	passed := int(now.Sub(w.when) / w.width)
+	passed := w.passedLocked(now)
 	for ; n < min(passed, len(w.slots)); n++ {
 		w.moveLocked(1)
 		due[n] = w.slots[w.at]
