@@ -9,10 +9,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/zeebo/xxh3"
+
 	"github.com/gridrpc/grid/internal/errlog"
 	"github.com/gridrpc/grid/internal/limit"
 	"github.com/gridrpc/grid/internal/offload"
 	"github.com/gridrpc/grid/internal/token"
+	"github.com/gridrpc/grid/internal/wheel"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
 
@@ -33,7 +36,9 @@ type Connection struct {
 	traffic       wsconn.Counters // Incoming and Outgoing
 	callbacks     *offload.Group  // the manager's, and so is untold
 	untold        *limit.Slots
-	attempts      *attempts       // the manager's
+	attempts      *attempts // the manager's, and so are ticks
+	ticks         *wheel.Wheel
+	phase         float64         // from 0 to 1, of ticks and pings
 	caller        RemoteClient    // as handlers see the remote
 	ctx           context.Context // ends with the manager, or when the host is removed
 	cancel        context.CancelCauseFunc
@@ -87,6 +92,8 @@ func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
 		callbacks: &m.callbacks,
 		untold:    &m.untold,
 		attempts:  &m.attempts,
+		ticks:     &m.ticks,
+		phase:     float64(xxh3.HashString(m.opts.Local+" "+remote)) / (1 << 64),
 		caller:    RemoteClient{Name: remote},
 		draining:  &m.draining,
 		start:     m.start,

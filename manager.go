@@ -19,6 +19,7 @@ import (
 	"github.com/gridrpc/grid/internal/limit"
 	"github.com/gridrpc/grid/internal/offload"
 	"github.com/gridrpc/grid/internal/token"
+	"github.com/gridrpc/grid/internal/wheel"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
 
@@ -47,6 +48,7 @@ type Manager struct {
 	callbacks offload.Group                // runs functions of the application's
 	untold    limit.Slots                  // calls that interceptors were told of, but not of the end; no limit
 	attempts  attempts                     // to connect to the others
+	ticks     wheel.Wheel                  // of all sessions
 	traffic   wsconn.Counters              // Incoming and Outgoing
 	panics    errlog.Log                   // of these
 
@@ -82,6 +84,7 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	m.closing = m.ctx.Done()
 	m.handlers.init(opts)
 	m.limits.init(opts)
+	m.ticks.Init(tickPeriod(opts, opts.StreamPingInterval))
 	m.untold.Init("", "", math.MaxInt, nil, nil)
 	if opts.OnStateChange != nil {
 		m.stateHook = newStateHook(&m.callbacks, opts.OnStateChange, opts.Logger)

@@ -3,12 +3,14 @@ package grid
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/gridrpc/grid/internal/limit"
 	"github.com/gridrpc/grid/internal/monotime"
+	"github.com/gridrpc/grid/internal/wheel"
 )
 
 // watch is the part of a session that looks after what it waits for: by pings, whether the peer is
@@ -19,21 +21,23 @@ type watch struct {
 	period   time.Duration // of the tick
 	interval time.Duration // of the pings of the link
 
-	pings limit.Pace // those that are sent; the tick's own
+	// The tick's own.
+	quiet    bool       // nothing was under way at the last one
+	reading  transfer   // at the last one that looked
+	sending  transfer   // likewise
+	progress time.Time  // when a message in the middle of its transfer last moved
+	writing  time.Time  // when the writer last moved, or had nothing to do
+	pings    limit.Pace // those that are sent
 
-	mu       sync.Mutex // guards what follows
-	ticker   *time.Timer
-	rtt      time.Duration // of the last pong, and its averages
-	rttMean  time.Duration
-	rttDev   time.Duration
-	pinged   time.Time         // when the last ping was queued
-	ponged   time.Time         // when the last pong arrived
-	asked    time.Time         // when the first ping since then was queued; zero for none
-	progress time.Time         // when a message in the middle of its transfer last moved
-	writing  time.Time         // when the writer last moved, or had nothing to do
-	reading  transfer          // at the last tick
-	sending  transfer          // likewise
-	probes   []chan<- struct{} // to be closed by the next pong
+	mu      sync.Mutex // guards what follows
+	ticker  *wheel.Regular
+	rtt     time.Duration // of the last pong, and its averages
+	rttMean time.Duration
+	rttDev  time.Duration
+	pinged  time.Time         // when the last ping was queued; set by the tick alone
+	ponged  time.Time         // when the last pong arrived
+	asked   time.Time         // when the first ping since then was queued; zero for none
+	probes  []chan<- struct{} // to be closed by the next pong
 }
 
 // transfer is how far the messages of one direction have come.
@@ -59,21 +63,24 @@ func (t transfer) largeSince(before transfer) bool {
 
 func (w *watch) init(s *session) {
 	w.s = s
-	w.period = tickPeriod(s.opts, s.terms.streamPing)
+	w.period = s.conn.ticks.Period(tickPeriod(s.opts, s.terms.streamPing))
 	w.pings.Init(s.terms.pings, w.period)
 	w.interval = max(s.opts.PingInterval, 2*w.pings.Interval()) // the other half is for streams
-	w.pinged, w.ponged, w.progress, w.writing = s.began, s.began, s.began, s.began
+	w.ponged, w.progress, w.writing = s.began, s.began, s.began
+	// Of many links that were made at once, not all are pinged at once.
+	w.pinged = s.began.Add(-time.Duration(s.conn.phase * float64(w.interval)))
 }
 
 // start starts the tick, unless the session has ended.
 func (w *watch) start() {
+	s := w.s
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.ticker = time.AfterFunc(w.period, w.tick)
 	select {
-	case <-w.s.done:
-		w.ticker.Stop()
+	case <-s.done:
 	default:
+		_, phase := math.Modf(s.conn.phase * float64(w.interval/w.period))
+		w.ticker = s.conn.ticks.Add(w.period, phase, w.tick)
 	}
 }
 
@@ -155,15 +162,33 @@ func (w *watch) probe(within time.Duration) bool {
 
 var errNoPong = errors.New("no pong for two ping intervals")
 
-// look takes stock. It returns whether to ping and when a large message last moved, or why the
-// session must end. A ping is sent a period early rather than late.
-func (w *watch) look(now time.Time) (ping bool, progress time.Time, err error) {
+// isPingDue reports whether it is time for a ping, which is sent a period early rather than late.
+func (w *watch) isPingDue(now time.Time) bool {
+	return now.Sub(w.pinged) >= w.interval-w.period-w.period/tickSlack
+}
+
+// isStill reports whether there is nothing to look after: nothing was under way at the last look,
+// nothing has moved since, and no ping is due. Whatever begins moves bytes, or waits for that.
+func (w *watch) isStill(now time.Time) bool {
+	if !w.quiet || w.isPingDue(now) {
+		return false
+	}
+	if n, underway := w.s.ws.Reading(); underway || n != w.reading.bytes {
+		return false
+	}
+	if n, underway := w.s.ws.Writing(); underway || n != w.sending.bytes {
+		return false
+	}
+	w.writing = now
+	return true
+}
+
+// look takes stock. It returns whether to ping, or why the session must end.
+func (w *watch) look(now time.Time) (ping bool, err error) {
 	s := w.s
 	reading, sending := transfer{message: s.reader.frames.Load()}, transfer{message: s.sender.written.Load()}
 	reading.bytes, reading.underway = s.ws.Reading()
 	sending.bytes, sending.underway = s.ws.Writing()
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	// While a large message is on its way, in either direction, no pong can get through, and none
 	// is needed. Small ones do not stand for a pong.
 	if reading.largeSince(w.reading) || sending.largeSince(w.sending) {
@@ -176,23 +201,29 @@ func (w *watch) look(now time.Time) (ping bool, progress time.Time, err error) {
 	w.reading, w.sending = reading, sending
 
 	if reading.underway && now.Sub(reading.began) > s.opts.MessageTimeout {
-		return false, now, lateMessageError(s.opts.MessageTimeout)
+		return false, lateMessageError(s.opts.MessageTimeout)
 	}
 	if now.Sub(w.writing) >= s.opts.WriteTimeout {
-		return false, now, fmt.Errorf("the peer has read nothing for %v", s.opts.WriteTimeout)
+		return false, fmt.Errorf("the peer has read nothing for %v", s.opts.WriteTimeout)
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	// The peer has two intervals to answer, from the ping on.
 	if !w.asked.IsZero() && now.Sub(later(w.asked, w.progress)) >= 2*s.opts.PingInterval {
-		return false, now, errNoPong
+		return false, errNoPong
 	}
-	if ping = now.Sub(w.pinged) >= w.interval-w.period && w.pings.Allow(monotime.Of(now)); ping {
+	if ping = w.isPingDue(now) && w.pings.Allow(monotime.Of(now)); ping {
 		w.pinged = now
 		if w.asked.IsZero() {
 			w.asked = now
 		}
 	}
-	return ping, w.progress, nil
+	w.quiet = w.asked.IsZero() && !reading.underway && !sending.underway
+	return ping, nil
 }
+
+// tickSlack is the part of a period by which a tick may come early, since the one before was late.
+const tickSlack = 16
 
 func later(a, b time.Time) time.Time {
 	if b.After(a) {
@@ -206,41 +237,40 @@ func tickPeriod(o *ManagerOptions, streamPing time.Duration) time.Duration {
 	return min(min(o.PingInterval, streamPing, o.WriteTimeout)/8, time.Second)
 }
 
-// tick looks after everything that the session waits for. It blocks on nothing but short locks, and
-// rearms itself.
+// tick looks after everything that the session waits for. It blocks on nothing but short locks,
+// since those of other links wait for it. Most links are idle most of the time, so it is quick
+// where nothing has happened.
 func (w *watch) tick() {
 	s, now := w.s, time.Now()
-	ping, progress, err := w.look(now)
+	s.clock.Store(monotime.Of(now))
+	s.calls.expire(now, s.opts.MessageTimeout)
+	if w.isStill(now) {
+		return
+	}
+	ping, err := w.look(now)
 	if err != nil {
-		s.close(err)
+		s.closeAsync(err)
 		return
 	}
 	if ping {
 		s.sender.sendPing(now)
 	}
-	s.clock.Store(monotime.Of(now))
-	s.calls.expire(now, s.opts.MessageTimeout)
-	for _, m := range s.streams.all(nil) {
+	streams := s.streams.all(nil)
+	for _, m := range streams {
 		if m.in.isLate(now, s.opts.MessageTimeout) {
 			m.fail(lateMessageError(s.opts.MessageTimeout))
 		}
-		m.tick(now, progress, s.terms.streamPing, w.period, &w.pings)
+		m.tick(now, w.progress, s.terms.streamPing, w.period, &w.pings)
 	}
-	for _, m := range s.served.all(nil) {
+	served := s.served.all(nil)
+	for _, m := range served {
 		if m.in.isLate(now, s.opts.MessageTimeout) {
 			m.fail(lateMessageError(s.opts.MessageTimeout))
 		}
 		m.in.recount()
-		m.tick(now, progress, s.terms.streamPing)
+		m.tick(now, w.progress, s.terms.streamPing)
 	}
-	s.opener.tick(now, progress)
-	s.workers.Trim()
-
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	select {
-	case <-s.done:
-	default:
-		w.ticker.Reset(w.period)
-	}
+	s.opener.tick(now, w.progress)
+	idle := s.workers.Trim()
+	w.quiet = w.quiet && len(streams)+len(served)+s.opener.openings.size()+idle == 0
 }

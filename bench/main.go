@@ -35,6 +35,9 @@ type run struct {
 }
 
 func main() {
+	if starMain() {
+		return
+	}
 	if err := benchmark(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)

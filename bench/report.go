@@ -57,6 +57,7 @@ var about = map[string][2]string{
 	"mesh":             {"Meshes", "Servers in one process, so that more of them share the same cores. On each, 4 goroutines call each other server, so that every link has the same load. A column is a number of servers, and its value the calls per second of all together; *n*-of-4 is that by the value of 4 servers."},
 	"mesh-spread":      {"Meshes with a fixed load", "The same with 64 callers in all, each of which calls between another pair of servers each time: the more links there are, the fewer calls share one write."},
 	"typed-of-unary":   {"Typed calls by untyped ones", "The time of grid's typed calls by that of its calls with 512 bytes."},
+	"star":             {"A star", starAbout},
 	"hosts":            {"Hosts", "Meshes in one process, in which nothing is called: CPU time to connect and, while idle, per second, and memory; each for one end of a connection. A column is a number of hosts and what was measured."},
 }
 
@@ -112,6 +113,10 @@ func (r *report) writeMarkdown(w io.Writer) error {
 		section(group)
 		if group == "overload" {
 			r.writeOverload(b)
+			continue
+		}
+		if group == "star" {
+			r.writeStar(b)
 			continue
 		}
 		r.writeTable(b, r.columns(group), func(peer, column string) string {

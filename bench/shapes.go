@@ -65,6 +65,7 @@ var shapes = []shape{
 	{"idle", (*run).idle},
 	{"mesh", (*run).mesh},
 	{"hosts", (*run).hosts},
+	{"star", (*run).star},
 	{"tls", func(r *run) error {
 		return r.byCallers("tls", []int{2, 8, 64}, workload{tls: true, op: echoOf(smallPayload)})
 	}},

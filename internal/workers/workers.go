@@ -131,8 +131,9 @@ func (p *Pool) work() {
 	p.mu.Unlock()
 }
 
-// Trim ends the workers that have had nothing to do since the last Trim.
-func (p *Pool) Trim() {
+// Trim ends the workers that have had nothing to do since the last Trim. It returns how many others
+// have nothing to do.
+func (p *Pool) Trim() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.excess = min(p.unused, p.idle)
@@ -140,6 +141,7 @@ func (p *Pool) Trim() {
 		p.wakeLocked()
 	}
 	p.unused = p.idle
+	return p.idle
 }
 
 // Close ends the workers; those that run a task end with it.

@@ -135,7 +135,7 @@ func TestWorkers_RunWhatIsSubmittedWhileClosing(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Add(1)
 		wg.Go(p.Close)
-		wg.Go(p.Trim)
+		wg.Go(func() { p.Trim() })
 		wg.Go(func() { p.Submit(Func(func() { n.Add(1); wg.Done() })) })
 		wg.Wait()
 	}

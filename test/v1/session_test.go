@@ -98,10 +98,12 @@ func TestV1Session_IsPingedAndGivenUpWithoutPongs(t *testing.T) {
 	inWire(t, rawpeer.Config{ManualPings: true}, nil, func(r *wire) {
 		r.Peer.Timeout = time.Minute
 		start := time.Now()
-		for range 5 {
+		for i := range 5 {
 			ping := r.Peer.Recv()
 			require.LessOrEqual(r, time.Since(start), 10*time.Second)
-			require.Greater(r, time.Since(start), 8*time.Second)
+			if i > 0 { // the first may come at any time
+				require.Greater(r, time.Since(start), 8*time.Second)
+			}
 			start = time.Now()
 			require.Equal(r, rawpeer.Ping(start), ping, "no checksum, the time inside")
 			time.Sleep(100 * time.Millisecond)
