@@ -19,9 +19,10 @@ test-long:
 fuzz:
 	tools/fuzz
 
-# Everything that docs/benchmarks shows: some minutes, on an otherwise idle machine.
+# Everything that docs/benchmarks shows, and what docs/performance.md quotes of it: some 20 minutes,
+# on an otherwise idle machine.
 bench:
-	cd bench && go run .
+	cd bench && go run . && go test -run TestPerformanceDocument . -update
 
 bench-quick:
 	cd bench && go run . -quick

@@ -1,223 +1,251 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
+	"image/color"
 	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+
+	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/plotter"
+	"gonum.org/v1/plot/text"
+	"gonum.org/v1/plot/vg"
+	"gonum.org/v1/plot/vg/draw"
 )
 
-// chart is one picture of the report.
+// chart is one picture of the report, which is drawn for light pages and for dark ones.
 type chart struct {
-	name, alt string
-	svg       []byte // nil if the report has nothing for it
+	name, alt         string
+	title, text, foot string
+	height            vg.Length
+	draw              func(*sheet) // nil if the report has nothing for it
 }
 
-// writeCharts writes those charts into a folder for which there is data.
+// writeCharts writes those charts into a folder for which there is data, and removes the others.
 func (r *report) writeCharts(dir string) error {
+	written := make(map[string]bool)
 	for _, c := range r.charts() {
-		if err := os.WriteFile(filepath.Join(dir, c.name+".svg"), c.svg, 0o644); err != nil {
-			return err
+		for _, t := range themes {
+			b, err := c.svg(t)
+			if err != nil {
+				return fmt.Errorf("chart %s: %w", c.name, err)
+			}
+			name := c.name + t.suffix + ".svg"
+			written[name] = true
+			if err := os.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	old, err := filepath.Glob(filepath.Join(dir, "*.svg"))
+	if err != nil {
+		return err
+	}
+	for _, path := range old {
+		if !written[filepath.Base(path)] {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
+// charts are those for which there is data.
 func (r *report) charts() []chart {
-	all := []chart{
-		{"grpc", "Bars: operations per second of grid, as a multiple of gRPC's", r.bars("grid compared with gRPC",
-			"Operations per second, as a multiple of those of grpc-go under the same load; more is better", r.grpcPanel())},
-		{"unary", "Lines: time per call of each peer, by the number of callers", r.unaryChart()},
-		{"payload", "Bars: throughput of each peer, by the size of the payload", r.bars("Throughput of calls, by the size of the payload",
-			"8 callers; MB/s each way, as every payload goes there and back; more is better", r.payloadPanels()...)},
-		{"streams", "Bars: time per stream of each peer", r.bars("Streams",
+	all := []chart{r.grpcChart()}
+	for i, in := range []string{"", inTwo} {
+		where := []string{"both ends in one process", "an end in each process"}[i]
+		bars := func(name, alt, title, text string, panels ...panel) {
+			all = append(all, r.bars(name+in, alt+", with "+where, title, text+"; "+where, where, panels...))
+		}
+		all = append(all, r.unaryChart(in, where))
+		bars("deadline", "Bars: time per call with a deadline, by peer", "Calls with a deadline",
+			"512 bytes there and back, a deadline for each call; less is better",
+			r.shapePanel("8 callers: time per call", "deadline"+in, "8"), r.shapePanel("64 callers: time per call", "deadline"+in, "64"))
+		bars("payload", "Bars: throughput of each peer, by the size of the payload", "Throughput of calls, by the size of the payload",
+			"8 callers; each way, as every payload goes there and back; more is better", r.payloadPanels(in)...)
+		bars("streams", "Bars: time per stream of each peer", "Streams",
 			"8 callers, ten messages of 512 bytes in a stream; less is better",
-			r.shapePanel("Ten responses: time per stream", "stream-responses", "8"),
-			r.shapePanel("Ten requests: time per stream", "stream-requests", "8"),
-			r.shapePanel("Ten messages both ways: time per stream", "stream-twoway", "8"),
-			r.shapePanel("One long stream both ways: time per message", "stream-long", r.longSize()))},
-		{"mixed", "Ranges: how long small calls take next to bulk, by peer", r.mixedChart()},
-		{"overload", "Lines: calls answered in time, and their p99, by the load", r.overloadChart()},
-		{"idle", "Bars: memory of an idle connection and of an idle stream, by peer", r.bars("Memory of what is idle",
-			"Live heap and stacks; less is better", r.idlePanel("One end of a connection", "conn-heap"), r.idlePanel("A stream, both ends", "stream-heap"))},
-		{"mesh", "Bars: calls per second of a mesh, by the number of servers", r.bars("Calls per second of a mesh",
-			"All servers call each other, and share the cores of one machine; more is better", r.meshPanel())},
+			r.shapePanel("Ten responses: time per stream", "stream-responses"+in, "8"),
+			r.shapePanel("Ten requests: time per stream", "stream-requests"+in, "8"),
+			r.shapePanel("Ten messages both ways: time per stream", "stream-twoway"+in, "8"),
+			r.shapePanel("One long stream both ways: time per message", "stream-long"+in, r.longSize()))
+		bars("bulk", "Bars: throughput of one stream, by the size of its messages", "Throughput of one stream",
+			"One way; more is better", r.bulkPanels(in)...)
+		all = append(all, r.mixedChart(in, where), r.overloadChart(in, where))
 	}
-	return slices.DeleteFunc(all, func(c chart) bool { return c.svg == nil })
+	all = append(all,
+		r.bars("idle", "Bars: memory of an idle connection and of an idle stream, by peer", "Memory of what is idle",
+			"Live heap and stacks; less is better", "all in one process",
+			r.idlePanel("One end of a connection", "conn-heap"), r.idlePanel("A stream, both ends", "stream-heap")),
+		r.bars("mesh", "Bars: calls per second of a mesh, by the number of servers", "Calls per second of a mesh",
+			"All servers call each other, and share the cores of one machine; more is better", "all in one process", r.meshPanel()))
+	return slices.DeleteFunc(all, func(c chart) bool { return c.draw == nil })
 }
 
-// Only grid's color must be told from the others: these have their names at their bars and at the
-// ends of their lines.
-const (
-	gridColor, barColor, floorColor = "#e4520f", "#7188a0", "#b9c3cd"
-	chartWidth, margin, rowHeight   = 860.0, 24.0, 26.0
-	chartTop                        = 80.0 // below the title
+// floorsAre explains the pale bars and the dashed lines of some charts.
+const floorsAre = "floors, which are no way to call"
 
-	chartStyle = `<style>text{font:13px "Helvetica Neue",Helvetica,Arial,"Liberation Sans",sans-serif;fill:#24292f}` +
-		`.h{font-size:18px;font-weight:bold}.b{font-weight:bold}.s{font-size:12px;fill:#57606a}` +
-		`.m{text-anchor:middle}.e{text-anchor:end}.g{stroke:#e3e7eb}.a{stroke:#8c959f}</style>`
-)
-
-var lineColors = map[string]string{
-	"grpc": "#332288", "connect": "#66a9dd", "drpc": "#117733", "ttrpc": "#aa4499",
-	"netrpc": "#8d8d2b", "nats": "#882255", "http1": "#3ba08f", "yamux": "#c9ae4a",
-}
-
-// look is how a peer is drawn: the color, and the class of its name.
-func (p peerInfo) look() (color, class string) {
-	switch {
-	case p.Name == "grid":
-		return gridColor, "b"
-	case p.Floor:
-		return floorColor, ""
-	}
-	return barColor, ""
-}
-
-// panel is a set of horizontal bars from 0, on one linear scale.
-type panel struct {
-	title  string
-	bars   []bar
-	format func(float64) string
-	mark   string // of a line at 1
-}
-
-type bar struct {
-	label string
-	peer  peerInfo
-	value float64
-	gap   bool // above it
-}
-
-// draw draws the panel, and returns where it ends.
-func (p panel) draw(c *canvas, x, y, width float64) float64 {
-	most, label := 0.0, 0
-	if p.mark != "" {
-		most = 1
-	}
-	for _, b := range p.bars {
-		most, label = max(most, b.value), max(label, len(b.label))
-	}
-	left := x + float64(label)*6.6 + 14
-	unit := (x + width - 84 - left) / most
-	if p.title+p.mark != "" {
-		c.text(x, y+8, "b", p.title)
-		y += 18
-	}
-	top := y
-	for _, b := range p.bars {
-		if b.gap {
-			y += 10
-		}
-		color, class := b.peer.look()
-		if b.label != "grid" {
-			class = ""
-		}
-		c.text(left-8, y+17.5, "e "+class, b.label)
-		c.rect(left, y+4, max(b.value*unit, 1), rowHeight-8, `rx="2" fill="`+color+`"`)
-		end := b.value
-		if p.mark != "" {
-			end = max(end, 1) // not across the line
-		}
-		c.text(left+end*unit+7, y+17.5, class, p.format(b.value))
-		y += rowHeight
-	}
-	c.line(left, top, left, y, `class="a"`)
-	if p.mark != "" {
-		c.line(left+unit, top-2, left+unit, y+2, `stroke="#24292f" stroke-width="1.5" stroke-dasharray="5 3"`)
-		c.text(left+unit, top-8, "m b", p.mark)
-	}
-	return y
-}
-
-// bars draws the panels that have bars in two columns.
-func (r *report) bars(title, text string, panels ...panel) []byte {
+// bars is a chart of the panels that have bars, in two columns.
+func (r *report) bars(name, alt, title, subtitle, where string, panels ...panel) chart {
+	c := chart{name: name, alt: alt, title: title, text: subtitle, foot: r.foot(where)}
 	panels = slices.DeleteFunc(panels, func(p panel) bool { return len(p.bars) == 0 })
 	if len(panels) == 0 {
-		return nil
+		return c
 	}
-	const space = 28
-	columns := min(len(panels), 2)
-	width := (chartWidth - 2*margin - space*float64(columns-1)) / float64(columns)
-	var c canvas
-	y, end := chartTop, 0.0
-	for i, p := range panels {
-		if i > 0 && i%columns == 0 {
-			y = end + space
+	for _, p := range panels {
+		if slices.ContainsFunc(p.bars, func(b bar) bool { return b.peer.Floor }) {
+			c.text += ". Pale: " + floorsAre
+			break
 		}
-		end = max(end, p.draw(&c, margin+float64(i%columns)*(width+space), y, width))
 	}
-	return c.done(r, title, text, end)
+	const space = 22
+	columns := min(len(panels), 2)
+	width := vg.Length(sheetWidth-2*sheetEdge-space*(columns-1)) / vg.Length(columns)
+	var tops []vg.Length
+	y := vg.Length(sheetTop + 4)
+	for row := range slices.Chunk(panels, columns) {
+		high := vg.Length(0)
+		for _, p := range row {
+			tops = append(tops, y)
+			high = max(high, p.height())
+		}
+		y += high + 14
+	}
+	c.height = y - 14 + sheetFoot
+	c.draw = func(s *sheet) {
+		for i, p := range panels {
+			x := sheetEdge + vg.Length(i%columns)*(width+space)
+			p.draw(s, s.part(x, tops[i], width, p.height()))
+		}
+	}
+	return c
 }
 
-// grpcPanel shows how many times gRPC's operations grid makes.
-func (r *report) grpcPanel() panel {
-	p := panel{mark: "gRPC = 1×", format: func(v float64) string { return fmt.Sprintf("%.2f×", v) }}
+// grpcChart shows how many times gRPC's operations grid makes.
+func (r *report) grpcChart() chart {
+	p := panel{mark: "gRPC = 1×", format: func(v float64) string { return digits(v, 2) + "×" }}
 	kind := ""
 	for _, row := range [][4]string{
-		{"a", "unary", "2", "call, 2 callers"}, {"a", "unary", "8", "call, 8 callers"},
+		{"a", "unary", "1", "call, 1 caller"}, {"a", "unary", "2", "call, 2 callers"}, {"a", "unary", "8", "call, 8 callers"},
 		{"a", "unary", "64", "call, 64 callers"}, {"a", "unary", "256", "call, 256 callers"},
-		{"b", "typed", "8", "typed call, 8 callers"}, {"b", "typed", "64", "typed call, 64 callers"},
+		{"b", "deadline", "8", "call with a deadline, 8 callers"}, {"b", "tls", "8", "call over TLS, 8 callers"},
+		{"b", "tls", "64", "call over TLS, 64 callers"}, {"b", "typed", "8", "typed call, 8 callers"},
 		{"c", "payload", "64KiB", "call with 64 KiB, 8 callers"}, {"c", "payload", "1MiB", "call with 1 MiB, 8 callers"},
-		{"d", "stream-responses", "8", "stream of 10 responses, 8 callers"}, {"d", "stream-twoway", "8", "stream of 10 both ways, 8 callers"},
+		{"d", "stream-responses", "8", "stream of 10 responses, 8 callers"}, {"d", "stream-requests", "8", "stream of 10 requests, 8 callers"},
+		{"d", "stream-twoway", "8", "stream of 10 both ways, 8 callers"},
 		{"d", "stream-long", r.longSize(), "message of a long stream, both ways"},
+		{"e", "bulk", "64KiB", "bulk in messages of 64 KiB, one way"},
 	} {
-		if v := r.find(row[1], row[2], "grpc"); v != nil && v.Ratio > 0 {
-			b := bar{label: row[3], value: 1 / v.Ratio, gap: kind != "" && kind != row[0]}
-			if kind = row[0]; v.Ratio <= 1 {
+		first := true
+		for _, in := range []string{inTwo, ""} {
+			g, v := r.find(row[1]+in, row[2], "grid"), r.find(row[1]+in, row[2], "grpc")
+			if g == nil || v == nil || v.Ratio <= 0 {
+				continue
+			}
+			b := bar{label: row[3], value: 1 / v.Ratio, second: !first, gap: first && kind != "" && kind != row[0]}
+			if of := ratios(v.Rounds, g.Rounds); len(of) > 1 {
+				b.least, b.most = slices.Min(of), slices.Max(of)
+			}
+			if v.Ratio <= 1 {
 				b.peer.Name = "grid" // its color, where it is not slower
 			}
+			kind, first = row[0], false
 			p.bars = append(p.bars, b)
 		}
 	}
-	return p
+	c := r.bars("grpc", "Bars: operations per second of grid, as a multiple of gRPC's", "grid compared with gRPC",
+		"Operations per second, as a multiple of those of grpc-go under the same load; more is better", "", p)
+	if c.draw == nil {
+		return c
+	}
+	c.foot = r.foot("both on one machine")
+	const key = 16
+	if p.paired() {
+		c.height += key
+		bars := c.draw
+		c.draw = func(s *sheet) {
+			s.key(sheetEdge, sheetTop, []color.Color{s.theme.grid, s.gridPale}, []string{"an end in each process", "both ends in one process"})
+			s.Max.Y -= key
+			bars(s)
+		}
+	}
+	return c
 }
 
 // longSize is the size of stream-long, which is not the same in a quick run.
 func (r *report) longSize() string { return strings.Join(r.sizes("stream-long"), "") }
 
 // newPanel is a panel with a bar for each peer whose value is not 0.
-func (r *report) newPanel(title string, format func(float64) string, value func(peer string) float64) panel {
+func (r *report) newPanel(title string, format func(float64) string, value func(peer string) (v, least, most float64)) panel {
 	p := panel{title: title, format: format}
 	for _, peer := range r.Peers {
-		if v := value(peer.Name); v > 0 {
-			p.bars = append(p.bars, bar{label: peer.Name, peer: peer, value: v})
+		if v, least, most := value(peer.Name); v > 0 {
+			p.bars = append(p.bars, bar{label: peer.Name, peer: peer, value: v, least: least, most: most})
 		}
 	}
 	return p
 }
 
 func (r *report) shapePanel(title, shape, size string) panel {
-	return r.newPanel(title, duration, func(peer string) float64 { return r.median(shape, size, peer) })
+	return r.newPanel(title, duration, func(peer string) (v, least, most float64) {
+		if v := r.find(shape, size, peer); v != nil {
+			least, most = v.spread()
+			return v.Median, least, most
+		}
+		return 0, 0, 0
+	})
 }
 
-func (r *report) payloadPanels() (all []panel) {
-	for _, size := range r.sizes("payload") {
-		all = append(all, r.newPanel("Payload of "+size, func(v float64) string { return sig3(v) + " MB/s" }, func(peer string) float64 {
-			if ns := r.median("payload", size, peer); ns > 0 {
-				return number(size) / ns * 1e3
+func (r *report) payloadPanels(in string) (all []panel) {
+	for _, size := range r.sizes("payload" + in) {
+		rate := func(ns float64) float64 { return number(size) / ns * 1e3 }
+		all = append(all, r.newPanel("Payload of "+size, func(v float64) string { return sig3(v) + " MB/s" }, func(peer string) (mid, least, most float64) {
+			if v := r.find("payload"+in, size, peer); v != nil && v.Median > 0 {
+				least, most := v.spread()
+				if least <= 0 {
+					return rate(v.Median), 0, 0
+				}
+				return rate(v.Median), rate(most), rate(least)
 			}
-			return 0
+			return 0, 0, 0
 		}))
 	}
 	return all
 }
 
-func (r *report) idlePanel(title, column string) panel {
-	return r.newPanel(title, func(v float64) string { return amount(v, "bytes") }, func(peer string) float64 {
-		return r.value("idle", column, peer)
+func (r *report) bulkPanels(in string) (all []panel) {
+	for _, size := range r.columns("bulk-rate" + in) {
+		all = append(all, r.figurePanel("Messages of "+size, "bulk-rate"+in, size))
+	}
+	return all
+}
+
+func (r *report) idlePanel(title, column string) panel { return r.figurePanel(title, "idle", column) }
+
+func (r *report) figurePanel(title, group, column string) panel {
+	unit := ""
+	p := r.newPanel(title, nil, func(peer string) (v, least, most float64) {
+		if f := r.figure(group, column, peer); f != nil {
+			unit = f.Unit
+			return f.Value, f.Least, f.Most
+		}
+		return 0, 0, 0
 	})
+	p.format = func(v float64) string { return amount(v, unit) }
+	return p
 }
 
 func (r *report) meshPanel() panel {
 	p := panel{format: func(v float64) string { return amount(v, "calls/s") }}
 	for _, n := range r.columns("mesh") {
-		if v := r.value("mesh", n, "grid"); v > 0 && number(n) > 0 {
-			p.bars = append(p.bars, bar{label: n + " servers", peer: peerInfo{Name: "grid"}, value: v})
+		if f := r.figure("mesh", n, "grid"); f != nil && f.Value > 0 && number(n) > 0 {
+			p.bars = append(p.bars, bar{label: n + " servers", peer: peerInfo{Name: "grid"}, value: f.Value, least: f.Least, most: f.Most})
 		}
 	}
 	return p
@@ -235,156 +263,216 @@ func number(size string) float64 {
 	return v * unit
 }
 
-// scale is a logarithmic axis.
-type scale struct{ lo, hi, from, to float64 }
-
-func (s scale) at(v float64) float64 {
-	return s.from + math.Log(v/s.lo)/math.Log(s.hi/s.lo)*(s.to-s.from)
-}
-
-// newScale makes an axis from a tick to a tick, with at most n where possible.
-func newScale(lo, hi, from, to float64, n int) (s scale, ticks []float64) {
-	for _, steps := range [][]float64{{1, 2, 5}, {1, 3}, {1}} {
-		ticks = nil
-		for d := math.Floor(math.Log10(lo)); d <= math.Ceil(math.Log10(hi))+1; d++ {
-			for _, m := range steps {
-				ticks = append(ticks, m*math.Pow(10, d))
-			}
-		}
-		first := slices.IndexFunc(ticks, func(v float64) bool { return v > lo }) - 1
-		last := slices.IndexFunc(ticks, func(v float64) bool { return v >= hi && v > lo })
-		if ticks = ticks[max(first, 0) : last+1]; len(ticks) <= n {
-			break
-		}
-	}
-	return scale{ticks[0], ticks[len(ticks)-1], from, to}, ticks
-}
-
 // unaryChart draws a line for each peer, with its name at the end.
-func (r *report) unaryChart() []byte {
-	type point struct{ x, y float64 }
-	type series struct {
-		peer   peerInfo
-		points []point
-		label  float64 // its y
+func (r *report) unaryChart(in, where string) chart {
+	c := chart{
+		name: "unary" + in, alt: "Lines: time per call of each peer, by the number of callers, with " + where,
+		title: "Time per call, by callers at the same time",
+		text:  "512 bytes there and back, " + where + "; time divided by the calls of all callers. Dashed: " + floorsAre,
+		foot:  r.foot(where), height: 400,
 	}
-	const left, right, top, bottom = margin + 56, chartWidth - margin - 70, chartTop + 22, 460.0
 	var all []series
 	var xs, ys []float64
 	for _, p := range r.Peers {
 		s := series{peer: p}
-		for _, size := range r.sizes("unary") {
-			if v := r.median("unary", size, p.Name); v > 0 {
-				s.points = append(s.points, point{number(size), v})
-				xs, ys = append(xs, number(size)), append(ys, v)
+		for _, size := range r.sizes("unary" + in) {
+			v := r.find("unary"+in, size, p.Name)
+			if v == nil || v.Median <= 0 {
+				continue
 			}
+			least, most := v.spread()
+			s.points = append(s.points, plotter.XY{X: number(size), Y: v.Median})
+			s.spread = append(s.spread, struct{ Low, High float64 }{v.Median - least, most - v.Median})
+			xs, ys = append(xs, number(size)), append(ys, least, most)
 		}
 		if s.points != nil {
 			all = append(all, s)
 		}
 	}
-	if slices.Sort(xs); len(xs) == 0 || xs[0] == xs[len(xs)-1] {
-		return nil
+	slices.Sort(xs)
+	if xs = slices.Compact(xs); len(xs) < 2 || slices.Min(ys) <= 0 {
+		return c
 	}
-	x := scale{xs[0], xs[len(xs)-1], left + 16, right - 16}
-	y, ticks := newScale(slices.Min(ys), slices.Max(ys), bottom, top, 12)
-	var c canvas
-	c.text(margin, top-16, "s", "time per call")
-	for _, v := range ticks {
-		c.line(left, y.at(v), right, y.at(v), `class="g"`)
-		c.text(left-8, y.at(v)+4, "s e", tick(v))
+	c.draw = func(s *sheet) {
+		pl := s.newPlot()
+		pl.X.Scale, pl.Y.Scale = plot.LogScale{}, plot.LogScale{}
+		values := axisTicks(slices.Min(ys), slices.Max(ys), 12)
+		pl.X.Tick.Marker, pl.Y.Tick.Marker = ticks(xs, trimmed), ticks(values, tick)
+		pl.X.Label.Text = "callers"
+		pl.Y.LineStyle.Width = 0
+		pl.Add(s.rules(values, nil))
+		for i := len(all) - 1; i >= 0; i-- { // grid's on top
+			all[i].add(s, pl)
+		}
+		pl.Add(s.names(all))
+		pl.X.Min, pl.X.Max = xs[0]*0.85, xs[len(xs)-1]*1.1
+		pl.Y.Min, pl.Y.Max = values[0], values[len(values)-1]
+		pl.Draw(s.part(sheetEdge, sheetTop+10, sheetWidth-2*sheetEdge-78, c.height-sheetTop-10-sheetFoot))
 	}
-	for _, v := range slices.Compact(xs) {
-		c.text(x.at(v), bottom+20, "s m", trimmed(v))
-	}
-	c.text((left+right)/2, bottom+38, "s m", "callers")
-	c.line(left, bottom, right, bottom, `class="a"`)
+	return c
+}
 
-	for i, s := range all {
-		all[i].label = y.at(s.points[len(s.points)-1].y)
-	}
-	slices.SortStableFunc(all, func(a, b series) int { return cmp.Compare(a.label, b.label) })
-	for range 500 { // push the names apart, and back into the chart
-		for i := 1; i < len(all); i++ {
-			if d := 17 - (all[i].label - all[i-1].label); d > 0 {
-				all[i-1].label, all[i].label = all[i-1].label-d/2, all[i].label+d/2
-			}
+// rules are lines across a plot, behind its data.
+func (s *sheet) rules(horizontal, vertical []float64) drawing {
+	style := draw.LineStyle{Color: s.rule, Width: 0.75}
+	return func(c draw.Canvas, x, y func(float64) vg.Length) {
+		for _, v := range horizontal {
+			c.StrokeLine2(style, c.Min.X, y(v), c.Max.X, y(v))
 		}
-		all[0].label = max(all[0].label, top)
-		all[len(all)-1].label = min(all[len(all)-1].label, bottom)
-	}
-	for _, s := range all {
-		color, class := s.peer.look()
-		width, dash := 2.0, ""
-		switch color {
-		case gridColor:
-			width = 4
-		case floorColor:
-			dash = ` stroke-dasharray="6 4"`
-		default:
-			color = cmp.Or(lineColors[s.peer.Name], "#cc6677")
+		for _, v := range vertical {
+			c.StrokeLine2(style, x(v), c.Min.Y, x(v), c.Max.Y)
 		}
-		path := ""
-		for _, p := range s.points {
-			path += fmt.Sprintf("%.1f,%.1f ", x.at(p.x), y.at(p.y))
-			c.dot(x.at(p.x), y.at(p.y), width/2+1.5, `fill="`+color+`"`)
-		}
-		fmt.Fprintf(&c, "<polyline points=\"%s\" fill=\"none\" stroke=\"%s\" stroke-width=\"%g\"%s/>\n", path, color, width, dash)
-		end := s.points[len(s.points)-1]
-		c.line(x.at(end.x)+4, y.at(end.y), right+8, s.label, `stroke="`+color+`" stroke-width="0.8"`)
-		c.text(right+12, s.label+4, class, s.peer.Name)
 	}
-	return c.done(r, "Time per call, by callers at the same time",
-		"512 bytes there and back; time divided by the calls of all callers; less is better", bottom+40)
 }
 
 // mixedChart draws the range of percentiles for each peer.
-func (r *report) mixedChart() []byte {
+func (r *report) mixedChart(in, where string) chart {
 	names := []string{"p50", "p99", "p99.9"}
 	var peers []peerInfo
 	var values []float64 // ns, three for each peer
 	for _, p := range r.Peers {
 		var v []float64
 		for _, n := range names {
-			v = append(v, r.value("mixed", n, p.Name)*1e6)
+			v = append(v, r.value("mixed"+in, n, p.Name)*1e6)
 		}
 		if slices.Min(v) > 0 {
 			peers, values = append(peers, p), append(values, v...)
 		}
 	}
+	c := chart{
+		name: "mixed" + in, alt: "Ranges: how long small calls take next to bulk, by peer, with " + where,
+		title: "Small calls next to bulk",
+		text:  "Time of a small call while 16 MiB payloads go the same way; log scale, less is better; " + where,
+		foot:  r.foot(where), height: sheetTop + 40 + rowHeight*vg.Length(len(peers)) + sheetFoot,
+	}
 	if len(peers) == 0 {
-		return nil
+		return c
 	}
-	const left, right, top = margin + 64, chartWidth - margin - 230, chartTop + 24
-	x, ticks := newScale(slices.Min(values), slices.Max(values), left+8, right-8, 9)
-	bottom := top + rowHeight*float64(len(peers))
-	var c canvas
-	for _, v := range ticks {
-		c.line(x.at(v), top-4, x.at(v), bottom+4, `class="g"`)
-		c.text(x.at(v), bottom+20, "s m", tick(v))
+	shapes := []draw.GlyphDrawer{draw.RingGlyph{}, draw.CircleGlyph{}, barGlyph{}}
+	c.draw = func(s *sheet) {
+		pl := s.newPlot()
+		pl.X.Scale = plot.LogScale{}
+		round := axisTicks(slices.Min(values), slices.Max(values), 9)
+		pl.X.Tick.Marker = ticks(round, tick)
+		pl.X.LineStyle.Width = 0
+		pl.HideY()
+		pl.X.Min, pl.X.Max = round[0], round[len(round)-1]
+		pl.Y.Min, pl.Y.Max = -float64(len(peers))+0.5, 0.5
+		pl.Add(s.rules(nil, round))
+		for i, p := range peers {
+			v, y, own := values[3*i:3*i+3], float64(-i), s.theme.peer(p)
+			pale := own.(color.NRGBA)
+			pale.A = 0x5a
+			pl.Add(&plotter.Line{XYs: plotter.XYs{{X: v[0], Y: y}, {X: v[2], Y: y}}, LineStyle: draw.LineStyle{Color: pale, Width: 6}})
+			pl.Add(&plotter.Scatter{XYs: plotter.XYs{{X: v[0], Y: y}}, GlyphStyle: draw.GlyphStyle{Color: s.page, Radius: 4, Shape: draw.CircleGlyph{}}})
+			for j, shape := range shapes {
+				pl.Add(&plotter.Scatter{XYs: plotter.XYs{{X: v[j], Y: y}}, GlyphStyle: draw.GlyphStyle{Color: own, Radius: 4, Shape: shape}})
+			}
+			style := s.style(textSize, p.Name == "grid", text.XRight)
+			style.YAlign = text.YCenter
+			pl.Add(labels(style, vg.Point{X: -9}, plotter.XYs{{X: round[0], Y: y}}, []string{p.Name}))
+		}
+		column := func(c draw.Canvas, j int) vg.Length { return c.Max.X + 58*vg.Length(j+1) }
+		pl.Add(drawing(func(c draw.Canvas, x, y func(float64) vg.Length) {
+			for j, n := range names {
+				style := s.style(textSize, true, text.XRight)
+				at := vg.Point{X: column(c, j), Y: c.Max.Y + 6}
+				c.FillText(style, at, n)
+				at.X -= style.Width(n) + 9
+				at.Y += 4
+				c.DrawGlyphNoClip(draw.GlyphStyle{Color: s.faint, Radius: 4, Shape: shapes[j]}, at)
+			}
+			for i, p := range peers {
+				style := s.style(textSize, p.Name == "grid", text.XRight)
+				style.YAlign = text.YCenter
+				for j := range names {
+					c.FillText(style, vg.Point{X: column(c, j), Y: y(float64(-i))}, duration(values[3*i+j]))
+				}
+			}
+		}))
+		pl.Draw(s.part(sheetEdge, sheetTop+22, sheetWidth-2*sheetEdge-178, c.height-sheetTop-22-sheetFoot))
 	}
-	marks := []func(x, y float64, color string){
-		func(x, y float64, color string) { c.dot(x, y, 5, `fill="#ffffff" stroke-width="2" stroke="`+color+`"`) },
-		func(x, y float64, color string) { c.dot(x, y, 6, `fill="`+color+`"`) },
-		func(x, y float64, color string) { c.rect(x-2, y-9, 4, 18, `fill="`+color+`"`) },
-	}
-	column := func(i int) float64 { return right + 76*float64(i+1) }
-	for i, n := range names {
-		c.text(column(i), top-12, "e b", n)
-		marks[i](column(i)-50, top-16.5, "#57606a")
-	}
-	for i, p := range peers {
-		color, class := p.look()
-		y, v := top+rowHeight*(float64(i)+0.5), values[3*i:3*i+3]
-		c.text(left-8, y+4.5, "e "+class, p.Name)
-		c.rect(x.at(v[0]), y-4, x.at(v[2])-x.at(v[0]), 8, `opacity="0.35" fill="`+color+`"`)
-		for j := range v {
-			marks[j](x.at(v[j]), y, color)
-			c.text(column(j), y+4.5, "e "+class, duration(v[j]))
+	return c
+}
+
+// barGlyph is an upright bar.
+type barGlyph struct{}
+
+func (barGlyph) DrawGlyph(c *draw.Canvas, style draw.GlyphStyle, at vg.Point) {
+	w, h := vg.Length(1.5), style.Radius*1.7
+	c.FillPolygon(style.Color, []vg.Point{{X: at.X - w, Y: at.Y - h}, {X: at.X + w, Y: at.Y - h}, {X: at.X + w, Y: at.Y + h}, {X: at.X - w, Y: at.Y + h}})
+}
+
+// overloadChart draws what is accepted, and its p99, by the load.
+func (r *report) overloadChart(in, where string) chart {
+	var accepted, p99 []series
+	most, slowest, fastest := 1.0, 0.0, math.Inf(1)
+	for _, l := range overloadLooks {
+		a, b := series{peer: peerInfo{Name: l.name}}, series{peer: peerInfo{Name: l.name}}
+		if capacity := r.value("overload"+in, "capacity", l.name); capacity > 0 {
+			for i, name := range overloadNames() {
+				f := r.figure("overload"+in, name+"-accepted", l.name)
+				if f == nil {
+					continue
+				}
+				share := f.Value / capacity
+				a.points, most = append(a.points, plotter.XY{X: overloadLoads[i], Y: share}), max(most, share)
+				if v := r.value("overload"+in, name+"-p99", l.name) * 1e6; v > 0 {
+					b.points = append(b.points, plotter.XY{X: overloadLoads[i], Y: v})
+					slowest, fastest = max(slowest, v), min(fastest, v)
+				}
+			}
+		}
+		if a.points != nil && b.points != nil {
+			accepted, p99 = append(accepted, a), append(p99, b)
 		}
 	}
-	return c.done(r, "Small calls next to bulk",
-		"Time of a small call while 16 MiB payloads go the same way; log scale, less is better", bottom+22)
+	c := chart{
+		name: "overload" + in, alt: "Lines: calls answered in time, and their p99, by the load, with " + where,
+		title: "Overload",
+		text: fmt.Sprintf("Calls that cost %s of CPU, arriving at random whatever becomes of others; deadline a second; %s",
+			tick(float64(overloadCost)), where),
+		foot: r.foot(where), height: 350,
+	}
+	if len(accepted) == 0 || slowest == 0 {
+		return c
+	}
+	c.draw = func(s *sheet) {
+		var colors []color.Color
+		var names []string
+		for _, l := range accepted {
+			colors, names = append(colors, s.line(l.peer)), append(names, l.peer.Name)
+		}
+		s.key(sheetEdge, sheetTop+2, colors, names)
+		const space = 24
+		width := vg.Length(sheetWidth-2*sheetEdge-space) / 2
+		half := func(i int, title string, all []series, values []float64, label func(float64) string, log bool) {
+			pl := s.newPlot()
+			if log {
+				pl.Y.Scale = plot.LogScale{}
+			}
+			pl.X.Tick.Marker = ticks(overloadLoads, func(v float64) string { return trimmed(v) + "×" })
+			pl.Y.Tick.Marker = ticks(values, label)
+			pl.X.Label.Text = "offered load, by the capacity"
+			pl.Y.LineStyle.Width = 0
+			pl.Add(s.rules(values, nil))
+			for i := len(all) - 1; i >= 0; i-- { // grid's on top
+				all[i].add(s, pl)
+			}
+			pl.X.Min, pl.X.Max = overloadLoads[0]-0.15, overloadLoads[len(overloadLoads)-1]+0.1
+			pl.Y.Min, pl.Y.Max = values[0], values[len(values)-1]
+			x := sheetEdge + vg.Length(i)*(width+space)
+			s.write(x, c.height-sheetTop-34, s.style(textSize, true, text.XLeft), title)
+			pl.Draw(s.part(x, sheetTop+42, width, c.height-sheetTop-42-sheetFoot))
+		}
+		var shares []float64
+		for i := range int(math.Ceil(most*5-1e-9)) + 1 {
+			shares = append(shares, float64(i)/5)
+		}
+		half(0, "Calls answered in time, by the capacity", accepted, shares, func(v float64) string { return fmt.Sprintf("%.0f %%", v*100) }, false)
+		half(1, "p99 of those", p99, axisTicks(fastest, slowest, 9), tick, true)
+	}
+	return c
 }
 
 // tick writes a round time.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -16,13 +15,8 @@ func gorillaFloor() peer {
 		name:   "gorilla",
 		module: "github.com/gorilla/websocket",
 		about:  "floor: gorilla/websocket ping-pong, a connection for each caller",
-		start: func(c config) (pair, error) {
-			p := new(gorillaPair)
-			if err := p.start(c); err != nil {
-				return nil, fmt.Errorf("gorilla: %w", errors.Join(err, p.close()))
-			}
-			return p, nil
-		},
+		serve:  gorillaServe,
+		dial:   gorillaDial,
 	}
 }
 
@@ -31,59 +25,47 @@ const (
 	gorillaWriteBuffer = 64 << 10
 )
 
-// gorillaPair is a server with a client connection for each caller.
-type gorillaPair struct {
-	server *http.Server
+// gorillaServer is an HTTP server whose handlers keep their connections.
+type gorillaServer struct {
+	*http.Server
+	listener net.Listener
 	// served is the accepting goroutine and the handlers, of whose connections the server knows
 	// nothing any more.
-	served  sync.WaitGroup
-	clients []gorillaCaller
+	served sync.WaitGroup
 }
 
-func (p *gorillaPair) start(c config) error {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true) // that only can be upgraded
-	p.server = &http.Server{Handler: http.HandlerFunc(p.handle), Protocols: protocols, TLSConfig: c.serverTLS}
-	p.served.Go(func() {
-		// Its error is one of closing, or else the clients fail to connect.
-		if c.serverTLS != nil {
-			p.server.ServeTLS(l, "", "")
-		} else {
-			p.server.Serve(l)
-		}
-	})
-	url := "ws://" + l.Addr().String()
-	if c.clientTLS != nil {
-		url = "wss://" + l.Addr().String()
-	}
-	for range c.callers {
-		conn, err := gorillaDial(url, c.clientTLS)
-		if err != nil {
-			return fmt.Errorf("connect: %w", err)
-		}
-		p.clients = append(p.clients, gorillaCaller{conn})
-	}
-	return nil
-}
-
-func gorillaDial(url string, c *tls.Config) (*websocket.Conn, error) {
-	d := websocket.Dialer{ReadBufferSize: gorillaReadBuffer, WriteBufferSize: gorillaWriteBuffer, TLSClientConfig: c}
-	conn, resp, err := d.Dial(url, nil)
+func gorillaServe(c config) (server, error) {
+	l, err := net.Listen("tcp", loopback)
 	if err != nil {
 		return nil, err
 	}
-	resp.Body.Close()
-	return conn, nil
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true) // that only can be upgraded
+	s := &gorillaServer{listener: l}
+	s.Server = &http.Server{Handler: http.HandlerFunc(s.handle), Protocols: protocols, TLSConfig: c.serverTLS}
+	s.served.Go(func() {
+		// Its error is one of closing, or else the clients fail to connect.
+		if c.serverTLS != nil {
+			s.ServeTLS(l, "", "")
+		} else {
+			s.Serve(l)
+		}
+	})
+	return s, nil
+}
+
+func (s *gorillaServer) addr() string { return s.listener.Addr().String() }
+
+func (s *gorillaServer) close() error {
+	err := s.Close()
+	s.served.Wait()
+	return err
 }
 
 // handle sends every message back, until the client is gone.
-func (p *gorillaPair) handle(w http.ResponseWriter, r *http.Request) {
-	p.served.Add(1)
-	defer p.served.Done()
+func (s *gorillaServer) handle(w http.ResponseWriter, r *http.Request) {
+	s.served.Add(1)
+	defer s.served.Done()
 	u := websocket.Upgrader{ReadBufferSize: gorillaReadBuffer, WriteBufferSize: gorillaWriteBuffer}
 	conn, err := u.Upgrade(w, r, nil)
 	if err != nil {
@@ -101,21 +83,36 @@ func (p *gorillaPair) handle(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (p *gorillaPair) caller(i int) (caller, error) { return p.clients[i], nil }
+// gorillaClient is a connection for each caller.
+type gorillaClient []gorillaCaller
 
-func (p *gorillaPair) close() error {
+func gorillaDial(c config, addr string) (client, error) {
+	url := "ws://" + addr
+	if c.clientTLS != nil {
+		url = "wss://" + addr
+	}
+	d := websocket.Dialer{ReadBufferSize: gorillaReadBuffer, WriteBufferSize: gorillaWriteBuffer, TLSClientConfig: c.clientTLS}
+	var g gorillaClient
+	for range c.callers {
+		conn, resp, err := d.Dial(url, nil)
+		if err != nil {
+			g.close()
+			return nil, err
+		}
+		resp.Body.Close()
+		g = append(g, gorillaCaller{conn})
+	}
+	return g, nil
+}
+
+func (g gorillaClient) caller(i int) (caller, error) { return g[i], nil }
+
+func (g gorillaClient) close() error {
 	var errs []error
-	for _, c := range p.clients {
+	for _, c := range g {
 		errs = append(errs, c.conn.Close())
 	}
-	if p.server != nil {
-		errs = append(errs, p.server.Close())
-	}
-	p.served.Wait()
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("gorilla: close: %w", err)
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // gorillaCaller has a connection of its own.

@@ -15,13 +15,8 @@ func tcpFloor() peer {
 	return peer{
 		name:  "tcp",
 		about: "floor: pipelined echo over one TCP connection for all callers, answers in order",
-		start: func(c config) (pair, error) {
-			p, err := newTCPPair(c)
-			if err != nil {
-				return nil, fmt.Errorf("tcp: %w", err)
-			}
-			return p, nil
-		},
+		serve: func(c config) (server, error) { return newPlainServer(c, tcpServe) },
+		dial:  tcpDial,
 	}
 }
 
@@ -31,22 +26,28 @@ const (
 	// from where it is.
 	tcpCopied = 32 << 10
 	tcpHeader = 4
+	// tcpBulk is set in the length of a message that is not sent back.
+	tcpBulk = 1 << 31
 )
 
-// tcpServe sends every message back. Answers wait for each other as long as there are requests to
-// be had without waiting.
+// tcpServe sends every message back, but those of bulk. Answers wait for each other as long as
+// there are requests to be had without waiting. It is also the server of the other floors.
 func tcpServe(conn net.Conn) {
 	r, w := bufio.NewReaderSize(conn, tcpBuffer), bufio.NewWriterSize(conn, tcpBuffer)
 	var buf []byte
 	for {
-		var err error
+		head, err := r.Peek(tcpHeader)
+		if err != nil {
+			return
+		}
+		bulk := head[0]&(tcpBulk>>24) != 0
 		if buf, err = tcpRead(r, buf); err != nil {
 			return
 		}
-		var head [tcpHeader]byte
-		binary.BigEndian.PutUint32(head[:], uint32(len(buf)))
-		w.Write(head[:])
-		w.Write(buf) // Flush returns the errors of both
+		if bulk {
+			continue
+		}
+		tcpWrite(w, buf)
 		if r.Buffered() == 0 {
 			if err := w.Flush(); err != nil {
 				return
@@ -55,15 +56,21 @@ func tcpServe(conn net.Conn) {
 	}
 }
 
+// tcpWrite writes a message, whose errors are those of Flush.
+func tcpWrite(w *bufio.Writer, b []byte) {
+	w.Write(binary.BigEndian.AppendUint32(w.AvailableBuffer(), uint32(len(b))))
+	w.Write(b)
+}
+
 // tcpRead reads a message to buf, or to a longer one.
 func tcpRead(r *bufio.Reader, buf []byte) ([]byte, error) {
 	head, err := r.Peek(tcpHeader)
 	if err != nil {
 		return buf, err
 	}
-	n := int(binary.BigEndian.Uint32(head))
+	n := int(binary.BigEndian.Uint32(head) &^ tcpBulk)
 	r.Discard(tcpHeader)
-	if n > maxMessage {
+	if n > maxMessage+muxNumber {
 		return buf, fmt.Errorf("message of %d bytes", n)
 	}
 	if n > cap(buf) {
@@ -74,9 +81,9 @@ func tcpRead(r *bufio.Reader, buf []byte) ([]byte, error) {
 	return buf, err
 }
 
-// tcpPair is a server with one client connection, which has a goroutine to write and one to read.
-type tcpPair struct {
-	server  *plainServer
+// tcpClient is one connection, with a goroutine to write and one to read.
+type tcpClient struct {
+	dial    func() (net.Conn, error) // another one, for bulk
 	conn    net.Conn
 	callers []*tcpCaller
 	wg      sync.WaitGroup
@@ -90,7 +97,7 @@ type tcpPair struct {
 
 // tcpCaller waits for one answer at a time.
 type tcpCaller struct {
-	pair   *tcpPair
+	client *tcpClient
 	answer []byte // good when done says so
 	done   chan error
 }
@@ -127,31 +134,28 @@ func (o *tcpOut) writeTo(conn net.Conn) error {
 // reset makes o empty, with the buffer to use again.
 func (o *tcpOut) reset() { *o = tcpOut{small: o.small[:0]} }
 
-func newTCPPair(c config) (*tcpPair, error) {
-	s, err := newPlainServer(c, tcpServe)
+func tcpDial(c config, addr string) (client, error) {
+	t := &tcpClient{dial: func() (net.Conn, error) { return plainDial(c, addr) }}
+	conn, err := t.dial()
 	if err != nil {
 		return nil, err
 	}
-	conn, err := s.dial()
-	if err != nil {
-		return nil, errors.Join(err, s.close())
-	}
-	p := &tcpPair{server: s, conn: conn}
-	p.pending.L = &p.mu
+	t.conn = conn
+	t.pending.L = &t.mu
 	for range c.callers {
-		p.callers = append(p.callers, &tcpCaller{pair: p, done: make(chan error, 1)})
+		t.callers = append(t.callers, &tcpCaller{client: t, done: make(chan error, 1)})
 	}
-	p.wg.Go(p.write)
-	p.wg.Go(p.read)
-	return p, nil
+	t.wg.Go(t.write)
+	t.wg.Go(t.read)
+	return t, nil
 }
 
 // write writes all that is pending at once.
-func (p *tcpPair) write() {
+func (t *tcpClient) write() {
 	var out tcpOut
-	for p.take(&out) {
-		if err := out.writeTo(p.conn); err != nil {
-			p.end(err)
+	for t.take(&out) {
+		if err := out.writeTo(t.conn); err != nil {
+			t.end(err)
 			return
 		}
 		out.reset()
@@ -160,33 +164,33 @@ func (p *tcpPair) write() {
 
 // take waits until something is pending, and exchanges it for out, which is empty. It reports
 // whether the connection goes on.
-func (p *tcpPair) take(out *tcpOut) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for p.out.empty() && p.err == nil {
-		p.pending.Wait()
+func (t *tcpClient) take(out *tcpOut) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for t.out.empty() && t.err == nil {
+		t.pending.Wait()
 	}
-	if len(p.waiting) > 1 {
+	if len(t.waiting) > 1 {
 		// Others are about to call too, as their answers came together. To let them is what saves
 		// the most system calls.
-		p.mu.Unlock()
+		t.mu.Unlock()
 		runtime.Gosched()
-		p.mu.Lock()
+		t.mu.Lock()
 	}
-	*out, p.out = p.out, *out
-	return p.err == nil
+	*out, t.out = t.out, *out
+	return t.err == nil
 }
 
 // read hands answers to those who wait for them.
-func (p *tcpPair) read() {
-	r := bufio.NewReaderSize(p.conn, tcpBuffer)
+func (t *tcpClient) read() {
+	r := bufio.NewReaderSize(t.conn, tcpBuffer)
 	var next []*tcpCaller // the first of those who wait
 	for i := 0; ; i++ {
 		_, err := r.Peek(tcpHeader)
 		if i == len(next) {
-			p.mu.Lock()
-			next, p.waiting = p.waiting, next[:0]
-			p.mu.Unlock()
+			t.mu.Lock()
+			next, t.waiting = t.waiting, next[:0]
+			t.mu.Unlock()
 			i = 0
 			if err == nil && len(next) == 0 {
 				err = errors.New("answer without a call")
@@ -196,9 +200,9 @@ func (p *tcpPair) read() {
 			next[i].answer, err = tcpRead(r, next[i].answer)
 		}
 		if err != nil {
-			p.end(err)
-			p.fail(next[i:])
-			p.fail(p.waiting) // that nobody adds to any more
+			t.end(err)
+			t.fail(next[i:])
+			t.fail(t.waiting) // that nobody adds to any more
 			return
 		}
 		next[i].done <- nil
@@ -206,36 +210,32 @@ func (p *tcpPair) read() {
 }
 
 // end says why there are no more calls, unless that is known already.
-func (p *tcpPair) end(err error) {
-	p.conn.Close() // so that the other goroutine ends too
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.err == nil {
-		p.err = err
+func (t *tcpClient) end(err error) {
+	t.conn.Close() // so that the other goroutine ends too
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err == nil {
+		t.err = err
 	}
-	p.pending.Signal()
+	t.pending.Signal()
 }
 
-func (p *tcpPair) fail(callers []*tcpCaller) {
+func (t *tcpClient) fail(callers []*tcpCaller) {
 	for _, c := range callers {
-		c.done <- p.err
+		c.done <- t.err
 	}
 }
 
-func (p *tcpPair) caller(i int) (caller, error) { return p.callers[i], nil }
+func (t *tcpClient) caller(i int) (caller, error) { return t.callers[i], nil }
 
-func (p *tcpPair) close() error {
-	p.end(net.ErrClosed)
-	err := p.server.close()
-	p.wg.Wait()
-	if err != nil {
-		return fmt.Errorf("tcp: close: %w", err)
-	}
+func (t *tcpClient) close() error {
+	t.end(net.ErrClosed)
+	t.wg.Wait()
 	return nil
 }
 
 func (c *tcpCaller) echo(payload []byte) error {
-	err := c.pair.send(c, payload)
+	err := c.client.send(c, payload)
 	if err == nil {
 		err = <-c.done
 	}
@@ -245,16 +245,40 @@ func (c *tcpCaller) echo(payload []byte) error {
 	return checkEcho(len(c.answer), len(payload))
 }
 
-func (p *tcpPair) send(c *tcpCaller, payload []byte) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.err != nil {
-		return p.err
+func (t *tcpClient) send(c *tcpCaller, payload []byte) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err != nil {
+		return t.err
 	}
-	if p.out.empty() {
-		p.pending.Signal()
+	if t.out.empty() {
+		t.pending.Signal()
 	}
-	p.out.add(payload)
-	p.waiting = append(p.waiting, c)
+	t.out.add(payload)
+	t.waiting = append(t.waiting, c)
+	return nil
+}
+
+// bulk implements bulkSender, over a connection of its own: those who wait for answers are not
+// held up.
+func (c *tcpCaller) bulk(n int, payload []byte) error {
+	conn, err := c.client.dial()
+	if err != nil {
+		return fmt.Errorf("tcp: bulk: %w", err)
+	}
+	defer conn.Close()
+	head := binary.BigEndian.AppendUint32(nil, uint32(len(payload))|tcpBulk)
+	for range n {
+		if _, err := (&net.Buffers{head, payload}).WriteTo(conn); err != nil {
+			return fmt.Errorf("tcp: bulk: %w", err)
+		}
+	}
+	end := make([]byte, tcpHeader) // a message without payload, which is sent back
+	if _, err = conn.Write(end); err == nil {
+		_, err = io.ReadFull(conn, end)
+	}
+	if err != nil {
+		return fmt.Errorf("tcp: end of bulk: %w", err)
+	}
 	return nil
 }

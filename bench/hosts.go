@@ -32,11 +32,11 @@ func (r *run) hostsOf(n int, idle time.Duration) error {
 	}
 	defer m.close()
 	ends := float64(n * (n - 1))
-	r.figure(float64((cpuTime()-cpu).Microseconds())/ends, "us", "hosts/%d-connect-cpu/grid", n)
+	r.figure(float64((cpuTime()-cpu).Microseconds())/ends, "µs", "hosts/%d-connect-cpu/grid", n)
 	r.figure(takeUse().since(before).bytes/ends, "bytes", "hosts/%d-heap/grid", n)
 	cpu = cpuTime()
 	time.Sleep(idle)
-	r.figure(float64((cpuTime()-cpu).Microseconds())/ends/idle.Seconds(), "us/s", "hosts/%d-idle-cpu/grid", n)
+	r.figure(float64((cpuTime()-cpu).Microseconds())/ends/idle.Seconds(), "µs/s", "hosts/%d-idle-cpu/grid", n)
 	return nil
 }
 

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"runtime"
 	"syscall"
 	"time"
@@ -21,13 +20,13 @@ const (
 // idle measures what connections and streams cost on which nothing happens.
 func (r *run) idle() error {
 	for _, p := range r.peers {
-		r.progress("idle: connections: %s", p.name)
-		if err := r.idleConns(p); err != nil && !errors.Is(err, errCannot) {
-			return fmt.Errorf("idle: %s: %w", p.name, err)
-		}
-		r.progress("idle: streams: %s", p.name)
-		if err := r.idleStreams(p); err != nil && !errors.Is(err, errCannot) {
-			return fmt.Errorf("idle: %s: %w", p.name, err)
+		r.progress("idle: %s", p.name)
+		for _, measure := range []func(peer) error{r.idleConns, r.idleStreams} {
+			if err := measure(p); err != nil && !errors.Is(err, errCannot) {
+				if err := r.failed("idle", p.name, err); err != nil {
+					return err
+				}
+			}
 		}
 	}
 	return nil
@@ -75,14 +74,14 @@ func (r *run) idleConns(p peer) error {
 // idleStreams measures both ends of a stream together.
 func (r *run) idleStreams(p peer) error {
 	err := r.idleStreamsOf(p, "stream", func(pr pair) (idler, bool) {
-		s, ok := pr.(idler)
+		s, ok := pr.client.(idler)
 		return s, ok
 	})
 	if err != nil || p.name != "grid" {
 		return err
 	}
 	return r.idleStreamsOf(p, "stream-noinput", func(pr pair) (idler, bool) {
-		return gridNoInput{pr.(*gridPair)}, true
+		return gridNoInput{pr.client.(*gridClient)}, true
 	})
 }
 

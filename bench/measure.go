@@ -20,32 +20,48 @@ type workload struct {
 	ops int
 	// once says that a round is one call of each caller, however long it takes.
 	once bool
+	// first, if set, is called once before anything is measured, in place of op.
+	first func(c caller) func() error
+	// extra are peers of this workload alone.
+	extra []peer
 }
 
 // contest measures a workload with all peers that can do it, in turns. Each has only itself running
 // when it is measured, since what others keep on the heap would make the garbage collector's work
 // rarer, or their timers take time.
 func (r *run) contest(shape, size string, w workload) error {
+	for _, n := range r.processes {
+		if err := r.contestIn(n, nameIn(shape, n), size, w); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *run) contestIn(processes int, shape, size string, w workload) error {
 	type contender struct {
 		result
 		allocs, bytes []float64
 	}
-	peers := r.peers
+	peers := slices.Concat(r.peers, w.extra)
 	all := make(map[string]*contender)
 	for round := range r.rounds {
-		var can []peer // in the first round it is seen who can
+		var can []peer // still
 		for i := range peers {
 			if round > 0 {
 				i = (i + round) % len(peers) // nobody always comes after the same one
 			}
 			p := peers[i]
 			r.progress("%s/%s: round %d of %d: %s", shape, size, round+1, r.rounds, p.name)
-			t, err := r.take(p, w)
+			t, err := r.take(p, processes, w)
 			if errors.Is(err, errCannot) {
 				continue
 			}
 			if err != nil {
-				return fmt.Errorf("%s/%s: %s: %w", shape, size, p.name, err)
+				if err := r.failed(shape+"/"+size, p.name, err); err != nil {
+					return err
+				}
+				continue
 			}
 			can = append(can, p)
 			c := all[p.name]
@@ -56,22 +72,38 @@ func (r *run) contest(shape, size string, w workload) error {
 			c.Rounds = append(c.Rounds, t.ns)
 			c.allocs, c.bytes = append(c.allocs, t.allocs), append(c.bytes, t.bytes)
 		}
-		if round == 0 {
-			peers = can
+		if len(can) < len(peers) {
+			peers = slices.DeleteFunc(peers, func(p peer) bool {
+				return !slices.ContainsFunc(can, func(q peer) bool { return q.name == p.name })
+			})
 		}
 	}
 	for _, p := range peers {
 		c := all[p.name]
 		c.Median, c.Allocs, c.Bytes = median(c.Rounds), median(c.allocs), median(c.bytes)
 		if g := all["grid"]; g != nil {
-			var ratios []float64
-			for i, ns := range c.Rounds {
-				ratios = append(ratios, g.Rounds[i]/ns)
-			}
-			c.Ratio = median(ratios)
+			c.Ratio = median(ratios(g.Rounds, c.Rounds))
 		}
 		r.report.Results = append(r.report.Results, c.result)
 	}
+	return nil
+}
+
+// ratios are those of the values of each round.
+func ratios(a, b []float64) (all []float64) {
+	for i := range min(len(a), len(b)) {
+		all = append(all, a[i]/b[i])
+	}
+	return all
+}
+
+// failed notes that a peer could not be measured. Without grid there is nothing to compare with.
+func (r *run) failed(what, peer string, err error) error {
+	err = fmt.Errorf("%s: %s: %w", what, peer, err)
+	if peer == "grid" {
+		return err
+	}
+	r.fail(err)
 	return nil
 }
 
@@ -79,12 +111,14 @@ func (r *run) contest(shape, size string, w workload) error {
 var errCannot = errors.New("not to be had with this peer")
 
 // take starts a peer, makes one measurement, and ends it.
-func (r *run) take(p peer, w workload) (t taken, err error) {
+func (r *run) take(p peer, processes int, w workload) (t taken, err error) {
 	cfg := config{callers: w.callers}
 	if w.tls {
-		cfg.serverTLS, cfg.clientTLS = r.serverTLS.Clone(), r.clientTLS.Clone() // some add to theirs
+		if err := r.identity.addTo(&cfg); err != nil {
+			return taken{}, err
+		}
 	}
-	pr, err := p.start(cfg)
+	pr, err := p.startIn(processes, cfg)
 	if err != nil {
 		return taken{}, err
 	}
@@ -93,8 +127,12 @@ func (r *run) take(p peer, w workload) (t taken, err error) {
 			err = cerr
 		}
 	}()
+	callers := w.callers
+	if p.single {
+		callers = 1
+	}
 	var ops []func() error
-	for i := range w.callers {
+	for i := range callers {
 		c, err := pr.caller(i)
 		if err != nil {
 			return taken{}, err
@@ -104,34 +142,43 @@ func (r *run) take(p peer, w workload) (t taken, err error) {
 			return taken{}, errCannot
 		}
 		// Once, so that what can't be done is seen before anything is measured.
-		if err := op(); err != nil {
+		first := op
+		if w.first != nil {
+			first = w.first(c)
+		}
+		if err := first(); err != nil {
 			return taken{}, err
 		}
 		ops = append(ops, op)
 	}
-	return measure(ops, w, r.round)
+	return measure(ops, w, r.round, pr.allocs)
 }
 
 // taken is one measurement, for each operation.
 type taken struct{ ns, allocs, bytes float64 }
 
 // measure lets all callers call for the time d, after a fifth of it to warm up.
-func measure(ops []func() error, w workload, d time.Duration) (taken, error) {
+func measure(ops []func() error, w workload, d time.Duration, allocated func() (allocs, error)) (taken, error) {
 	runtime.GC()
 	if !w.once {
 		if _, _, err := load(ops, w, d/5); err != nil {
 			return taken{}, err
 		}
 	}
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
+	before, err := allocated()
+	if err != nil {
+		return taken{}, err
+	}
 	n, took, err := load(ops, w, d)
-	runtime.ReadMemStats(&after)
+	if err != nil {
+		return taken{}, err
+	}
+	after, err := allocated()
 	each := float64(n * max(w.ops, 1))
 	return taken{
 		ns:     float64(took) / each,
-		allocs: float64(after.Mallocs-before.Mallocs) / each,
-		bytes:  float64(after.TotalAlloc-before.TotalAlloc) / each,
+		allocs: float64(after.Objects-before.Objects) / each,
+		bytes:  float64(after.Bytes-before.Bytes) / each,
 	}, err
 }
 

@@ -39,14 +39,14 @@ func (r *run) mesh() error {
 // meshFigures reports the rates, and what they are of that of 4 servers in the same round.
 func (r *run) meshFigures(name string, rates map[int][]float64, sizes []int) {
 	for _, n := range sizes {
-		r.figure(median(rates[n]), "calls/s", "%s/%d/grid", name, n)
+		r.rounded(rates[n], "calls/s", "%s/%d/grid", name, n)
 	}
 	for _, n := range sizes {
 		var of4 []float64
 		for i, rate := range rates[n] {
 			of4 = append(of4, rate/rates[4][i])
 		}
-		r.figure(median(of4), "ratio", "%s/%d-of-4/grid", name, n)
+		r.rounded(of4, "ratio", "%s/%d-of-4/grid", name, n)
 	}
 }
 
@@ -68,7 +68,7 @@ func (r *run) meshRound(n int) (pairs, spread float64, err error) {
 			}
 		}
 	}
-	t, err := measure(ops, workload{}, r.round)
+	t, err := measure(ops, workload{}, r.round, pair{}.allocs)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -82,6 +82,6 @@ func (r *run) meshRound(n int) (pairs, spread float64, err error) {
 			return gridCaller{m.conn(from, to)}.echo(payload)
 		})
 	}
-	t, err = measure(ops, workload{}, r.round)
+	t, err = measure(ops, workload{}, r.round, pair{}.allocs)
 	return pairs, 1e9 / t.ns, err
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"runtime"
 	"sync/atomic"
 	"time"
@@ -16,18 +15,31 @@ const (
 // mixed measures how long a small request takes, one every millisecond, while large ones run back
 // to back.
 func (r *run) mixed() error {
+	for _, n := range r.processes {
+		if err := r.mixedIn(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (r *run) mixedIn(processes int) error {
+	name := nameIn("mixed", processes)
 	type measured struct{ p50, p99, bulk, calls []float64 }
 	all := make(map[string]*measured)
 	for round := range r.rounds {
 		for i := range r.peers {
 			p := r.peers[(i+round)%len(r.peers)]
-			r.progress("mixed: round %d of %d: %s", round+1, r.rounds, p.name)
-			ms, rate, err := mixedRound(p, 6*r.round)
+			r.progress("%s: round %d of %d: %s", name, round+1, r.rounds, p.name)
+			ms, rate, err := mixedRound(p, processes, 6*r.round)
 			if errors.Is(err, errCannot) {
 				continue
 			}
 			if err != nil {
-				return fmt.Errorf("mixed: %s: %w", p.name, err)
+				if err := r.failed(name, p.name, err); err != nil {
+					return err
+				}
+				continue
 			}
 			m := all[p.name]
 			if m == nil {
@@ -42,10 +54,10 @@ func (r *run) mixed() error {
 	}
 	for _, p := range r.peers {
 		if m := all[p.name]; m != nil {
-			r.figure(median(m.p50), "ms", "mixed/p50/%s", p.name)
-			r.figure(median(m.p99), "ms", "mixed/p99/%s", p.name)
-			r.figure(percentile(m.calls, 0.999), "ms", "mixed/p99.9/%s", p.name)
-			r.figure(median(m.bulk), "MB/s", "mixed/bulk/%s", p.name)
+			r.rounded(m.p50, "ms", "%s/p50/%s", name, p.name)
+			r.rounded(m.p99, "ms", "%s/p99/%s", name, p.name)
+			r.figure(percentile(m.calls, 0.999), "ms", "%s/p99.9/%s", name, p.name)
+			r.rounded(m.bulk, "MB/s", "%s/bulk/%s", name, p.name)
 		}
 	}
 	return nil
@@ -53,8 +65,8 @@ func (r *run) mixed() error {
 
 // mixedRound returns the latencies of the small requests in ms, and the rate at which the large
 // ones went.
-func mixedRound(p peer, d time.Duration) (ms []float64, rate float64, err error) {
-	pr, err := p.start(config{callers: 2})
+func mixedRound(p peer, processes int, d time.Duration) (ms []float64, rate float64, err error) {
+	pr, err := p.startIn(processes, config{callers: 2})
 	if err != nil {
 		return nil, 0, err
 	}

@@ -19,6 +19,8 @@ type openLoop struct {
 	deadline time.Duration
 	// bound is how many calls may be under way. One that arrives beyond is not made.
 	bound int64
+	// footprint is what the ends of the call take.
+	footprint func() (footprint, error)
 }
 
 // errRefused says that the server has not taken on a call.
@@ -45,8 +47,8 @@ func (l openLoop) run(parts ...arrivals) (*tally, error) {
 		first    sync.Once
 		err      error
 	)
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() { defer close(stopped); t.sample(stop) }()
+	stop, sampled := make(chan struct{}), make(chan error, 1)
+	go func() { sampled <- t.sample(l.footprint, stop) }()
 
 	now, begin := time.Duration(0), time.Duration(0)
 	for _, p := range parts {
@@ -81,8 +83,7 @@ func (l openLoop) run(parts ...arrivals) (*tally, error) {
 	}
 	calls.Wait()
 	close(stop)
-	<-stopped
-	return t, err
+	return t, errors.Join(err, <-sampled)
 }
 
 // one makes the call that was due at a time after the start.

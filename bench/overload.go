@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"slices"
 	"time"
 )
 
@@ -46,6 +47,7 @@ func (r *run) overloadTimes() overloadTimes {
 // overloaded is what was measured with one peer.
 type overloaded struct {
 	peer
+	processes int
 	capacity  float64          // calls a second of a closed loop
 	loads     map[float64]span // by the load
 	normal    *tally           // that of the lowest load
@@ -59,42 +61,63 @@ type overloaded struct {
 
 // overload measures what becomes of calls of which more arrive than can be answered.
 func (r *run) overload() error {
+	for _, n := range r.processes {
+		if err := r.overloadIn(n); err != nil {
+			return fmt.Errorf("%s: %w", nameIn("overload", n), err)
+		}
+	}
+	return nil
+}
+
+func (r *run) overloadIn(processes int) error {
+	name := nameIn("overload", processes)
 	var all []*overloaded
 	for _, p := range r.overloadPeers() {
-		all = append(all, &overloaded{peer: p, loads: make(map[float64]span)})
+		all = append(all, &overloaded{peer: p, processes: processes, loads: make(map[float64]span)})
 	}
-	times, work := r.overloadTimes(), spinner(overloadCost)
-	for round := range 3 {
+	// each measures something with all in turn, beginning with the nth.
+	each := func(n int, what string, measure func(o *overloaded) error) error {
+		var still []*overloaded
 		for i := range all {
-			o := all[(i+round)%len(all)]
-			r.progress("overload: capacity: round %d: %s", round+1, o.name)
-			rate, err := o.closedLoop(work, times.measured/6)
-			if err != nil {
-				return fmt.Errorf("overload: %s: %w", o.name, err)
+			o := all[(i+n)%len(all)]
+			r.progress("%s: %s: %s", name, what, o.name)
+			if err := measure(o); err == nil {
+				still = append(still, o)
+			} else if err := r.failed(name+"/"+what, o.name, err); err != nil {
+				return err
 			}
+		}
+		all = slices.DeleteFunc(all, func(o *overloaded) bool { return !slices.Contains(still, o) })
+		return nil
+	}
+	times, spins := r.overloadTimes(), spinsFor(overloadCost)
+	for round := range 3 {
+		err := each(round, "capacity", func(o *overloaded) error {
+			rate, err := o.closedLoop(spins, times.measured/6)
 			o.capacity = max(o.capacity, rate) // what else the machine does only takes away
+			return err
+		})
+		if err != nil {
+			return err
 		}
 	}
 	for i, load := range overloadLoads {
-		for j := range all {
-			o := all[(i+j)%len(all)]
-			r.progress("overload: %g: %s", load, o.name)
-			if err := o.offer(load, work, times); err != nil {
-				return fmt.Errorf("overload: %g: %s: %w", load, o.name, err)
-			}
+		err := each(i, fmt.Sprint(load), func(o *overloaded) error { return o.offer(load, spins, times) })
+		if err != nil {
+			return err
 		}
 	}
 	for _, o := range all {
-		if o.name != "grid" {
-			continue
+		if o.name != "grid" || processes > 1 {
+			continue // once is enough for memory that grows
 		}
-		r.progress("overload: %g for %v: %s", overloadLong, times.long, o.name)
-		if err := o.endure(work, times); err != nil {
-			return fmt.Errorf("overload: %v: %s: %w", times.long, o.name, err)
+		r.progress("%s: %g for %v: %s", name, overloadLong, times.long, o.name)
+		if err := o.endure(spins, times); err != nil {
+			return fmt.Errorf("%v: %s: %w", times.long, o.name, err)
 		}
 	}
 	for _, o := range all {
-		o.figures(r)
+		o.figures(r, name)
 	}
 	return nil
 }
@@ -102,9 +125,8 @@ func (r *run) overload() error {
 func overloadLimit() int { return overloadQueue * runtime.GOMAXPROCS(0) }
 
 // with calls f with a new pair and a call through it.
-func (o *overloaded) with(work func(), f func(call func(context.Context) error) error) (err error) {
-	limit := overloadLimit()
-	pr, err := o.start(config{callers: 1, limit: limit, work: work})
+func (o *overloaded) with(spins int, f func(pr pair, call func(context.Context) error) error) (err error) {
+	pr, err := o.startIn(o.processes, config{callers: 1, limit: overloadLimit(), spins: spins, work: func() { spin(spins) }})
 	if err != nil {
 		return err
 	}
@@ -119,27 +141,27 @@ func (o *overloaded) with(work func(), f func(call func(context.Context) error) 
 	}
 	payload := pattern(smallPayload)
 	runtime.GC()
-	return f(func(ctx context.Context) error { return c.(worker).work(ctx, payload) })
+	return f(pr, func(ctx context.Context) error { return c.(worker).work(ctx, payload) })
 }
 
 // closedLoop returns the calls a second of half as many callers as handlers may run: all cores are
 // busy, and nothing is refused.
-func (o *overloaded) closedLoop(work func(), d time.Duration) (rate float64, err error) {
-	err = o.with(work, func(call func(context.Context) error) error {
+func (o *overloaded) closedLoop(spins int, d time.Duration) (rate float64, err error) {
+	err = o.with(spins, func(pr pair, call func(context.Context) error) error {
 		ops := make([]func() error, overloadLimit()/2)
 		for i := range ops {
 			ops[i] = func() error { return call(context.Background()) }
 		}
-		t, err := measure(ops, workload{}, d)
+		t, err := measure(ops, workload{}, d, pr.allocs)
 		rate = 1e9 / t.ns
 		return err
 	})
 	return rate, err
 }
 
-func (o *overloaded) openLoop(work func(), deadline time.Duration, parts ...arrivals) (t *tally, err error) {
-	err = o.with(work, func(call func(context.Context) error) (err error) {
-		t, err = openLoop{call, deadline, overloadBound}.run(parts...)
+func (o *overloaded) openLoop(spins int, deadline time.Duration, parts ...arrivals) (t *tally, err error) {
+	err = o.with(spins, func(pr pair, call func(context.Context) error) (err error) {
+		t, err = openLoop{call, deadline, overloadBound, pr.footprint}.run(parts...)
 		return err
 	})
 	if t != nil {
@@ -150,13 +172,13 @@ func (o *overloaded) openLoop(work func(), deadline time.Duration, parts ...arri
 }
 
 // offer measures one load, and how the peer recovers from the highest.
-func (o *overloaded) offer(load float64, work func(), times overloadTimes) error {
+func (o *overloaded) offer(load float64, spins int, times overloadTimes) error {
 	end := times.settle + times.measured
 	parts := []arrivals{{load * o.capacity, end}}
 	if load == overloadLoads[len(overloadLoads)-1] {
 		parts = append(parts, arrivals{overloadLoads[0] * o.capacity, times.after})
 	}
-	t, err := o.openLoop(work, times.deadline, parts...)
+	t, err := o.openLoop(spins, times.deadline, parts...)
 	if err != nil {
 		return err
 	}
@@ -171,9 +193,9 @@ func (o *overloaded) offer(load float64, work func(), times overloadTimes) error
 }
 
 // endure measures an overload that lasts.
-func (o *overloaded) endure(work func(), times overloadTimes) error {
+func (o *overloaded) endure(spins int, times overloadTimes) error {
 	end := times.settle + times.long
-	t, err := o.openLoop(work, times.deadline,
+	t, err := o.openLoop(spins, times.deadline,
 		arrivals{overloadLong * o.capacity, end}, arrivals{overloadLoads[0] * o.capacity, times.after})
 	if err != nil {
 		return err
@@ -212,8 +234,8 @@ func recovery(normal *tally, from, to time.Duration, t *tally, overloadEnd time.
 }
 
 // figures reports what was measured.
-func (o *overloaded) figures(r *run) {
-	figure := func(v float64, unit, name string) { r.figure(v, unit, "overload/%s/%s", name, o.name) }
+func (o *overloaded) figures(r *run, group string) {
+	figure := func(v float64, unit, name string) { r.figure(v, unit, "%s/%s/%s", group, name, o.name) }
 	ms := func(d time.Duration) float64 { return float64(d) / 1e6 }
 	span := func(name string, s span) {
 		for _, f := range []struct {
@@ -225,8 +247,8 @@ func (o *overloaded) figures(r *run) {
 		figure(s.percentile(0.5), "ms", name+"-p50")
 		figure(s.percentile(0.99), "ms", name+"-p99")
 		figure(s.cores, "cores", name+"-cpu")
-		figure(s.peak.goroutines, "goroutines", name+"-goroutines")
-		figure(s.peak.used, "bytes", name+"-memory")
+		figure(s.peak.Goroutines, "goroutines", name+"-goroutines")
+		figure(s.peak.Used, "bytes", name+"-memory")
 	}
 	peak := o.capacity
 	figure(o.capacity, "calls/s", "capacity")
@@ -248,8 +270,8 @@ func (o *overloaded) figures(r *run) {
 	}
 }
 
-// spinner returns what takes a core for the time d when nothing else runs on it.
-func spinner(d time.Duration) func() {
+// spinsFor is how many spins take a core for the time d when nothing else runs on it.
+func spinsFor(d time.Duration) int {
 	const probe = 100_000
 	best := time.Duration(1 << 62)
 	for range 50 {
@@ -257,8 +279,7 @@ func spinner(d time.Duration) func() {
 		spin(probe)
 		best = min(best, time.Since(start))
 	}
-	n := int(float64(probe) * float64(d) / float64(best))
-	return func() { spin(n) }
+	return int(float64(probe) * float64(d) / float64(best))
 }
 
 // spin computes what can't be known before.

@@ -19,22 +19,32 @@ import (
 // overloadPeers are the ways to serve under overload of those peers that take part: with the limit
 // that an operator would set, and what else there is. overloadLooks says what they are.
 func (r *run) overloadPeers() []peer {
-	all := []peer{
-		{name: "grid", start: func(c config) (pair, error) { return newGridPair(c) }},
-		{name: "grid-default", start: func(c config) (pair, error) {
-			c.limit = 0
-			return newGridPair(c)
-		}},
-		{name: "grpc-tap", start: func(c config) (pair, error) { return newGRPCPair(c, grpcWork(c), grpcTap(c.limit)) }},
-		{name: "grpc-streams", start: func(c config) (pair, error) {
-			return newGRPCPair(c, grpcWork(c), grpc.MaxConcurrentStreams(uint32(c.limit)))
-		}},
-		{name: "grpc-default", start: func(c config) (pair, error) { return newGRPCPair(c, grpcWork(c)) }},
-	}
-	return slices.DeleteFunc(all, func(p peer) bool {
+	return slices.DeleteFunc(overloadPeers(), func(p peer) bool {
 		of, _, _ := strings.Cut(p.name, "-")
 		return !r.has(of)
 	})
+}
+
+// overloadPeers are those of all peers.
+func overloadPeers() []peer {
+	variant := func(p peer, name string, serve func(config) (server, error)) peer {
+		p.name, p.serve = name, serve
+		return p
+	}
+	return []peer{
+		gridPeer(),
+		variant(gridPeer(), "grid-default", func(c config) (server, error) {
+			c.limit = 0
+			return gridServe(c)
+		}),
+		variant(grpcPeer(), "grpc-tap", func(c config) (server, error) {
+			return grpcServe(c, grpcWork(c), grpcTap(c.limit))
+		}),
+		variant(grpcPeer(), "grpc-streams", func(c config) (server, error) {
+			return grpcServe(c, grpcWork(c), grpc.MaxConcurrentStreams(uint32(c.limit)))
+		}),
+		variant(grpcPeer(), "grpc-default", func(c config) (server, error) { return grpcServe(c, grpcWork(c)) }),
+	}
 }
 
 // grpcWork works before the handler does, and ends what grpcTap has counted.

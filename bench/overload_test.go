@@ -15,7 +15,7 @@ import (
 )
 
 func overloadTestRun() *run {
-	return &run{peers: []peer{gridPeer(), grpcPeer()}, quick: true, long: 300 * time.Millisecond}
+	return &run{peers: []peer{gridPeer(), grpcPeer()}, quick: true, long: 300 * time.Millisecond, processes: []int{1, 2}}
 }
 
 // eachOverloadPeer runs test with a call of each, whose handler does work.
@@ -91,7 +91,7 @@ func TestOverloadPeers_Refuse(t *testing.T) {
 
 func TestOpenLoop_CountsEveryEnd(t *testing.T) {
 	var n atomic.Int64
-	l := openLoop{deadline: 20 * time.Millisecond, bound: 1000, call: func(ctx context.Context) error {
+	l := openLoop{footprint: pair{}.footprint, deadline: 20 * time.Millisecond, bound: 1000, call: func(ctx context.Context) error {
 		switch n.Add(1) % 4 {
 		case 0:
 			return fmt.Errorf("told: %w", errRefused)
@@ -112,13 +112,13 @@ func TestOpenLoop_CountsEveryEnd(t *testing.T) {
 	assert.GreaterOrEqual(t, all.ended[late], quarter-1)
 	assert.LessOrEqual(t, all.ended[accepted], 2*quarter+1)
 	assert.Zero(t, all.ended[failed])
-	assert.Greater(t, all.peak.goroutines, 1.0)
+	assert.Greater(t, all.peak.Goroutines, 1.0)
 	assert.Greater(t, all.live, 0.0)
 }
 
 // TestOpenLoop_Sheds has no room for a second call.
 func TestOpenLoop_Sheds(t *testing.T) {
-	l := openLoop{deadline: time.Second, bound: 1, call: func(context.Context) error {
+	l := openLoop{footprint: pair{}.footprint, deadline: time.Second, bound: 1, call: func(context.Context) error {
 		time.Sleep(50 * time.Millisecond)
 		return nil
 	}}
@@ -131,7 +131,7 @@ func TestOpenLoop_Sheds(t *testing.T) {
 }
 
 func TestOpenLoop_Fails(t *testing.T) {
-	l := openLoop{deadline: time.Second, bound: 10, call: func(context.Context) error { return errCannot }}
+	l := openLoop{footprint: pair{}.footprint, deadline: time.Second, bound: 10, call: func(context.Context) error { return errCannot }}
 	_, err := l.run(arrivals{1000, 50 * time.Millisecond})
 	assert.ErrorIs(t, err, errCannot)
 }
@@ -212,6 +212,8 @@ func TestOverloadRun_ReportsEveryLook(t *testing.T) {
 		assert.Positive(t, r.report.value("overload", "capacity", l.name), l.name)
 		assert.Positive(t, r.report.value("overload", "0.5-accepted", l.name), l.name)
 		assert.NotNil(t, r.report.figure("overload", "4-p99", l.name), l.name)
+		assert.Positive(t, r.report.value("overload-2p", "0.5-accepted", l.name), l.name)
+		assert.Positive(t, r.report.value("overload-2p", "0.5-cpu", l.name), l.name)
 		assert.Contains(t, b.String(), " "+l.name+" ")
 	}
 	assert.Positive(t, r.report.value("overload", "long-growth", "grid"))

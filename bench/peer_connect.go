@@ -19,68 +19,92 @@ func connectPeer() peer {
 		name:   "connect",
 		about:  "Connect with generated stubs and its own protocol, over HTTP/2 of net/http, which shares connections; its gzip, the default, is off",
 		module: "connectrpc.com/connect",
-		start:  func(c config) (pair, error) { return newConnectPair(c) },
+		serve:  connectServe,
+		dial:   connectDial,
 	}
 }
 
-// connectPair is an HTTP server, and an HTTP client for all callers.
-type connectPair struct {
-	server    *http.Server
+type connectServer struct {
+	*http.Server
+	listener net.Listener
+}
+
+// connectProtocols are those of both ends.
+func connectProtocols(tls bool) *http.Protocols {
+	p := new(http.Protocols)
+	p.SetHTTP2(tls)
+	p.SetUnencryptedHTTP2(!tls)
+	return p
+}
+
+func connectServe(c config) (server, error) {
+	l, err := net.Listen("tcp", loopback)
+	if err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	mux.Handle(echopbconnect.NewBenchHandler(connectMethods{}))
+	s := &connectServer{&http.Server{Handler: mux, Protocols: connectProtocols(c.serverTLS != nil), TLSConfig: c.serverTLS}, l}
+	if c.serverTLS != nil {
+		go s.ServeTLS(l, "", "")
+	} else {
+		go s.Serve(l)
+	}
+	return s, nil
+}
+
+func (s *connectServer) addr() string { return s.listener.Addr().String() }
+func (s *connectServer) close() error { return s.Close() }
+
+// connectClient is an HTTP client for all callers.
+type connectClient struct {
 	transport *http.Transport
 	dialed    sockets
 	connectCaller
 }
 
-func newConnectPair(c config) (*connectPair, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
+func connectDial(c config, addr string) (client, error) {
+	url := "http://" + addr
+	if c.clientTLS != nil {
+		url = "https://" + addr
 	}
-	mux := http.NewServeMux()
-	mux.Handle(echopbconnect.NewBenchHandler(connectServer{}))
-	protocols := new(http.Protocols)
-	protocols.SetHTTP2(c.serverTLS != nil)
-	protocols.SetUnencryptedHTTP2(c.serverTLS == nil)
-	p := &connectPair{server: &http.Server{Handler: mux, Protocols: protocols, TLSConfig: c.serverTLS}}
-	url := "http://" + l.Addr().String()
-	if c.serverTLS != nil {
-		url = "https://" + l.Addr().String()
-		go p.server.ServeTLS(l, "", "")
-	} else {
-		go p.server.Serve(l)
-	}
-	p.transport = &http.Transport{Protocols: protocols, TLSClientConfig: c.clientTLS, DialContext: p.dial}
-	p.client = echopbconnect.NewBenchClient(&http.Client{Transport: p.transport}, url,
+	d := new(connectClient)
+	d.transport = &http.Transport{Protocols: connectProtocols(c.clientTLS != nil), TLSClientConfig: c.clientTLS, DialContext: d.dial}
+	d.client = echopbconnect.NewBenchClient(&http.Client{Transport: d.transport}, url,
 		connect.WithAcceptCompression("gzip", nil, nil)) // or it would measure gzip
-	if err := p.echo(nil); err != nil { // it connects by the first call
-		p.close()
+	if err := d.echo(nil); err != nil { // it connects by the first call
+		d.close()
 		return nil, fmt.Errorf("first call: %w", err)
 	}
-	return p, nil
+	return d, nil
 }
 
 // dial dials as a transport does by default.
-func (p *connectPair) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	c, err := new(net.Dialer).DialContext(ctx, network, addr)
+func (c *connectClient) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
-	return p.dialed.watch(c), nil
+	return c.dialed.watch(conn), nil
 }
 
-func (p *connectPair) caller(int) (caller, error) { return p.connectCaller, nil }
+func (c *connectClient) caller(int) (caller, error) { return c.connectCaller, nil }
 
-func (p *connectPair) close() error {
-	// The client's connections that are not idle end because the server's do.
-	err := p.server.Close()
-	p.transport.CloseIdleConnections()
-	p.dialed.wait()
-	return err
+// close leaves the connections that are not idle: they end because the server's do.
+func (c *connectClient) close() error {
+	c.transport.CloseIdleConnections()
+	return nil
+}
+
+// wait implements waiter.
+func (c *connectClient) wait() {
+	c.transport.CloseIdleConnections()
+	c.dialed.wait()
 }
 
 // idle implements idler.
-func (p *connectPair) idle(ctx context.Context) (func(), error) {
-	s, err := p.client.TwoWay(ctx)
+func (c *connectClient) idle(ctx context.Context) (func(), error) {
+	s, err := c.client.TwoWay(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("open: %w", err)
 	}
@@ -92,26 +116,30 @@ func (p *connectPair) idle(ctx context.Context) (func(), error) {
 	return func() { end(); s.CloseResponse() }, nil
 }
 
-type connectServer struct{ pbUnary }
+type connectMethods struct{ pbUnary }
 
-func (connectServer) Responses(_ context.Context, ask *echopb.Ask, s *connect.ServerStream[echopb.Payload]) error {
+func (connectMethods) Responses(_ context.Context, ask *echopb.Ask, s *connect.ServerStream[echopb.Payload]) error {
 	return pbRespond(ask, s.Send)
 }
 
-func (connectServer) Requests(_ context.Context, s *connect.ClientStream[echopb.Payload]) (*echopb.Empty, error) {
+func (connectMethods) Requests(_ context.Context, s *connect.ClientStream[echopb.Payload]) (*echopb.Empty, error) {
 	for s.Receive() {
 	}
 	return new(echopb.Empty), s.Err()
 }
 
-func (connectServer) TwoWay(_ context.Context, s *connect.BidiStream[echopb.Payload, echopb.Payload]) error {
+func (connectMethods) TwoWay(_ context.Context, s *connect.BidiStream[echopb.Payload, echopb.Payload]) error {
 	return pbReflect(s.Receive, s.Send)
 }
 
 type connectCaller struct{ client echopbconnect.BenchClient }
 
 func (c connectCaller) echo(payload []byte) error {
-	p, err := c.client.Echo(context.Background(), &echopb.Payload{Data: payload})
+	return c.echoContext(context.Background(), payload)
+}
+
+func (c connectCaller) echoContext(ctx context.Context, payload []byte) error {
+	p, err := c.client.Echo(ctx, &echopb.Payload{Data: payload})
 	if err != nil {
 		return fmt.Errorf("echo: %w", err)
 	}

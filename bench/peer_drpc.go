@@ -22,133 +22,138 @@ func drpcPeer() peer {
 		name:   "drpc",
 		about:  "DRPC with generated stubs: a connection for each caller, as one carries one call or stream at a time; an idle stream has its own too",
 		module: "storj.io/drpc",
-		start:  func(c config) (pair, error) { return newDRPCPair(c) },
+		serve:  drpcServe,
+		dial:   drpcDial,
 	}
 }
 
 // drpcManager has the one option that differs from the default.
 var drpcManager = drpcmanager.Options{Reader: drpcwire.ReaderOptions{MaximumBufferSize: pbMaxMessage}}
 
-// drpcPair is a server, and a connection to it for each caller and idle stream.
-type drpcPair struct {
-	addr      string
-	clientTLS *tls.Config
-	stop      context.CancelFunc // of the server
-	served    chan error
-	callers   []drpcCaller
+type drpcServer struct {
+	address string
+	stop    context.CancelFunc
+	served  chan error
+}
+
+func drpcServe(c config) (server, error) {
+	l, err := net.Listen("tcp", loopback)
+	if err != nil {
+		return nil, err
+	}
+	s := &drpcServer{address: l.Addr().String(), served: make(chan error, 1)}
+	if c.serverTLS != nil {
+		l = tls.NewListener(l, c.serverTLS)
+	}
+	mux := drpcmux.New()
+	if err := echopb.DRPCRegisterBench(mux, drpcMethods{}); err != nil {
+		l.Close()
+		return nil, err
+	}
+	serving := drpcserver.NewWithOptions(mux, drpcserver.Options{Manager: drpcManager})
+	var ctx context.Context
+	ctx, s.stop = context.WithCancel(context.Background())
+	go func() { s.served <- serving.Serve(ctx, l) }()
+	return s, nil
+}
+
+func (s *drpcServer) addr() string { return s.address }
+
+func (s *drpcServer) close() error {
+	s.stop()
+	return <-s.served
+}
+
+// drpcClient is a connection for each caller and idle stream.
+type drpcClient struct {
+	config  config
+	addr    string
+	callers []drpcCaller
 
 	mu    sync.Mutex
 	conns map[*drpcconn.Conn]struct{} // also those of callers
 }
 
-func newDRPCPair(c config) (_ *drpcPair, err error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	p := &drpcPair{
-		addr:      l.Addr().String(),
-		clientTLS: c.clientTLS,
-		served:    make(chan error, 1),
-		conns:     make(map[*drpcconn.Conn]struct{}),
-	}
-	if c.serverTLS != nil {
-		l = tls.NewListener(l, c.serverTLS)
-	}
-	mux := drpcmux.New()
-	if err := echopb.DRPCRegisterBench(mux, drpcServer{}); err != nil {
-		l.Close()
-		return nil, fmt.Errorf("drpc server: %w", err)
-	}
-	server := drpcserver.NewWithOptions(mux, drpcserver.Options{Manager: drpcManager})
-	var ctx context.Context
-	ctx, p.stop = context.WithCancel(context.Background())
-	go func() { p.served <- server.Serve(ctx, l) }()
+func drpcDial(c config, addr string) (client, error) {
+	d := &drpcClient{config: c, addr: addr, conns: make(map[*drpcconn.Conn]struct{})}
 	for range c.callers {
-		conn, err := p.dial()
+		conn, err := d.dial()
 		if err != nil {
-			p.close()
+			d.close()
 			return nil, err
 		}
-		p.callers = append(p.callers, drpcCaller{echopb.NewDRPCBenchClient(conn)})
+		d.callers = append(d.callers, drpcCaller{echopb.NewDRPCBenchClient(conn)})
 	}
-	return p, nil
+	return d, nil
 }
 
-func (p *drpcPair) dial() (*drpcconn.Conn, error) {
-	var c net.Conn
-	var err error
-	if p.clientTLS != nil {
-		c, err = tls.Dial("tcp", p.addr, p.clientTLS)
-	} else {
-		c, err = net.Dial("tcp", p.addr)
-	}
+func (d *drpcClient) dial() (*drpcconn.Conn, error) {
+	c, err := plainDial(d.config, d.addr)
 	if err != nil {
 		return nil, err
 	}
 	conn := drpcconn.NewWithOptions(c, drpcconn.Options{Manager: drpcManager})
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.conns[conn] = struct{}{}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.conns[conn] = struct{}{}
 	return conn, nil
 }
 
 // hangUp closes a connection from dial.
-func (p *drpcPair) hangUp(conn *drpcconn.Conn) error {
-	p.mu.Lock()
-	delete(p.conns, conn)
-	p.mu.Unlock()
+func (d *drpcClient) hangUp(conn *drpcconn.Conn) error {
+	d.mu.Lock()
+	delete(d.conns, conn)
+	d.mu.Unlock()
 	return conn.Close()
 }
 
-func (p *drpcPair) caller(i int) (caller, error) { return p.callers[i], nil }
+func (d *drpcClient) caller(i int) (caller, error) { return d.callers[i], nil }
 
-func (p *drpcPair) close() error {
-	p.mu.Lock()
-	conns := p.conns
-	p.conns = make(map[*drpcconn.Conn]struct{})
-	p.mu.Unlock()
+func (d *drpcClient) close() error {
+	d.mu.Lock()
+	conns := d.conns
+	d.conns = make(map[*drpcconn.Conn]struct{})
+	d.mu.Unlock()
 	var errs []error
 	for conn := range conns {
 		errs = append(errs, conn.Close())
 	}
-	p.stop()
-	return errors.Join(append(errs, <-p.served)...)
+	return errors.Join(errs...)
 }
 
 // idle implements idler.
-func (p *drpcPair) idle(ctx context.Context) (func(), error) {
-	conn, err := p.dial()
+func (d *drpcClient) idle(ctx context.Context) (func(), error) {
+	conn, err := d.dial()
 	if err != nil {
 		return nil, err
 	}
 	s, err := echopb.NewDRPCBenchClient(conn).TwoWay(ctx)
 	if err != nil {
-		p.hangUp(conn)
+		d.hangUp(conn)
 		return nil, fmt.Errorf("open: %w", err)
 	}
 	end, err := pbIdle(s.Send, s.CloseSend, s.Recv)
 	if err != nil {
-		p.hangUp(conn)
+		d.hangUp(conn)
 		return nil, err
 	}
-	return func() { end(); p.hangUp(conn) }, nil
+	return func() { end(); d.hangUp(conn) }, nil
 }
 
-type drpcServer struct{ pbUnary }
+type drpcMethods struct{ pbUnary }
 
-func (drpcServer) Responses(ask *echopb.Ask, s echopb.DRPCBench_ResponsesStream) error {
+func (drpcMethods) Responses(ask *echopb.Ask, s echopb.DRPCBench_ResponsesStream) error {
 	return pbRespond(ask, s.Send)
 }
 
-func (drpcServer) Requests(s echopb.DRPCBench_RequestsStream) error {
+func (drpcMethods) Requests(s echopb.DRPCBench_RequestsStream) error {
 	if err := pbDrain(s.Recv); err != nil {
 		return err
 	}
 	return s.SendAndClose(new(echopb.Empty))
 }
 
-func (drpcServer) TwoWay(s echopb.DRPCBench_TwoWayStream) error {
+func (drpcMethods) TwoWay(s echopb.DRPCBench_TwoWayStream) error {
 	return pbReflect(s.Recv, s.Send)
 }
 
@@ -156,7 +161,11 @@ func (drpcServer) TwoWay(s echopb.DRPCBench_TwoWayStream) error {
 type drpcCaller struct{ client echopb.DRPCBenchClient }
 
 func (c drpcCaller) echo(payload []byte) error {
-	p, err := c.client.Echo(context.Background(), &echopb.Payload{Data: payload})
+	return c.echoContext(context.Background(), payload)
+}
+
+func (c drpcCaller) echoContext(ctx context.Context, payload []byte) error {
+	p, err := c.client.Echo(ctx, &echopb.Payload{Data: payload})
 	if err != nil {
 		return fmt.Errorf("echo: %w", err)
 	}

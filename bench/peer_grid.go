@@ -34,20 +34,126 @@ const (
 
 func gridPeer() peer {
 	return peer{
-		name:  "grid",
-		about: "this library: raw byte handlers, one websocket between the two managers; streams with capacities of 16",
-		start: func(c config) (pair, error) { return newGridPair(c) },
+		name:   "grid",
+		about:  "this library: raw byte handlers, one websocket between the two managers; streams with capacities of 16",
+		mutual: true,
+		serve:  func(c config) (server, error) { return gridServe(c) },
+		dial:   func(c config, addr string) (client, error) { return gridDial(c, addr) },
 	}
 }
 
-// gridMesh is a number of managers that are connected to each other.
-type gridMesh struct {
-	hosts    []string
-	managers []*grid.Manager
-	servers  []*http.Server
+// gridHost is one manager, with the server that its routes are on.
+type gridHost struct {
+	address string
+	manager *grid.Manager
+	server  *http.Server
 }
 
-// newGridMesh starts n managers on loopback sockets.
+// newGridHost starts a manager for the host of a listener, among those at addrs.
+func newGridHost(l net.Listener, addrs []string, c config) (*gridHost, error) {
+	var hosts []string
+	for _, addr := range addrs {
+		hosts = append(hosts, gridURL(addr, c))
+	}
+	h := &gridHost{address: l.Addr().String()}
+	m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
+		Local:       gridURL(h.address, c),
+		Hosts:       hosts,
+		AuthFn:      func() string { return gridToken },
+		AuthToken:   gridAuth,
+		TLSConfig:   c.clientTLS,
+		Logger:      slog.New(slog.DiscardHandler),
+		MaxHandlers: c.limit,
+	})
+	if err != nil {
+		l.Close()
+		return nil, err
+	}
+	if err := registerGridHandlers(m, c); err != nil {
+		return nil, errors.Join(err, m.Close(), l.Close())
+	}
+	mux := http.NewServeMux()
+	mux.Handle(grid.RoutePath, m.Handler())
+	h.manager, h.server = m, &http.Server{Handler: mux, TLSConfig: c.serverTLS}
+	if c.serverTLS != nil {
+		go h.server.ServeTLS(l, "", "")
+	} else {
+		go h.server.Serve(l)
+	}
+	return h, nil
+}
+
+func gridURL(addr string, c config) string {
+	if c.serverTLS != nil {
+		return "https://" + addr
+	}
+	return "http://" + addr
+}
+
+// wait waits until all connections of the host are up.
+func (h *gridHost) wait() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for _, host := range h.manager.Targets() {
+		if err := h.manager.Connection(host).WaitForConnect(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *gridHost) addr() string { return h.address }
+func (h *gridHost) close() error { return errors.Join(h.server.Close(), h.manager.Close()) }
+
+// gridTimeoutPeers are further ways to call with grid, which the shape deadline compares.
+func gridTimeoutPeers() []peer {
+	variant := func(name, about string, within func(*grid.Connection, time.Duration) grid.Requester) peer {
+		p := gridPeer()
+		p.name, p.about = name, about
+		p.dial = func(c config, addr string) (client, error) {
+			g, err := gridDial(c, addr)
+			if err != nil {
+				return nil, err
+			}
+			return gridTimeoutClient{g, within, within(g.conn, callDeadline)}, nil
+		}
+		return p
+	}
+	return []peer{
+		variant("grid-option", "grid with a deadline that is an option of the connection, in place of one from each call's context",
+			func(c *grid.Connection, d time.Duration) grid.Requester { return c.WithTimeout(d) }),
+		variant("grid-none", "grid without a deadline of the caller's", func(c *grid.Connection, _ time.Duration) grid.Requester { return c }),
+	}
+}
+
+// gridTimeoutClient is one of gridTimeoutPeers.
+type gridTimeoutClient struct {
+	*gridClient
+	within func(*grid.Connection, time.Duration) grid.Requester
+	calls  grid.Requester // within callDeadline, made once
+}
+
+func (c gridTimeoutClient) caller(int) (caller, error) { return gridTimeoutCaller(c), nil }
+
+type gridTimeoutCaller gridTimeoutClient
+
+func (c gridTimeoutCaller) echoWithin(d time.Duration, payload []byte) error {
+	calls := c.calls
+	if d != callDeadline {
+		calls = c.within(c.conn, d)
+	}
+	b, err := calls.SingleRequest(context.Background(), gridEcho, payload)
+	if err != nil {
+		return err
+	}
+	defer grid.PutByteBuffer(b)
+	return checkEcho(len(b), len(payload))
+}
+
+// gridMesh is a number of hosts that are connected to each other.
+type gridMesh struct{ hosts []*gridHost }
+
+// newGridMesh starts n hosts on loopback sockets.
 func newGridMesh(n int, c config) (_ *gridMesh, err error) {
 	m := new(gridMesh)
 	defer func() {
@@ -55,53 +161,25 @@ func newGridMesh(n int, c config) (_ *gridMesh, err error) {
 			m.close()
 		}
 	}()
-	scheme := "http://"
-	if c.serverTLS != nil {
-		scheme = "https://"
-	}
 	var listeners []net.Listener
+	var addrs []string
 	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := net.Listen("tcp", loopback)
 		if err != nil {
 			return nil, err
 		}
-		listeners = append(listeners, l)
-		m.hosts = append(m.hosts, scheme+l.Addr().String())
+		listeners, addrs = append(listeners, l), append(addrs, l.Addr().String())
 	}
-	for i, host := range m.hosts {
-		g, err := grid.NewManager(context.Background(), grid.ManagerOptions{
-			Local:       host,
-			Hosts:       m.hosts,
-			AuthFn:      func() string { return gridToken },
-			AuthToken:   gridAuth,
-			TLSConfig:   c.clientTLS,
-			Logger:      slog.New(slog.DiscardHandler),
-			MaxHandlers: c.limit,
-		})
+	for _, l := range listeners {
+		h, err := newGridHost(l, addrs, c)
 		if err != nil {
 			return nil, err
 		}
-		m.managers = append(m.managers, g)
-		if err := registerGridHandlers(g, c); err != nil {
-			return nil, err
-		}
-		mux := http.NewServeMux()
-		mux.Handle(grid.RoutePath, g.Handler())
-		s := &http.Server{Handler: mux, TLSConfig: c.serverTLS}
-		m.servers = append(m.servers, s)
-		if c.serverTLS != nil {
-			go s.ServeTLS(listeners[i], "", "")
-		} else {
-			go s.Serve(listeners[i])
-		}
+		m.hosts = append(m.hosts, h)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	for _, g := range m.managers {
-		for _, host := range g.Targets() {
-			if err := g.Connection(host).WaitForConnect(ctx); err != nil {
-				return nil, err
-			}
+	for _, h := range m.hosts {
+		if err := h.wait(); err != nil {
+			return nil, err
 		}
 	}
 	return m, nil
@@ -114,16 +192,18 @@ func gridAuth(token string) error {
 	return nil
 }
 
-// conn is the connection from server i to server j.
-func (m *gridMesh) conn(i, j int) *grid.Connection { return m.managers[i].Connection(m.hosts[j]) }
+// conn is the connection from host i to host j.
+func (m *gridMesh) conn(i, j int) *grid.Connection {
+	return m.hosts[i].manager.Connection(m.hosts[j].manager.HostName())
+}
 
 func (m *gridMesh) close() error {
 	var errs []error
-	for _, s := range m.servers {
-		errs = append(errs, s.Close())
+	for _, h := range m.hosts {
+		errs = append(errs, h.server.Close())
 	}
-	for _, g := range m.managers {
-		errs = append(errs, g.Close())
+	for _, h := range m.hosts {
+		errs = append(errs, h.manager.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -190,28 +270,44 @@ func gridAsk(n int, payload []byte) []byte {
 
 func gridCountOf(b []byte) int { return int(b[0]) | int(b[1])<<8 | int(b[2])<<16 }
 
-// gridPair is two managers, the first of which calls the second.
-type gridPair struct {
-	mesh *gridMesh
-	gridCaller
-}
-
-func newGridPair(c config) (*gridPair, error) {
-	m, err := newGridMesh(2, c)
+// gridServe starts the host that is called by the one at c.client.
+func gridServe(c config) (*gridHost, error) {
+	l, err := net.Listen("tcp", loopback)
 	if err != nil {
 		return nil, err
 	}
-	return &gridPair{m, gridCaller{m.conn(0, 1)}}, nil
+	return newGridHost(l, []string{l.Addr().String(), c.client}, c)
 }
 
-func (p *gridPair) caller(int) (caller, error) { return p.gridCaller, nil }
-func (p *gridPair) close() error               { return p.mesh.close() }
+// gridClient is the host that calls.
+type gridClient struct {
+	host *gridHost
+	gridCaller
+}
+
+func gridDial(c config, addr string) (*gridClient, error) {
+	h, err := newGridHost(c.listener, []string{addr, c.client}, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.wait(); err != nil {
+		return nil, errors.Join(err, h.close())
+	}
+	return &gridClient{h, gridCaller{h.manager.Connection(gridURL(addr, c))}}, nil
+}
+
+func (c *gridClient) caller(int) (caller, error) { return c.gridCaller, nil }
+func (c *gridClient) close() error               { return c.host.close() }
 
 // gridCaller calls over one connection.
 type gridCaller struct{ conn *grid.Connection }
 
 func (c gridCaller) echo(payload []byte) error {
-	b, err := c.conn.SingleRequest(context.Background(), gridEcho, payload)
+	return c.echoContext(context.Background(), payload)
+}
+
+func (c gridCaller) echoContext(ctx context.Context, payload []byte) error {
+	b, err := c.conn.SingleRequest(ctx, gridEcho, payload)
 	if err != nil {
 		return err
 	}
@@ -304,9 +400,9 @@ func (c gridCaller) twoway(n int, payload []byte) error {
 }
 
 // idle implements idler.
-func (p *gridPair) idle(ctx context.Context) (func(), error) {
+func (c *gridClient) idle(ctx context.Context) (func(), error) {
 	ctx, cancel := context.WithCancel(ctx)
-	s, err := p.conn.NewStream(ctx, gridTwoWay, bytes.Repeat([]byte{1}, 16))
+	s, err := c.conn.NewStream(ctx, gridTwoWay, bytes.Repeat([]byte{1}, 16))
 	if err != nil {
 		cancel()
 		return nil, err
@@ -315,11 +411,11 @@ func (p *gridPair) idle(ctx context.Context) (func(), error) {
 }
 
 // gridNoInput opens streams whose handler takes no input.
-type gridNoInput struct{ *gridPair }
+type gridNoInput struct{ *gridClient }
 
-func (p gridNoInput) idle(ctx context.Context) (func(), error) {
+func (c gridNoInput) idle(ctx context.Context) (func(), error) {
 	ctx, cancel := context.WithCancel(ctx)
-	s, err := p.conn.NewStream(ctx, gridWait, nil)
+	s, err := c.conn.NewStream(ctx, gridWait, nil)
 	if err != nil {
 		cancel()
 		return nil, err

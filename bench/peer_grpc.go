@@ -23,97 +23,108 @@ func grpcPeer() peer {
 		name:   "grpc",
 		about:  "gRPC with generated stubs: one ClientConn for all callers, everything by default but the limit of a message",
 		module: "google.golang.org/grpc",
-		start:  func(c config) (pair, error) { return newGRPCPair(c) },
+		serve:  func(c config) (server, error) { return grpcServe(c) },
+		dial:   grpcDial,
 	}
 }
 
-// grpcPair is a server, and a connection to it for all callers.
-type grpcPair struct {
-	server *grpc.Server
-	conn   *grpc.ClientConn
-	grpcCaller
+type grpcServer struct {
+	*grpc.Server
+	listener net.Listener
 }
 
-// newGRPCPair has no use for a limit; options may set one.
-func newGRPCPair(c config, options ...grpc.ServerOption) (_ *grpcPair, err error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+// grpcServe has no use for a limit; options may set one.
+func grpcServe(c config, options ...grpc.ServerOption) (server, error) {
+	l, err := net.Listen("tcp", loopback)
 	if err != nil {
 		return nil, err
 	}
-	serverCreds, clientCreds := insecure.NewCredentials(), insecure.NewCredentials()
+	creds := insecure.NewCredentials()
 	if c.serverTLS != nil {
-		serverCreds, clientCreds = credentials.NewTLS(c.serverTLS), credentials.NewTLS(c.clientTLS)
+		creds = credentials.NewTLS(c.serverTLS)
 	}
-	p := &grpcPair{server: grpc.NewServer(append(options,
-		grpc.Creds(serverCreds),
+	s := &grpcServer{grpc.NewServer(append(options,
+		grpc.Creds(creds),
 		grpc.MaxRecvMsgSize(pbMaxMessage),
 		grpc.WaitForHandlers(true), // when it stops
-	)...)}
-	echopb.RegisterBenchServer(p.server, grpcServer{})
-	go p.server.Serve(l)
-	defer func() {
-		if err != nil {
-			p.close()
-		}
-	}()
-	p.conn, err = grpc.NewClient(l.Addr().String(),
-		grpc.WithTransportCredentials(clientCreds),
+	)...), l}
+	echopb.RegisterBenchServer(s, grpcMethods{})
+	go s.Serve(l)
+	return s, nil
+}
+
+func (s *grpcServer) addr() string { return s.listener.Addr().String() }
+
+func (s *grpcServer) close() error {
+	s.Stop()
+	return nil
+}
+
+// grpcClient is a connection for all callers.
+type grpcClient struct {
+	conn *grpc.ClientConn
+	grpcCaller
+}
+
+func grpcDial(c config, addr string) (client, error) {
+	creds := insecure.NewCredentials()
+	if c.clientTLS != nil {
+		creds = credentials.NewTLS(c.clientTLS)
+	}
+	conn, err := grpc.NewClient(addr,
+		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(pbMaxMessage)),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("grpc client: %w", err)
+		return nil, err
 	}
-	p.client = echopb.NewBenchClient(p.conn)
-	if err := p.echo(nil); err != nil { // it connects by the first call
-		return nil, fmt.Errorf("first call: %w", err)
+	g := &grpcClient{conn, grpcCaller{echopb.NewBenchClient(conn)}}
+	if err := g.echo(nil); err != nil { // it connects by the first call
+		return nil, errors.Join(fmt.Errorf("first call: %w", err), conn.Close())
 	}
-	return p, nil
+	return g, nil
 }
 
-func (p *grpcPair) caller(int) (caller, error) { return p.grpcCaller, nil }
-
-func (p *grpcPair) close() error {
-	var err error
-	if p.conn != nil {
-		err = p.conn.Close()
-	}
-	p.server.Stop()
-	return err
-}
+func (g *grpcClient) caller(int) (caller, error) { return g.grpcCaller, nil }
+func (g *grpcClient) close() error               { return g.conn.Close() }
 
 // idle implements idler.
-func (p *grpcPair) idle(ctx context.Context) (func(), error) {
-	s, err := p.client.TwoWay(ctx)
+func (g *grpcClient) idle(ctx context.Context) (func(), error) {
+	s, err := g.client.TwoWay(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("open: %w", err)
 	}
 	return pbIdle(s.Send, s.CloseSend, s.Recv)
 }
 
-type grpcServer struct {
+type grpcMethods struct {
 	pbUnary
 	echopb.UnsafeBenchServer // every method is here
 }
 
-func (grpcServer) Responses(ask *echopb.Ask, s grpc.ServerStreamingServer[echopb.Payload]) error {
+func (grpcMethods) Responses(ask *echopb.Ask, s grpc.ServerStreamingServer[echopb.Payload]) error {
 	return pbRespond(ask, s.Send)
 }
 
-func (grpcServer) Requests(s grpc.ClientStreamingServer[echopb.Payload, echopb.Empty]) error {
+func (grpcMethods) Requests(s grpc.ClientStreamingServer[echopb.Payload, echopb.Empty]) error {
 	if err := pbDrain(s.Recv); err != nil {
 		return err
 	}
 	return s.SendAndClose(new(echopb.Empty))
 }
 
-func (grpcServer) TwoWay(s grpc.BidiStreamingServer[echopb.Payload, echopb.Payload]) error {
+func (grpcMethods) TwoWay(s grpc.BidiStreamingServer[echopb.Payload, echopb.Payload]) error {
 	return pbReflect(s.Recv, s.Send)
 }
 
 type grpcCaller struct{ client echopb.BenchClient }
 
 func (c grpcCaller) echo(payload []byte) error {
-	p, err := c.client.Echo(context.Background(), &echopb.Payload{Data: payload})
+	return c.echoContext(context.Background(), payload)
+}
+
+func (c grpcCaller) echoContext(ctx context.Context, payload []byte) error {
+	p, err := c.client.Echo(ctx, &echopb.Payload{Data: payload})
 	if err != nil {
 		return fmt.Errorf("echo: %w", err)
 	}

@@ -16,13 +16,8 @@ func http1Peer() peer {
 	return peer{
 		name:  "http1",
 		about: "net/http: POST over HTTP/1.1 with keep-alive, a connection for each caller",
-		start: func(c config) (pair, error) {
-			p, err := newHTTP1Pair(c)
-			if err != nil {
-				return nil, fmt.Errorf("http1: %w", err)
-			}
-			return p, nil
-		},
+		serve: http1Serve,
+		dial:  http1Dial,
 	}
 }
 
@@ -38,35 +33,52 @@ const (
 	http1Grace = 5 * time.Second
 )
 
-// http1Pair is a server with one client, whose transport keeps connections.
-type http1Pair struct {
-	server    *http.Server
-	served    chan error
-	transport *http.Transport
-	http1Caller
+type http1Server struct {
+	*http.Server
+	listener net.Listener
+	served   chan error
 }
 
-func newHTTP1Pair(c config) (*http1Pair, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+// http1Protocols are those of both ends. Over TLS they would choose HTTP/2 if they could.
+func http1Protocols() *http.Protocols {
+	p := new(http.Protocols)
+	p.SetHTTP1(true)
+	return p
+}
+
+func http1Serve(c config) (server, error) {
+	l, err := net.Listen("tcp", loopback)
 	if err != nil {
 		return nil, err
 	}
-	// Over TLS both would choose HTTP/2 if they could.
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	p := &http1Pair{
-		server:    &http.Server{Handler: http1Mux(), Protocols: protocols, TLSConfig: c.serverTLS},
-		served:    make(chan error, 1),
-		transport: &http.Transport{MaxIdleConnsPerHost: c.callers, Protocols: protocols, TLSClientConfig: c.clientTLS},
+	s := &http1Server{
+		Server:   &http.Server{Handler: http1Mux(), Protocols: http1Protocols(), TLSConfig: c.serverTLS},
+		listener: l,
+		served:   make(chan error, 1),
 	}
-	p.http1Caller = http1Caller{client: &http.Client{Transport: p.transport}, url: "http://" + l.Addr().String()}
-	serve := func() error { return p.server.Serve(l) }
-	if c.serverTLS != nil {
-		p.url = "https://" + l.Addr().String()
-		serve = func() error { return p.server.ServeTLS(l, "", "") }
+	go func() {
+		if c.serverTLS != nil {
+			s.served <- s.ServeTLS(l, "", "")
+		} else {
+			s.served <- s.Serve(l)
+		}
+	}()
+	return s, nil
+}
+
+func (s *http1Server) addr() string { return s.listener.Addr().String() }
+
+func (s *http1Server) close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), http1Grace)
+	defer cancel()
+	err := s.Shutdown(ctx) // unlike Close it waits
+	if err != nil {
+		err = errors.Join(err, s.Close())
 	}
-	go func() { p.served <- serve() }()
-	return p, nil
+	if served := <-s.served; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, served)
+	}
+	return err
 }
 
 func http1Mux() *http.ServeMux {
@@ -118,22 +130,25 @@ func http1Answer(w http.ResponseWriter, contentType string, b []byte) {
 	w.Write(b)
 }
 
-func (p *http1Pair) caller(int) (caller, error) { return p.http1Caller, nil }
+// http1Client is one client for all callers, whose transport keeps connections.
+type http1Client struct {
+	transport *http.Transport
+	http1Caller
+}
 
-func (p *http1Pair) close() error {
-	p.transport.CloseIdleConnections()
-	ctx, cancel := context.WithTimeout(context.Background(), http1Grace)
-	defer cancel()
-	err := p.server.Shutdown(ctx) // unlike Close it waits
-	if err != nil {
-		err = errors.Join(err, p.server.Close())
+func http1Dial(c config, addr string) (client, error) {
+	t := &http.Transport{MaxIdleConnsPerHost: c.callers, Protocols: http1Protocols(), TLSClientConfig: c.clientTLS}
+	url := "http://" + addr
+	if c.clientTLS != nil {
+		url = "https://" + addr
 	}
-	if served := <-p.served; !errors.Is(served, http.ErrServerClosed) {
-		err = errors.Join(err, served)
-	}
-	if err != nil {
-		return fmt.Errorf("http1: close: %w", err)
-	}
+	return &http1Client{t, http1Caller{client: &http.Client{Transport: t}, url: url}}, nil
+}
+
+func (c *http1Client) caller(int) (caller, error) { return c.http1Caller, nil }
+
+func (c *http1Client) close() error {
+	c.transport.CloseIdleConnections()
 	return nil
 }
 
@@ -144,16 +159,21 @@ type http1Caller struct {
 }
 
 // call names the path in an error.
-func (c http1Caller) call(path, contentType string, payload []byte) ([]byte, error) {
-	b, err := c.post(path, contentType, payload)
+func (c http1Caller) call(ctx context.Context, path, contentType string, payload []byte) ([]byte, error) {
+	b, err := c.post(ctx, path, contentType, payload)
 	if err != nil {
 		return nil, fmt.Errorf("http1: %s: %w", path, err)
 	}
 	return b, nil
 }
 
-func (c http1Caller) post(path, contentType string, payload []byte) ([]byte, error) {
-	resp, err := c.client.Post(c.url+path, contentType, bytes.NewReader(payload))
+func (c http1Caller) post(ctx context.Context, path, contentType string, payload []byte) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url+path, bytes.NewReader(payload))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", contentType)
+	resp, err := c.client.Do(req)
 	if err != nil {
 		return nil, err
 	}
@@ -169,7 +189,11 @@ func (c http1Caller) post(path, contentType string, payload []byte) ([]byte, err
 }
 
 func (c http1Caller) echo(payload []byte) error {
-	b, err := c.call(http1Echo, http1Octets, payload)
+	return c.echoContext(context.Background(), payload)
+}
+
+func (c http1Caller) echoContext(ctx context.Context, payload []byte) error {
+	b, err := c.call(ctx, http1Echo, http1Octets, payload)
 	if err != nil {
 		return err
 	}
@@ -177,10 +201,10 @@ func (c http1Caller) echo(payload []byte) error {
 }
 
 func (c http1Caller) upload(payload []byte) error {
-	_, err := c.call(http1Upload, http1Octets, payload)
+	_, err := c.call(context.Background(), http1Upload, http1Octets, payload)
 	return err
 }
 
 func (c http1Caller) typed(v sample) error {
-	return plainTyped(v, func(b []byte) ([]byte, error) { return c.call(http1Typed, http1JSON, b) })
+	return plainTyped(v, func(b []byte) ([]byte, error) { return c.call(context.Background(), http1Typed, http1JSON, b) })
 }

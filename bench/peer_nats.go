@@ -1,13 +1,14 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
 	"time"
 
-	"github.com/nats-io/nats-server/v2/server"
+	broker "github.com/nats-io/nats-server/v2/server"
 	"github.com/nats-io/nats.go"
 )
 
@@ -15,15 +16,9 @@ func natsPeer() peer {
 	return peer{
 		name:   "nats",
 		module: "github.com/nats-io/nats.go",
-		about:  "NATS request-reply: its server within this process, a connection for the callers and one for the responder",
-		start: func(c config) (pair, error) {
-			p := new(natsPair)
-			if err := p.start(c); err != nil {
-				p.close()
-				return nil, fmt.Errorf("nats: %w", err)
-			}
-			return p, nil
-		},
+		about:  "NATS request-reply: its server within the process that answers, a connection for the callers and one for the responder",
+		serve:  natsServe,
+		dial:   natsDial,
 	}
 }
 
@@ -63,58 +58,61 @@ func plainTyped(v sample, call func([]byte) ([]byte, error)) error {
 	return checkTyped(answer.ID, answer.Size, v)
 }
 
-// natsPair is a server with two clients: one calls the other.
-type natsPair struct {
-	server    *server.Server
-	responder *nats.Conn
-	client    *nats.Conn
-
-	mu   sync.Mutex
-	errs []error // that the clients told of on the side
+// natsServer is a broker, with the client of it that answers.
+type natsServer struct {
+	broker    *broker.Server
+	responder natsClient
 }
 
-func (p *natsPair) start(c config) (err error) {
-	p.server, err = server.NewServer(&server.Options{
+func natsServe(c config) (_ server, err error) {
+	s := new(natsServer)
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	s.broker, err = broker.NewServer(&broker.Options{
 		Host:       "127.0.0.1",
-		Port:       server.RANDOM_PORT,
+		Port:       broker.RANDOM_PORT,
 		NoLog:      true,
 		NoSigs:     true,
 		MaxPayload: maxMessage,
 		// The server cuts off a client which has more than this ahead of it. All callers' largest
 		// messages may be on their way to the responder.
-		MaxPending: max(server.MAX_PENDING_SIZE, int64(c.callers+1)*maxMessage),
+		MaxPending: max(broker.MAX_PENDING_SIZE, int64(c.callers+1)*maxMessage),
 		TLS:        c.serverTLS != nil,
 		TLSConfig:  c.serverTLS,
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	p.server.Start()
-	if !p.server.ReadyForConnections(natsTimeout) {
-		return errors.New("the server does not start")
+	s.broker.Start()
+	if !s.broker.ReadyForConnections(natsTimeout) {
+		return nil, errors.New("the broker does not start")
 	}
-	options := []nats.Option{
-		nats.ErrorHandler(p.note),
-		nats.NoReconnect(), // a lost connection must not go unnoticed
+	if err := s.responder.connect(c, s.addr()); err != nil {
+		return nil, fmt.Errorf("responder: %w", err)
 	}
-	if c.clientTLS != nil {
-		options = append(options, nats.Secure(c.clientTLS))
+	if err := s.subscribe(); err != nil {
+		return nil, fmt.Errorf("subscribe: %w", err)
 	}
-	if p.responder, err = nats.Connect(p.server.ClientURL(), options...); err != nil {
-		return fmt.Errorf("connect the responder: %w", err)
+	return s, nil
+}
+
+func (s *natsServer) addr() string { return s.broker.ClientURL() }
+
+func (s *natsServer) close() error {
+	err := s.responder.close()
+	if s.broker != nil {
+		s.broker.Shutdown()
+		s.broker.WaitForShutdown() // but it closes TLS connections on the side, soon after
 	}
-	if err := p.subscribe(); err != nil {
-		return fmt.Errorf("subscribe: %w", err)
-	}
-	if p.client, err = nats.Connect(p.server.ClientURL(), options...); err != nil {
-		return fmt.Errorf("connect the client: %w", err)
-	}
-	return nil
+	return err
 }
 
 // subscribe sets up the responder. An answer that cannot be sent is missed by the caller, no need
 // to handle its error here.
-func (p *natsPair) subscribe() error {
+func (s *natsServer) subscribe() error {
 	for subject, handle := range map[string]nats.MsgHandler{
 		natsEcho:   func(m *nats.Msg) { m.Respond(m.Data) },
 		natsUpload: func(m *nats.Msg) { m.Respond(nil) },
@@ -126,47 +124,66 @@ func (p *natsPair) subscribe() error {
 			m.Respond(b)
 		},
 	} {
-		s, err := p.responder.Subscribe(subject, handle)
+		sub, err := s.responder.conn.Subscribe(subject, handle)
 		if err != nil {
 			return err
 		}
 		// By default a third message of the largest size would be dropped.
-		if err := s.SetPendingLimits(-1, -1); err != nil {
+		if err := sub.SetPendingLimits(-1, -1); err != nil {
 			return err
 		}
 	}
-	return p.responder.FlushTimeout(natsTimeout) // until the server knows of all
+	return s.responder.conn.FlushTimeout(natsTimeout) // until the server knows of all
+}
+
+// natsClient is a connection to the broker.
+type natsClient struct {
+	conn *nats.Conn
+
+	mu   sync.Mutex
+	errs []error // that it told of on the side
+}
+
+func natsDial(c config, addr string) (client, error) {
+	n := new(natsClient)
+	if err := n.connect(c, addr); err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+func (n *natsClient) connect(c config, url string) (err error) {
+	options := []nats.Option{
+		nats.ErrorHandler(n.note),
+		nats.NoReconnect(), // a lost connection must not go unnoticed
+	}
+	if c.clientTLS != nil {
+		options = append(options, nats.Secure(c.clientTLS))
+	}
+	n.conn, err = nats.Connect(url, options...)
+	return err
 }
 
 // note keeps errors that belong to no call, such as that messages were dropped. They are returned
 // by close.
-func (p *natsPair) note(_ *nats.Conn, s *nats.Subscription, err error) {
+func (n *natsClient) note(_ *nats.Conn, s *nats.Subscription, err error) {
 	if s != nil {
 		err = fmt.Errorf("subscription of %s: %w", s.Subject, err)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.errs = append(p.errs, err)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.errs = append(n.errs, err)
 }
 
-func (p *natsPair) caller(int) (caller, error) { return natsCaller{p.client}, nil }
+func (n *natsClient) caller(int) (caller, error) { return natsCaller{n.conn}, nil }
 
-func (p *natsPair) close() error {
-	for _, c := range []*nats.Conn{p.client, p.responder} {
-		if c != nil {
-			c.Close()
-		}
+func (n *natsClient) close() error {
+	if n.conn != nil {
+		n.conn.Close()
 	}
-	if p.server != nil {
-		p.server.Shutdown()
-		p.server.WaitForShutdown() // but it closes TLS connections on the side, soon after
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err := errors.Join(p.errs...); err != nil {
-		return fmt.Errorf("nats: %w", err)
-	}
-	return nil
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return errors.Join(n.errs...)
 }
 
 // natsCaller calls through the one client connection.
@@ -179,6 +196,15 @@ func (c natsCaller) call(subject string, payload []byte) ([]byte, error) {
 		return nil, fmt.Errorf("nats: %s: %w", subject, err)
 	}
 	return m.Data, nil
+}
+
+// echoContext has the deadline of ctx in place of natsTimeout.
+func (c natsCaller) echoContext(ctx context.Context, payload []byte) error {
+	m, err := c.conn.RequestWithContext(ctx, natsEcho, payload)
+	if err != nil {
+		return fmt.Errorf("nats: %s: %w", natsEcho, err)
+	}
+	return checkEcho(len(m.Data), len(payload))
 }
 
 func (c natsCaller) echo(payload []byte) error {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"net"
 	"net/rpc"
@@ -27,7 +26,6 @@ func plainSampleOf(v sample) *PlainSample {
 // the peers that sit on a bare TCP or TLS connection.
 type plainServer struct {
 	listener net.Listener
-	tls      *tls.Config // the clients'
 	handle   func(net.Conn)
 	wg       sync.WaitGroup
 
@@ -37,15 +35,15 @@ type plainServer struct {
 }
 
 // newPlainServer serves each connection by handle, after which it is closed.
-func newPlainServer(c config, handle func(net.Conn)) (*plainServer, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func newPlainServer(c config, handle func(net.Conn)) (server, error) {
+	l, err := net.Listen("tcp", loopback)
 	if err != nil {
 		return nil, err
 	}
 	if c.serverTLS != nil {
 		l = tls.NewListener(l, c.serverTLS)
 	}
-	s := &plainServer{listener: l, tls: c.clientTLS, handle: handle, conns: make(map[net.Conn]struct{})}
+	s := &plainServer{listener: l, handle: handle, conns: make(map[net.Conn]struct{})}
 	s.wg.Go(s.accept)
 	return s, nil
 }
@@ -82,11 +80,12 @@ func (s *plainServer) remove(conn net.Conn) {
 	delete(s.conns, conn)
 }
 
-// dial makes a connection to the server.
-func (s *plainServer) dial() (net.Conn, error) {
-	addr := s.listener.Addr().String()
-	if s.tls != nil {
-		conn, err := tls.Dial("tcp", addr, s.tls)
+func (s *plainServer) addr() string { return s.listener.Addr().String() }
+
+// plainDial makes a connection to a server, over TLS if that is asked for.
+func plainDial(c config, addr string) (net.Conn, error) {
+	if c.clientTLS != nil {
+		conn, err := tls.Dial("tcp", addr, c.clientTLS)
 		if err != nil {
 			return nil, err // not a nil *tls.Conn in an interface
 		}
@@ -113,13 +112,8 @@ func netrpcPeer() peer {
 	return peer{
 		name:  "netrpc",
 		about: "the standard library's net/rpc: gob, one TCP connection for all callers",
-		start: func(c config) (pair, error) {
-			p, err := newNetRPCPair(c)
-			if err != nil {
-				return nil, fmt.Errorf("net/rpc: %w", err)
-			}
-			return p, nil
-		},
+		serve: netrpcServe,
+		dial:  netrpcDial,
 	}
 }
 
@@ -147,36 +141,27 @@ func (netrpcServer) Typed(v *PlainSample, answer *PlainSample) error {
 	return nil
 }
 
-// netrpcPair is a server with one client.
-type netrpcPair struct {
-	server *plainServer
-	netrpcCaller
-}
-
-func newNetRPCPair(c config) (*netrpcPair, error) {
+func netrpcServe(c config) (server, error) {
 	methods := rpc.NewServer()
 	if err := methods.RegisterName(netrpcService, netrpcServer{}); err != nil {
 		return nil, err
 	}
-	s, err := newPlainServer(c, func(conn net.Conn) { methods.ServeConn(conn) })
+	return newPlainServer(c, func(conn net.Conn) { methods.ServeConn(conn) })
+}
+
+func netrpcDial(c config, addr string) (client, error) {
+	conn, err := plainDial(c, addr)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := s.dial()
-	if err != nil {
-		return nil, errors.Join(err, s.close())
-	}
-	return &netrpcPair{s, netrpcCaller{rpc.NewClient(conn)}}, nil
+	return netrpcClient{netrpcCaller{rpc.NewClient(conn)}}, nil
 }
 
-func (p *netrpcPair) caller(int) (caller, error) { return p.netrpcCaller, nil }
+// netrpcClient is one client for all callers.
+type netrpcClient struct{ netrpcCaller }
 
-func (p *netrpcPair) close() error {
-	if err := errors.Join(p.client.Close(), p.server.close()); err != nil {
-		return fmt.Errorf("net/rpc: close: %w", err)
-	}
-	return nil
-}
+func (c netrpcClient) caller(int) (caller, error) { return c.netrpcCaller, nil }
+func (c netrpcClient) close() error               { return c.client.Close() }
 
 // netrpcCaller calls through the one client.
 type netrpcCaller struct{ client *rpc.Client }

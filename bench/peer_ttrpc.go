@@ -17,86 +17,89 @@ func ttrpcPeer() peer {
 		name:   "ttrpc",
 		about:  "ttrpc with generated stubs: one connection for all callers, everything by default; messages of at most 4 MiB",
 		module: "github.com/containerd/ttrpc",
-		start:  func(c config) (pair, error) { return newTTRPCPair(c) },
+		serve:  ttrpcServe,
+		dial:   ttrpcDial,
 	}
 }
 
-// ttrpcPair is a server, and a connection to it for all callers.
-type ttrpcPair struct {
-	server   *ttrpc.Server
+type ttrpcServer struct {
+	*ttrpc.Server
+	address  string
 	accepted sockets
 	served   chan error
-	conn     *ttrpc.Client
-	ttrpcCaller
 }
 
-func newTTRPCPair(c config) (_ *ttrpcPair, err error) {
-	server, err := ttrpc.NewServer()
-	if err != nil {
-		return nil, fmt.Errorf("ttrpc server: %w", err)
-	}
-	echopb.RegisterTTRPCBenchService(server, ttrpcServer{})
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func ttrpcServe(c config) (server, error) {
+	serving, err := ttrpc.NewServer()
 	if err != nil {
 		return nil, err
 	}
-	addr := l.Addr().String()
-	p := &ttrpcPair{server: server, served: make(chan error, 1)}
-	l = watchedListener{l, &p.accepted}
+	echopb.RegisterTTRPCBenchService(serving, ttrpcMethods{})
+	l, err := net.Listen("tcp", loopback)
+	if err != nil {
+		return nil, err
+	}
+	s := &ttrpcServer{Server: serving, address: l.Addr().String(), served: make(chan error, 1)}
+	l = watchedListener{l, &s.accepted}
 	if c.serverTLS != nil { // it has none of its own
 		l = tls.NewListener(l, c.serverTLS)
 	}
-	go func() { p.served <- server.Serve(context.Background(), l) }()
-	var conn net.Conn
-	if c.clientTLS != nil {
-		conn, err = tls.Dial("tcp", addr, c.clientTLS)
-	} else {
-		conn, err = net.Dial("tcp", addr)
-	}
-	if err != nil {
-		p.close()
-		return nil, err
-	}
-	p.conn = ttrpc.NewClient(conn)
-	p.client = echopb.NewTTRPCBenchClient(p.conn)
-	return p, nil
+	go func() { s.served <- s.Serve(context.Background(), l) }()
+	return s, nil
 }
 
-func (p *ttrpcPair) caller(int) (caller, error) { return p.ttrpcCaller, nil }
+func (s *ttrpcServer) addr() string { return s.address }
 
-func (p *ttrpcPair) close() error {
-	var errs []error
-	if p.conn != nil {
-		errs = append(errs, p.conn.Close(), p.conn.UserOnCloseWait(context.Background()))
+func (s *ttrpcServer) close() error {
+	err := s.Close()
+	if serr := <-s.served; !errors.Is(serr, ttrpc.ErrServerClosed) {
+		err = errors.Join(err, serr)
 	}
-	errs = append(errs, p.server.Close())
-	if err := <-p.served; !errors.Is(err, ttrpc.ErrServerClosed) {
-		errs = append(errs, err)
+	s.accepted.wait()
+	return err
+}
+
+// ttrpcClient is a connection for all callers.
+type ttrpcClient struct {
+	conn *ttrpc.Client
+	ttrpcCaller
+}
+
+func ttrpcDial(c config, addr string) (client, error) {
+	conn, err := plainDial(c, addr)
+	if err != nil {
+		return nil, err
 	}
-	p.accepted.wait()
-	return errors.Join(errs...)
+	t := ttrpc.NewClient(conn)
+	return &ttrpcClient{t, ttrpcCaller{echopb.NewTTRPCBenchClient(t)}}, nil
+}
+
+func (t *ttrpcClient) caller(int) (caller, error) { return t.ttrpcCaller, nil }
+
+func (t *ttrpcClient) close() error {
+	return errors.Join(t.conn.Close(), t.conn.UserOnCloseWait(context.Background()))
 }
 
 // idle implements idler.
-func (p *ttrpcPair) idle(ctx context.Context) (func(), error) {
-	s, err := p.client.TwoWay(ctx)
+func (t *ttrpcClient) idle(ctx context.Context) (func(), error) {
+	s, err := t.client.TwoWay(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("open: %w", err)
 	}
 	return pbIdle(s.Send, s.CloseSend, s.Recv)
 }
 
-type ttrpcServer struct{ pbUnary }
+type ttrpcMethods struct{ pbUnary }
 
-func (ttrpcServer) Responses(_ context.Context, ask *echopb.Ask, s echopb.TTRPCBench_ResponsesServer) error {
+func (ttrpcMethods) Responses(_ context.Context, ask *echopb.Ask, s echopb.TTRPCBench_ResponsesServer) error {
 	return pbRespond(ask, s.Send)
 }
 
-func (ttrpcServer) Requests(_ context.Context, s echopb.TTRPCBench_RequestsServer) (*echopb.Empty, error) {
+func (ttrpcMethods) Requests(_ context.Context, s echopb.TTRPCBench_RequestsServer) (*echopb.Empty, error) {
 	return new(echopb.Empty), pbDrain(s.Recv)
 }
 
-func (ttrpcServer) TwoWay(_ context.Context, s echopb.TTRPCBench_TwoWayServer) error {
+func (ttrpcMethods) TwoWay(_ context.Context, s echopb.TTRPCBench_TwoWayServer) error {
 	return pbReflect(s.Recv, s.Send)
 }
 
@@ -111,7 +114,11 @@ func ttrpcErr(what string, err error) error {
 }
 
 func (c ttrpcCaller) echo(payload []byte) error {
-	p, err := c.client.Echo(context.Background(), &echopb.Payload{Data: payload})
+	return c.echoContext(context.Background(), payload)
+}
+
+func (c ttrpcCaller) echoContext(ctx context.Context, payload []byte) error {
+	p, err := c.client.Echo(ctx, &echopb.Payload{Data: payload})
 	if err != nil {
 		return ttrpcErr("echo", err)
 	}

@@ -19,13 +19,8 @@ func yamuxPeer() peer {
 		name:   "yamux",
 		module: "github.com/hashicorp/yamux",
 		about:  "hashicorp/yamux: length-prefixed messages, a stream kept by each caller, further ones for streams",
-		start: func(c config) (pair, error) {
-			p := new(yamuxPair)
-			if err := p.start(c); err != nil {
-				return nil, fmt.Errorf("yamux: %w", err)
-			}
-			return p, nil
-		},
+		serve:  func(c config) (server, error) { return newPlainServer(c, yamuxServe) },
+		dial:   yamuxDial,
 	}
 }
 
@@ -175,32 +170,29 @@ func yamuxHandle(s *yamux.Stream) error {
 	return err
 }
 
-// yamuxPair is a server with one client session.
-type yamuxPair struct {
-	server  *plainServer
+// yamuxClient is one session for all callers.
+type yamuxClient struct {
 	session *yamux.Session
 	callers []yamuxCaller
 }
 
-func (p *yamuxPair) start(c config) (err error) {
-	if p.server, err = newPlainServer(c, yamuxServe); err != nil {
-		return err
-	}
-	conn, err := p.server.dial()
+func yamuxDial(c config, addr string) (client, error) {
+	conn, err := plainDial(c, addr)
 	if err != nil {
-		return errors.Join(err, p.server.close())
+		return nil, err
 	}
-	if p.session, err = yamux.Client(conn, yamuxConfig()); err != nil {
-		return errors.Join(err, conn.Close(), p.server.close())
+	y := new(yamuxClient)
+	if y.session, err = yamux.Client(conn, yamuxConfig()); err != nil {
+		return nil, errors.Join(err, conn.Close())
 	}
 	for range c.callers {
-		e, err := yamuxOpen(p.session, yamuxCalls, 0)
+		e, err := yamuxOpen(y.session, yamuxCalls, 0)
 		if err != nil {
-			return errors.Join(err, p.close())
+			return nil, errors.Join(err, y.close())
 		}
-		p.callers = append(p.callers, yamuxCaller{p.session, e})
+		y.callers = append(y.callers, yamuxCaller{y.session, e})
 	}
-	return nil
+	return y, nil
 }
 
 // yamuxOpen opens a stream, whose beginning goes with its first message.
@@ -215,18 +207,12 @@ func yamuxOpen(session *yamux.Session, kind byte, n int) (*yamuxEnd, error) {
 	return e, nil
 }
 
-func (p *yamuxPair) caller(i int) (caller, error) { return p.callers[i], nil }
-
-func (p *yamuxPair) close() error {
-	if err := errors.Join(p.session.Close(), p.server.close()); err != nil {
-		return fmt.Errorf("yamux: close: %w", err)
-	}
-	return nil
-}
+func (c *yamuxClient) caller(i int) (caller, error) { return c.callers[i], nil }
+func (c *yamuxClient) close() error                 { return c.session.Close() }
 
 // idle implements idler.
-func (p *yamuxPair) idle(ctx context.Context) (func(), error) {
-	s, err := p.session.OpenStream()
+func (c *yamuxClient) idle(ctx context.Context) (func(), error) {
+	s, err := c.session.OpenStream()
 	if err != nil {
 		return nil, fmt.Errorf("yamux: open a stream: %w", err)
 	}
@@ -270,6 +256,14 @@ func (c yamuxCaller) echo(payload []byte) error {
 		return err
 	}
 	return checkEcho(len(b), len(payload))
+}
+
+// echoWithin is with a deadline of the stream, which has no contexts.
+func (c yamuxCaller) echoWithin(d time.Duration, payload []byte) error {
+	if err := c.calls.SetDeadline(time.Now().Add(d)); err != nil {
+		return fmt.Errorf("yamux: deadline: %w", err)
+	}
+	return c.echo(payload)
 }
 
 func (c yamuxCaller) upload(payload []byte) error {

@@ -27,6 +27,7 @@ var plainPeers = []struct {
 	{peer: yamuxPeer(), upload: true, typed: true, streams: true, idle: true},
 	{peer: gorillaFloor()},
 	{peer: tcpFloor()},
+	{peer: muxFloor()},
 }
 
 // plainRun runs test with a pair, and checks that nothing is left of it.
@@ -45,16 +46,22 @@ func plainRun(t *testing.T, p peer, c config, test func(t *testing.T, p pair)) {
 
 // plainEach runs test for each peer, with TLS and without.
 func plainEach(t *testing.T, callers int, test func(t *testing.T, p pair)) {
-	serverTLS, clientTLS, err := newTLS()
-	require.NoError(t, err)
+	c := config{callers: callers}
+	overTLS := tlsConfig(t, callers)
 	for _, p := range plainPeers {
-		t.Run(p.peer.name, func(t *testing.T) {
-			plainRun(t, p.peer, config{callers: callers}, test)
-		})
-		t.Run(p.peer.name+"/tls", func(t *testing.T) {
-			plainRun(t, p.peer, config{callers: callers, serverTLS: serverTLS, clientTLS: clientTLS}, test)
-		})
+		t.Run(p.peer.name, func(t *testing.T) { plainRun(t, p.peer, c, test) })
+		t.Run(p.peer.name+"/tls", func(t *testing.T) { plainRun(t, p.peer, overTLS, test) })
 	}
+}
+
+// tlsConfig is one for calls over TLS.
+func tlsConfig(t *testing.T, callers int) config {
+	t.Helper()
+	id, err := newIdentity()
+	require.NoError(t, err)
+	c := config{callers: callers}
+	require.NoError(t, id.addTo(&c))
+	return c
 }
 
 // plainSockets counts the open sockets where the system lists them.
@@ -95,7 +102,7 @@ func TestPlainPeers_HaveWhatIsListed(t *testing.T) {
 				_, upload := c.(uploader)
 				_, typed := c.(typedCaller)
 				_, streams := c.(streamer)
-				_, idle := pr.(idler)
+				_, idle := pr.client.(idler)
 				assert.Equal(t, p.upload, upload, "upload")
 				assert.Equal(t, p.typed, typed, "typed")
 				assert.Equal(t, p.streams, streams, "streams")
@@ -198,7 +205,7 @@ func TestPlainPeers_ServeManyCallers(t *testing.T) {
 func TestPlainPeers_KeepIdleStreams(t *testing.T) {
 	const streams = 10
 	plainEach(t, 1, func(t *testing.T, p pair) {
-		i, ok := p.(idler)
+		i, ok := p.client.(idler)
 		if !ok {
 			t.Skip("has no streams")
 		}

@@ -28,12 +28,11 @@ var protoPeers = []struct {
 // eachProtoPeer runs test with a pair of each peer, in plain text and over TLS, and checks that
 // nothing is left of it.
 func eachProtoPeer(t *testing.T, callers, atLeast int, test func(t *testing.T, p pair)) {
-	serverTLS, clientTLS, err := newTLS()
-	require.NoError(t, err)
+	overTLS := tlsConfig(t, callers)
 	for _, p := range protoPeers {
 		for name, c := range map[string]config{
 			"plain": {callers: callers},
-			"tls":   {callers: callers, serverTLS: serverTLS, clientTLS: clientTLS},
+			"tls":   overTLS,
 		} {
 			t.Run(p.peer.name+"/"+name, func(t *testing.T) {
 				if p.atMost < atLeast {
@@ -161,7 +160,7 @@ func TestProtoPeers_KeepIdleStreams(t *testing.T) {
 		sockets := openSockets(t)
 		var ends []func()
 		for range 10 {
-			end, err := p.(idler).idle(context.Background())
+			end, err := p.client.(idler).idle(context.Background())
 			require.NoError(t, err)
 			ends = append(ends, end)
 		}
@@ -178,7 +177,7 @@ func TestProtoPeers_KeepIdleStreams(t *testing.T) {
 func TestProtoPeers_CloseWithIdleStreams(t *testing.T) {
 	eachProtoPeer(t, 1, 0, func(t *testing.T, p pair) {
 		for range 10 {
-			_, err := p.(idler).idle(context.Background())
+			_, err := p.client.(idler).idle(context.Background())
 			require.NoError(t, err)
 		}
 	})

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"html"
 	"io"
 	"maps"
 	"slices"
@@ -51,6 +52,10 @@ var about = map[string][2]string{
 	"stream-requests":  {"Streams of requests", "Ten messages of 512 bytes there, and the end of the stream back. The time is that of the whole stream. A column is a number of callers."},
 	"stream-twoway":    {"Two-way streams", "Ten messages of 512 bytes, each of which the handler sends back. The time is that of the whole stream. A column is a number of callers."},
 	"stream-long":      {"A long stream", "One two-way stream with as many messages as the column says. The time is that of one message there and back."},
+	"deadline":         {"Calls with a deadline", "The calls with 512 bytes, each with a deadline of its own, which it never reaches: `context.WithTimeout` for each call, as real programs have; with yamux that of the stream. Of grid also with a timeout that is an option (grid-option), and without any (grid-none). A column is a number of callers."},
+	"deadline-of-none": {"What a deadline costs", "The time of grid's calls with a deadline by that of its calls without one, in the same rounds."},
+	"bulk":             {"Bulk", "One stream of 64 MiB, one way, and its end back. The time is that of one message, and a column is the size of these."},
+	"bulk-rate":        {"Bulk by second", "The throughput of that stream."},
 	"mixed":            {"Small calls next to bulk", "How long small calls take, one due every millisecond, while payloads of 16 MiB go the same way without a pause; and how much of these gets through (bulk). p99.9 is that of the calls of all rounds together."},
 	"overload":         {"Overload", overloadAbout},
 	"idle":             {"What idle connections and streams cost", "Live heap with stacks, and goroutines. For a connection (conn) they are those of one end; for a stream on which nothing happens, those of both ends together. grid's connections are those of a mesh of 32, and what its managers and servers need is counted with them; those of the others are 64 pairs, each with a server of its own (for NATS a whole broker), over which one call was made. There are 10,000 streams of grid and grpc, 1,000 of the others."},
@@ -72,21 +77,31 @@ func (r *report) writeMarkdown(w io.Writer) error {
 	show := func(name string) bool {
 		c, ok := charts[name]
 		if ok {
-			fmt.Fprintf(b, "![%s](%s.svg)\n\n", c.alt, name)
+			b.WriteString(c.picture(""))
+			b.WriteString("\n\n")
 			delete(charts, name)
 		}
 		return ok
 	}
+	// section begins a section, or for one with an end in each process a part of that.
 	section := func(name string) {
-		title, text := about[name][0], about[name][1]
-		fmt.Fprintf(b, "## %s\n\n", cmp.Or(title, name))
-		if text != "" {
-			fmt.Fprintf(b, "%s\n\n", text)
+		base, two := strings.CutSuffix(name, inTwo)
+		title, text := about[base][0], about[base][1]
+		if two {
+			b.WriteString("### With an end in each process\n\n")
+		} else {
+			fmt.Fprintf(b, "## %s\n\n", cmp.Or(title, name))
+			if text != "" {
+				fmt.Fprintf(b, "%s\n\n", text)
+			}
 		}
 		if strings.HasPrefix(name, "stream-") {
-			name = "streams" // one chart for all, at the first of them
+			base = "streams" // one chart for all, at the first of them
 		}
-		show(name)
+		if two {
+			base += inTwo
+		}
+		show(base)
 	}
 
 	r.writeHead(b)
@@ -105,14 +120,17 @@ func (r *report) writeMarkdown(w io.Writer) error {
 			if peer != "grid" && v.Ratio > 0 {
 				s += " (" + times(1/v.Ratio) + ")"
 			}
+			if len(v.Rounds) > 1 {
+				s += between(duration, slices.Min(v.Rounds), slices.Max(v.Rounds))
+			}
 			return s
 		})
 	}
 	r.writeAllocs(b)
 	for _, group := range r.groups() {
 		section(group)
-		if group == "overload" {
-			r.writeOverload(b)
+		if strings.HasPrefix(group, "overload") {
+			r.writeOverload(b, group)
 			continue
 		}
 		if group == "star" {
@@ -120,14 +138,49 @@ func (r *report) writeMarkdown(w io.Writer) error {
 			continue
 		}
 		r.writeTable(b, r.columns(group), func(peer, column string) string {
-			if f := r.figure(group, column, peer); f != nil {
-				return amount(f.Value, f.Unit)
+			f := r.figure(group, column, peer)
+			if f == nil {
+				return ""
 			}
-			return ""
+			write := func(v float64) string { return amount(v, f.Unit) }
+			if f.Most == 0 {
+				return write(f.Value)
+			}
+			return write(f.Value) + between(write, f.Least, f.Most)
 		})
 	}
 	_, err := w.Write(append(bytes.TrimSpace(b.Bytes()), '\n'))
 	return err
+}
+
+// between writes the spread of a value below it.
+func between(write func(float64) string, least, most float64) string {
+	return "<br><sub>" + spread(write(least), write(most)) + "</sub>"
+}
+
+// spread writes a range, with the unit once where both have the same.
+func spread(least, most string) string {
+	if v, unit, ok := strings.Cut(least, " "); ok && strings.HasSuffix(most, " "+unit) {
+		least = v
+	}
+	return least + " – " + most
+}
+
+// picture shows a chart, for light pages and for dark ones; dir is the path to its folder.
+func (c chart) picture(dir string) string {
+	return fmt.Sprintf(`<picture>
+  <source media="(prefers-color-scheme: dark)" srcset="%[1]s%[2]s-dark.svg">
+  <img alt="%[3]s" src="%[1]s%[2]s.svg">
+</picture>`, dir, c.name, html.EscapeString(c.alt))
+}
+
+// shortCommit is as much of the commit as names it.
+func (r *report) shortCommit() string {
+	s := r.Commit[:min(len(r.Commit), 12)]
+	if r.Dirty {
+		s += " with changes"
+	}
+	return s
 }
 
 // later says which shapes were measured after the others.
@@ -150,23 +203,33 @@ charts are made by the module in bench/ of this repository.
 - **Go:** %s, %s
 - **CPU:** %s; %d cores used (GOMAXPROCS)
 - **Rounds:** %d, each with %s for a measurement
+- **Commit:** %s
 %s
-Both ends are in one process, connected over TCP on the loopback interface: they share
-the cores, and there is no network between them. Peers take turns, and each has only
-itself running when it is measured. So the live heap is small, and the garbage collector
-runs often for those that allocate much: in a process with a larger heap they lose less
-to it. Other machines and loads give other numbers.
+The ends are connected over TCP on the loopback interface: they share the cores, and there
+is no network between them. First both are in one process, where waking the other end is
+a switch between goroutines; then *with an end in each process*, as people run it, where
+that takes the kernel. Peers take turns, and each has only itself running when it is
+measured. So the live heap is small, and the garbage collector runs often for those that
+allocate much: in a process with a larger heap they lose less to it. Other machines and
+loads give other numbers.
 
 The time of an operation is that of the measurement by the operations of all callers, so
 it becomes shorter as callers are added; it is not the latency that one of them sees.
-The median of the rounds is given. ×4.2 says that a peer takes 4.2 times as long as grid:
+The median of the rounds is given, with the least and the most of them in small below it,
+or as whiskers in a chart. ×4.2 says that a peer takes 4.2 times as long as grid:
 the median of the ratios in each round, and so not exactly that of the two times; below
 ×1 grid is the slower one.
-`, r.Made.UTC().Format("2 January 2006, 15:04 UTC"), r.Took.Round(time.Second), r.Go, r.OS, r.CPU, r.Cores, r.Rounds, r.Round, r.later())
+`, r.Made.UTC().Format("2 January 2006, 15:04 UTC"), r.Took.Round(time.Second), r.Go, r.OS, r.CPU, r.Cores, r.Rounds, r.Round, cmp.Or(r.shortCommit(), "unknown"), r.later())
 	if mid, most := r.spread(); most > 0 {
 		fmt.Fprintf(b, `Among the rounds of one measurement, the slowest took %.2f times as long as the fastest in
 the median case, and %.2f times at worst.
 `, mid, most)
+	}
+	if len(r.Failed) > 0 {
+		b.WriteString("\nWhat could not be measured:\n\n")
+		for _, f := range r.Failed {
+			fmt.Fprintf(b, "- %s\n", strings.ReplaceAll(f, "\n", " "))
+		}
 	}
 	b.WriteString("\n## Who takes part\n\n")
 	rows := [][]string{{"Peer", "Version", "What it is, and how it is run"}, {"---", "---", "---"}}
@@ -182,8 +245,9 @@ the median case, and %.2f times at worst.
 	writeRows(b, rows)
 	if floors {
 		b.WriteString("The floors are no way to call: they only move bytes, which every peer has to do as well.\n" +
-			"They show how much of a time is the transport's, and are not competitors. A peer that\n" +
-			"sends the calls of several callers together can be faster than they are.\n\n")
+			"They show how much of a time is the transport's, and are not competitors. *mux* is the\n" +
+			"measure for calls: what a library with calls that block over one connection must do at the\n" +
+			"least. *window* is below what such a library can reach.\n\n")
 	}
 }
 
@@ -191,7 +255,7 @@ the median case, and %.2f times at worst.
 func (r *report) writeAllocs(b *bytes.Buffer) {
 	const size = "64"
 	has := func(shape string) bool {
-		return slices.ContainsFunc(r.Results, func(v result) bool {
+		return !strings.HasSuffix(shape, inTwo) && slices.ContainsFunc(r.Results, func(v result) bool {
 			return v.Shape == shape && v.Size == size && v.Allocs >= 0
 		})
 	}
@@ -305,14 +369,6 @@ func (r *report) find(shape, size, peer string) *result {
 		}
 	}
 	return nil
-}
-
-// median is that of a result, or 0.
-func (r *report) median(shape, size, peer string) float64 {
-	if v := r.find(shape, size, peer); v != nil {
-		return v.Median
-	}
-	return 0
 }
 
 // value is that of a figure, or 0.

@@ -28,7 +28,7 @@ func smallReport() *report {
 			{Shape: "unary", Size: "8", Peer: "tcp", Median: 1000, Ratio: 1.23456, Allocs: -1, Bytes: -1},
 			{Shape: "tls", Size: "2", Peer: "grpc", Median: 1000, Allocs: -1},
 		},
-		Figures: []figure{{"mixed/p99.9/grid", 1.23456789, "ms"}, {"mesh/8/grid", 1234567.8, "calls/s"}},
+		Figures: []figure{{Name: "mixed/p99.9/grid", Value: 1.23456789, Unit: "ms"}, {Name: "mesh/8/grid", Value: 1234567.8, Unit: "calls/s"}},
 	}
 }
 
@@ -37,6 +37,7 @@ func fullReport() *report {
 	r := &report{
 		Made: time.Date(2026, 3, 14, 15, 9, 26, 0, time.UTC), Took: 754 * time.Second,
 		Go: "go1.26.8", OS: "linux/amd64", CPU: "Fast(TM) CPU @ 2.90GHz", Cores: 2, Rounds: 3, Round: 250 * time.Millisecond,
+		Commit: "0123456789abcdef0123456789abcdef01234567", Dirty: true,
 	}
 	peers := []struct {
 		name            string
@@ -45,6 +46,8 @@ func fullReport() *report {
 		heap, streaming float64
 	}{
 		{"grid", 2600, 0.8, true, true, 31000, 2100},
+		{"grid-option", 2700, 0.8, false, false, 0, 0},
+		{"grid-none", 2650, 0.8, false, false, 0, 0},
 		{"grpc", 15500, 1.6, true, true, 68000, 5200},
 		{"connect", 31000, 2.1, true, true, 61000, 14000},
 		{"drpc", 9100, 1.1, true, true, 22000, 0},
@@ -55,38 +58,46 @@ func fullReport() *report {
 		{"yamux", 10900, 1.3, true, false, 17000, 3300},
 		{"gorilla", 6900, 0.9, true, false, 11100, 0},
 		{"tcp", 5900, 0.5, true, false, 4100, 0},
+		{"mux", 1900, 0.6, false, false, 4100, 0},
+		{"window", 900, 0.5, false, false, 4100, 0},
 	}
 	for _, p := range peers {
 		r.Peers = append(r.Peers, peerInfo{
-			Name: p.name, About: "made up | as it might be", Version: "v1.2.3", Floor: p.name == "gorilla" || p.name == "tcp",
+			Name: p.name, About: "made up | as it might be", Version: "v1.2.3", Floor: slices.Contains([]string{"gorilla", "tcp", "mux", "window"}, p.name),
 		})
 	}
 	n := 0
+	slower := 1.0 // with an end in each process
 	add := func(shape, size string, ns func(i int) float64) {
 		first := len(r.Results)
 		for i, p := range peers {
-			if strings.HasPrefix(shape, "stream") && !p.streams || shape == "typed" && !p.typed || shape == "payload" && p.name == "ttrpc" && size == "1MiB" {
+			if strings.HasPrefix(p.name, "grid-") != (strings.HasPrefix(shape, "deadline") && i > 0 && i < 3) ||
+				strings.HasPrefix(shape, "stream") && !p.streams || shape == "typed" && !p.typed || shape == "payload" && p.name == "ttrpc" && size == "1MiB" {
 				continue
 			}
 			n++
-			m := ns(i) * (1 + 0.05*math.Sin(float64(n)))
-			v := result{Shape: shape, Size: size, Peer: p.name, Rounds: []float64{m * 0.98, m, m * 1.04}, Median: m,
+			m := slower * ns(i) * (1 + 0.05*math.Sin(float64(n)))
+			v := result{Shape: shape, Size: size, Peer: p.name, Rounds: []float64{m * 0.95, m, m * 1.14}, Median: m,
 				Allocs: p.cost / 700, Bytes: p.cost / 3}
 			r.Results = append(r.Results, v)
 			r.Results[len(r.Results)-1].Ratio = r.Results[first].Median / m
 		}
 	}
-	for _, shape := range []string{"unary", "typed", "payload", "stream-responses", "stream-requests", "stream-twoway", "stream-long", "tls"} {
+	for _, shape := range []string{"unary", "typed", "deadline", "payload", "stream-responses", "stream-requests", "stream-twoway", "stream-long", "bulk", "tls"} {
 		sizes := map[string][]string{"unary": {"1", "2", "8", "64", "256"}, "typed": {"8", "64"},
-			"payload": {"16B", "4KiB", "64KiB", "1MiB"}, "stream-long": {"100000"}}[shape]
+			"payload": {"16B", "4KiB", "64KiB", "1MiB"}, "stream-long": {"100000"}, "bulk": {"64KiB", "256KiB"}}[shape]
 		if sizes == nil {
 			sizes = []string{"2", "8", "64"}
 		}
-		for _, size := range sizes {
-			add(shape, size, func(i int) float64 {
+		for _, size := range slices.Concat(sizes, sizes) {
+			name := shape
+			if r.find(shape, size, "grid") != nil {
+				name, slower = shape+inTwo, 1.6
+			}
+			add(name, size, func(i int) float64 {
 				p := peers[i]
 				switch {
-				case shape == "payload":
+				case shape == "payload", shape == "bulk":
 					return p.cost + p.byteCost*number(size)
 				case shape == "stream-long":
 					return p.cost / 5
@@ -96,28 +107,54 @@ func fullReport() *report {
 				alone := 14000 + 1.2*p.cost
 				return p.cost + alone/number(size)
 			})
+			slower = 1
 		}
 	}
-	figure := func(name string, v float64, unit string) { r.Figures = append(r.Figures, figure{name, v, unit}) }
-	for i, p := range peers {
-		figure("mixed/p50/"+p.name, 0.09+0.02*float64(i*i), "ms")
-		figure("mixed/p99/"+p.name, 0.9+0.2*float64(i*i), "ms")
-		figure("mixed/p99.9/"+p.name, 2.1+0.5*float64(i*i), "ms")
-		figure("mixed/bulk/"+p.name, 1500-90*float64(i), "MB/s")
+	figure := func(name string, v float64, unit string) {
+		r.Figures = append(r.Figures, figure{Name: name, Value: v, Unit: unit})
 	}
-	for i, l := range overloadLooks {
-		figure("overload/capacity/"+l.name, 9000-200*float64(i), "calls/s")
-		for j, load := range overloadNames() {
-			figure("overload/"+load+"-accepted/"+l.name, (9000-200*float64(i))*min(overloadLoads[j], 1)/(1+float64(i*j*j)/9), "calls/s")
-			figure("overload/"+load+"-p99/"+l.name, 5*math.Pow(2, float64(j))*float64(i+1), "ms")
+	for _, in := range []string{"", inTwo} {
+		for i, p := range peers {
+			if strings.HasPrefix(p.name, "grid-") || p.name == "window" {
+				continue
+			}
+			for _, size := range []string{"64KiB", "256KiB"} {
+				figure("bulk-rate"+in+"/"+size+"/"+p.name, 2500-90*float64(i), "MB/s")
+				v := &r.Figures[len(r.Figures)-1]
+				v.Least, v.Most = v.Value*0.93, v.Value*1.1
+			}
 		}
-		figure("overload/of-peak/"+l.name, 0.93-0.2*float64(i), "ratio")
+	}
+	for _, in := range []string{"", inTwo} {
+		for i, p := range peers {
+			if strings.HasPrefix(p.name, "grid-") || p.name == "mux" || p.name == "window" {
+				continue
+			}
+			figure("mixed"+in+"/p50/"+p.name, 0.09+0.02*float64(i*i), "ms")
+			figure("mixed"+in+"/p99/"+p.name, 0.9+0.2*float64(i*i), "ms")
+			figure("mixed"+in+"/p99.9/"+p.name, 2.1+0.5*float64(i*i), "ms")
+			figure("mixed"+in+"/bulk/"+p.name, 1500-90*float64(i), "MB/s")
+		}
+	}
+	for _, in := range []string{"", inTwo} {
+		for i, l := range overloadLooks {
+			group := "overload" + in + "/"
+			figure(group+"capacity/"+l.name, 9000-200*float64(i), "calls/s")
+			for j, load := range overloadNames() {
+				figure(group+load+"-accepted/"+l.name, (9000-200*float64(i))*min(overloadLoads[j], 1)/(1+float64(i*j*j)/9), "calls/s")
+				figure(group+load+"-p99/"+l.name, 5*math.Pow(2, float64(j))*float64(i+1), "ms")
+			}
+			figure(group+"of-peak/"+l.name, 0.93-0.2*float64(i), "ratio")
+		}
 	}
 	figure("overload/long-time/grid", 60, "s")
 	figure("overload/long-accepted/grid", 8800, "calls/s")
 	figure("overload/long-growth/grid", 1.01, "ratio")
 	figure("overload/long-recovery/grid", 100, "ms")
 	for _, p := range peers {
+		if p.heap == 0 {
+			continue
+		}
 		figure("idle/conn-heap/"+p.name, p.heap, "bytes")
 		figure("idle/conn-goroutines/"+p.name, 2, "goroutines")
 		if p.streaming > 0 {
@@ -194,8 +231,8 @@ func TestReport_Markdown(t *testing.T) {
 	for _, want := range []string{
 		"# Benchmarks\n", "14 March 2026, 15:09 UTC", "12m34s", "go1.26.8", "Fast(TM) CPU @ 2.90GHz; 2 cores", "3, each with 250ms",
 		"| **grid** | this one | made up \\| as it might be |\n", "| *tcp* (floor) | v1.2.3 |", "The floors are no way to call",
-		"## Calls\n", "|  | 1 | 2 | 8 | 64 | 256 |\n| --- | ---: | ---: | ---: | ---: | ---: |\n| **grid** | 20.5 µs |",
-		"## Allocations\n", "|  | unary | typed | stream-responses | stream-requests | stream-twoway | tls |\n",
+		"## Calls\n", "|  | 1 | 2 | 8 | 64 | 256 |\n| --- | ---: | ---: | ---: | ---: | ---: |\n| **grid** | 20.5 µs<br><sub>19.5 – 23.4 µs</sub> |",
+		"## Allocations\n", "|  | unary | typed | deadline | stream-responses | stream-requests | stream-twoway | tls |\n",
 		"| **grid** | 3.71, 867 B |",
 		"|  | p50 | p99 | p99.9 | bulk |\n", "| **grid** | 90.0 µs | 900 µs | 2.10 ms | 1.50 GB/s |",
 		"| **grid** | MaxHandlers; a call beyond is refused at once | 9.00k | 0.930 | – | – |\n",
@@ -214,11 +251,17 @@ func TestReport_Markdown(t *testing.T) {
 	}
 
 	var linked []string
-	for _, m := range regexp.MustCompile(`\]\((.*?)\)`).FindAllStringSubmatch(text, -1) {
+	for _, m := range regexp.MustCompile(`(?:srcset|src)="(.*?)"`).FindAllStringSubmatch(text, -1) {
 		linked = append(linked, m[1])
 		checkSVG(t, filepath.Join(dir, m[1]))
 	}
-	want := []string{"grpc.svg", "unary.svg", "payload.svg", "streams.svg", "mixed.svg", "overload.svg", "idle.svg", "mesh.svg"}
+	var want []string
+	for _, name := range []string{
+		"grpc", "unary", "unary-2p", "deadline", "deadline-2p", "payload", "payload-2p", "streams", "streams-2p", "bulk", "bulk-2p",
+		"mixed", "mixed-2p", "overload", "overload-2p", "idle", "mesh",
+	} {
+		want = append(want, name+"-dark.svg", name+".svg")
+	}
 	if !slices.Equal(linked, want) {
 		t.Errorf("links to %q, want %q", linked, want)
 	}
@@ -259,7 +302,7 @@ func TestReport_Narrow(t *testing.T) {
 		charts []string
 	}{
 		{new(report), nil},
-		{smallReport(), []string{"grpc.svg", "mesh.svg"}}, // a line needs two points, and a range three
+		{smallReport(), []string{"grpc-dark.svg", "grpc.svg", "mesh-dark.svg", "mesh.svg"}}, // a line needs two points, and a range three
 	} {
 		dir := t.TempDir()
 		var b bytes.Buffer
@@ -279,7 +322,7 @@ func TestReport_Narrow(t *testing.T) {
 		if !slices.Equal(names, c.charts) {
 			t.Errorf("wrote %q, want %q", names, c.charts)
 		}
-		if got := strings.Count(b.String(), "]("); got != len(files) {
+		if got := strings.Count(b.String(), ".svg\""); got != len(files) {
 			t.Errorf("%d links, %d charts", got, len(files))
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -18,11 +19,13 @@ import (
 	"time"
 )
 
-// newTLS makes configurations for the two ends of a connection over TLS.
-func newTLS() (server, client *tls.Config, err error) {
+// identity is a certificate for the loopback interface, and its key, in DER.
+type identity struct{ Cert, Key []byte }
+
+func newIdentity() (*identity, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	template := &x509.Certificate{
 		SerialNumber:          big.NewInt(1),
@@ -33,18 +36,30 @@ func newTLS() (server, client *tls.Config, err error) {
 		IsCA:                  true,
 		BasicConstraintsValid: true,
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	cert, err := x509.ParseCertificate(der)
+	der, err := x509.MarshalECPrivateKey(key)
+	return &identity{cert, der}, err
+}
+
+// addTo sets the configurations for the two ends of a connection over TLS.
+func (id *identity) addTo(c *config) error {
+	key, err := x509.ParseECPrivateKey(id.Key)
 	if err != nil {
-		return nil, nil, err
+		return err
+	}
+	cert, err := x509.ParseCertificate(id.Cert)
+	if err != nil {
+		return err
 	}
 	roots := x509.NewCertPool()
 	roots.AddCert(cert)
-	server = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
-	return server, &tls.Config{RootCAs: roots}, nil
+	c.identity = id
+	c.serverTLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{id.Cert}, PrivateKey: key}}}
+	c.clientTLS = &tls.Config{RootCAs: roots}
+	return nil
 }
 
 // newReport begins the report of r.
@@ -58,13 +73,31 @@ func newReport(r *run, floors []peer) report {
 		Rounds: r.rounds,
 		Round:  r.round,
 	}
-	for _, p := range r.peers {
+	rep.Commit, rep.Dirty = commit()
+	peers := r.peers
+	if r.has("grid") {
+		peers = slices.Insert(slices.Clone(peers), 1, gridTimeoutPeers()...) // grid is the first
+	}
+	for _, p := range peers {
 		rep.Peers = append(rep.Peers, peerInfo{
 			Name: p.name, About: p.about, Version: moduleVersion(p.module),
 			Floor: slices.ContainsFunc(floors, func(f peer) bool { return f.name == p.name }),
 		})
 	}
 	return rep
+}
+
+// commit is that of the repository in whose tree the command runs, and whether files differ from
+// it; empty where git does not say.
+func commit() (id string, dirty bool) {
+	b, err := exec.Command("git", "rev-parse", "HEAD").Output()
+	if err != nil {
+		return "", false
+	}
+	id = strings.TrimSpace(string(b))
+	// What an earlier run has written, and what is not of the repository, changes no measurement.
+	b, err = exec.Command("git", "status", "--porcelain", "--untracked-files=no", ":(top)", ":(top,exclude)docs").Output()
+	return id, err != nil || len(b) > 0
 }
 
 // moduleVersion is the version of a module in this binary.
@@ -95,19 +128,34 @@ func cpuModel() string {
 	return ""
 }
 
-// merge adds to r what the report in a folder has of other shapes than those that r has measured.
-func (r *report) merge(dir string, measured []shape) error {
-	b, err := os.ReadFile(filepath.Join(dir, "results.json"))
+// readReport reads the report of an earlier run.
+func readReport(path string) (*report, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	r := new(report)
+	return r, json.Unmarshal(b, r)
+}
+
+// rewrite writes the report of an earlier run into a folder.
+func rewrite(path, dir string) error {
+	r, err := readReport(path)
 	if err != nil {
 		return err
 	}
-	var old report
-	if err := json.Unmarshal(b, &old); err != nil {
+	return r.writeFiles(dir)
+}
+
+// merge adds to r what the report in a folder has of other shapes than those that r has measured.
+func (r *report) merge(dir string, measured []shape) error {
+	old, err := readReport(filepath.Join(dir, "results.json"))
+	if err != nil {
 		return err
 	}
 	anew := func(name string) bool {
 		group, _, _ := strings.Cut(name, "/")
-		return slices.ContainsFunc(measured, func(s shape) bool { return s.name == group })
+		return slices.ContainsFunc(measured, func(s shape) bool { return s.covers(group) })
 	}
 	if old.Later == nil {
 		old.Later = make(map[string]time.Time)
@@ -124,7 +172,7 @@ func (r *report) merge(dir string, measured []shape) error {
 			old.Peers = append(old.Peers, p)
 		}
 	}
-	*r = old
+	*r = *old
 	return nil
 }
 

@@ -1,21 +1,12 @@
 package main
 
 import (
-	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"bytes"
 )
-
-// TestMain lets the test binary be the processes of a star.
-func TestMain(m *testing.M) {
-	if starMain() {
-		return
-	}
-	os.Exit(m.Run())
-}
 
 func TestStar_MeasuresAll(t *testing.T) {
 	r := &run{peers: []peer{gridPeer()}, rounds: 1, round: time.Millisecond}

@@ -31,19 +31,41 @@ type tally struct {
 	lag     atomic.Int64 // ns by which the generator was behind, at most
 }
 
-// slice is the calls that ended within a tallySlice, and what the process took at its end.
+// slice is the calls that ended within a tallySlice, and what the processes took at its end.
 type slice struct {
 	ended     [outcomes]atomic.Uint32
 	latencies [latencyBuckets]atomic.Uint32 // of those that were accepted
 	use       footprint
 }
 
-// footprint is what the process takes.
+// footprint is what one or more processes take.
 type footprint struct {
-	goroutines float64
-	used       float64 // bytes of heap and stacks, with what is garbage by now
-	live       float64 // bytes of heap at the last garbage collection, and of stacks
-	at, cpu    time.Duration
+	Goroutines float64
+	Used       float64 // bytes of heap and stacks, with what is garbage by now
+	Live       float64 // bytes of heap at the last garbage collection, and of stacks
+	CPU        time.Duration
+	at         time.Duration // since the start of a tally
+}
+
+func takeFootprint() footprint {
+	m := []metrics.Sample{{Name: "/sched/goroutines:goroutines"}, {Name: "/memory/classes/heap/objects:bytes"},
+		{Name: "/memory/classes/heap/stacks:bytes"}, {Name: "/gc/heap/live:bytes"}}
+	metrics.Read(m)
+	stacks := float64(m[2].Value.Uint64())
+	return footprint{
+		Goroutines: float64(m[0].Value.Uint64()),
+		Used:       float64(m[1].Value.Uint64()) + stacks,
+		Live:       float64(m[3].Value.Uint64()) + stacks,
+		CPU:        cpuTime(),
+	}
+}
+
+func (f footprint) plus(g footprint) footprint {
+	f.Goroutines += g.Goroutines
+	f.Used += g.Used
+	f.Live += g.Live
+	f.CPU += g.CPU
+	return f
 }
 
 // newTally makes one for a time d from now on. What comes later counts as the last.
@@ -64,27 +86,22 @@ func (t *tally) end(o outcome, when, latency time.Duration) {
 	}
 }
 
-// sample notes what the process takes, until stop is closed.
-func (t *tally) sample(stop <-chan struct{}) {
+// sample notes what take says, until stop is closed.
+func (t *tally) sample(take func() (footprint, error), stop <-chan struct{}) error {
 	tick := time.NewTicker(tallySlice)
 	defer tick.Stop()
-	m := []metrics.Sample{{Name: "/sched/goroutines:goroutines"}, {Name: "/memory/classes/heap/objects:bytes"},
-		{Name: "/memory/classes/heap/stacks:bytes"}, {Name: "/gc/heap/live:bytes"}}
 	for {
 		select {
 		case <-stop:
-			return
+			return nil
 		case <-tick.C:
 		}
-		metrics.Read(m)
-		stacks, now := float64(m[2].Value.Uint64()), time.Since(t.start)
-		t.at(now - tallySlice/2).use = footprint{
-			goroutines: float64(m[0].Value.Uint64()),
-			used:       float64(m[1].Value.Uint64()) + stacks,
-			live:       float64(m[3].Value.Uint64()) + stacks,
-			at:         now,
-			cpu:        cpuTime(),
+		use, err := take()
+		if err != nil {
+			return err
 		}
+		use.at = time.Since(t.start)
+		t.at(use.at - tallySlice/2).use = use
 	}
 }
 
@@ -121,12 +138,12 @@ func (t *tally) between(from, to time.Duration) (s span) {
 		for b := range v.latencies {
 			s.latencies[b] += float64(v.latencies[b].Load())
 		}
-		if v.use.cpu == 0 {
+		if v.use.CPU == 0 {
 			continue // the sampler did not come to its turn
 		}
-		s.peak.used, s.peak.live = max(s.peak.used, v.use.used), max(s.peak.live, v.use.live)
-		s.peak.goroutines = max(s.peak.goroutines, v.use.goroutines)
-		s.live += v.use.live
+		s.peak.Used, s.peak.Live = max(s.peak.Used, v.use.Used), max(s.peak.Live, v.use.Live)
+		s.peak.Goroutines = max(s.peak.Goroutines, v.use.Goroutines)
+		s.live += v.use.Live
 		if samples++; samples == 1 {
 			first = v.use
 		}
@@ -135,7 +152,7 @@ func (t *tally) between(from, to time.Duration) (s span) {
 	s.live /= max(samples, 1)
 	s.seconds = float64(j-i) * tallySlice.Seconds()
 	if d := last.at - first.at; d > 0 {
-		s.cores = float64(last.cpu-first.cpu) / float64(d)
+		s.cores = float64(last.CPU-first.CPU) / float64(d)
 	}
 	return s
 }
