@@ -41,15 +41,18 @@ type SingleHandlerFn func(payload []byte) ([]byte, *RemoteErr)
 // as *[RemoteErr]. A panic is answered with an error.
 type StreamHandlerFn func(ctx context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *RemoteErr
 
-// StreamHandler is a [StreamHandlerFn] and how to serve it.
+// StreamHandler is a function that serves streams, of one of two forms, and how to serve it.
 type StreamHandler struct {
-	// Handle serves the stream. It is required.
+	// Serve serves the stream. One of Serve and Handle must be set, and only one.
+	Serve StreamServeFn
+	// Handle serves it over channels. That takes another goroutine, which stands between them and
+	// the stream.
 	Handle StreamHandlerFn
 	// Subroute, if not empty, is where the handler is registered.
 	Subroute string
 	// OutCapacity is how many messages may be on their way to the client at first, from 1 to 65536;
 	// the default is 1. Between two peers of this implementation it grows with a client that keeps
-	// up. As many again, 64 at most, fit into the handler's channel. A handler that is further
+	// up. As many again, 64 at most, fit into the channel of Handle. A handler that is further
 	// ahead waits; a host that sends more all the same has its stream ended with [ErrFlowControl], but
 	// for one of version 1 where this is 65536 (protocol section 5).
 	OutCapacity int
@@ -103,8 +106,16 @@ func newStreamEntry(subroute string, outCapacity, inCapacity int, serve func(m *
 
 // rawStreamEntry is the entry of an untyped handler.
 func rawStreamEntry(h StreamHandler) (*streamEntry, error) {
-	if h.Handle == nil {
-		return nil, errors.New("grid: StreamHandler without Handle")
+	switch {
+	case h.Serve == nil && h.Handle == nil:
+		return nil, errors.New("grid: StreamHandler without Serve or Handle")
+	case h.Serve != nil && h.Handle != nil:
+		return nil, errors.New("grid: StreamHandler with both Serve and Handle")
+	case h.Serve != nil:
+		return newStreamEntry(h.Subroute, h.OutCapacity, h.InCapacity, func(m *muxServer) {
+			s := new(ServerStream)
+			s.serve(m, func(ctx context.Context, payload []byte) *RemoteErr { return h.Serve(ctx, payload, s) })
+		})
 	}
 	raw := func(b []byte) ([]byte, error) { return b, nil }
 	noInput := closedChan[[]byte]()
@@ -237,7 +248,8 @@ func (m *Manager) RegisterSingleHandlerContext(id HandlerID, h SingleHandlerCont
 // serving, and concurrently.
 //
 // It returns [ErrHandlerAlreadyExists] if there is a handler of either kind for that ID and
-// subroute, [ErrUnknownHandler] for ID 0, and an error for bad capacities or a missing Handle.
+// subroute, [ErrUnknownHandler] for ID 0, and an error for bad capacities, or where not one of
+// Serve and Handle is set.
 func (m *Manager) RegisterStreamingHandler(id HandlerID, h StreamHandler) error {
 	e, err := rawStreamEntry(h)
 	if err != nil {

@@ -179,6 +179,10 @@ func (s *session) send(done <-chan struct{}, m message, seq *sequence) error {
 	return s.sender.send(done, m, seq)
 }
 
+func (s *session) trySend(m message, seq *sequence) (full bool, err error) {
+	return s.sender.out.trySend(&m, seq)
+}
+
 func (s *session) sendOpening(done <-chan struct{}, m message, seq *sequence, deadline time.Time) error {
 	return s.sender.sendInTime(done, &m, seq, deadline)
 }
