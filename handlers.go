@@ -85,9 +85,12 @@ type streamEntry struct {
 	serve                   func(m *muxServer)
 	subroute                string
 	outCapacity, inCapacity int
-	decodes, inputDecodes   int    // see decodedCost: of the payload, and of each message
-	label                   string // of the handler, for people; set by add
-	panics                  errlog.Log
+	// before is the largest InCapacity of the handlers that were unregistered before: clients may
+	// still go by one of them, until they have an ack.
+	before                int
+	decodes, inputDecodes int    // see decodedCost: of the payload, and of each message
+	label                 string // of the handler, for people; set by add
+	panics                errlog.Log
 }
 
 // newStreamEntry checks the capacities and fills in their defaults.
@@ -130,6 +133,8 @@ type registry struct {
 	// Those without a subroute, and those with one.
 	plain [256]atomic.Pointer[handler]
 	sub   *xsync.Map[subHandlerID, handler]
+	// retired is the largest InCapacity of the handlers that were unregistered.
+	retired atomic.Int64
 }
 
 // handler is one of the two kinds.
@@ -179,6 +184,7 @@ func (r *registry) add(id HandlerID, subroute string, h handler) error {
 		h.single.label = r.opts.handlerText(id)
 	} else {
 		h.stream.label = r.opts.handlerText(id)
+		h.stream.before = int(r.retired.Load())
 	}
 	if subroute == "" {
 		if !r.plain[id].CompareAndSwap(nil, &h) {
@@ -195,10 +201,28 @@ func (r *registry) add(id HandlerID, subroute string, h handler) error {
 // remove takes a handler away. It reports whether there was one.
 func (r *registry) remove(id HandlerID, subroute string) bool {
 	if subroute == "" {
-		return r.plain[id].Swap(nil) != nil
+		old := r.plain[id].Swap(nil)
+		if old != nil {
+			r.retire(*old)
+		}
+		return old != nil
 	}
-	_, had := r.sub.LoadAndDelete(newSubHandlerID(id, subroute))
+	old, had := r.sub.LoadAndDelete(newSubHandlerID(id, subroute))
+	if had {
+		r.retire(old)
+	}
 	return had
+}
+
+func (r *registry) retire(h handler) {
+	if h.stream == nil {
+		return
+	}
+	for in := int64(h.stream.inCapacity); ; {
+		if most := r.retired.Load(); most >= in || r.retired.CompareAndSwap(most, in) {
+			return
+		}
+	}
 }
 
 func nilHandlerError(m *Manager, id HandlerID) error {

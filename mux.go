@@ -41,6 +41,8 @@ type callHost interface {
 type capacities struct {
 	out, in int
 	known   bool
+	// early says that the caller does not wait for the ack, where an earlier one has told enough.
+	early bool
 }
 
 // ending says what goes with the end of a stream besides its error.

@@ -20,6 +20,7 @@ type fuzzStream struct {
 	i, client               int // client is the host that opens it
 	outCapacity, inCapacity int
 	through                 bool // Requests, rather than Send
+	early                   bool // it is started before its handler is known to take it
 	channels                bool // its handler has, rather than a ServerStream
 	deadline                time.Duration
 	ctx                     context.Context
@@ -56,7 +57,7 @@ type handlerStep struct {
 
 func newFuzzStream(r *streamsRun, i int) *fuzzStream {
 	p := r.p
-	client, forms := p.n(2), p.n(4)
+	client, forms := p.n(2), p.n(8)
 	s := &fuzzStream{
 		r: r, i: i, client: client,
 		outCapacity: pick(p, 1, 1, 2, 3, 8, 70), inCapacity: pick(p, 1, 0, 2, 3, 8, 40),
@@ -64,7 +65,7 @@ func newFuzzStream(r *streamsRun, i int) *fuzzStream {
 		sends:    make(chan int, 200), permits: make(chan bool, 200), taking: make(chan bool, 200),
 		steps: make(chan handlerStep, 200), stopped: make(chan struct{}),
 	}
-	s.through, s.channels = forms&1 == 0, forms&2 == 0
+	s.through, s.channels, s.early = forms&1 == 0, forms&2 == 0, forms&4 != 0
 	s.ctx, s.cancel = context.WithCancelCause(r.t.Context())
 	return s
 }
@@ -96,7 +97,15 @@ func (s *fuzzStream) open() {
 		context.AfterFunc(ctx, cancel)
 	}
 	go func() {
-		st, err := s.r.hosts[s.client].conn.NewStream(ctx, s.handler(), fmt.Append(nil, s.i))
+		conn := s.r.hosts[s.client].conn
+		open := conn.NewStream
+		if s.early {
+			open = conn.StartStream
+			if sess := conn.session.Load(); sess != nil && s.inCapacity > 0 {
+				sess.told.put(newToldKey(s.handler(), nil), s.inCapacity)
+			}
+		}
+		st, err := open(ctx, s.handler(), fmt.Append(nil, s.i))
 		if err != nil {
 			s.r.quiet.pass()
 			s.ended, s.err = true, err

@@ -35,7 +35,7 @@ func FuzzStreams(f *testing.F) {
 	} {
 		for kind := range byte(16) {
 			// The stream's client, the forms of its ends, its capacities, its deadline.
-			f.Add([]byte(string([]byte{kind, 0, 0, kind & 3, 1 + kind&7>>1, 3 - kind>>1&2, 0}) + steps))
+			f.Add([]byte(string([]byte{kind, 0, 0, kind & 7, 1 + kind&7>>1, 3 - kind>>1&2, 0}) + steps))
 		}
 		f.Add([]byte("\x02\x01\x00\x01\x04\x04\x05\x01\x00\x00\x00\x00" + steps + "\x00\x01\x05\x01\x04\x0f"))
 	}

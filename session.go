@@ -39,6 +39,7 @@ type session struct {
 	calls   callTable            // single requests that were made here
 	streams muxTable[*muxClient] // streams that were opened here
 	served  muxTable[*muxServer] // streams that are served here
+	told    toldCapacities       // of handlers of the peer
 
 	clock monotime.Stamp // when the last frame or tick was
 

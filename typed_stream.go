@@ -308,6 +308,16 @@ func decodeNext[T RoundTripper](p *valuePool[T], b []byte, nesting int) (v T, er
 // and is not looked at without WithPayload. The rest is as with [Connection.NewStream], and a local
 // error for a payload that can't be encoded.
 func (h *StreamTypeHandler[Payload, Req, Resp]) Call(ctx context.Context, conn Streamer, payload Payload) (*TypedStream[Req, Resp], error) {
+	return h.open(ctx, conn, payload, false)
+}
+
+// Start is Call without the wait for the remote, as [Connection.StartStream] is
+// [Connection.NewStream] without it.
+func (h *StreamTypeHandler[Payload, Req, Resp]) Start(ctx context.Context, conn Streamer, payload Payload) (*TypedStream[Req, Resp], error) {
+	return h.open(ctx, conn, payload, true)
+}
+
+func (h *StreamTypeHandler[Payload, Req, Resp]) open(ctx context.Context, conn Streamer, payload Payload, early bool) (*TypedStream[Req, Resp], error) {
 	if isNil(conn) {
 		return nil, errNoConnection
 	}
@@ -319,7 +329,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) Call(ctx context.Context, conn S
 		}
 		defer PutByteBuffer(b)
 	}
-	m, err := conn.openStream(ctx, h.id, b, capacities{out: h.OutCapacity, in: h.inCapacity(), known: true})
+	m, err := conn.openStream(ctx, h.id, b, capacities{out: h.OutCapacity, in: h.inCapacity(), known: true, early: early})
 	if err != nil {
 		return nil, err
 	}

@@ -284,7 +284,7 @@ func gridRead(s *grid.Stream, n, size int) error {
 }
 
 func (c gridCaller) requests(n int, payload []byte) error {
-	s, err := c.conn.NewStream(context.Background(), gridRequests, nil)
+	s, err := c.conn.StartStream(context.Background(), gridRequests, nil)
 	if err != nil {
 		return err
 	}
@@ -306,7 +306,7 @@ func gridSend(s *grid.Stream, n int, payload []byte) error {
 }
 
 func (c gridCaller) twoway(n int, payload []byte) error {
-	s, err := c.conn.NewStream(context.Background(), gridTwoWay, nil)
+	s, err := c.conn.StartStream(context.Background(), gridTwoWay, nil)
 	if err != nil {
 		return err
 	}
