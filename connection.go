@@ -170,6 +170,16 @@ func (c *Connection) NewStream(ctx context.Context, id HandlerID, payload []byte
 	return rawStream(c.openStream(ctx, id, payload, capacities{}))
 }
 
+// StartStream is [Connection.NewStream] without the wait, once a stream to that handler has been
+// started over the link before: what is sent goes with the opening, as far as the handler's
+// InCapacity. That saves a way there and back. So an error of the remote, such as that it has no such
+// handler or is overloaded, comes from Results, All and Send; what was sent then is lost. The errors
+// that are found here are returned, and all of them are where it waits: the first time, where the
+// handler takes no input, with a payload above 64 KiB, and with hosts that do not tell capacities.
+func (c *Connection) StartStream(ctx context.Context, id HandlerID, payload []byte) (*Stream, error) {
+	return rawStream(c.openStream(ctx, id, payload, capacities{early: true}))
+}
+
 func (c *Connection) openStream(ctx context.Context, id HandlerID, payload []byte, caps capacities) (*muxClient, error) {
 	return c.open(ctx, id, "", nil, payload, caps)
 }
@@ -212,7 +222,7 @@ func (c *Connection) openObserved(ctx context.Context, id HandlerID, sub *subHan
 	if !caps.known {
 		// What is registered here under the same name tells a version 1 peer's capacities.
 		if h := c.handlers.lookup(id, sub).stream; h != nil {
-			caps = capacities{out: h.outCapacity, in: h.inCapacity, known: !s.caps.wide()}
+			caps = capacities{out: h.outCapacity, in: h.inCapacity, known: !s.caps.wide(), early: caps.early}
 		}
 	}
 	return s.openStream(ctx, id, sub, payload, metadata, seen, caps)

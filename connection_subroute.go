@@ -47,6 +47,11 @@ func (s *Subroute) NewStream(ctx context.Context, id HandlerID, payload []byte) 
 	return rawStream(s.openStream(ctx, id, payload, capacities{}))
 }
 
+// StartStream is [Connection.StartStream] to a handler under the subroute.
+func (s *Subroute) StartStream(ctx context.Context, id HandlerID, payload []byte) (*Stream, error) {
+	return rawStream(s.openStream(ctx, id, payload, capacities{early: true}))
+}
+
 func (s *Subroute) openStream(ctx context.Context, id HandlerID, payload []byte, caps capacities) (*muxClient, error) {
 	if s == nil {
 		return nil, errNoConnection

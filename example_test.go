@@ -199,12 +199,14 @@ func ExampleConnection_NewStream() {
 
 	// On one host:
 	err := server.RegisterStreamingHandler(upper, grid.StreamHandler{
-		Handle: func(ctx context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *grid.RemoteErr {
-			for word := range in {
-				out <- bytes.ToUpper(word)
-			}
-			if ctx.Err() != nil { // given up, not at its end
-				return grid.NewRemoteErr(context.Cause(ctx))
+		Serve: func(ctx context.Context, payload []byte, s *grid.ServerStream) *grid.RemoteErr {
+			for word, err := range s.All() {
+				if err != nil { // given up, not at its end
+					return grid.NewRemoteErr(err)
+				}
+				if err := s.Send(ctx, bytes.ToUpper(word)); err != nil {
+					return grid.NewRemoteErr(err)
+				}
 			}
 			return nil
 		},
@@ -256,9 +258,13 @@ func ExampleNewStream() {
 	list := grid.NewStream[*grid.MSS, grid.NoPayload, *grid.JSON[entry]](1, grid.NewMSS, nil, entries.NewJSON)
 
 	// On one host:
-	err := list.RegisterNoInput(server, func(ctx context.Context, req *grid.MSS, out chan<- *grid.JSON[entry]) *grid.RemoteErr {
+	err := list.RegisterServe(server, func(ctx context.Context, req *grid.MSS, s *grid.TypedServerStream[grid.NoPayload, *grid.JSON[entry]]) *grid.RemoteErr {
 		for i := range 3 {
-			out <- entries.NewJSONWith(&entry{Name: fmt.Sprint(req.Get("dir"), "/", i), Size: int64(i) << 10})
+			e := entries.NewJSONWith(&entry{Name: fmt.Sprint(req.Get("dir"), "/", i), Size: int64(i) << 10})
+			if err := s.Send(ctx, e); err != nil {
+				return grid.NewRemoteErr(err)
+			}
+			list.PutResponse(e)
 		}
 		return nil
 	})
@@ -404,11 +410,12 @@ func ExampleConnection_SingleRequest_deadline() {
 	// The handler of a stream has a context, which ends with the caller's.
 	stopped := make(chan error, 1)
 	err = server.RegisterStreamingHandler(ticks, grid.StreamHandler{
-		Handle: func(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
-			for i := 0; ctx.Err() == nil; i++ {
-				out <- fmt.Append(nil, "tick ", i) // blocks no more once ctx has ended
+		Serve: func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
+			var err error
+			for i := 0; err == nil; i++ {
+				err = s.Send(ctx, fmt.Append(nil, "tick ", i)) // waits no more once ctx has ended
 			}
-			stopped <- context.Cause(ctx)
+			stopped <- err
 			return nil
 		},
 	})

@@ -82,7 +82,7 @@ func (s *session) QueueBounds() error {
 		{"posted", q.posted, postedLimit + oneMore},
 		{"urgent", len(q.urgent.buf), urgentLimit + firstBuffer},
 		{"batches", waiting, postedLimit + s.opts.MaxQueuedBytes + largeLimit + oneMore},
-		{"small", q.small.taken + q.small.promised, s.opts.MaxQueuedBytes + oneMore},
+		{"small", q.small.taken + q.small.promised + q.small.ahead, s.opts.MaxQueuedBytes + oneMore},
 		{"large", q.large.taken + q.large.promised, largeLimit + oneMore},
 	} {
 		if part.size > part.limit {

@@ -41,15 +41,18 @@ type SingleHandlerFn func(payload []byte) ([]byte, *RemoteErr)
 // as *[RemoteErr]. A panic is answered with an error.
 type StreamHandlerFn func(ctx context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *RemoteErr
 
-// StreamHandler is a [StreamHandlerFn] and how to serve it.
+// StreamHandler is a function that serves streams, of one of two forms, and how to serve it.
 type StreamHandler struct {
-	// Handle serves the stream. It is required.
+	// Serve serves the stream. One of Serve and Handle must be set, and only one.
+	Serve StreamServeFn
+	// Handle serves it over channels. That takes another goroutine, which stands between them and
+	// the stream.
 	Handle StreamHandlerFn
 	// Subroute, if not empty, is where the handler is registered.
 	Subroute string
 	// OutCapacity is how many messages may be on their way to the client at first, from 1 to 65536;
 	// the default is 1. Between two peers of this implementation it grows with a client that keeps
-	// up. As many again, 64 at most, fit into the handler's channel. A handler that is further
+	// up. As many again, 64 at most, fit into the channel of Handle. A handler that is further
 	// ahead waits; a host that sends more all the same has its stream ended with [ErrFlowControl], but
 	// for one of version 1 where this is 65536 (protocol section 5).
 	OutCapacity int
@@ -82,9 +85,12 @@ type streamEntry struct {
 	serve                   func(m *muxServer)
 	subroute                string
 	outCapacity, inCapacity int
-	decodes, inputDecodes   int    // see decodedCost: of the payload, and of each message
-	label                   string // of the handler, for people; set by add
-	panics                  errlog.Log
+	// before is the largest InCapacity of the handlers that were unregistered before: clients may
+	// still go by one of them, until they have an ack.
+	before                int
+	decodes, inputDecodes int    // see decodedCost: of the payload, and of each message
+	label                 string // of the handler, for people; set by add
+	panics                errlog.Log
 }
 
 // newStreamEntry checks the capacities and fills in their defaults.
@@ -103,8 +109,16 @@ func newStreamEntry(subroute string, outCapacity, inCapacity int, serve func(m *
 
 // rawStreamEntry is the entry of an untyped handler.
 func rawStreamEntry(h StreamHandler) (*streamEntry, error) {
-	if h.Handle == nil {
-		return nil, errors.New("grid: StreamHandler without Handle")
+	switch {
+	case h.Serve == nil && h.Handle == nil:
+		return nil, errors.New("grid: StreamHandler without Serve or Handle")
+	case h.Serve != nil && h.Handle != nil:
+		return nil, errors.New("grid: StreamHandler with both Serve and Handle")
+	case h.Serve != nil:
+		return newStreamEntry(h.Subroute, h.OutCapacity, h.InCapacity, func(m *muxServer) {
+			s := new(ServerStream)
+			s.serve(m, func(ctx context.Context, payload []byte) *RemoteErr { return h.Serve(ctx, payload, s) })
+		})
 	}
 	raw := func(b []byte) ([]byte, error) { return b, nil }
 	noInput := closedChan[[]byte]()
@@ -119,6 +133,8 @@ type registry struct {
 	// Those without a subroute, and those with one.
 	plain [256]atomic.Pointer[handler]
 	sub   *xsync.Map[subHandlerID, handler]
+	// retired is the largest InCapacity of the handlers that were unregistered.
+	retired atomic.Int64
 }
 
 // handler is one of the two kinds.
@@ -168,6 +184,7 @@ func (r *registry) add(id HandlerID, subroute string, h handler) error {
 		h.single.label = r.opts.handlerText(id)
 	} else {
 		h.stream.label = r.opts.handlerText(id)
+		h.stream.before = int(r.retired.Load())
 	}
 	if subroute == "" {
 		if !r.plain[id].CompareAndSwap(nil, &h) {
@@ -184,10 +201,28 @@ func (r *registry) add(id HandlerID, subroute string, h handler) error {
 // remove takes a handler away. It reports whether there was one.
 func (r *registry) remove(id HandlerID, subroute string) bool {
 	if subroute == "" {
-		return r.plain[id].Swap(nil) != nil
+		old := r.plain[id].Swap(nil)
+		if old != nil {
+			r.retire(*old)
+		}
+		return old != nil
 	}
-	_, had := r.sub.LoadAndDelete(newSubHandlerID(id, subroute))
+	old, had := r.sub.LoadAndDelete(newSubHandlerID(id, subroute))
+	if had {
+		r.retire(old)
+	}
 	return had
+}
+
+func (r *registry) retire(h handler) {
+	if h.stream == nil {
+		return
+	}
+	for in := int64(h.stream.inCapacity); ; {
+		if most := r.retired.Load(); most >= in || r.retired.CompareAndSwap(most, in) {
+			return
+		}
+	}
 }
 
 func nilHandlerError(m *Manager, id HandlerID) error {
@@ -237,7 +272,8 @@ func (m *Manager) RegisterSingleHandlerContext(id HandlerID, h SingleHandlerCont
 // serving, and concurrently.
 //
 // It returns [ErrHandlerAlreadyExists] if there is a handler of either kind for that ID and
-// subroute, [ErrUnknownHandler] for ID 0, and an error for bad capacities or a missing Handle.
+// subroute, [ErrUnknownHandler] for ID 0, and an error for bad capacities, or where not one of
+// Serve and Handle is set.
 func (m *Manager) RegisterStreamingHandler(id HandlerID, h StreamHandler) error {
 	e, err := rawStreamEntry(h)
 	if err != nil {

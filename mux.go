@@ -18,6 +18,9 @@ type frameSender interface {
 	// send waits for room until done is closed or the session has ended. The slot of m is freed
 	// unless it fails.
 	send(done <-chan struct{}, m message, seq *sequence) error
+	// trySend is send without the wait, for a message that is not sent in fragments. full says that
+	// there was no room.
+	trySend(m message, seq *sequence) (full bool, err error)
 	// post never waits. What it can't queue ends the session.
 	post(m message, seq *sequence)
 }
@@ -38,6 +41,8 @@ type callHost interface {
 type capacities struct {
 	out, in int
 	known   bool
+	// early says that the caller does not wait for the ack, where an earlier one has told enough.
+	early bool
 }
 
 // ending says what goes with the end of a stream besides its error.

@@ -20,6 +20,8 @@ type fuzzStream struct {
 	i, client               int // client is the host that opens it
 	outCapacity, inCapacity int
 	through                 bool // Requests, rather than Send
+	early                   bool // it is started before its handler is known to take it
+	channels                bool // its handler has, rather than a ServerStream
 	deadline                time.Duration
 	ctx                     context.Context
 	cancel                  context.CancelCauseFunc
@@ -55,13 +57,15 @@ type handlerStep struct {
 
 func newFuzzStream(r *streamsRun, i int) *fuzzStream {
 	p := r.p
+	client, forms := p.n(2), p.n(8)
 	s := &fuzzStream{
-		r: r, i: i, client: p.n(2), through: p.n(2) == 0,
+		r: r, i: i, client: client,
 		outCapacity: pick(p, 1, 1, 2, 3, 8, 70), inCapacity: pick(p, 1, 0, 2, 3, 8, 40),
 		deadline: pick(p, 0, 0, 0, 0, 200*time.Millisecond, 3*time.Second, 30*time.Second),
 		sends:    make(chan int, 200), permits: make(chan bool, 200), taking: make(chan bool, 200),
 		steps: make(chan handlerStep, 200), stopped: make(chan struct{}),
 	}
+	s.through, s.channels, s.early = forms&1 == 0, forms&2 == 0, forms&4 != 0
 	s.ctx, s.cancel = context.WithCancelCause(r.t.Context())
 	return s
 }
@@ -93,7 +97,15 @@ func (s *fuzzStream) open() {
 		context.AfterFunc(ctx, cancel)
 	}
 	go func() {
-		st, err := s.r.hosts[s.client].conn.NewStream(ctx, s.handler(), fmt.Append(nil, s.i))
+		conn := s.r.hosts[s.client].conn
+		open := conn.NewStream
+		if s.early {
+			open = conn.StartStream
+			if sess := conn.session.Load(); sess != nil && s.inCapacity > 0 {
+				sess.told.put(newToldKey(s.handler(), nil), s.inCapacity)
+			}
+		}
+		st, err := open(ctx, s.handler(), fmt.Append(nil, s.i))
 		if err != nil {
 			s.r.quiet.pass()
 			s.ended, s.err = true, err
@@ -181,21 +193,52 @@ func (s *fuzzStream) handlerDoes(step handlerStep) {
 	s.steps <- step
 }
 
-// serve is the handler.
-func (s *fuzzStream) serve(ctx context.Context, payload []byte, in <-chan []byte, out chan<- []byte) (result *RemoteErr) {
+// streamHandler is what serves the stream.
+func (s *fuzzStream) streamHandler() StreamHandler {
+	h := StreamHandler{OutCapacity: s.outCapacity, InCapacity: s.inCapacity}
+	if s.channels {
+		h.Handle = func(ctx context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *RemoteErr {
+			recv := func() ([]byte, error) {
+				b, ok := <-in
+				switch {
+				case ok:
+					return b, nil
+				case ctx.Err() != nil:
+					return nil, context.Cause(ctx)
+				}
+				return nil, io.EOF
+			}
+			return s.serve(ctx, payload, recv, func(b []byte) { out <- b })
+		}
+		return h
+	}
+	h.Serve = func(ctx context.Context, payload []byte, st *ServerStream) *RemoteErr {
+		return s.serve(ctx, payload, st.Recv, func(b []byte) {
+			err := st.Send(ctx, b)
+			s.r.quiet.pass()
+			if cause := context.Cause(ctx); err != nil && err != cause {
+				s.r.t.Errorf("stream %d: handler's send: %v; its context has ended with %v", s.i, err, cause)
+			}
+		})
+	}
+	return h
+}
+
+// serve is the handler, of either form.
+func (s *fuzzStream) serve(ctx context.Context, payload []byte, recv func() ([]byte, error), send func([]byte)) (result *RemoteErr) {
 	s.r.quiet.pass()
 	s.runs++
 	if s.runs > 1 || string(payload) != fmt.Sprint(s.i) {
 		s.r.t.Errorf("stream %d was opened %d times, with %q", s.i, s.runs, payload)
 	}
 	context.AfterFunc(ctx, func() { s.aborted.Store(true) })
-	go s.takeInput(ctx, in)
+	go s.takeInput(recv)
 	for step := range s.steps {
 		s.r.quiet.pass()
 		if !step.returns {
 			b := s.text(1, s.handlerSent)
 			s.handlerSent++ // it may arrive before this goroutine runs again
-			out <- b
+			send(b)
 			continue
 		}
 		s.returned.Store(true)
@@ -214,14 +257,14 @@ func (s *fuzzStream) serve(ctx context.Context, payload []byte, in <-chan []byte
 	return nil
 }
 
-func (s *fuzzStream) takeInput(ctx context.Context, in <-chan []byte) {
+func (s *fuzzStream) takeInput(recv func() ([]byte, error)) {
 	for {
 		<-s.taking
-		b, ok := <-in
+		b, err := recv()
 		s.r.quiet.pass()
-		if !ok {
+		if err != nil {
 			// This goroutine may be one that the handler has left behind.
-			s.inWell = ctx.Err() == nil
+			s.inWell = err == io.EOF
 			s.inClosed = true
 			return
 		}

@@ -34,8 +34,8 @@ func FuzzStreams(f *testing.F) {
 		stall + opened + serve + stall + settle, open + cancel + up + down, opened + serve + consume + down + up + serve + down + well + "\x09\x01\x00\x01\x09\x01\x00\x01" + consume,
 	} {
 		for kind := range byte(16) {
-			// The stream's client, whether it sends through Requests, its capacities, its deadline.
-			f.Add([]byte(string([]byte{kind, 0, 0, kind & 1, 1 + kind&7>>1, 3 - kind>>1&2, 0}) + steps))
+			// The stream's client, the forms of its ends, its capacities, its deadline.
+			f.Add([]byte(string([]byte{kind, 0, 0, kind & 7, 1 + kind&7>>1, 3 - kind>>1&2, 0}) + steps))
 		}
 		f.Add([]byte("\x02\x01\x00\x01\x04\x04\x05\x01\x00\x00\x00\x00" + steps + "\x00\x01\x05\x01\x04\x0f"))
 	}
@@ -89,7 +89,7 @@ func newStreamsRun(t *testing.T, p *program) *streamsRun {
 		s := newFuzzStream(r, i)
 		r.streams = append(r.streams, s)
 		for _, h := range r.hosts { // a version 1 client has to know the capacities
-			require.NoError(t, h.RegisterStreamingHandler(s.handler(), StreamHandler{Handle: s.serve, OutCapacity: s.outCapacity, InCapacity: s.inCapacity}))
+			require.NoError(t, h.RegisterStreamingHandler(s.handler(), s.streamHandler()))
 		}
 	}
 	for _, h := range r.hosts {

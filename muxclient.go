@@ -63,6 +63,12 @@ type muxClient struct {
 	sending   chan struct{}
 	sendEnded atomic.Bool
 
+	// How many messages may be sent before the ack has come, where that is not waited for; and where
+	// to keep what it tells.
+	early   int
+	told    *toldCapacities
+	toldKey toldKey
+
 	// The reader's own.
 	recvSeq uint32
 	acked   bool
@@ -111,7 +117,18 @@ func newMuxClient(ctx context.Context, host clientHost, id uint64, handler Handl
 	return m
 }
 
-// connect asks for the stream and waits until the peer has taken it on.
+// startEarly has connect not wait for the ack where told has the capacity of the handler. It is called
+// before anybody knows of the stream.
+func (m *muxClient) startEarly(told *toldCapacities, key toldKey) {
+	m.told, m.toldKey = told, key
+	if m.early = told.get(key); m.early > 0 {
+		m.takesData = true
+		m.sending = make(chan struct{}, 1)
+		m.credits.Reset(m.early, maxCapacity)
+	}
+}
+
+// connect asks for the stream and waits until the peer has taken it on, unless it was started early.
 func (m *muxClient) connect(payload, metadata []byte, sub *subHandlerID, noInput bool) error {
 	msg := message{MuxID: m.id, Handler: m.handler, Op: opConnectMux}
 	msg.setPayload(payload)
@@ -142,7 +159,7 @@ func (m *muxClient) connect(payload, metadata []byte, sub *subHandlerID, noInput
 	m.asked.Store(true)
 	// Nobody consumes yet, so the inbox's signal is ours. Who comes next looks before waiting for
 	// it.
-	for !m.opened.Load() {
+	for m.early == 0 && !m.opened.Load() {
 		select {
 		case <-m.done:
 			if !m.opened.Load() { // it may have been, and ended already
@@ -416,6 +433,14 @@ func (m *muxClient) onAck(msg *message) {
 		}
 		limit = maxCapacity
 	}
+	if m.told != nil && in != m.early {
+		m.told.put(m.toldKey, in)
+	}
+	if m.early > 0 {
+		m.credits.Adjust(in-m.early, limit)
+		m.opened.Store(true)
+		return
+	}
 	m.credits.Reset(in, limit)
 	if m.takesData = in > 0; m.takesData {
 		m.sending = make(chan struct{}, 1)
@@ -473,7 +498,12 @@ func (m *muxClient) onUnblock(msg *message) {
 	}
 }
 
-func (m *muxClient) onConnectError(err error) { m.finish(err, 0) }
+func (m *muxClient) onConnectError(err error) {
+	if m.told != nil {
+		m.told.put(m.toldKey, 0) // so that the next one is waited for
+	}
+	m.finish(err, 0)
+}
 
 func (m *muxClient) onDisconnect(msg *message) {
 	err := msg.reason()

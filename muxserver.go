@@ -29,9 +29,10 @@ type serverHost interface {
 
 // muxServer is the serving end of a stream.
 //
-// The session's reader calls its on* methods, which never block. Its handler runs on a worker
-// (Run); another one hands on its input, and sends its output (streamPump). It ends when the
-// handler has returned and everything it sent is out, or at once by abort.
+// The session's reader calls its on* methods, which never block. Its handler runs on a worker (Run),
+// and receives and sends there (serverEnd); or another one hands on its input, and sends its output
+// (streamPump). It ends when the handler has returned and everything it sent is out, or at once by
+// abort.
 type muxServer struct {
 	workers.Queued
 	// Set once.
@@ -52,13 +53,13 @@ type muxServer struct {
 	returned  chan struct{} // closed when the handler has returned, with result
 
 	in       inbox
-	grantBuf creditBuffer   // the pump's
+	grantBuf creditBuffer   // of who hands on the input
 	credits  credit.Credits // for what we send
 	sendSeq  sequence
 	result   *RemoteErr   // of the handler; published by returned
 	seen     *observed    // nil if nobody wants to know
 	metadata []byte       // for those who want to
-	slot     *limit.Slots // the handler's, until all is sent; the pump's own
+	slot     *limit.Slots // the handler's, until all is sent; for who sends the result
 
 	// The reader's own.
 	recvSeq  uint32
@@ -101,6 +102,8 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrive
 	m.credits.Reset(h.outCapacity, limit)
 	switch {
 	case !m.hasInput:
+	case m.tellsBoth:
+		m.in.initEarly(m.inCredits(), h.before)
 	case m.wide:
 		m.in.init(m.inCredits(), true)
 	default:
@@ -144,6 +147,40 @@ func (m *muxServer) Run() {
 		m.keepStop(context.AfterFunc(m.ctx, m.expired))
 	}
 	m.handler.serve(m)
+}
+
+// beginHandling returns what the handler is called with, unless an interceptor has refused the
+// stream. Then, and however the handler ends, handled is called.
+func (m *muxServer) beginHandling() (ctx context.Context, payload []byte, ok bool) {
+	m.result = errHandlerExited // stays if the handler ends its goroutine
+	payload, m.charge = m.payload.claim()
+	m.payload = arrived{}
+	ctx, err := m.host.beginServe(m.ctx, m.seen, &CallInfo{
+		Handler: m.handlerID, Subroute: m.handler.subroute, Stream: true, PayloadBytes: len(payload),
+	}, m.metadata)
+	if err != nil {
+		PutByteBuffer(payload)
+		m.result = NewRemoteErr(err)
+		return nil, nil, false
+	}
+	return ctx, payload, true
+}
+
+// handled takes in that the handler has returned, or has panicked with what was recovered.
+func (m *muxServer) handled(recovered any) {
+	defer close(m.returned)
+	m.charge.Release()
+	m.result = handlerResult(recovered, m.result, m.handler.label, m.host.logger(), &m.handler.panics)
+}
+
+// hasReturned reports whether the handler has.
+func (m *muxServer) hasReturned() bool {
+	select {
+	case <-m.returned:
+		return true
+	default:
+		return false
+	}
 }
 
 // hold has the payload count for as many bytes, if it does not yet. It reports whether that is
@@ -210,12 +247,15 @@ func (m *muxServer) abort(cause error, how ending) {
 	}
 }
 
-// isAborted reports whether abort was called.
-func (m *muxServer) isAborted() bool {
+// abortCause is with what abort was called, nil if it was not.
+func (m *muxServer) abortCause() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.aborted != nil
+	return m.aborted
 }
+
+// isAborted reports whether abort was called.
+func (m *muxServer) isAborted() bool { return m.abortCause() != nil }
 
 // wasTold reports whether the client has been told, or is about to be, why the stream was aborted.
 func (m *muxServer) wasTold() bool {
@@ -232,6 +272,26 @@ func (m *muxServer) fail(err error) { m.abort(err, tellReason) }
 func (m *muxServer) send(msg message) (ok bool) {
 	msg.MuxID = m.id
 	return m.host.send(m.dead, msg, &m.sendSeq) == nil
+}
+
+// grant returns credits to the client, which one of version 1 gets one by one.
+func (m *muxServer) grant(n int) {
+	switch {
+	case n == 0:
+	case m.wide:
+		m.send(message{Op: opUnblockClMux, Payload: creditPayload(&m.grantBuf, n)})
+	default:
+		for range n {
+			m.send(message{Op: opUnblockClMux})
+		}
+	}
+}
+
+// freeSlot frees the handler's slot, if it did not go with the result.
+func (m *muxServer) freeSlot() {
+	if m.slot != nil {
+		m.slot.Release()
+	}
 }
 
 // handlerReturned ends the handler's context. Its deadline stays in force while what it has sent
@@ -320,6 +380,9 @@ func (m *muxServer) onMessage(p parcel) error {
 		return nil
 	}
 	if !eof || len(msg.Payload) > 0 {
+		if !m.hasInput && m.tellsBoth && m.handler.before > 0 {
+			return nil // sent before the ack, to a handler that was unregistered
+		}
 		m.seen.received(len(msg.Payload), msg.Flags&flagMore == 0)
 		if err := receive(&m.in, p, m.host, m.fail); err != nil {
 			return err

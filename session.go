@@ -41,6 +41,7 @@ type session struct {
 	calls   callTable            // single requests that were made here
 	streams muxTable[*muxClient] // streams that were opened here
 	served  muxTable[*muxServer] // streams that are served here
+	told    toldCapacities       // of handlers of the peer
 
 	clock monotime.Stamp // when the last frame or tick was
 
@@ -181,6 +182,10 @@ func (s *session) post(m message, seq *sequence) { s.sender.post(m, seq) }
 
 func (s *session) send(done <-chan struct{}, m message, seq *sequence) error {
 	return s.sender.send(done, m, seq)
+}
+
+func (s *session) trySend(m message, seq *sequence) (full bool, err error) {
+	return s.sender.out.trySend(&m, seq)
 }
 
 func (s *session) sendOpening(done <-chan struct{}, m message, seq *sequence, deadline time.Time) error {

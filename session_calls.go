@@ -90,6 +90,9 @@ func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerI
 	if s.caps&capMetadata == 0 {
 		metadata = nil
 	}
+	if c.early && s.caps.bothCapacities() && len(payload) <= wholeSize && !(c.known && c.in == 0) {
+		m.startEarly(&s.told, newToldKey(id, sub))
+	}
 	if !s.streams.add(m.id, m) {
 		return nil, s.endError()
 	}

@@ -25,6 +25,8 @@ const (
 	// pendingLimit is the default of MaxQueuedBytes, and the largest buffer that a batch starts
 	// with.
 	pendingLimit = 256 << 10
+	// aheadShare is what share of its room a stream may fill that has waited for a turn.
+	aheadShare = 32
 	// firstBuffer is what a session that was idle starts its batch with.
 	firstBuffer = 1 << 10
 	// headRoom is what a batch begins with: room for the head of a merged message, and for that of
@@ -63,6 +65,7 @@ type outQueue struct {
 	poked  bool       // the writer has something other than batches to look after
 	small  room       // for all that is sent but the next
 	large  room       // for the parts of large payloads; see sendFragments
+	number uint64     // of batch, one more with each swap
 	empty  limit.Idle // of everything being written
 	err    error      // set by close
 }
@@ -71,6 +74,11 @@ type outQueue struct {
 type sequence struct {
 	next  uint32
 	ended bool // by a disconnect, which takes no number: nothing may follow it
+	// The room that is left of what came with a turn, for messages that follow in the same batch,
+	// and the number of that. Where hundreds of streams wait for room, each would be woken for
+	// every single message otherwise.
+	ahead int
+	batch uint64
 }
 
 // batch is messages in the form that they have inside a merged one, behind room for the head of
@@ -99,6 +107,9 @@ func (q *outQueue) send(done <-chan struct{}, m *message, seq *sequence) error {
 		return err
 	}
 	t := turn{size: m.Msgsize(), late: monotime.Never}
+	if seq != nil {
+		t.ahead = q.small.limit / aheadShare
+	}
 	if err := q.await(&q.small, &t, done); err != nil {
 		return err
 	}
@@ -116,8 +127,12 @@ func (q *outQueue) trySendLocked(m *message, seq *sequence) (full bool, err erro
 	if q.err != nil {
 		return false, q.err
 	}
-	if q.small.waits() || !q.small.fits(m.Msgsize()) {
-		return true, nil
+	if size := m.Msgsize(); q.small.waits() || !q.small.fits(size) {
+		if seq == nil || seq.batch != q.number || seq.ahead < size {
+			return true, nil
+		}
+		seq.ahead -= size
+		q.small.ahead -= size
 	}
 	return false, q.sendLocked(&q.small, m, seq)
 }
@@ -207,6 +222,10 @@ func (q *outQueue) sendInTurn(t *turn, m *message, seq *sequence) error {
 		return q.err
 	}
 	err := q.sendLocked(t.room, m, seq)
+	if t.ahead > 0 && err == nil {
+		t.room.ahead += t.ahead
+		seq.ahead, seq.batch = t.ahead, q.number
+	}
 	t.room.grant()
 	return err
 }
@@ -354,6 +373,8 @@ func (q *outQueue) swap() (urgent, normal batch) {
 	if normal.count > 0 {
 		q.hint = min(max(len(normal.buf), firstBuffer), pendingLimit)
 	}
+	q.number++
+	q.small.ahead = 0
 	q.posted -= normal.posted
 	q.small.taken -= normal.small
 	q.large.taken -= normal.large

@@ -197,6 +197,53 @@ func TestOutQueue_ServesThoseThatWaitInTurn(t *testing.T) {
 	})
 }
 
+// Where streams wait for room, each sends several messages when it is its turn, but not more than
+// its share, nor in a later batch: so the others have theirs.
+func TestOutQueue_StreamSendsOnInItsTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newOutQueue()
+		const size, streams = 500, 100
+		m := message{Op: opMuxServerMsg, Payload: make([]byte, size)}
+		stopped := make(chan struct{})
+		require.NoError(t, q.send(nil, &message{Payload: make([]byte, pendingLimit)}, nil))
+		for i := range streams {
+			go func() {
+				var seq sequence
+				m := m
+				m.MuxID = uint64(i + 1)
+				for q.send(stopped, &m, &seq) == nil {
+				}
+			}()
+		}
+		synctest.Wait()
+		require.Len(t, takeMessages(t, q), 1)
+		turns := 0
+		for range 20 {
+			synctest.Wait()
+			require.LessOrEqual(t, q.small.taken+q.small.promised+q.small.ahead, pendingLimit)
+			each := map[uint64]int{}
+			var last uint64
+			for _, m := range takeMessages(t, q) {
+				if m.MuxID != last {
+					turns++
+					last = m.MuxID
+				}
+				each[m.MuxID]++
+			}
+			require.Greater(t, len(each), 10)
+			for id, n := range each {
+				require.Greater(t, n, 10, "stream %d", id)
+				require.LessOrEqual(t, n*m.Msgsize(), pendingLimit/aheadShare+m.Msgsize(), "stream %d", id)
+			}
+		}
+		require.Greater(t, turns, 3*streams)
+		close(stopped)
+		synctest.Wait()
+		takeMessages(t, q)
+		require.Zero(t, q.small.taken+q.small.promised+q.small.ahead)
+	})
+}
+
 // A call that has waited for an eighth of its time when it is first in line goes behind all others;
 // of several such, the one that came last is first.
 func TestOutQueue_PassesOverThoseThatAreLate(t *testing.T) {

@@ -15,6 +15,7 @@ type room struct {
 	limit    int
 	taken    int   // by the messages in the batch
 	promised int   // to the turns that were granted, and have not ended
+	ahead    int   // to streams that have had a turn, for more in the same batch; see sequence
 	sent     int64 // bytes of all turns that were granted so far
 	line     lateq.Queue[*turn]
 }
@@ -27,6 +28,7 @@ type turn struct {
 	granted chan struct{}
 	place   lateq.Link[*turn]
 	late    monotime.Time // see lateAfter
+	ahead   int           // room for what the stream sends behind it
 }
 
 // Late implements lateq.Item: it reports whether the message will probably be of no use by the time
@@ -36,7 +38,7 @@ func (t *turn) Late(now monotime.Time) bool { return now >= t.late }
 // fits reports whether there is room for a message. One that is larger than all of it is taken when
 // there is no other.
 func (r *room) fits(size int) bool {
-	used := r.taken + r.promised
+	used := r.taken + r.promised + r.ahead
 	return used == 0 || size <= r.limit-used // the sum might overflow
 }
 
@@ -53,14 +55,14 @@ func (r *room) grant() {
 		return
 	}
 	now := monotime.Now()
-	for next := r.line.Next(now); next != nil && r.fits(next.Item().size); next = r.line.Next(now) {
+	for next := r.line.Next(now); next != nil && r.fits(next.Item().size+next.Item().ahead); next = r.line.Next(now) {
 		r.promise(next.Item())
 	}
 }
 
 func (r *room) promise(t *turn) {
 	t.place.Remove()
-	r.promised += t.size
+	r.promised += t.size + t.ahead
 	r.sent += int64(t.size)
 	close(t.granted)
 }
@@ -68,7 +70,7 @@ func (r *room) promise(t *turn) {
 // leave ends a turn, granted or not. What room that leaves is for grant to give.
 func (r *room) leave(t *turn) {
 	if !t.place.Remove() {
-		r.promised -= t.size
+		r.promised -= t.size + t.ahead
 	}
 }
 

@@ -6,6 +6,51 @@ import (
 	"github.com/gridrpc/grid/internal/limit"
 )
 
+// toldCapacities are the InCapacity of handlers, as acks of the session have told them. They may be
+// different by now.
+type toldCapacities struct {
+	mu sync.Mutex
+	m  map[toldKey]int
+}
+
+// toldKey names a handler.
+type toldKey struct {
+	id  HandlerID
+	sub subHandlerID // zero for none
+}
+
+// maxTold is of how many handlers a session remembers the capacities.
+const maxTold = 1024
+
+func newToldKey(id HandlerID, sub *subHandlerID) toldKey {
+	k := toldKey{id: id}
+	if sub != nil {
+		k.sub = *sub
+	}
+	return k
+}
+
+// get returns 0 where nothing is known.
+func (t *toldCapacities) get(k toldKey) int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.m[k]
+}
+
+// put remembers a capacity. 0 is not worth it.
+func (t *toldCapacities) put(k toldKey, in int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if in == 0 {
+		delete(t.m, k)
+		return
+	}
+	if t.m == nil || len(t.m) >= maxTold {
+		t.m = make(map[toldKey]int)
+	}
+	t.m[k] = in
+}
+
 // muxTable is streams of a session, or openings that are not complete, by their ID.
 type muxTable[T any] struct {
 	mu     sync.Mutex

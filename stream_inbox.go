@@ -65,6 +65,13 @@ func (b *inbox) init(capacity int, wide bool) {
 	b.window.Init(capacity, capacity, wide)
 }
 
+// initEarly is init where the sender may not have been told the capacity yet, and goes by one of a
+// handler before this, which is at most before.
+func (b *inbox) initEarly(capacity, before int) {
+	b.signal = make(chan struct{}, 1)
+	b.window.Init(capacity, max(capacity, before), true)
+}
+
 // initUntold is init where the sender has wide credits, and does not tell how many at first. They
 // may be anything, and the window begins as the smallest: the owner of a larger one would wait for
 // messages that may not be sent.

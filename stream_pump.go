@@ -28,23 +28,10 @@ func serveStream[In, Out any](m *muxServer, noInput chan In, decode func([]byte)
 	}
 	m.host.submit(p)
 
-	defer close(m.returned)
-	defer func() {
-		m.result = handlerResult(recover(), m.result, m.handler.label, m.host.logger(), &m.handler.panics)
-	}()
-	m.result = errHandlerExited // stays if the handler ends its goroutine
-	payload, charge := m.payload.claim()
-	m.payload, m.charge = arrived{}, charge
-	defer func() { m.charge.Release() }()
-	ctx, err := m.host.beginServe(m.ctx, m.seen, &CallInfo{
-		Handler: m.handlerID, Subroute: m.handler.subroute, Stream: true, PayloadBytes: len(payload),
-	}, m.metadata)
-	if err != nil {
-		PutByteBuffer(payload)
-		m.result = NewRemoteErr(err)
-		return
+	defer func() { m.handled(recover()) }()
+	if ctx, payload, ok := m.beginHandling(); ok {
+		m.result = handle(ctx, payload, in, out)
 	}
-	m.result = handle(ctx, payload, in, out)
 }
 
 // closedChan is a channel for handlers without input.
@@ -112,11 +99,7 @@ func (p *streamPump[In, Out]) Run() {
 	m := p.m
 	out, finished := p.out, false
 	// Each by itself: an interceptor may end the goroutine.
-	defer func() {
-		if m.slot != nil {
-			m.slot.Release()
-		}
-	}()
+	defer m.freeSlot()
 	defer func() { m.seen.endServed(m.outcome()) }()
 	defer m.in.discharge()
 	defer func() {
@@ -275,19 +258,7 @@ func (p *streamPump[In, Out]) account() {
 	}
 	grant := m.in.handedOn(p.waiting-held, held == 0 || held < cap(p.in))
 	p.waiting = held
-	if m.wide {
-		p.grant(grant)
-		return
-	}
-	for range grant {
-		p.grant(1)
-	}
-}
-
-func (p *streamPump[In, Out]) grant(n int) {
-	if n > 0 {
-		p.m.send(message{Op: opUnblockClMux, Payload: creditPayload(&p.m.grantBuf, n)})
-	}
+	m.grant(grant)
 }
 
 // closeInput closes in. What is in it stays there, also where the stream was aborted: what can be

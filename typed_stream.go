@@ -96,6 +96,39 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) Register(m *Manager, handle func
 }
 
 func (h *StreamTypeHandler[Payload, Req, Resp]) register(m *Manager, in int, withPayload bool, handle func(ctx context.Context, p Payload, in <-chan Req, out chan<- Resp) *RemoteErr, subroute []string) error {
+	noInput, decodes := closedChan[Req](), h.decoder(m)
+	return h.add(m, in, withPayload, subroute, func(s *muxServer) {
+		serveStream(s, noInput, decodes.request, h.encodeResponse, func(ctx context.Context, payload []byte, in <-chan Req, out chan<- Resp) *RemoteErr {
+			p, ok, err := decodes.payload(s, withPayload, payload)
+			if !ok {
+				return err
+			}
+			return handle(ctx, p, in, out)
+		})
+	})
+}
+
+// RegisterServe makes serve serve the stream on m, without channels; what [StreamServeFn] says of
+// the context and the result holds here too. The rest is as with Register.
+func (h *StreamTypeHandler[Payload, Req, Resp]) RegisterServe(m *Manager, serve func(ctx context.Context, p Payload, s *TypedServerStream[Req, Resp]) *RemoteErr, subroute ...string) error {
+	if serve == nil {
+		return nilHandlerError(m, h.id)
+	}
+	withPayload, decodes := h.withPayload(), h.decoder(m)
+	return h.add(m, h.inCapacity(), withPayload, subroute, func(m *muxServer) {
+		s := &TypedServerStream[Req, Resp]{decode: decodes.request}
+		s.serve(m, func(ctx context.Context, payload []byte) *RemoteErr {
+			p, ok, err := decodes.payload(m, withPayload, payload)
+			if !ok {
+				return err
+			}
+			return serve(ctx, p, s)
+		})
+	})
+}
+
+// add registers a handler, which is run by run.
+func (h *StreamTypeHandler[Payload, Req, Resp]) add(m *Manager, in int, withPayload bool, subroute []string, run func(*muxServer)) error {
 	if in > 0 && h.reqs.newFn == nil {
 		return fmt.Errorf("grid: handler %s has InCapacity %d, but no constructor for requests", m.opts.handlerText(h.id), in)
 	}
@@ -106,32 +139,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) register(m *Manager, in int, wit
 	if err != nil {
 		return err
 	}
-	noInput, label := closedChan[Req](), m.opts.handlerText(h.id)
-	e, err := newStreamEntry(route, h.OutCapacity, in, func(s *muxServer) {
-		decodeRequest := func(b []byte) (Req, error) {
-			v, err := decodeNext(&h.reqs, b, m.opts.MaxNesting)
-			if err != nil {
-				err = fmt.Errorf("grid: handler %s: %w", label, err)
-			}
-			return v, err
-		}
-		serveStream(s, noInput, decodeRequest, h.encodeResponse, func(ctx context.Context, payload []byte, in <-chan Req, out chan<- Resp) *RemoteErr {
-			var p Payload
-			if withPayload {
-				p = h.payloads.get()
-				err := decode(p, payload, m.opts.MaxNesting)
-				n := len(payload)
-				PutByteBuffer(payload)
-				if err != nil {
-					return NewRemoteErrf("grid: handler %s: payload: %v", label, err)
-				}
-				if !s.hold(heldBytes(p, n)) {
-					return nil // it has ended
-				}
-			}
-			return handle(ctx, p, in, out)
-		})
-	})
+	e, err := newStreamEntry(route, h.OutCapacity, in, run)
 	if err != nil {
 		return err
 	}
@@ -139,6 +147,89 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) register(m *Manager, in int, wit
 		e.decodes = decodedCost[Payload]()
 	}
 	return m.handlers.add(h.id, route, handler{stream: e})
+}
+
+// streamDecoder decodes what a handler gets.
+type streamDecoder[Payload, Req, Resp RoundTripper] struct {
+	h       *StreamTypeHandler[Payload, Req, Resp]
+	label   string
+	nesting int
+}
+
+func (h *StreamTypeHandler[Payload, Req, Resp]) decoder(m *Manager) *streamDecoder[Payload, Req, Resp] {
+	return &streamDecoder[Payload, Req, Resp]{h, m.opts.handlerText(h.id), m.opts.MaxNesting}
+}
+
+// request decodes a message. It owns b.
+func (d *streamDecoder[Payload, Req, Resp]) request(b []byte) (Req, error) {
+	v, err := decodeNext(&d.h.reqs, b, d.nesting)
+	if err != nil {
+		err = fmt.Errorf("grid: handler %s: %w", d.label, err)
+	}
+	return v, err
+}
+
+// payload decodes that of a stream, if it has one. It owns b. With ok false err is the result of the
+// stream; if that is nil as well, it has ended.
+func (d *streamDecoder[Payload, Req, Resp]) payload(m *muxServer, has bool, b []byte) (p Payload, ok bool, err *RemoteErr) {
+	if !has {
+		return p, true, nil
+	}
+	p = d.h.payloads.get()
+	failed := decode(p, b, d.nesting)
+	n := len(b)
+	PutByteBuffer(b)
+	if failed != nil {
+		return p, false, NewRemoteErrf("grid: handler %s: payload: %v", d.label, failed)
+	}
+	return p, m.hold(heldBytes(p, n)), nil
+}
+
+// TypedServerStream is the serving end of a stream with typed messages: see
+// [StreamTypeHandler.RegisterServe]. What [ServerStream] says holds here too.
+type TypedServerStream[Req, Resp RoundTripper] struct {
+	serverEnd
+	decode func([]byte) (Req, error)
+}
+
+// Recv is [ServerStream.Recv]. The value is the caller's from then on, who may give it to PutRequest.
+// A message that can't be decoded ends the stream with an error on both sides.
+func (s *TypedServerStream[Req, Resp]) Recv() (Req, error) {
+	var zero Req
+	m := s.m
+	counts := m.handler.inputDecodes > 0
+	msg, err := s.take(counts)
+	if err != nil {
+		return zero, err
+	}
+	n := msg.size()
+	v, err := s.decode(msg.join())
+	if err != nil {
+		m.fail(err)
+		return zero, err
+	}
+	if counts {
+		if err := m.in.holdMore(heldBytes(v, n)); err != nil {
+			m.refuse(err)
+			return zero, err
+		}
+		m.grant(m.in.handedOn(1, true))
+	}
+	return v, nil
+}
+
+// All is [ServerStream.All]: Recv as an iterator.
+func (s *TypedServerStream[Req, Resp]) All() iter.Seq2[Req, error] { return received(s.Recv) }
+
+// Send is [ServerStream.Send]. v stays the caller's, who may give it to PutResponse. One that can't
+// be encoded is refused, and the stream lives on.
+func (s *TypedServerStream[Req, Resp]) Send(ctx context.Context, v Resp) error {
+	b, err := encode(v)
+	if err != nil {
+		return fmt.Errorf("grid: handler %s: encoding a message: %w", s.m.handler.label, err)
+	}
+	defer PutByteBuffer(b)
+	return s.send(ctx, b)
 }
 
 // RegisterNoInput is Register for a handler that takes no messages. From then on h is as if its
@@ -217,6 +308,16 @@ func decodeNext[T RoundTripper](p *valuePool[T], b []byte, nesting int) (v T, er
 // and is not looked at without WithPayload. The rest is as with [Connection.NewStream], and a local
 // error for a payload that can't be encoded.
 func (h *StreamTypeHandler[Payload, Req, Resp]) Call(ctx context.Context, conn Streamer, payload Payload) (*TypedStream[Req, Resp], error) {
+	return h.open(ctx, conn, payload, false)
+}
+
+// Start is Call without the wait for the remote, as [Connection.StartStream] is
+// [Connection.NewStream] without it.
+func (h *StreamTypeHandler[Payload, Req, Resp]) Start(ctx context.Context, conn Streamer, payload Payload) (*TypedStream[Req, Resp], error) {
+	return h.open(ctx, conn, payload, true)
+}
+
+func (h *StreamTypeHandler[Payload, Req, Resp]) open(ctx context.Context, conn Streamer, payload Payload, early bool) (*TypedStream[Req, Resp], error) {
 	if isNil(conn) {
 		return nil, errNoConnection
 	}
@@ -228,7 +329,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) Call(ctx context.Context, conn S
 		}
 		defer PutByteBuffer(b)
 	}
-	m, err := conn.openStream(ctx, h.id, b, capacities{out: h.OutCapacity, in: h.inCapacity(), known: true})
+	m, err := conn.openStream(ctx, h.id, b, capacities{out: h.OutCapacity, in: h.inCapacity(), known: true, early: early})
 	if err != nil {
 		return nil, err
 	}

@@ -231,22 +231,33 @@ func registerGridHandlers(m *grid.Manager, c config) error {
 	}
 	for id, h := range map[grid.HandlerID]grid.StreamHandler{
 		// Answers with as many messages like its payload as that begins with.
-		gridResponses: {Handle: func(_ context.Context, payload []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+		gridResponses: {Serve: func(ctx context.Context, payload []byte, s *grid.ServerStream) *grid.RemoteErr {
+			defer grid.PutByteBuffer(payload)
 			for range gridCountOf(payload) {
-				out <- append(grid.GetByteBufferCap(len(payload)), payload...)
+				if err := s.Send(ctx, payload); err != nil {
+					return grid.NewRemoteErr(err)
+				}
 			}
-			grid.PutByteBuffer(payload)
 			return nil
 		}},
-		gridRequests: {InCapacity: gridCapacity, Handle: func(_ context.Context, _ []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
-			for b := range in {
+		gridRequests: {InCapacity: gridCapacity, Serve: func(_ context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
+			for b, err := range s.All() {
+				if err != nil {
+					return grid.NewRemoteErr(err)
+				}
 				grid.PutByteBuffer(b)
 			}
 			return nil
 		}},
-		gridTwoWay: {InCapacity: gridCapacity, Handle: func(_ context.Context, _ []byte, in <-chan []byte, out chan<- []byte) *grid.RemoteErr {
-			for b := range in {
-				out <- b
+		gridTwoWay: {InCapacity: gridCapacity, Serve: func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
+			for b, err := range s.All() {
+				if err == nil {
+					err = s.Send(ctx, b)
+				}
+				if err != nil {
+					return grid.NewRemoteErr(err)
+				}
+				grid.PutByteBuffer(b)
 			}
 			return nil
 		}},
@@ -369,7 +380,7 @@ func gridRead(s *grid.Stream, n, size int) error {
 }
 
 func (c gridCaller) requests(n int, payload []byte) error {
-	s, err := c.conn.NewStream(context.Background(), gridRequests, nil)
+	s, err := c.conn.StartStream(context.Background(), gridRequests, nil)
 	if err != nil {
 		return err
 	}
@@ -391,7 +402,7 @@ func gridSend(s *grid.Stream, n int, payload []byte) error {
 }
 
 func (c gridCaller) twoway(n int, payload []byte) error {
-	s, err := c.conn.NewStream(context.Background(), gridTwoWay, nil)
+	s, err := c.conn.StartStream(context.Background(), gridTwoWay, nil)
 	if err != nil {
 		return err
 	}

@@ -99,7 +99,7 @@ func (n *node) register() (err error) {
 		err,
 		disks.Register(n.Manager, n.serveDisk),
 		counts.Register(n.Manager, n.serveCount),
-		walks.RegisterNoInput(n.Manager, n.serveWalk),
+		walks.RegisterServe(n.Manager, n.serveWalk),
 		n.RegisterSingleHandler(doneID, n.serveDone),
 	)
 }
@@ -121,14 +121,10 @@ func (n *node) serveCount(grid.NoPayload) (*tally, *grid.RemoteErr) {
 	return t, grid.NewRemoteErr(err)
 }
 
-func (n *node) serveWalk(ctx context.Context, req *walkRequest, out chan<- *entry) *grid.RemoteErr {
+func (n *node) serveWalk(ctx context.Context, req *walkRequest, s *grid.TypedServerStream[grid.NoPayload, *entry]) *grid.RemoteErr {
 	send := func(e *entry) error {
-		select {
-		case out <- e: // grid's from here on
-			return nil
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+		defer walks.PutResponse(e)
+		return s.Send(ctx, e)
 	}
 	err := walk(ctx, n.dir, send)
 	for req.Forever && err == nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"hash/fnv"
@@ -53,11 +54,11 @@ type source struct {
 	sent atomic.Int64  // bytes that handlers have handed to grid
 }
 
-func (s *source) register(m *grid.Manager) error { return tails.RegisterNoInput(m, s.serve) }
+func (s *source) register(m *grid.Manager) error { return tails.RegisterServe(m, s.serve) }
 
 // serve sends the file from a position on, and what is appended, until ctx ends or one of the two
 // nodes shuts down, which would otherwise wait for it.
-func (s *source) serve(ctx context.Context, from *grid.JSON[position], out chan<- *grid.JSON[chunk]) *grid.RemoteErr {
+func (s *source) serve(ctx context.Context, from *grid.JSON[position], follower *grid.TypedServerStream[grid.NoPayload, *grid.JSON[chunk]]) *grid.RemoteErr {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	go func() {
@@ -69,12 +70,13 @@ func (s *source) serve(ctx context.Context, from *grid.JSON[position], out chan<
 	}()
 	r := &reader{path: s.path}
 	err := r.run(ctx, from.ValueOrZero(), s.poll, func(c *chunk) error {
-		select {
-		case out <- chunks.NewJSONWith(c): // waits while the follower does not keep up
-			s.sent.Add(int64(len(c.Data)))
-		case <-ctx.Done():
+		v := chunks.NewJSONWith(c)
+		defer tails.PutResponse(v)
+		if err := follower.Send(ctx, v); err != nil { // waits while the follower does not keep up
+			return cmp.Or(context.Cause(ctx), err)
 		}
-		return context.Cause(ctx)
+		s.sent.Add(int64(len(c.Data)))
+		return nil
 	})
 	select {
 	case s.ends <- err:

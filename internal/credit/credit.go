@@ -29,6 +29,17 @@ func (c *Credits) Reset(avail, limit int) {
 	c.mu.Unlock()
 }
 
+// Adjust sets the most that may be held at a time, and adds n credits to those at hand, or takes
+// away -n: where more were reserved than there turn out to be, the next ones that are added make up
+// for it.
+func (c *Credits) Adjust(n, limit int) {
+	c.mu.Lock()
+	c.avail += n
+	c.limit = limit
+	c.wakeLocked()
+	c.mu.Unlock()
+}
+
 // Reserve takes one credit. It waits for one until ctx ends, whose cause it then returns, or until
 // [Credits.Close], whose error it then returns. After Close it returns that error even if credits
 // are left.
@@ -99,7 +110,7 @@ func (c *Credits) Close(err error) {
 }
 
 func (c *Credits) wakeLocked() {
-	if c.signal == nil || c.err == nil && c.avail == 0 {
+	if c.signal == nil || c.err == nil && c.avail <= 0 {
 		return
 	}
 	select {

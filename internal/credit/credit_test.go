@@ -92,6 +92,36 @@ func TestCredits_Overflow(t *testing.T) {
 	require.ErrorIs(t, new(Credits).Add(1), ErrOverflow)
 }
 
+// Credits that were reserved, and turn out not to be there, are made up for by those that come.
+func TestCredits_AdjustMayLeaveADebt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCredits(4, 100)
+		for range 3 {
+			require.NoError(t, c.Reserve(t.Context()))
+		}
+		c.Adjust(-3, 8) // there were but one
+		var got atomic.Int32
+		go func() {
+			for c.Reserve(t.Context()) == nil {
+				got.Add(1)
+			}
+		}()
+		synctest.Wait()
+		require.Zero(t, got.Load())
+		require.NoError(t, c.Add(2))
+		synctest.Wait()
+		require.Zero(t, got.Load())
+		require.NoError(t, c.Add(1))
+		synctest.Wait()
+		require.EqualValues(t, 1, got.Load())
+		c.Adjust(2, 8)
+		synctest.Wait()
+		require.EqualValues(t, 3, got.Load())
+		require.ErrorIs(t, c.Add(9), ErrOverflow)
+		c.Close(errors.New("gone"))
+	})
+}
+
 func TestCredits_CloseEndsAllWaiters(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCredits(0, 8)

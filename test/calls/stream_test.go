@@ -347,7 +347,7 @@ func TestStream_RegistrationChecksItsArguments(t *testing.T) {
 			return nil
 		}
 		m := g.Manager(1)
-		require.ErrorContains(t, m.RegisterStreamingHandler(rig.Handler, grid.StreamHandler{}), "without Handle")
+		require.ErrorContains(t, m.RegisterStreamingHandler(rig.Handler, grid.StreamHandler{}), "without Serve or Handle")
 		for _, h := range []grid.StreamHandler{
 			{OutCapacity: -1}, {OutCapacity: rig.MaxCapacity + 1}, {InCapacity: -1}, {InCapacity: rig.MaxCapacity + 1},
 		} {
