@@ -187,7 +187,7 @@ func (s *session) disconnected(reason error) error { return s.conn.disconnected(
 
 func (s *session) clientEnded(m *muxClient) { s.streams.remove(m.id) }
 func (s *session) serverEnded(m *muxServer) { s.served.remove(m.id) }
-func (s *session) submit(t workers.Task)    { s.workers.Submit(t) }
+func (s *session) submit(t workers.Task)    { s.workers.Resume(t) }
 func (s *session) logger() *slog.Logger     { return s.conn.log }
 func (s *session) overload(err error)       { s.conn.overload(err) }
 

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid/internal/limit"
-	"github.com/gridrpc/grid/internal/monotime"
 	"github.com/gridrpc/grid/internal/workers"
 )
 
@@ -24,7 +23,6 @@ type singleTask struct {
 	entry    *singleEntry
 	payload  arrived
 	deadline time.Time // zero for none
-	lateFrom monotime.Time
 	seen     *observed // nil if nobody wants to know
 	metadata []byte
 	charge   limit.Charge // for the payload, while the handler runs
@@ -48,17 +46,24 @@ func (o *opener) requestTask(p parcel, h handler, payload arrived, deadline time
 	s := o.s
 	t := singleTasks.Get().(*singleTask)
 	t.s, t.id, t.handler, t.entry, t.payload = s, p.MuxID, p.Handler, h.single, payload
-	t.deadline, t.lateFrom = deadline, lateAfter(p.now, deadline)
+	t.deadline = deadline
+	t.Limit(p.now, deadline)
 	if t.seen = s.conn.observe(payload.size()); t.seen != nil {
 		t.metadata = bytes.Clone(p.Metadata)
 	}
 	return t
 }
 
-// Late implements workers.Task: it reports whether the caller will probably have gone by the time
-// of the answer, but has not yet.
-func (t *singleTask) Late(now monotime.Time) bool {
-	return t.lateFrom < now && now < monotime.Of(t.deadline)
+// Refuse implements workers.Task: more requests have come in than can be answered in time.
+func (t *singleTask) Refuse() {
+	s := t.s
+	err := overloadedf("MaxHandlers", "handler %s refused: it has waited for %v, and those before it for too long",
+		s.opts.handlerText(t.handler), t.Waited().Round(time.Millisecond))
+	s.overload(err)
+	s.opener.refuse(&message{MuxID: t.id, Handler: t.handler, Flags: flagEOF, Op: opRequest}, err.Error())
+	t.payload.drop()
+	t.free()
+	s.conn.taken.handlers.Release()
 }
 
 // Run implements workers.Task.
@@ -73,9 +78,7 @@ func (t *singleTask) Run() {
 	expired := s.pastDeadline(t.deadline)
 	// By itself: an interceptor may end the goroutine.
 	defer func() {
-		t.s, t.entry, t.payload, t.seen, t.metadata = nil, nil, arrived{}, nil, nil
-		t.charge, t.refused = limit.Charge{}, nil
-		singleTasks.Put(t)
+		t.free()
 		m.freeSlot() // where nothing was sent
 	}()
 	defer func() {
@@ -136,6 +139,13 @@ func (t *singleTask) Run() {
 	default:
 		resp, result = t.entry.contextFn(ctx, t, payload)
 	}
+}
+
+// free lets another request have the task.
+func (t *singleTask) free() {
+	t.s, t.entry, t.payload, t.seen, t.metadata = nil, nil, arrived{}, nil, nil
+	t.charge, t.refused = limit.Charge{}, nil
+	singleTasks.Put(t)
 }
 
 // context is that of the handler. It ends with the session.
