@@ -24,7 +24,7 @@ type serverHost interface {
 	submit(t workers.Task)
 	logger() *slog.Logger
 	// beginServe tells interceptors of the stream; see Connection.
-	beginServe(ctx context.Context, o *observed, info *CallInfo, metadata []byte) (context.Context, error)
+	beginServe(ctx context.Context, o *observed, info CallInfo, metadata []byte) (context.Context, error)
 }
 
 // muxServer is the serving end of a stream.

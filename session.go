@@ -191,6 +191,6 @@ func (s *session) submit(t workers.Task)    { s.workers.Resume(t) }
 func (s *session) logger() *slog.Logger     { return s.conn.log }
 func (s *session) overload(err error)       { s.conn.overload(err) }
 
-func (s *session) beginServe(ctx context.Context, o *observed, info *CallInfo, metadata []byte) (context.Context, error) {
+func (s *session) beginServe(ctx context.Context, o *observed, info CallInfo, metadata []byte) (context.Context, error) {
 	return s.conn.beginServe(ctx, o, info, metadata)
 }

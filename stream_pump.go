@@ -36,7 +36,7 @@ func serveStream[In, Out any](m *muxServer, noInput chan In, decode func([]byte)
 	payload, charge := m.payload.claim()
 	m.payload, m.charge = arrived{}, charge
 	defer func() { m.charge.Release() }()
-	ctx, err := m.host.beginServe(m.ctx, m.seen, &CallInfo{
+	ctx, err := m.host.beginServe(m.ctx, m.seen, CallInfo{
 		Handler: m.handlerID, Subroute: m.handler.subroute, Stream: true, PayloadBytes: len(payload),
 	}, m.metadata)
 	if err != nil {
