@@ -176,3 +176,31 @@ func BenchmarkStream(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkHandlersThatWait is how long 1,000 callers have to wait for handlers that do nothing but
+// wait for 100 ms, all of them at a time: 100 µs for each is perfect.
+func BenchmarkHandlersThatWait(b *testing.B) {
+	g := rig.NewTCP(b, 2, nil)
+	g.Single(func(p []byte) ([]byte, *grid.RemoteErr) {
+		time.Sleep(100 * time.Millisecond)
+		return p, nil
+	})
+	c, payload := g.Conn(0, 1), make([]byte, benchPayload)
+	var worst atomic.Int64
+	b.SetParallelism(1000 / runtime.GOMAXPROCS(0))
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			start := time.Now()
+			answer, err := c.SingleRequest(context.Background(), rig.Handler, payload)
+			if err != nil {
+				b.Error(err)
+				return
+			}
+			grid.PutByteBuffer(answer)
+			took := int64(time.Since(start))
+			for was := worst.Load(); took > was && !worst.CompareAndSwap(was, took); was = worst.Load() {
+			}
+		}
+	})
+	b.ReportMetric(float64(worst.Load())/1e6, "ms-worst")
+}

@@ -145,8 +145,9 @@ func (c *Connection) request(ctx context.Context, id HandlerID, route string, su
 }
 
 func (c *Connection) interceptRequest(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, timeout time.Duration) (answer []byte, err error) {
-	seen := newObserved(c)
-	ctx, metadata, err := c.beginCall(ctx, seen, &CallInfo{Handler: id, Subroute: route, PayloadBytes: len(payload)})
+	seen := new(observed)
+	seen.init(c, time.Now())
+	ctx, metadata, err := c.beginCall(ctx, seen, CallInfo{Handler: id, Subroute: route, PayloadBytes: len(payload)})
 	if err != nil {
 		return nil, err
 	}
@@ -200,8 +201,9 @@ func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *
 		c.overload(err)
 		return nil, err
 	}
-	seen, caller := newObserved(c), ctx
-	ctx, metadata, err := c.beginCall(ctx, seen, &CallInfo{Handler: id, Subroute: route, Stream: true, PayloadBytes: len(payload)})
+	seen, caller := new(observed), ctx
+	seen.init(c, time.Now())
+	ctx, metadata, err := c.beginCall(ctx, seen, CallInfo{Handler: id, Subroute: route, Stream: true, PayloadBytes: len(payload)})
 	if err != nil {
 		return nil, err
 	}

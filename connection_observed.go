@@ -15,20 +15,23 @@ import (
 type observed struct {
 	conn   *Connection
 	start  time.Time
-	untold bool // the end is waited for
+	info   CallInfo // what interceptors are told
+	untold bool     // the end is waited for
 	ends   []func(CallResult)
+	few    [3]func(CallResult) // where ends begins
 	ended  atomic.Bool
 
 	sentBytes, receivedBytes       atomic.Int64
 	sentMessages, receivedMessages atomic.Int64
 }
 
-func newObserved(c *Connection) *observed { return &observed{conn: c, start: time.Now()} }
+// init begins to count for a call.
+func (o *observed) init(c *Connection, now time.Time) { o.conn, o.start = c, now }
 
 // begin tells n interceptors of a call, by calling intercept with the number of each. After an
 // error those that were told before have been told of the end.
 func (o *observed) begin(ctx context.Context, n int, intercept func(ctx context.Context, i int) (context.Context, func(CallResult), error)) (context.Context, error) {
-	o.untold = true
+	o.untold, o.ends = true, o.few[:0]
 	o.conn.untold.Acquire()
 	told := false
 	defer func() {
@@ -168,7 +171,9 @@ func (e *endings) checkServed(o *ManagerOptions, id HandlerID) error {
 func (c *Connection) intercepts() bool { return len(c.opts.CallInterceptors) > 0 }
 
 // beginCall tells the interceptors of a call, and returns the metadata that goes with it, encoded.
-func (c *Connection) beginCall(ctx context.Context, o *observed, info *CallInfo) (_ context.Context, metadata []byte, err error) {
+func (c *Connection) beginCall(ctx context.Context, o *observed, about CallInfo) (_ context.Context, metadata []byte, err error) {
+	o.info = about
+	info := &o.info
 	info.Name, info.Host = c.opts.handlerName(info.Handler), c.remote
 	ctx, err = o.begin(ctx, len(c.opts.CallInterceptors), func(ctx context.Context, i int) (context.Context, func(CallResult), error) {
 		return c.opts.CallInterceptors[i].InterceptCall(ctx, info)
@@ -182,23 +187,20 @@ func (c *Connection) beginCall(ctx context.Context, o *observed, info *CallInfo)
 	return ctx, metadata, err
 }
 
-// observe returns what counts a call that is served, if anybody wants to know.
-func (c *Connection) observe(payload int) *observed {
-	if len(c.opts.ServeInterceptors) == 0 {
-		return nil
-	}
-	o := newObserved(c)
+// observe begins to count for a call that is served, and has arrived now.
+func (c *Connection) observe(o *observed, now time.Time, payload int) {
+	o.init(c, now)
 	o.received(payload, true)
-	return o
 }
 
 // beginServe tells the interceptors of a call that is served. It returns the context that its
 // handler gets.
-func (c *Connection) beginServe(ctx context.Context, o *observed, info *CallInfo, metadata []byte) (context.Context, error) {
+func (c *Connection) beginServe(ctx context.Context, o *observed, about CallInfo, metadata []byte) (_ context.Context, err error) {
 	if o == nil {
 		return ctx, nil
 	}
-	var err error
+	o.info = about
+	info := &o.info
 	if info.Metadata, err = decodeMetadata(metadata); err != nil {
 		o.end(err)
 		return ctx, err

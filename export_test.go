@@ -103,6 +103,16 @@ func (s *session) RunLate(id HandlerID, payload []byte) {
 	s.workers.Submit(s.opener.requestTask(p, s.conn.handlers.lookup(id, nil), arrived{buf: append(GetByteBuffer(), payload...)}, p.now.Add(-time.Second)))
 }
 
+// RefuseWaiting refuses a request to the handler of an ID that has waited for too long.
+func (s *session) RefuseWaiting(id HandlerID, mux uint64, payload []byte) {
+	m := message{MuxID: mux, Handler: id, DeadlineMS: 1000}
+	if full, _ := s.conn.taken.handlers.Acquire(); full != nil {
+		panic("no slot")
+	}
+	p := parcel{&m, &intake{now: time.Now()}}
+	s.opener.requestTask(p, s.conn.handlers.lookup(id, nil), arrived{buf: append(GetByteBuffer(), payload...)}, p.now.Add(time.Second)).Refuse()
+}
+
 // PostOutOfSequence sends a message of a stream with a number that is not its turn.
 func PostOutOfSequence(s *Stream) {
 	s.mux.host.post(message{MuxID: s.mux.id, Op: opMuxClientMsg, Seq: 99}, nil)

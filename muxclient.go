@@ -201,7 +201,10 @@ func (m *muxClient) stopApart(stop func() bool) func() bool {
 // isPlain reports whether a watch on ctx ends without a call of its methods: it is one that package
 // context made to be cancelled. Others, also those with values, may lead to one of the application's.
 func isPlain(ctx context.Context) bool {
-	if h, ok := ctx.(*handlerContext); ok {
+	switch h := ctx.(type) {
+	case *requestContext:
+		return true
+	case *handlerContext:
 		ctx = h.Context
 	}
 	t := reflect.TypeOf(ctx)

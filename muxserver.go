@@ -24,7 +24,7 @@ type serverHost interface {
 	submit(t workers.Task)
 	logger() *slog.Logger
 	// beginServe tells interceptors of the stream; see Connection.
-	beginServe(ctx context.Context, o *observed, info *CallInfo, metadata []byte) (context.Context, error)
+	beginServe(ctx context.Context, o *observed, info CallInfo, metadata []byte) (context.Context, error)
 }
 
 // muxServer is the serving end of a stream.
@@ -155,7 +155,7 @@ func (m *muxServer) beginHandling() (ctx context.Context, payload []byte, ok boo
 	m.result = errHandlerExited // stays if the handler ends its goroutine
 	payload, m.charge = m.payload.claim()
 	m.payload = arrived{}
-	ctx, err := m.host.beginServe(m.ctx, m.seen, &CallInfo{
+	ctx, err := m.host.beginServe(m.ctx, m.seen, CallInfo{
 		Handler: m.handlerID, Subroute: m.handler.subroute, Stream: true, PayloadBytes: len(payload),
 	}, m.metadata)
 	if err != nil {

@@ -196,10 +196,10 @@ func (s *session) disconnected(reason error) error { return s.conn.disconnected(
 
 func (s *session) clientEnded(m *muxClient) { s.streams.remove(m.id) }
 func (s *session) serverEnded(m *muxServer) { s.served.remove(m.id) }
-func (s *session) submit(t workers.Task)    { s.workers.Submit(t) }
+func (s *session) submit(t workers.Task)    { s.workers.Resume(t) }
 func (s *session) logger() *slog.Logger     { return s.conn.log }
 func (s *session) overload(err error)       { s.conn.overload(err) }
 
-func (s *session) beginServe(ctx context.Context, o *observed, info *CallInfo, metadata []byte) (context.Context, error) {
+func (s *session) beginServe(ctx context.Context, o *observed, info CallInfo, metadata []byte) (context.Context, error) {
 	return s.conn.beginServe(ctx, o, info, metadata)
 }

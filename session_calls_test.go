@@ -63,6 +63,34 @@ func TestDeadline_ExpiredRequestIsNotRun(t *testing.T) {
 	})
 }
 
+// A request that has waited for too long where others are lost is answered at once, and leaves
+// nothing behind.
+func TestOverload_RequestThatHasWaitedIsRefused(t *testing.T) {
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		release := make(chan struct{})
+		defer close(release)
+		g.Single(func(b []byte) ([]byte, *grid.RemoteErr) { <-release; return b, nil })
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		failed := make(chan error)
+		go func() {
+			_, err := c.SingleRequest(ctx, rig.Handler, nil)
+			failed <- err
+		}()
+		synctest.Wait()
+		served := g.Conn(1, 0)
+		refused := served.Stats().Refused
+		grid.SessionOf(served).RefuseWaiting(rig.Handler, grid.LastMux(c), []byte("it waits"))
+		err := <-failed
+		require.ErrorIs(t, err, grid.ErrOverloaded)
+		require.True(t, grid.IsRemoteErr(err))
+		require.ErrorContains(t, err, "it has waited for")
+		require.Equal(t, refused+1, served.Stats().Refused)
+		require.EqualValues(t, 1, served.Stats().Handlers)
+		require.Zero(t, served.Stats().KeptBytes)
+	})
+}
+
 func TestStream_ErrorTextsAreCopiedBeforeTheirBufferIsReused(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		long := strings.Repeat("a long text ", 30)

@@ -112,7 +112,9 @@ func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.
 	c := newMuxServer(s, p.message, h.stream, payload, deadline, s.caps, &s.conn.caller, s.terms.sendSize.of(s.conn.local), p.now)
 	c.slot = &s.conn.taken.streams
 	c.in.maxBytes, c.in.maxMessage = s.opts.MaxStreamBytes, s.opts.MaxMessageSize
-	if c.seen = s.conn.observe(payload.size()); c.seen != nil {
+	if len(s.opts.ServeInterceptors) > 0 {
+		c.seen = new(observed)
+		s.conn.observe(c.seen, p.now, payload.size())
 		c.metadata = bytes.Clone(p.Metadata)
 	}
 	if !s.served.add(c.id, c) {

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid/internal/limit"
-	"github.com/gridrpc/grid/internal/monotime"
 	"github.com/gridrpc/grid/internal/workers"
 )
 
@@ -23,9 +22,9 @@ type singleTask struct {
 	handler  HandlerID
 	entry    *singleEntry
 	payload  arrived
-	deadline time.Time // zero for none
-	lateFrom monotime.Time
-	seen     *observed // nil if nobody wants to know
+	deadline time.Time       // zero for none
+	seen     *observed       // nil if nobody wants to know
+	ctx      *requestContext // the handler's, or nil
 	metadata []byte
 	charge   limit.Charge // for the payload, while the handler runs
 	refused  error        // by a limit, once the payload was decoded
@@ -48,17 +47,31 @@ func (o *opener) requestTask(p parcel, h handler, payload arrived, deadline time
 	s := o.s
 	t := singleTasks.Get().(*singleTask)
 	t.s, t.id, t.handler, t.entry, t.payload = s, p.MuxID, p.Handler, h.single, payload
-	t.deadline, t.lateFrom = deadline, lateAfter(p.now, deadline)
-	if t.seen = s.conn.observe(payload.size()); t.seen != nil {
+	t.deadline = deadline
+	t.Limit(p.now, deadline)
+	if len(s.opts.ServeInterceptors) > 0 {
+		// In one piece with its context.
+		served := new(struct {
+			observed
+			ctx requestContext
+		})
+		t.seen, t.ctx = &served.observed, &served.ctx
+		s.conn.observe(t.seen, p.now, payload.size())
 		t.metadata = bytes.Clone(p.Metadata)
 	}
 	return t
 }
 
-// Late implements workers.Task: it reports whether the caller will probably have gone by the time
-// of the answer, but has not yet.
-func (t *singleTask) Late(now monotime.Time) bool {
-	return t.lateFrom < now && now < monotime.Of(t.deadline)
+// Refuse implements workers.Task: more requests have come in than can be answered in time.
+func (t *singleTask) Refuse() {
+	s := t.s
+	err := overloadedf("MaxHandlers", "handler %s refused: it has waited for %v, and those before it for too long",
+		s.opts.handlerText(t.handler), t.Waited().Round(time.Millisecond))
+	s.overload(err)
+	s.opener.refuse(&message{MuxID: t.id, Handler: t.handler, Flags: flagEOF, Op: opRequest}, err.Error())
+	t.payload.drop()
+	t.free()
+	s.conn.taken.handlers.Release()
 }
 
 // Run implements workers.Task.
@@ -73,9 +86,7 @@ func (t *singleTask) Run() {
 	expired := s.pastDeadline(t.deadline)
 	// By itself: an interceptor may end the goroutine.
 	defer func() {
-		t.s, t.entry, t.payload, t.seen, t.metadata = nil, nil, arrived{}, nil, nil
-		t.charge, t.refused = limit.Charge{}, nil
-		singleTasks.Put(t)
+		t.free()
 		m.freeSlot() // where nothing was sent
 	}()
 	defer func() {
@@ -123,10 +134,13 @@ func (t *singleTask) Run() {
 		resp, result = t.entry.fn(t, payload)
 		return
 	}
-	ctx, cancel := t.context()
-	defer cancel()
-	info := CallInfo{Handler: t.handler, Subroute: t.entry.subroute, PayloadBytes: len(payload)}
-	ctx, err := s.conn.beginServe(ctx, t.seen, &info, t.metadata)
+	own := t.ctx
+	if own == nil {
+		own = new(requestContext)
+	}
+	own.init(s, t.entry.subroute, t.deadline)
+	defer func() { own.life.end(s.pastDeadline(t.deadline)) }()
+	ctx, err := s.conn.beginServe(own, t.seen, CallInfo{Handler: t.handler, Subroute: t.entry.subroute, PayloadBytes: len(payload)}, t.metadata)
 	switch {
 	case err != nil:
 		PutByteBuffer(payload)
@@ -138,13 +152,9 @@ func (t *singleTask) Run() {
 	}
 }
 
-// context is that of the handler. It ends with the session.
-func (t *singleTask) context() (context.Context, context.CancelFunc) {
-	ctx, cancel := t.s.ctx, context.CancelFunc(nil)
-	if t.deadline.IsZero() {
-		ctx, cancel = context.WithCancel(ctx)
-	} else {
-		ctx, cancel = context.WithDeadline(ctx, t.deadline)
-	}
-	return &handlerContext{Context: ctx, caller: &t.s.conn.caller, subroute: t.entry.subroute, draining: t.s.draining}, cancel
+// free lets another request have the task.
+func (t *singleTask) free() {
+	t.s, t.entry, t.payload, t.seen, t.ctx, t.metadata = nil, nil, arrived{}, nil, nil, nil
+	t.charge, t.refused = limit.Charge{}, nil
+	singleTasks.Put(t)
 }

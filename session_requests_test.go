@@ -14,14 +14,15 @@ import (
 func TestRequest_IsLateUntilItsDeadline(t *testing.T) {
 	now := time.Now()
 	deadline := now.Add(8 * time.Second)
-	task := &singleTask{deadline: deadline, lateFrom: lateAfter(now, deadline)}
+	task := new(singleTask)
+	task.Limit(now, deadline)
 	for after, late := range map[time.Duration]bool{
 		0: false, time.Second: false, time.Second + 1: true,
 		8*time.Second - 1: true, 8 * time.Second: false, time.Minute: false,
 	} {
 		require.Equal(t, late, task.Late(monotime.Of(now.Add(after))), "after %v", after)
 	}
-	task = &singleTask{lateFrom: lateAfter(now, time.Time{})}
+	task.Limit(now, time.Time{})
 	for _, after := range []time.Duration{0, time.Hour, 10_000 * time.Hour} {
 		require.False(t, task.Late(monotime.Of(now.Add(after))))
 	}

@@ -79,7 +79,7 @@ func TestRemote_TellsErrors(t *testing.T) {
 func TestDeadline_EndsEveryPeersCalls(t *testing.T) {
 	// A deadline that is over before an answer can be there.
 	const d = time.Nanosecond
-	for _, p := range []peer{gridPeer(), grpcPeer(), connectPeer(), drpcPeer(), ttrpcPeer(), natsPeer(), http1Peer(), yamuxPeer(), gridTimeoutPeers()[0]} {
+	for _, p := range []peer{gridPeer(), grpcPeer(), connectPeer(), drpcPeer(), ttrpcPeer(), natsPeer(), http1Peer(), yamuxPeer()} {
 		t.Run(p.name, func(t *testing.T) {
 			pr, err := p.start(config{callers: 1})
 			require.NoError(t, err)

@@ -71,6 +71,14 @@ func (q *Queue[T]) Next(now monotime.Time) *Link[T] {
 	return q.behind.last
 }
 
+// Behind returns the item that has been behind for longest.
+func (q *Queue[T]) Behind() (item T, ok bool) {
+	if q.behind.first == nil {
+		return item, false
+	}
+	return q.behind.first.item, true
+}
+
 // Item returns the item of a link that is in a queue.
 func (l *Link[T]) Item() T { return l.item }
 

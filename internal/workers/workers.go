@@ -2,8 +2,10 @@
 package workers
 
 import (
+	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gridrpc/grid/internal/lateq"
 	"github.com/gridrpc/grid/internal/monotime"
@@ -16,8 +18,13 @@ import (
 // up a task behind it; yet short ones that arrive together are worked off by a few goroutines,
 // without a wake-up each.
 //
-// Tasks begin in the order of package lateq. How many there may be is for the caller to bound. All
-// methods may be called concurrently.
+// Where tasks take the cores rather than wait, it is the queue that grows and not the number of
+// workers: a worker that has run a task does not look for another if enough others do, and one that
+// has worked for a while lets the rest of the process have its turn. So what is too late can be told
+// while it still waits in the queue, and those that feed the queue keep their share of the cores.
+//
+// Tasks begin in the order of package lateq, behind those of [Pool.Resume]. How many there may be
+// is for the caller to bound. All methods may be called concurrently.
 type Pool struct {
 	clock *monotime.Stamp
 
@@ -25,34 +32,75 @@ type Pool struct {
 	// worker before that is started or woken, and by a worker itself when it has run a task.
 	looking atomic.Int32
 
-	mu     sync.Mutex // guards what follows
-	cond   sync.Cond  // of mu; idle workers wait on it
-	queue  lateq.Queue[Task]
-	idle   int // workers that wait and have not been woken
-	unused int // the fewest that were idle since the last trim
-	excess int // workers that are to end
-	closed bool
+	mu      sync.Mutex // guards what follows
+	cond    sync.Cond  // of mu; idle workers wait on it
+	resumed lateq.Queue[Task]
+	queue   lateq.Queue[Task]
+	lost    monotime.Time // when a task in the queue was last found to be lost, or as good as that
+	// caughtUp is when there was last nothing in the queue but what was late.
+	caughtUp monotime.Time
+	enough   int // workers that are looking
+	running  int // workers that run a task
+	idle     int // workers that wait and have not been woken
+	unused   int // the fewest that were idle since the last trim
+	excess   int // workers that are to end
+	closed   bool
 }
+
+// turn is for how long a worker runs short tasks, one after the other, before it yields. The
+// scheduler would let it have ten times as much, also in front of what feeds the queue.
+const turn = time.Millisecond
+
+// strict is for how long a task that was lost has others refused that have waited for a while.
+const strict = 10 * time.Second
 
 // Task is something to run, once at a time: a struct that embeds [Queued].
 type Task interface {
 	// Run must not panic. It may end its goroutine.
 	Run()
-	// Late reports whether so much time has passed that the task would probably be over too late,
-	// but is not yet.
-	Late(now monotime.Time) bool
+	// Refuse takes the place of Run where the task has waited for too long to be over in time. It
+	// must not block.
+	Refuse()
+	lateq.Item
 
-	place() *lateq.Link[Task]
+	queued() *Queued
 }
 
-// Queued is embedded in tasks, for their place in the queue. A task is never late unless it has a
-// method of its own that says so.
-type Queued struct{ link lateq.Link[Task] }
+// Queued is embedded in tasks, for their place in the queue.
+type Queued struct {
+	link         lateq.Link[Task]
+	since, until monotime.Time // until 0: it has all the time
+}
 
-// Late implements [Task]: it reports whether the task is late, which it is not.
-func (*Queued) Late(monotime.Time) bool { return false }
+// Limit says when the task has arrived, and by when it must be over, if that is not zero.
+func (q *Queued) Limit(since, until time.Time) {
+	q.since, q.until = monotime.Of(since), 0
+	if !until.IsZero() {
+		q.until = monotime.Of(until)
+	}
+}
 
-func (q *Queued) place() *lateq.Link[Task] { return &q.link }
+// Waited is how long ago the task has arrived.
+func (q *Queued) Waited() time.Duration { return monotime.Now().Sub(q.since) }
+
+// Late implements [lateq.Item]: it reports whether an eighth of the task's time is over, but not all
+// of it.
+func (q *Queued) Late(now monotime.Time) bool {
+	return q.until != 0 && q.lateFrom() < now && now < q.until
+}
+
+// lateFrom is from when on the task is late.
+func (q *Queued) lateFrom() monotime.Time { return q.since.Add(q.until.Sub(q.since) / 8) }
+
+// waited reports whether the task has waited for longer than a part of its time.
+func (q *Queued) waited(now monotime.Time, part int) bool {
+	return q.until != 0 && now.Sub(q.since) > q.until.Sub(q.since)/time.Duration(part)
+}
+
+// Refuse implements [Task] for those without a limit, which are not refused.
+func (*Queued) Refuse() {}
+
+func (q *Queued) queued() *Queued { return q }
 
 // Func returns a function as a task.
 func Func(f func()) Task { return &funcTask{f: f} }
@@ -65,7 +113,10 @@ type funcTask struct {
 func (t *funcTask) Run() { t.f() }
 
 // Init sets the clock by which tasks are late; it need not be precise.
-func (p *Pool) Init(clock *monotime.Stamp) { p.clock, p.cond.L = clock, &p.mu }
+func (p *Pool) Init(clock *monotime.Stamp) {
+	p.clock, p.cond.L = clock, &p.mu
+	p.enough = 2 * runtime.GOMAXPROCS(0)
+}
 
 // Submit queues tasks, in order. They run even if the pool is closed.
 func (p *Pool) Submit(tasks ...Task) {
@@ -74,8 +125,16 @@ func (p *Pool) Submit(tasks ...Task) {
 	}
 	p.mu.Lock()
 	for _, t := range tasks {
-		p.queue.Push(t.place(), t)
+		p.queue.Push(&t.queued().link, t)
 	}
+	p.callLocked()
+	p.mu.Unlock()
+}
+
+// Resume is Submit for a task without which another one that has begun can't go on.
+func (p *Pool) Resume(t Task) {
+	p.mu.Lock()
+	p.resumed.Push(&t.queued().link, t)
 	p.callLocked()
 	p.mu.Unlock()
 }
@@ -101,21 +160,69 @@ func (p *Pool) wakeLocked() {
 	p.cond.Signal()
 }
 
+// takeLocked takes the task that is next, nil if there is none. It reports whether that is to be
+// refused: where some are lost, one that has waited for a quarter of what makes it late, rather than
+// all to be answered at the last moment, and those behind it to be lost as well.
+func (p *Pool) takeLocked() (t Task, refuse bool) {
+	if next := p.resumed.Next(0); next != nil {
+		t = next.Item()
+		next.Remove()
+		return t, false
+	}
+	now := p.clock.Load()
+	next := p.queue.Next(now)
+	if next == nil {
+		p.caughtUp = now
+		return nil, false
+	}
+	t = next.Item()
+	q := t.queued()
+	oldest, ok := p.queue.Behind()
+	switch {
+	case q.until != 0 && now >= q.until:
+		p.lost = now
+	case !ok || q.Late(now):
+		p.caughtUp = now
+	case oldest.queued().waited(now, 2) && p.caughtUp < oldest.queued().lateFrom():
+		p.lost = now // in good time: all that came since then was before it, and there is more
+	}
+	next.Remove()
+	return t, p.lost != 0 && now.Sub(p.lost) < strict && q.waited(now, 32) && now < q.until
+}
+
 func (p *Pool) work() {
+	runs := false
 	p.mu.Lock()
+	defer func() {
+		if runs { // a task that has ended the goroutine
+			p.mu.Lock()
+			p.running--
+		}
+		p.mu.Unlock()
+	}()
+	var s stint
 	for {
-		if next := p.queue.Next(p.clock.Load()); next != nil {
-			t := next.Item()
-			next.Remove()
+		if t, refuse := p.takeLocked(); t != nil {
 			p.looking.Add(-1)
-			if p.queue.Len() > 0 {
+			if p.queue.Len() > 0 || p.resumed.Len() > 0 {
 				p.callLocked()
 			}
+			p.running++
+			runs = true
 			p.mu.Unlock()
-			t.Run()
+			if refuse {
+				t.Refuse()
+			} else {
+				t.Run()
+			}
 			p.looking.Add(1)
+			s.yield()
 			p.mu.Lock()
-			continue
+			runs = false
+			p.running--
+			if int(p.looking.Load()) <= p.enough {
+				continue
+			}
 		}
 		p.looking.Add(-1)
 		if p.closed {
@@ -127,8 +234,29 @@ func (p *Pool) work() {
 		}
 		p.idle++
 		p.cond.Wait()
+		s = stint{}
 	}
-	p.mu.Unlock()
+}
+
+// stint is what a worker does without a pause.
+type stint struct {
+	tasks int
+	began monotime.Time // 0: not known yet
+}
+
+// yield lets others run if the worker has had its turn. The clock is asked once for several tasks,
+// since that takes as long as a part of a short one.
+func (s *stint) yield() {
+	if s.tasks++; s.tasks%4 != 0 {
+		return
+	}
+	switch now := monotime.Now(); {
+	case s.began == 0:
+		s.began = now
+	case now.Sub(s.began) >= turn:
+		runtime.Gosched()
+		*s = stint{}
+	}
 }
 
 // Trim ends the workers that have had nothing to do since the last Trim. It returns how many others
@@ -136,6 +264,7 @@ func (p *Pool) work() {
 func (p *Pool) Trim() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.enough = 2 * runtime.GOMAXPROCS(0)
 	p.excess = min(p.unused, p.idle)
 	for range p.excess {
 		p.wakeLocked()

@@ -70,50 +70,159 @@ func TestWorkers_ShortTasksShareGoroutines(t *testing.T) {
 	})
 }
 
-// lateTask is late from one time to another.
-type lateTask struct {
+// timed is a task with a limit.
+type timed struct {
 	Queued
-	from, to monotime.Time
-	f        func()
+	run, refuse func()
 }
 
-func (t *lateTask) Run()                        { t.f() }
-func (t *lateTask) Late(now monotime.Time) bool { return t.from < now && now < t.to }
+func (t *timed) Run()    { t.run() }
+func (t *timed) Refuse() { t.refuse() }
+
+// stalled is a pool that nobody works for but the test.
+type stalled struct {
+	*Pool
+	clock *monotime.Stamp
+	start time.Time
+	did   []string
+}
+
+func newStalled() *stalled {
+	s := &stalled{clock: new(monotime.Stamp), start: time.Now()}
+	s.Pool = newPoolAt(s.clock)
+	s.looking.Add(1) // so that nobody comes
+	s.at(0)
+	return s
+}
+
+// at sets the clock to so long after the start.
+func (s *stalled) at(after time.Duration) { s.clock.Store(monotime.Of(s.start.Add(after))) }
+
+// submit submits a task that arrives now and has so much time, 0 for any.
+func (s *stalled) submit(id string, within time.Duration) {
+	t := &timed{
+		run:    func() { s.did = append(s.did, id) },
+		refuse: func() { s.did = append(s.did, "no "+id) },
+	}
+	arrived := s.start.Add(s.clock.Load().Sub(monotime.Of(s.start)))
+	if within > 0 {
+		t.Limit(arrived, arrived.Add(within))
+	}
+	s.Submit(t)
+}
+
+// work does n tasks, as workers would.
+func (s *stalled) work(n int) []string {
+	s.did = nil
+	for range n {
+		t, refuse := s.takeLocked()
+		if refuse {
+			t.Refuse()
+		} else {
+			t.Run()
+		}
+	}
+	return s.did
+}
 
 // A task that has waited for so long that it would be over too late goes behind all others; of
 // several such, the newest is first. What is of no use any more is out of the way at once.
 func TestWorkers_PassOverWhatIsLate(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		clock := new(monotime.Stamp)
-		p := newPoolAt(clock)
-		p.looking.Add(1) // so that nobody comes
-		var order []int
-		submit := func(id int, from monotime.Time) {
-			p.Submit(&lateTask{from: from, to: from + 10, f: func() { order = append(order, id) }})
+	s := newStalled()
+	for _, id := range []string{"a", "b", "c", "d", "e"} {
+		s.submit(id, 80*time.Millisecond)
+	}
+	s.submit("any", 0)
+	s.submit("long", time.Minute)
+	require.Equal(t, []string{"a"}, s.work(1))
+	s.at(11 * time.Millisecond)
+	require.Equal(t, []string{"any", "long", "e"}, s.work(3))
+	s.at(80 * time.Millisecond)
+	require.Equal(t, []string{"b", "c", "d"}, s.work(3))
+	require.Zero(t, s.queue.Len())
+}
+
+// As long as nothing was lost, everything that waits has its chance. Where something was, what has
+// waited for a part of its time is refused at once, until a while later.
+func TestWorkers_RefuseWhatWaitsWhereTasksAreLost(t *testing.T) {
+	s := newStalled()
+	s.submit("lost", time.Second)
+	s.submit("patient", time.Minute)
+	s.at(500 * time.Millisecond)
+	s.submit("late", 640*time.Millisecond)
+	s.submit("soon", 960*time.Millisecond)
+	s.submit("any", 0)
+	s.at(999 * time.Millisecond)
+	require.Equal(t, []string{"patient"}, s.work(1), "nothing is lost yet")
+	s.at(time.Second)
+	require.Equal(t, []string{"lost", "any", "no soon", "no late"}, s.work(4))
+	s.submit("early", 320*time.Millisecond)
+	s.at(time.Second + 11*time.Millisecond)
+	s.submit("next", 320*time.Millisecond)
+	require.Equal(t, []string{"no early", "next"}, s.work(2))
+	s.at(time.Second + strict)
+	s.submit("after", 320*time.Millisecond)
+	s.at(time.Second + strict + 20*time.Millisecond)
+	require.Equal(t, []string{"after"}, s.work(1), "it is over")
+}
+
+// It is no reason to refuse any that many have come at once, as long as what comes later does not
+// keep them from their turn.
+func TestWorkers_RefuseNothingOfABurst(t *testing.T) {
+	for _, flood := range []bool{false, true} {
+		s := newStalled()
+		for range 1000 {
+			s.submit("burst", 800*time.Millisecond)
 		}
-		next := func(n int) []int {
-			order = nil
-			for range n {
-				l := p.queue.Next(p.clock.Load())
-				task := l.Item()
-				l.Remove()
-				task.Run()
+		s.submit("first", time.Minute)
+		for at := 101 * time.Millisecond; at < 450*time.Millisecond; at += time.Millisecond {
+			s.at(at)
+			s.submit("new", 800*time.Millisecond)
+			if flood {
+				s.submit("more", 800*time.Millisecond)
+				s.submit("more", 800*time.Millisecond)
 			}
-			return order
+			for _, did := range s.work(2) {
+				if !flood || at < 400*time.Millisecond {
+					require.NotContains(t, did, "no ")
+				}
+			}
 		}
-		for i := range 6 {
-			submit(i, 10)
-		}
-		p.Submit(Func(func() { order = append(order, 6) })) // never late
-		submit(7, 20)
-		require.Equal(t, []int{0, 1}, next(2))
-		clock.Store(15)
-		require.Equal(t, []int{6, 7, 5}, next(3))
-		submit(8, 20)
-		clock.Store(20)
-		require.Equal(t, []int{2, 3, 4, 8}, next(4))
-		require.Zero(t, p.queue.Len())
-	})
+		require.Equal(t, flood, s.lost != 0)
+	}
+}
+
+// What goes on with what has begun is before all that has not.
+func TestWorkers_ResumeBeforeTheyBegin(t *testing.T) {
+	s := newStalled()
+	s.submit("a", time.Second)
+	s.submit("b", time.Second)
+	s.Resume(Func(func() { s.did = append(s.did, "first") }))
+	s.Resume(Func(func() { s.did = append(s.did, "second") }))
+	require.Equal(t, []string{"first", "second", "a", "b"}, s.work(4))
+}
+
+// Tasks that take a core each leave the others in the queue: as many workers as there are cores,
+// and some that are about to look, but not one for each task.
+func TestWorkers_StayFewWhereTasksCompute(t *testing.T) {
+	p := newPool()
+	defer p.Close()
+	var all sync.WaitGroup
+	var tasks []Task
+	for range 3000 {
+		all.Add(1)
+		tasks = append(tasks, Func(func() {
+			defer all.Done()
+			for start := time.Now(); time.Since(start) < 100*time.Microsecond; {
+			}
+		}))
+	}
+	p.Submit(tasks...)
+	all.Wait()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	// Without yields and rests there were some hundred.
+	require.Less(t, p.idle+p.running+int(p.looking.Load()), 10*runtime.GOMAXPROCS(0)+20)
 }
 
 func TestWorkers_SurviveATaskThatEndsItsGoroutine(t *testing.T) {
@@ -237,5 +346,66 @@ func BenchmarkWorkersBatchOf32(b *testing.B) {
 		wg.Add(len(tasks))
 		p.Submit(tasks...)
 		wg.Wait()
+	}
+}
+
+// BenchmarkWorkersStartOf10000TasksThatWait is until the last of so many has begun.
+func BenchmarkWorkersStartOf10000TasksThatWait(b *testing.B) {
+	p := newPool()
+	defer p.Close()
+	for b.Loop() {
+		var begun, ended sync.WaitGroup
+		release := make(chan struct{})
+		tasks := make([]Task, 10_000)
+		begun.Add(len(tasks))
+		ended.Add(len(tasks))
+		for i := range tasks {
+			tasks[i] = Func(func() { begun.Done(); <-release; ended.Done() })
+		}
+		p.Submit(tasks...)
+		begun.Wait()
+		b.StopTimer()
+		close(release)
+		ended.Wait()
+		b.StartTimer()
+	}
+}
+
+// BenchmarkWorkersTasksThatCompute shows how long a goroutine that is not one of theirs waits for a
+// core beside them.
+func BenchmarkWorkersTasksThatCompute(b *testing.B) {
+	for _, cost := range []time.Duration{20 * time.Microsecond, 200 * time.Microsecond, 2 * time.Millisecond, 50 * time.Millisecond} {
+		b.Run(cost.String(), func(b *testing.B) {
+			p := newPool()
+			defer p.Close()
+			var stop atomic.Bool
+			var all sync.WaitGroup
+			var again func()
+			again = func() {
+				for start := time.Now(); time.Since(start) < cost; {
+				}
+				if !stop.Load() {
+					p.Submit(Func(again), Func(all.Done))
+					all.Add(1)
+					return
+				}
+				all.Done()
+			}
+			for range 1000 {
+				all.Add(1)
+				p.Submit(Func(again))
+			}
+			most, n := time.Duration(0), time.Duration(0)
+			for b.Loop() {
+				before := time.Now()
+				time.Sleep(time.Millisecond)
+				took := time.Since(before) - time.Millisecond
+				most, n = max(most, took), n+took
+			}
+			b.ReportMetric(float64(most.Microseconds())/1000, "ms-most")
+			b.ReportMetric(float64(n.Microseconds())/1000/float64(b.N), "ms-mean")
+			stop.Store(true)
+			all.Wait()
+		})
 	}
 }

@@ -1,0 +1,98 @@
+package grid
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// requestContext is the context of a handler of a single request: [handlerContext] over a life that
+// costs little as long as nobody waits for its end.
+type requestContext struct {
+	handlerContext
+	life requestLife
+}
+
+// init makes it the context of a handler of s. It lives until the deadline, zero for none, and until
+// end.
+func (c *requestContext) init(s *session, subroute string, deadline time.Time) {
+	c.life.session, c.life.deadline = s.ctx, deadline
+	c.handlerContext = handlerContext{Context: &c.life, caller: &s.conn.caller, subroute: subroute, draining: s.draining}
+}
+
+// requestLife is a context that ends with a session, at a deadline, or when a handler has returned.
+// What package context makes for that, with a timer and a place among what ends with the session, is
+// made when somebody asks for Done or the cause: most handlers do not.
+type requestLife struct {
+	// Set once.
+	session  context.Context
+	deadline time.Time // zero for none
+
+	mu     sync.Mutex      // guards what follows
+	made   context.Context // nil: nobody has asked
+	cancel context.CancelFunc
+	over   bool // the handler has returned
+	first  bool // before the session and the deadline
+}
+
+// end ends the context of a handler that has returned, and says whether it was past the deadline.
+func (c *requestLife) end(late bool) {
+	c.mu.Lock()
+	c.over, c.first = true, !late && c.session.Err() == nil
+	cancel := c.cancel
+	c.mu.Unlock()
+	if cancel != nil {
+		cancel()
+	}
+}
+
+// whole returns the context of package context.
+func (c *requestLife) whole() context.Context {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.made != nil {
+		return c.made
+	}
+	parent, deadline := c.session, c.deadline
+	if c.first {
+		parent, deadline = context.Background(), time.Time{} // what was later is not the cause
+	}
+	if deadline.IsZero() {
+		c.made, c.cancel = context.WithCancel(parent)
+	} else {
+		c.made, c.cancel = context.WithDeadline(parent, deadline)
+	}
+	if c.over {
+		c.cancel()
+	}
+	return c.made
+}
+
+// Deadline implements [context.Context].
+func (c *requestLife) Deadline() (deadline time.Time, ok bool) {
+	return c.deadline, !c.deadline.IsZero()
+}
+
+// Done implements [context.Context].
+func (c *requestLife) Done() <-chan struct{} { return c.whole().Done() }
+
+// Err implements [context.Context].
+func (c *requestLife) Err() error {
+	c.mu.Lock()
+	alive := c.made == nil && !c.over && c.session.Err() == nil &&
+		(c.deadline.IsZero() || time.Now().Before(c.deadline))
+	c.mu.Unlock()
+	if alive {
+		return nil
+	}
+	return c.whole().Err()
+}
+
+// Value implements [context.Context].
+func (c *requestLife) Value(key any) any {
+	// The session's has no value but that by which package context finds its own, for a cause.
+	if c.session.Value(key) == nil {
+		return nil
+	}
+	return c.whole().Value(key)
+}
