@@ -32,6 +32,7 @@ type reader struct {
 
 func (r *reader) init(s *session) {
 	r.s = s
+	r.done.table = &s.calls
 	r.maxSize, r.budget = s.opts.MaxMessageSize, &s.conn.taken.bytes
 	r.pings.Init(s.opts.MaxPings)
 	s.ws.OnPing(func() bool {

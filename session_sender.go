@@ -41,7 +41,7 @@ func (snd *sender) run() {
 			return
 		}
 		if !full {
-			runtime.Gosched() // others that are about to send join the batch
+			snd.yield()
 		}
 		urgent, normal := snd.out.swap()
 		if !snd.hungUp.Load() {
@@ -61,6 +61,18 @@ func (snd *sender) run() {
 			snd.s.close(fmt.Errorf("write: %w", err))
 			return
 		}
+	}
+}
+
+// maxYields is how often the writer yields to callers that were woken and do not run yet.
+const maxYields = 4
+
+// yield lets others that are about to send join the batch. So are callers that have been answered
+// just now, as a rule.
+func (snd *sender) yield() {
+	runtime.Gosched()
+	for i := 0; i < maxYields && snd.s.calls.isWaking(); i++ {
+		runtime.Gosched()
 	}
 }
 
