@@ -62,7 +62,12 @@ func (r *reader) run() error {
 		}
 		r.setNow(time.Now())
 		r.frames.Add(1)
-		err = r.dispatchFrame(b)
+		if s.caps.frameChecksum() {
+			b, err = checkFrame(b)
+		}
+		if err == nil {
+			err = r.dispatchFrame(b)
+		}
 		r.frame.release()
 		r.done.deliver()
 		s.workers.Submit(r.tasks...)

@@ -29,7 +29,11 @@ type sender struct {
 func (snd *sender) init(s *session) {
 	snd.s = s
 	snd.stopped = make(chan struct{})
-	snd.out.init(s.conn.crc, s.opts.MaxQueuedBytes)
+	crc := s.conn.crc
+	if s.caps.frameChecksum() {
+		crc = 0
+	}
+	snd.out.init(crc, s.opts.MaxQueuedBytes)
 }
 
 // run writes what is queued, until the queue is closed.
@@ -50,7 +54,7 @@ func (snd *sender) run() {
 		snd.rest.release()
 		for _, b := range [...]batch{urgent, normal} {
 			if err == nil && b.count > 0 && !snd.hungUp.Load() {
-				err = snd.s.ws.WriteMessage(b.frame())
+				err = snd.s.ws.WriteMessage(b.frame(snd.s.caps.frameChecksum()))
 				snd.written.Add(1)
 				snd.sent.Add(int64(b.count))
 			}
@@ -193,7 +197,7 @@ func (snd *sender) trySend(m *message) (full bool, err error) {
 func (snd *sender) writeLone(b batch) {
 	snd.written.Add(1)
 	snd.sent.Add(1)
-	done := snd.hungUp.Load() || snd.s.ws.TryWriteMessage(b.frame())
+	done := snd.hungUp.Load() || snd.s.ws.TryWriteMessage(b.frame(snd.s.caps.frameChecksum()))
 	if done {
 		b.release()
 	} else {
