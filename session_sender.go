@@ -42,6 +42,7 @@ func (snd *sender) run() {
 	for {
 		full, err := snd.out.wait()
 		if err != nil {
+			snd.rest.release()
 			return
 		}
 		if !full {
