@@ -175,16 +175,19 @@ func TestStart_HandlerThatWasReplacedGivesAllCreditsBack(t *testing.T) {
 		defer cancel()
 		s, err := c.StartStream(ctx, rig.Handler, nil)
 		require.NoError(t, err)
-		for range before {
-			require.NoError(t, s.Send([]byte("early")))
-		}
+		sent := rig.InBackground(func() error {
+			defer s.CloseSend()
+			for range 2 * before { // most of the first half before the ack has come
+				if err := s.Send([]byte("a")); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 		synctest.Wait()
 		close(arrived)
-		for range before {
-			require.NoError(t, s.Send([]byte("more")))
-		}
-		s.CloseSend()
 		require.NoError(t, s.Results(nil))
+		require.NoError(t, <-sent)
 	})
 }
 
