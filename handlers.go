@@ -85,12 +85,20 @@ type streamEntry struct {
 	serve                   func(m *muxServer)
 	subroute                string
 	outCapacity, inCapacity int
-	// before is the largest InCapacity of the handlers that were unregistered before: clients may
-	// still go by one of them, until they have an ack.
-	before                int
-	decodes, inputDecodes int    // see decodedCost: of the payload, and of each message
-	label                 string // of the handler, for people; set by add
-	panics                errlog.Log
+	retired                 *atomic.Int64 // that of the registry; set by add
+	decodes, inputDecodes   int           // see decodedCost: of the payload, and of each message
+	label                   string        // of the handler, for people; set by add
+	panics                  errlog.Log
+}
+
+// before is the largest InCapacity of the handlers that were unregistered so far: clients may still
+// go by one of them, until they have an ack. An entry that asked when it was added would not know of
+// one that was taken out of its way a moment later.
+func (e *streamEntry) before() int {
+	if e.retired == nil {
+		return 0
+	}
+	return int(e.retired.Load())
 }
 
 // newStreamEntry checks the capacities and fills in their defaults.
@@ -184,7 +192,7 @@ func (r *registry) add(id HandlerID, subroute string, h handler) error {
 		h.single.label = r.opts.handlerText(id)
 	} else {
 		h.stream.label = r.opts.handlerText(id)
-		h.stream.before = int(r.retired.Load())
+		h.stream.retired = &r.retired
 	}
 	if subroute == "" {
 		if !r.plain[id].CompareAndSwap(nil, &h) {
@@ -201,19 +209,26 @@ func (r *registry) add(id HandlerID, subroute string, h handler) error {
 // remove takes a handler away. It reports whether there was one.
 func (r *registry) remove(id HandlerID, subroute string) bool {
 	if subroute == "" {
-		old := r.plain[id].Swap(nil)
-		if old != nil {
+		old := r.plain[id].Load()
+		for ; old != nil; old = r.plain[id].Load() {
 			r.retire(*old)
+			if r.plain[id].CompareAndSwap(old, nil) {
+				return true
+			}
 		}
-		return old != nil
+		return false
 	}
-	old, had := r.sub.LoadAndDelete(newSubHandlerID(id, subroute))
-	if had {
-		r.retire(old)
-	}
+	had := false
+	r.sub.Compute(newSubHandlerID(id, subroute), func(old handler, loaded bool) (handler, xsync.ComputeOp) {
+		if had = loaded; had {
+			r.retire(old)
+		}
+		return old, xsync.DeleteOp
+	})
 	return had
 }
 
+// retire is called before the handler is taken away, so that all of its successors know of it.
 func (r *registry) retire(h handler) {
 	if h.stream == nil {
 		return

@@ -347,7 +347,7 @@ func (m *muxClient) send(b []byte) error {
 		}
 		return errors.New("grid: send on a stream whose input was closed")
 	case !m.takesData:
-		return errors.New("grid: send on a stream whose handler takes no input")
+		return errNoInput
 	}
 	if !m.beginSend() {
 		return m.sendError(errSendCancelled)
@@ -364,6 +364,8 @@ func (m *muxClient) send(b []byte) error {
 	}
 	return nil
 }
+
+var errNoInput = errors.New("grid: send on a stream whose handler takes no input")
 
 // beginSend waits until no other message is being sent. It reports whether the stream still goes
 // on.
@@ -441,6 +443,9 @@ func (m *muxClient) onAck(msg *message) {
 	}
 	if m.early > 0 {
 		m.credits.Adjust(in-m.early, limit)
+		if in == 0 {
+			m.credits.Close(errNoInput) // none will come
+		}
 		m.opened.Store(true)
 		return
 	}

@@ -103,7 +103,7 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrive
 	switch {
 	case !m.hasInput:
 	case m.tellsBoth:
-		m.in.initEarly(m.inCredits(), h.before)
+		m.in.initEarly(m.inCredits(), h.before())
 	case m.wide:
 		m.in.init(m.inCredits(), true)
 	default:
@@ -380,7 +380,7 @@ func (m *muxServer) onMessage(p parcel) error {
 		return nil
 	}
 	if !eof || len(msg.Payload) > 0 {
-		if !m.hasInput && m.tellsBoth && m.handler.before > 0 {
+		if !m.hasInput && m.tellsBoth && m.handler.before() > 0 {
 			return nil // sent before the ack, to a handler that was unregistered
 		}
 		m.seen.received(len(msg.Payload), msg.Flags&flagMore == 0)

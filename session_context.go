@@ -32,13 +32,14 @@ type requestLife struct {
 	made   context.Context // nil: nobody has asked
 	cancel context.CancelFunc
 	over   bool // the handler has returned
-	first  bool // before the session and the deadline
+	first  bool // before the session has ended
+	late   bool // after the deadline
 }
 
 // end ends the context of a handler that has returned, and says whether it was past the deadline.
 func (c *requestLife) end(late bool) {
 	c.mu.Lock()
-	c.over, c.first = true, !late && c.session.Err() == nil
+	c.over, c.first, c.late = true, c.session.Err() == nil, late
 	cancel := c.cancel
 	c.mu.Unlock()
 	if cancel != nil {
@@ -54,8 +55,12 @@ func (c *requestLife) whole() context.Context {
 		return c.made
 	}
 	parent, deadline := c.session, c.deadline
+	// What was later than the end is not the cause.
 	if c.first {
-		parent, deadline = context.Background(), time.Time{} // what was later is not the cause
+		parent = context.Background()
+		if !c.late {
+			deadline = time.Time{}
+		}
 	}
 	if deadline.IsZero() {
 		c.made, c.cancel = context.WithCancel(parent)

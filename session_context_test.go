@@ -113,3 +113,21 @@ func TestRequestContext_IsSafeForConcurrentUse(t *testing.T) {
 		end(nil)
 	}
 }
+
+// A session that ends after a handler which was too late is not the cause, asked before or not.
+func TestRequestContext_CauseIsTheDeadlineWhereThatWasFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, asked := range []bool{true, false} {
+			session, end := context.WithCancelCause(t.Context())
+			life := &requestLife{session: session, deadline: time.Now().Add(time.Second)}
+			if asked {
+				life.Done()
+			}
+			time.Sleep(2 * time.Second)
+			life.end(true)
+			end(ErrDisconnected)
+			require.ErrorIs(t, life.Err(), context.DeadlineExceeded)
+			require.ErrorIs(t, context.Cause(life), context.DeadlineExceeded)
+		}
+	})
+}

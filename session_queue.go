@@ -203,7 +203,7 @@ func (q *outQueue) size() (bytes, senders int) {
 	for _, b := range q.full {
 		bytes += len(b.buf)
 	}
-	return bytes, q.small.line.Len() + q.large.line.Len()
+	return bytes, q.small.waiting() + q.large.waiting()
 }
 
 // largeSent is how many bytes of large payloads have been sent, or are about to be.

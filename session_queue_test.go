@@ -244,6 +244,61 @@ func TestOutQueue_StreamSendsOnInItsTurn(t *testing.T) {
 	})
 }
 
+// A call does not wait for all that the streams in front of it have room for, and a flood of calls
+// keeps no stream from its turn.
+func TestOutQueue_CallsAndStreamsTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newOutQueue()
+		stopped := make(chan struct{})
+		flood := func(op op, n int) {
+			for i := range n {
+				go func() {
+					seq := new(sequence)
+					if op == opRequest {
+						seq = nil
+					}
+					for q.send(stopped, &message{Op: op, MuxID: uint64(i + 1), Payload: make([]byte, 100)}, seq) == nil {
+					}
+				}()
+			}
+		}
+		flood(opMuxClientMsg, 500)
+		for range 10 {
+			synctest.Wait()
+			takeMessages(t, q)
+		}
+		sent := make(chan struct{})
+		go func() {
+			defer close(sent)
+			require.NoError(t, q.send(nil, &message{Op: opRequest, Payload: make([]byte, 100)}, nil))
+		}()
+		synctest.Wait()
+		takeMessages(t, q)
+		synctest.Wait()
+		select {
+		case <-sent:
+		default:
+			t.Error("behind one batch, the request still waits")
+		}
+		flood(opRequest, 2000)
+		count := map[op]int{}
+		for i := range 40 {
+			synctest.Wait()
+			for _, m := range takeMessages(t, q) {
+				if i >= 10 {
+					count[m.Op]++
+				}
+			}
+		}
+		require.Greater(t, 3*count[opMuxClientMsg], count[opRequest])
+		require.Greater(t, 3*count[opRequest], count[opMuxClientMsg])
+		close(stopped)
+		synctest.Wait()
+		takeMessages(t, q)
+		require.Zero(t, q.small.taken+q.small.promised+q.small.ahead+q.small.waiting())
+	})
+}
+
 // A call that has waited for an eighth of its time when it is first in line goes behind all others;
 // of several such, the one that came last is first.
 func TestOutQueue_PassesOverThoseThatAreLate(t *testing.T) {

@@ -18,6 +18,10 @@ type room struct {
 	ahead    int   // to streams that have had a turn, for more in the same batch; see sequence
 	sent     int64 // bytes of all turns that were granted so far
 	line     lateq.Queue[*turn]
+	// Streams whose turns come with room for more wait by themselves: a call behind hundreds of them
+	// would have to wait for all that. The two take turns, in bytes.
+	streams lateq.Queue[*turn]
+	calls   int // bytes of turns that were granted in front of the stream that is next
 }
 
 // turn is a sender's place in line, and then the room that it was granted.
@@ -45,8 +49,24 @@ func (r *room) fits(size int) bool {
 // enter puts t in line, behind those of its rank.
 func (r *room) enter(t *turn) {
 	t.room, t.granted = r, make(chan struct{})
-	r.line.Insert(&t.place, t, func(other *turn) bool { return t.rank < other.rank })
+	if t.ahead > 0 {
+		r.streams.Push(&t.place, t)
+	} else {
+		r.line.Insert(&t.place, t, func(other *turn) bool { return t.rank < other.rank })
+	}
 	r.grant()
+}
+
+// next returns the turn that is next, nil if nobody waits.
+func (r *room) next(now monotime.Time) *turn {
+	next := r.line.Next(now)
+	if s := r.streams.Next(now); s != nil && (next == nil || r.calls >= s.Item().ahead) {
+		next = s
+	}
+	if next == nil {
+		return nil
+	}
+	return next.Item()
 }
 
 // grant gives what room there is to those that are next.
@@ -55,8 +75,8 @@ func (r *room) grant() {
 		return
 	}
 	now := monotime.Now()
-	for next := r.line.Next(now); next != nil && r.fits(next.Item().size+next.Item().ahead); next = r.line.Next(now) {
-		r.promise(next.Item())
+	for t := r.next(now); t != nil && r.fits(t.size+t.ahead); t = r.next(now) {
+		r.promise(t)
 	}
 }
 
@@ -64,6 +84,11 @@ func (r *room) promise(t *turn) {
 	t.place.Remove()
 	r.promised += t.size + t.ahead
 	r.sent += int64(t.size)
+	if t.ahead > 0 || r.streams.Len() == 0 {
+		r.calls = 0
+	} else {
+		r.calls += t.size
+	}
 	close(t.granted)
 }
 
@@ -75,14 +100,17 @@ func (r *room) leave(t *turn) {
 }
 
 // waits reports whether anybody is in line.
-func (r *room) waits() bool { return r.line.Len() > 0 }
+func (r *room) waits() bool { return r.waiting() > 0 }
+
+// waiting is how many are in line.
+func (r *room) waiting() int { return r.line.Len() + r.streams.Len() }
 
 // stuck reports whether no sender can go on before the batch is taken.
 func (r *room) stuck() bool { return r.waits() && r.promised == 0 }
 
 // wakeAll lets everybody go on, to find that the queue has ended.
 func (r *room) wakeAll() {
-	for next := r.line.Next(0); next != nil; next = r.line.Next(0) {
-		r.promise(next.Item())
+	for t := r.next(0); t != nil; t = r.next(0) {
+		r.promise(t)
 	}
 }

@@ -69,7 +69,7 @@ func (b *inbox) init(capacity int, wide bool) {
 // handler before this, which is at most before.
 func (b *inbox) initEarly(capacity, before int) {
 	b.signal = make(chan struct{}, 1)
-	b.window.Init(capacity, max(capacity, before), true)
+	b.window.InitEarly(capacity, before)
 }
 
 // initUntold is init where the sender has wide credits, and does not tell how many at first. They

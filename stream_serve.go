@@ -163,6 +163,7 @@ func (e *serverEnd) send(ctx context.Context, b []byte) error {
 	msg := message{MuxID: m.id, Op: opMuxServerMsg}
 	msg.setPayload(notNil(b))
 	if err := e.queue(ctx, msg); err != nil {
+		_ = m.credits.Add(1) // for the next one, if the stream goes on
 		return e.sendError(ctx, err)
 	}
 	return nil

@@ -16,18 +16,27 @@ const (
 // returns one for each message taken. It is not safe for concurrent use.
 type Window struct {
 	wide    bool
-	credits int // held by the sender
-	size    int // credits held by the sender, messages that wait, credits owed
-	grown   int // how much of the size was added: it never falls below what it began with
-	owed    int // messages taken whose credit was not returned
-	run     int // messages taken since the window grew
-	largest int // size of the largest message so far, in bytes
+	told    bool // the sender learns the size
+	credits int  // held by the sender
+	size    int  // credits held by the sender, messages that wait, credits owed
+	grown   int  // how much of the size was added: it never falls below what it began with
+	owed    int  // messages taken whose credit was not returned
+	run     int  // messages taken since the window grew
+	largest int  // size of the largest message so far, in bytes
 }
 
 // Init sets the size of the window, in messages, and the credits that the sender may hold at first:
 // they are more where the sender does not tell how many it has.
 func (w *Window) Init(size, credits int, wide bool) {
 	*w = Window{wide: wide, size: size, credits: credits}
+}
+
+// InitEarly is Init for a wide window whose sender goes by another size, of credits messages at most,
+// until it learns this one. What it has sent until then counts against the credits that it has by
+// this size, and so may leave it a debt: the size must not take in those messages, or what is owed
+// could be all that the sender waits for.
+func (w *Window) InitEarly(size, credits int) {
+	*w = Window{wide: true, told: true, size: size, credits: max(size, credits)}
 }
 
 // Size is the size of the window, in messages.
@@ -49,7 +58,9 @@ func (w *Window) Spent() bool { return w.credits == 0 }
 // waiting is how many wait now, this one included.
 func (w *Window) Arrived(bytes, waiting int) {
 	w.credits--
-	w.size = max(w.size, waiting) // where the sender has not told it
+	if !w.told {
+		w.size = max(w.size, waiting) // where the sender has not told it
+	}
 	w.largest = max(w.largest, bytes)
 }
 

@@ -147,6 +147,27 @@ func TestWindow_LearnsASizeThatOnlyTheSenderKnew(t *testing.T) {
 
 // FuzzWindow: whatever comes and is taken, no credit is lost or made, the sender is never stuck
 // with nothing on its way, and the window stays within its bounds.
+// What was sent before the sender knew the size leaves it a debt, which what is owed to it must not
+// hold up.
+func TestWindow_OwesNoMoreThanASenderWithADebtCanWaitFor(t *testing.T) {
+	for _, size := range []int{1, 2, 3, 10, 100, 1000} {
+		for early := range 300 {
+			var w Window
+			w.InitEarly(size, early)
+			avail := size - early // as the sender counts, once it knows
+			for i := range early {
+				require.False(t, w.Spent())
+				w.Arrived(10, i+1)
+			}
+			for i := range early {
+				avail += w.Taken(i == early-1, true)
+			}
+			require.Positive(t, avail, "size %d, %d sent before", size, early)
+			require.LessOrEqual(t, avail, w.Size())
+		}
+	}
+}
+
 func FuzzWindow(f *testing.F) {
 	f.Add(uint8(1), true, []byte{0, 1, 0, 1, 0, 3, 0, 2})
 	f.Add(uint8(16), true, []byte{0, 0, 0, 0, 200, 201, 1, 3, 5, 7, 0, 9, 17, 33, 65, 129})

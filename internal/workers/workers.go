@@ -54,6 +54,11 @@ const turn = time.Millisecond
 // strict is for how long a task that was lost has others refused that have waited for a while.
 const strict = 10 * time.Second
 
+// passing is how long a task may wait without being refused, however short its time: other workers'
+// turns take as long, and so what has lost tasks once, such as a pause of the process, would have
+// those with a deadline of a few milliseconds refused where nothing else is in their way.
+const passing = 2 * turn
+
 // Task is something to run, once at a time: a struct that embeds [Queued].
 type Task interface {
 	// Run must not panic. It may end its goroutine.
@@ -187,7 +192,8 @@ func (p *Pool) takeLocked() (t Task, refuse bool) {
 		p.lost = now // in good time: all that came since then was before it, and there is more
 	}
 	next.Remove()
-	return t, p.lost != 0 && now.Sub(p.lost) < strict && q.waited(now, 32) && now < q.until
+	refuse = p.lost != 0 && now.Sub(p.lost) < strict && q.waited(now, 32) && now.Sub(q.since) > passing
+	return t, refuse && now < q.until
 }
 
 func (p *Pool) work() {

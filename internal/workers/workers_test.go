@@ -166,6 +166,26 @@ func TestWorkers_RefuseWhatWaitsWhereTasksAreLost(t *testing.T) {
 	require.Equal(t, []string{"after"}, s.work(1), "it is over")
 }
 
+// Where a pause of the process has lost some, those with little time are not refused for a moment's
+// wait.
+func TestWorkers_RefuseNoneForAMoment(t *testing.T) {
+	s := newStalled()
+	s.submit("lost", 5*time.Millisecond)
+	s.at(time.Second)
+	s.work(1)
+	require.NotZero(t, s.lost)
+	for _, within := range []time.Duration{3 * time.Millisecond, 5 * time.Millisecond, 50 * time.Millisecond} {
+		began := s.clock.Load().Sub(monotime.Of(s.start))
+		s.submit("short", within)
+		s.at(began + passing)
+		require.Equal(t, []string{"short"}, s.work(1))
+	}
+	began := s.clock.Load().Sub(monotime.Of(s.start))
+	s.submit("short", 5*time.Millisecond)
+	s.at(began + passing + time.Millisecond)
+	require.Equal(t, []string{"no short"}, s.work(1))
+}
+
 // It is no reason to refuse any that many have come at once, as long as what comes later does not
 // keep them from their turn.
 func TestWorkers_RefuseNothingOfABurst(t *testing.T) {

@@ -330,6 +330,57 @@ func TestServe_SendEndsWithItsContext(t *testing.T) {
 	})
 }
 
+// A message that a full link has kept from being sent takes no credit.
+func TestServe_SendThatFindsNoRoomKeepsItsCredit(t *testing.T) {
+	t.Parallel()
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		full, healed := make(chan struct{}), make(chan struct{})
+		fills := func(ctx context.Context, s *grid.ServerStream) error {
+			defer close(full)
+			for _, size := range []int{10_000, 0} {
+				for {
+					short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+					err := s.Send(short, make([]byte, size))
+					cancel()
+					if err != nil {
+						break
+					}
+				}
+			}
+			return nil
+		}
+		serve(g, 5000, 0, func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
+			return grid.NewRemoteErr(fills(ctx, s))
+		})
+		require.NoError(t, g.Manager(1).RegisterStreamingHandler(rig.Handler+1, grid.StreamHandler{
+			Serve: func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
+				<-full
+				short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+				defer cancel()
+				if err := s.Send(short, []byte("late")); !errors.Is(err, context.DeadlineExceeded) {
+					return grid.NewRemoteErrf("sent without room: %v", err)
+				}
+				<-healed
+				return grid.NewRemoteErr(s.Send(ctx, []byte("in time")))
+			},
+		}))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		second, err := c.NewStream(ctx, rig.Handler+1, nil)
+		require.NoError(t, err)
+		first := rig.OpenStream(t, ctx, c)
+		g.Net.Stall(g.Addr(1), g.Addr(0), true)
+		<-full
+		time.Sleep(200 * time.Millisecond)
+		g.Net.Stall(g.Addr(1), g.Addr(0), false)
+		close(healed)
+		got, err := rig.Collect(second, 0)
+		require.NoError(t, err)
+		require.Equal(t, []string{"in time"}, got)
+		require.NoError(t, first.Results(func([]byte) error { return nil }))
+	})
+}
+
 func TestServe_SendIsSafeForConcurrentUse(t *testing.T) {
 	t.Parallel()
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -120,6 +121,74 @@ func TestStart_HandlerThatWasReplaced(t *testing.T) {
 			require.Nil(t, s.Requests)
 		})
 	}
+}
+
+// Who still sends to a handler that takes no input any more is told so, rather than to wait for
+// credits until the stream ends.
+func TestStart_SendToAHandlerThatTakesNoInputAnyMore(t *testing.T) {
+	t.Parallel()
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		startEcho(g, 2, 3)
+		_, err := startAndSend(t, c, 1)
+		require.NoError(t, err)
+		require.True(t, g.Manager(1).Unregister(rig.Handler))
+		serve(g, 2, 0, func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
+			<-ctx.Done()
+			return nil
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		s, err := c.StartStream(ctx, rig.Handler, nil)
+		require.NoError(t, err)
+		for range 4 { // there were credits for three
+			err = s.Send([]byte("a"))
+		}
+		require.ErrorContains(t, err, "takes no input")
+		s.CloseSend()
+		require.NoError(t, s.Err())
+		cancel()
+		require.ErrorIs(t, s.Results(nil), context.Canceled)
+	})
+}
+
+// What was sent by an old capacity leaves a debt. The credits for it come back, however many
+// messages have waited at once.
+func TestStart_HandlerThatWasReplacedGivesAllCreditsBack(t *testing.T) {
+	t.Parallel()
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		const before = 2 * rig.MaxWindow
+		startEcho(g, 1, before)
+		_, err := startAndSend(t, c, 1)
+		require.NoError(t, err)
+		require.True(t, g.Manager(1).Unregister(rig.Handler))
+		arrived := make(chan struct{})
+		serve(g, 1, 1, func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
+			<-arrived
+			for _, err := range s.All() {
+				if err != nil {
+					return grid.NewRemoteErr(err)
+				}
+			}
+			return nil
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		s, err := c.StartStream(ctx, rig.Handler, nil)
+		require.NoError(t, err)
+		sent := rig.InBackground(func() error {
+			defer s.CloseSend()
+			for range 2 * before { // most of the first half before the ack has come
+				if err := s.Send([]byte("a")); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		synctest.Wait()
+		close(arrived)
+		require.NoError(t, s.Results(nil))
+		require.NoError(t, <-sent)
+	})
 }
 
 func TestStart_UnderASubrouteAndTyped(t *testing.T) {
