@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid/internal/limit"
+	"github.com/gridrpc/grid/internal/monotime"
 )
 
 // Single requests and streams that are made here. Those that are served here come in by
@@ -125,9 +126,11 @@ type call struct {
 	id       uint64
 	answered chan struct{} // of capacity 1: the answer is there
 	answer   answer
-	// clock, if not nil, is what ends the call, at the tick expires; else the caller's context does.
+	// clock, if not nil, is what ends the call when it has waited for timeout; else the caller's
+	// context does. expires is 0 until its first tick.
 	clock   *callClock
-	expires uint64
+	timeout time.Duration
+	expires monotime.Time
 	// parts is what has arrived of the answer: guarded by the table while the call is in it, then
 	// of who took it out.
 	parts *assembly
@@ -165,7 +168,7 @@ func (t *callTable) add(next func() uint64, timeout time.Duration) (*call, error
 		c = &call{answered: make(chan struct{}, 1)}
 	}
 	c.id = id
-	c.clock, c.expires = nil, 0
+	c.clock = nil
 	c.parts = nil
 	if timeout > 0 {
 		t.clock(timeout).add(c, timeout)
@@ -276,9 +279,9 @@ func (t *callTable) answer(id uint64, a answer) bool {
 	return c != nil
 }
 
-// receive takes in an answer, or a fragment of one. Whoever is answered by it is in done. known reports whether its call still waits.
-// That a limit was reached is logged by host, before the caller hears of it; err ends the
-// session.
+// receive takes in an answer, or a fragment of one. Whoever is answered by it is in done. known
+// reports whether its call still waits. That a limit was reached is logged by host, before the
+// caller hears of it; err ends the session.
 func (t *callTable) receive(p parcel, host callHost, done *answered) (known bool, err error) {
 	if p.Flags&flagMore != 0 {
 		return t.extend(p, host)
