@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -411,8 +412,8 @@ func (t *callTable) abandon(c *call, err error) ([]byte, error) {
 	return t.result(c)
 }
 
-// expire gives up on the calls whose answer has been coming for longer than timeout, and what a burst
-// of calls has left behind.
+// expire gives up on the calls whose answer has been coming for longer than timeout, and on what a
+// burst of calls has left behind.
 func (t *callTable) expire(now time.Time, timeout time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -422,8 +423,26 @@ func (t *callTable) expire(now time.Time, timeout time.Duration) {
 			c.end(answer{err: lateMessageError(timeout)})
 		}
 	})
-	if t.n == 0 && len(t.slots) > maxFreeCalls {
-		t.slots = nil
+	t.shrink()
+}
+
+// shrink halves the slots while few are taken, since all are gone through at each tick, unless two
+// calls would have the same one then.
+func (t *callTable) shrink() {
+	for len(t.slots) > maxFreeCalls && len(t.slots) >= 8*(t.n+1) {
+		half := len(t.slots) / 2
+		low, high := t.slots[:half], t.slots[half:]
+		for i := range high {
+			if low[i] != nil && high[i] != nil {
+				return
+			}
+		}
+		t.slots = slices.Clone(low)
+		for i, c := range high {
+			if c != nil {
+				t.slots[i] = c
+			}
+		}
 	}
 }
 

@@ -69,6 +69,7 @@ func TestCallTable_TimeoutIsNeverShort(t *testing.T) {
 		wg.Wait()
 		require.Zero(t, table.size())
 		time.Sleep(time.Hour)
+		require.Zero(t, table.size()) // what the clocks have done is visible
 		for _, c := range table.clocks {
 			require.True(t, c == nil || !c.runs && c.calls == 0, "nobody waits")
 		}
@@ -116,6 +117,57 @@ func TestCallTable_TimeoutIsNotAsLateAsAllTicks(t *testing.T) {
 		require.True(t, table.waits(4))
 		table.close(io.EOF)
 	})
+}
+
+// All slots are gone through at every tick: those of a burst must not stay because there always is
+// a call.
+func TestCallTable_ShrinksWhileCallsWait(t *testing.T) {
+	var table callTable
+	defer table.close(io.EOF)
+	var id uint64
+	add := func() *call {
+		c, err := table.add(func() uint64 { id++; return id }, 0)
+		require.NoError(t, err)
+		return c
+	}
+	end := func(c *call) {
+		require.Same(t, c, table.remove(c.id))
+		c.end(answer{})
+		_, err := table.wait(context.Background(), c)
+		require.NoError(t, err)
+	}
+	burst := func(n int) (end []*call) {
+		for range n {
+			end = append(end, add())
+		}
+		return end
+	}
+	first, all, last := add(), burst(10_000), add()
+	table.expire(time.Now(), time.Minute)
+	require.Greater(t, len(table.slots), 2*len(all), "they wait")
+	for _, c := range all {
+		end(c)
+	}
+	table.expire(time.Now(), time.Minute)
+	require.LessOrEqual(t, len(table.slots), maxFreeCalls)
+	end(first)
+	end(last)
+
+	// Two that would have the same slot keep theirs.
+	first, all = add(), burst(400)
+	slots := len(table.slots)
+	id = first.id + uint64(slots/2) - 1
+	last = add()
+	require.Equal(t, first.id+uint64(slots/2), last.id)
+	for _, c := range all {
+		end(c)
+	}
+	table.expire(time.Now(), time.Minute)
+	require.Len(t, table.slots, slots)
+	end(first)
+	table.expire(time.Now(), time.Minute)
+	require.Len(t, table.slots, maxFreeCalls)
+	end(last)
 }
 
 // FuzzCallTable compares with a map: whatever is added, answered and given up, each call has one
