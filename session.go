@@ -28,9 +28,9 @@ type session struct {
 	terms  terms
 	// muxBase is what is added to the numbers of calls and streams.
 	muxBase uint64
-	began  time.Time
-	ctx    context.Context // of the handlers of single requests; ends with the session
-	cancel context.CancelCauseFunc
+	began   time.Time
+	ctx     context.Context // of the handlers of single requests; ends with the session
+	cancel  context.CancelCauseFunc
 
 	reader  reader
 	opener  opener

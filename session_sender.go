@@ -18,7 +18,7 @@ type sender struct {
 	s *session // set once
 
 	out     outQueue
-	rest    batch         // that writeLone has not written in whole
+	rest    batch         // that writeLone has not written in whole; of who is the writer
 	hungUp  atomic.Bool   // no more is written; see Manager.hangUp
 	stopped chan struct{} // closed when run has returned
 

@@ -230,4 +230,3 @@ func TestTypedServe_ConstructorThatEndsTheGoroutine(t *testing.T) {
 		require.Error(t, s.Send(newFailing()))
 	})
 }
-
