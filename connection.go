@@ -109,6 +109,14 @@ func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
 	return c
 }
 
+// caps are the extensions that this side speaks on the connection.
+func (c *Connection) caps() caps {
+	if c.crc == 0 {
+		return ourCaps &^ capFrameChecksum
+	}
+	return ourCaps
+}
+
 // SingleRequest calls handler id with payload and returns its answer.
 //
 // payload stays the caller's; the answer is the caller's, who may give it to [PutByteBuffer]. nil

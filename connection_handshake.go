@@ -55,7 +55,7 @@ func (c *Connection) bearer() (string, error) {
 func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent *wsconn.DialOptions, at *progress) (*session, error) {
 	tell := c.opts.tell()
 	req := connectReq{
-		ID: c.localID, Host: c.local, To: c.remote, Time: time.Now(), Caps: ourCaps,
+		ID: c.localID, Host: c.local, To: c.remote, Time: time.Now(), Caps: c.caps(),
 		MaxSize: tell.maxSize, StreamPing: tell.streamPingMS, MaxPings: tell.maxPings,
 	}
 	meeting := token.Meeting{Dialler: c.local, Acceptor: c.remote, DiallerID: c.localID}
@@ -122,11 +122,12 @@ func (m *Manager) answer(ws *wsconn.Conn, challenge token.Nonce, r *http.Request
 	c, err := m.checkConnect(ws, &req, challenge, r, a, at)
 	tell := m.opts.tell()
 	resp := connectResp{
-		ID: m.ID, Accepted: err == nil, Caps: ourCaps, Host: m.opts.Local,
+		ID: m.ID, Accepted: err == nil, Host: m.opts.Local,
 		MaxSize: tell.maxSize, StreamPing: tell.streamPingMS, MaxPings: tell.maxPings,
 	}
 	var s *session
 	if err == nil {
+		resp.Caps = c.caps()
 		if secret := m.secret.Load(); secret != nil {
 			resp.Proof = secret.Proof(m.meeting(c, &req, challenge), req.Token)
 		}

@@ -84,7 +84,7 @@ func (a *acceptor) accepted(first rawpeer.Msg) *rawpeer.Peer {
 	a.Helper()
 	p := a.dial()
 	p.Send(first)
-	want := rawpeer.ConnectResponse{ID: a.Node.ID[:], Accepted: true, Caps: uint64(rig.AllCaps), Host: rig.LoneHost, Told: rig.DefaultsTold}
+	want := rawpeer.ConnectResponse{ID: a.Node.ID[:], Accepted: true, Caps: rig.AllCaps | rawpeer.CapFrameChecksum, Host: rig.LoneHost, Told: rig.DefaultsTold}
 	require.Equal(a, rawpeer.Msg{Op: rawpeer.OpConnectResponse, Payload: want.Encode()}, p.Recv(), "no checksum, no flag")
 	p.Send(rawpeer.Msg{MuxID: 1, Handler: uint8(rig.Echo), Op: rawpeer.OpRequest, Flags: rig.CRCEOF})
 	p.Expect(rawpeer.OpResponse)
@@ -249,7 +249,7 @@ func TestV1Handshake_UnknownCapsAreIgnored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAcceptor(t, true)
 		hello := a.hello()
-		hello.Caps = ^uint64(0)
+		hello.Caps = ^uint64(rawpeer.CapFrameChecksum) // which this peer would not send
 		a.accepted(connectMsg(hello.Encode()))
 		require.EqualValues(t, rig.AllCaps, grid.SessionOf(a.Conn).Caps())
 	})
@@ -269,7 +269,7 @@ func (d *dialler) accept() *rawpeer.Peer {
 	p := d.Next()
 	require.Equal(d, "Bearer "+rig.Token, p.Request.Header.Get("Authorization"))
 	require.Equal(d, grid.RoutePath, p.Request.URL.Path)
-	want := rawpeer.Connect{ID: d.Node.ID[:], Host: rig.LoneHost, Time: time.Now(), Token: rig.Token, Caps: uint64(rig.AllCaps), To: d.Raw, Told: rig.DefaultsTold}
+	want := rawpeer.Connect{ID: d.Node.ID[:], Host: rig.LoneHost, Time: time.Now(), Token: rig.Token, Caps: rig.AllCaps | rawpeer.CapFrameChecksum, To: d.Raw, Told: rig.DefaultsTold}
 	require.Equal(d, connectMsg(want.Encode()), p.Recv(), "no checksum, no flag")
 	return p
 }

@@ -28,7 +28,7 @@ func TestTake_SessionThatComesTooLateIsNotPublished(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				h := newFuzzHost(t, 0, ourCaps, nil)
+				h := newFuzzHost(t, 0, wireCaps, nil)
 				h.run()
 				h.sess.close(errors.New("gone"))
 				synctest.Wait()
@@ -39,7 +39,7 @@ func TestTake_SessionThatComesTooLateIsNotPublished(t *testing.T) {
 				w, r := upgradeTo(late)
 				ws, err := wsconn.Upgrade(w, r, nil, 1<<30, time.Time{}, wsconn.Counters{})
 				require.NoError(t, err)
-				s := newSession(h.conn, ws, peer{id: [16]byte{2}, caps: ourCaps})
+				s := newSession(h.conn, ws, peer{id: [16]byte{2}, caps: wireCaps})
 				adopted := make(chan error, 1)
 				h.conn.state.mu.Lock() // whoever asks the state waits
 				go func() { adopted <- h.conn.adopt(s) }()

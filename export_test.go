@@ -226,7 +226,7 @@ const (
 	MaxInBuffer     = maxInBuffer
 	MaxOutBuffer    = maxOutBuffer
 	Mux1Base        = mux1Base
-	AllCaps         = ourCaps
+	AllCaps         = ourCaps &^ capFrameChecksum
 )
 
 // Decode is what typed handlers and calls do with a payload.

@@ -225,9 +225,26 @@ func (m *message) appendTo(b []byte) []byte {
 		b = msgp.AppendBytes(b, m.Metadata)
 	}
 	if m.Flags&flagCRC != 0 {
-		b = binary.LittleEndian.AppendUint32(b, uint32(xxh3.Hash(b[start:])))
+		b = appendChecksum(b, start)
 	}
 	return b
+}
+
+// appendChecksum appends the checksum of what b has from start on.
+func appendChecksum(b []byte, start int) []byte {
+	return binary.LittleEndian.AppendUint32(b, uint32(xxh3.Hash(b[start:])))
+}
+
+// checkFrame returns a frame without its checksum, which it checks.
+func checkFrame(b []byte) ([]byte, error) {
+	n := len(b) - checksumSize
+	if n < 0 {
+		return nil, protocolErrorf("frame of %d bytes ends inside its checksum", len(b))
+	}
+	if got, want := binary.LittleEndian.Uint32(b[n:]), uint32(xxh3.Hash(b[:n])); got != want {
+		return nil, protocolErrorf("frame of %d bytes has checksum %08x, should be %08x", len(b), got, want)
+	}
+	return b[:n], nil
 }
 
 // parse decodes the message that b holds, checking its checksum. Payload and Sub point into b. For

@@ -64,10 +64,14 @@ const (
 	capDrain
 	capMetadata
 	capBothCapacities
+	capFrameChecksum
 )
 
 // ourCaps are the extensions that this implementation speaks.
-const ourCaps = capWideCredits | capFragments | capDrain | capMetadata | capBothCapacities
+const ourCaps = capWideCredits | capFragments | capDrain | capMetadata | capBothCapacities | capFrameChecksum
+
+// frameChecksum reports whether frames have a checksum, in place of the messages in them.
+func (c caps) frameChecksum() bool { return c&capFrameChecksum != 0 }
 
 // wide reports whether credits may be returned many at a time.
 func (c caps) wide() bool { return c&capWideCredits != 0 }

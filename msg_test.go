@@ -99,7 +99,7 @@ func frameOf(t testing.TB, crc flags, msgs ...message) []byte {
 	}
 	_, b := q.swap()
 	defer b.release()
-	return append([]byte(nil), b.frame()[wsconn.HeaderRoom:]...)
+	return append([]byte(nil), b.frame(false)[wsconn.HeaderRoom:]...)
 }
 
 func TestMsg_IsEncodedAndDecodedAsVersion1Does(t *testing.T) {

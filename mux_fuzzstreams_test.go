@@ -73,7 +73,7 @@ const fuzzMaxMessage = 200 << 10
 
 func newStreamsRun(t *testing.T, p *program) *streamsRun {
 	kind := p.byte()
-	caps := []caps{0, capWideCredits, ourCaps, capFragments}[kind&3]
+	caps := []caps{0, capWideCredits, wireCaps, capFragments}[kind&3]
 	if kind&8 != 0 {
 		caps ^= capBothCapacities
 	}

@@ -415,9 +415,13 @@ func (m *muxServer) onPing(msg *message, now time.Time) {
 func (m *muxServer) onUnansweredPing(msg *message) { m.checkSeq(msg) }
 
 func (m *muxServer) onDisconnect(msg *message) {
-	var cause error = context.Canceled
-	if reason := msg.reason(); reason != nil {
-		cause = reason
+	cause := msg.reason()
+	if cause == nil {
+		cause = context.Canceled
+		// The client's timer may be the first to see that the deadline has passed.
+		if !m.deadline.IsZero() && time.Until(m.deadline) <= deadlineSlack {
+			cause = context.DeadlineExceeded
+		}
 	}
 	m.abort(cause, 0)
 }

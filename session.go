@@ -70,7 +70,7 @@ func newSession(c *Connection, ws *wsconn.Conn, p peer) *session {
 		ws:     ws,
 		opts:   c.opts,
 		peerID: p.id,
-		caps:   p.caps & ourCaps,
+		caps:   p.caps & c.caps(),
 		terms:  c.opts.termsWith(c.remote, p.told),
 		began:  time.Now(),
 		done:   make(chan struct{}),

@@ -116,6 +116,7 @@ type callTable struct {
 	// twice as many as there are calls. A number whose slot is taken is not used.
 	slots  []*call
 	n      int
+	waking int // callers that were woken by deliver, and do not run yet
 	free   []*call
 	idle   limit.Idle
 	err    error // set by close
@@ -127,6 +128,7 @@ type call struct {
 	id       uint64
 	answered chan struct{} // of capacity 1: the answer is there
 	answer   answer
+	woken    bool // counts in waking
 	// clock, if not nil, is what ends the call when it has waited for timeout; else the caller's
 	// context does. expires is 0 until its first tick.
 	clock   *callClock
@@ -244,7 +246,10 @@ func (c *call) end(a answer) {
 
 // answered is calls that a frame has brought the answers of, and that were taken out of the table.
 // Their callers are woken together: those that call again then share a batch.
-type answered []*call
+type answered struct {
+	table *callTable // set once
+	calls []*call
+}
 
 // maxAnswered bounds for how many others an answer waits.
 const maxAnswered = 64
@@ -252,18 +257,39 @@ const maxAnswered = 64
 func (d *answered) add(c *call, a answer) {
 	c.dropParts()
 	c.answer = a
-	if *d = append(*d, c); len(*d) == maxAnswered {
+	if d.calls = append(d.calls, c); len(d.calls) == maxAnswered {
 		d.deliver()
 	}
 }
 
 // deliver wakes the callers.
 func (d *answered) deliver() {
-	for i, c := range *d {
-		(*d)[i] = nil
+	if len(d.calls) == 0 {
+		return
+	}
+	d.table.wakes(d.calls)
+	for i, c := range d.calls {
+		d.calls[i] = nil
 		c.answered <- struct{}{}
 	}
-	*d = (*d)[:0]
+	d.calls = d.calls[:0]
+}
+
+// wakes notes that the callers of some calls are woken.
+func (t *callTable) wakes(calls []*call) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.waking += len(calls)
+	for _, c := range calls {
+		c.woken = true
+	}
+}
+
+// isWaking reports whether callers have been woken that do not run yet.
+func (t *callTable) isWaking() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.waking > 0
 }
 
 func (c *call) dropParts() {
@@ -383,6 +409,10 @@ func (t *callTable) result(c *call) ([]byte, error) {
 	a := c.answer
 	c.answer = answer{} // nothing here must hold it
 	t.mu.Lock()
+	if c.woken {
+		c.woken = false
+		t.waking--
+	}
 	if len(t.free) < maxFreeCalls {
 		t.free = append(t.free, c)
 	}

@@ -118,8 +118,8 @@ type hostileCall struct {
 
 // hostileCaps are those in use; what they were before both capacities are told among them.
 var hostileCaps = [8]caps{
-	0, capWideCredits, capFragments, ourCaps &^ capBothCapacities,
-	ourCaps, capWideCredits | capBothCapacities, capFragments | capBothCapacities, ourCaps,
+	0, capWideCredits, capFragments, wireCaps &^ capBothCapacities,
+	wireCaps, capWideCredits | capBothCapacities, capFragments | capBothCapacities, wireCaps,
 }
 
 func newHostileRun(t *testing.T, p *program) *hostileRun {

@@ -255,6 +255,9 @@ func (w *wire) forgetUpgrade(t testing.TB) {
 // fuzzHosts are two hosts that know each other.
 var fuzzHosts = []string{"http://fuzz0:9000", "http://fuzz1:9000"}
 
+// wireCaps are all extensions but the checksums of frames, which say nothing about what is in them.
+const wireCaps = ourCaps &^ capFrameChecksum
+
 // fuzzHost is a manager with a session whose socket is a wire: all that it reads is put there, and
 // all that it writes taken from there, by the test. It is for use in a bubble.
 type fuzzHost struct {

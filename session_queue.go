@@ -422,17 +422,23 @@ func roomFor(m *message) int {
 }
 
 // frame is the websocket message that carries the batch (section 6), behind room for the header of
-// its own: the grid message itself where there is only one.
-func (b *batch) frame() []byte {
+// its own: the grid message itself where there is only one. checksum says that it ends with one
+// (section 8).
+func (b *batch) frame(checksum bool) []byte {
+	start := headRoom
 	if b.count == 1 {
 		_, m, _ := msgp.ReadBytesHeader(b.buf[headRoom:])
-		return b.buf[len(b.buf)-len(m)-wsconn.HeaderRoom:]
+		start = len(b.buf) - len(m)
+	} else {
+		var room [64]byte // what the encoder asks for, though it takes at most mergedHeaderMax
+		head := message{Op: opMerged, Seq: b.count}
+		h := head.appendTo(room[:0])
+		start -= len(h)
+		copy(b.buf[start:], h)
 	}
-	var room [64]byte // what the encoder asks for, though it takes at most mergedHeaderMax
-	head := message{Op: opMerged, Seq: b.count}
-	h := head.appendTo(room[:0])
-	start := headRoom - len(h)
-	copy(b.buf[start:], h)
+	if checksum {
+		b.buf = appendChecksum(b.buf, start) // there is room: see roomFor
+	}
 	return b.buf[start-wsconn.HeaderRoom:]
 }
 

@@ -41,7 +41,7 @@ func takeBatch(t *testing.T, b batch) (msgs []message) {
 	t.Helper()
 	if b.count > 0 {
 		var m message
-		rest, err := m.parse(append([]byte(nil), b.frame()[wsconn.HeaderRoom:]...))
+		rest, err := m.parse(append([]byte(nil), b.frame(false)[wsconn.HeaderRoom:]...))
 		require.NoError(t, err)
 		if m.Op == opMerged {
 			require.NoError(t, eachMerged(m.Seq, rest, func(b []byte) error {
@@ -479,7 +479,7 @@ func TestOutQueue_GoesInBatchesThatEveryPeerReads(t *testing.T) {
 		require.Equal(t, before, [...]int{q.posted + normal.posted, q.small.taken + normal.small, q.large.taken + normal.large})
 		require.Equal(t, len(normal.buf), normal.posted+normal.small+normal.large)
 		if normal.count > 1 {
-			require.LessOrEqual(t, len(normal.frame()[wsconn.HeaderRoom:]), maxBatch)
+			require.LessOrEqual(t, len(normal.frame(false)[wsconn.HeaderRoom:]), maxBatch)
 		}
 		for _, m := range takeBatch(t, normal) {
 			require.Len(t, m.Payload, sent[0])

@@ -32,6 +32,7 @@ type reader struct {
 
 func (r *reader) init(s *session) {
 	r.s = s
+	r.done.table = &s.calls
 	r.maxSize, r.budget = s.opts.MaxMessageSize, &s.conn.taken.bytes
 	r.pings.Init(s.opts.MaxPings)
 	s.ws.OnPing(func() bool {
@@ -61,7 +62,12 @@ func (r *reader) run() error {
 		}
 		r.setNow(time.Now())
 		r.frames.Add(1)
-		err = r.dispatchFrame(b)
+		if s.caps.frameChecksum() {
+			b, err = checkFrame(b)
+		}
+		if err == nil {
+			err = r.dispatchFrame(b)
+		}
 		r.frame.release()
 		r.done.deliver()
 		s.workers.Submit(r.tasks...)

@@ -143,7 +143,7 @@ func (h *fuzzHost) dispatched(stream *muxClient, err error) (d dispatched) {
 	urgent, normal := s.sender.out.swap()
 	for _, b := range []batch{urgent, normal} {
 		if b.count > 0 {
-			msgs, whole := messagesOf(uint32(s.caps), b.frame()[wsconn.HeaderRoom:])
+			msgs, whole := messagesOf(uint32(s.caps), b.frame(false)[wsconn.HeaderRoom:])
 			require.True(h.t, whole)
 			d.queued += fmt.Sprint(msgs)
 		}

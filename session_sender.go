@@ -29,20 +29,24 @@ type sender struct {
 func (snd *sender) init(s *session) {
 	snd.s = s
 	snd.stopped = make(chan struct{})
-	snd.out.init(s.conn.crc, s.opts.MaxQueuedBytes)
+	crc := s.conn.crc
+	if s.caps.frameChecksum() {
+		crc = 0
+	}
+	snd.out.init(crc, s.opts.MaxQueuedBytes)
 }
 
 // run writes what is queued, until the queue is closed.
 func (snd *sender) run() {
 	defer close(snd.stopped)
-	defer snd.rest.release()
 	for {
 		full, err := snd.out.wait()
 		if err != nil {
+			snd.rest.release()
 			return
 		}
 		if !full {
-			runtime.Gosched() // others that are about to send join the batch
+			snd.yield()
 		}
 		urgent, normal := snd.out.swap()
 		if !snd.hungUp.Load() {
@@ -54,7 +58,7 @@ func (snd *sender) run() {
 		snd.rest.release()
 		for _, b := range [...]batch{urgent, normal} {
 			if err == nil && b.count > 0 && !snd.hungUp.Load() {
-				err = snd.s.ws.WriteMessage(b.frame())
+				err = snd.s.ws.WriteMessage(b.frame(snd.s.caps.frameChecksum()))
 				snd.count(b)
 			}
 			b.release()
@@ -64,6 +68,18 @@ func (snd *sender) run() {
 			snd.s.close(fmt.Errorf("write: %w", err))
 			return
 		}
+	}
+}
+
+// maxYields is how often the writer yields to callers that were woken and do not run yet.
+const maxYields = 4
+
+// yield lets others that are about to send join the batch. So are callers that have been answered
+// just now, as a rule.
+func (snd *sender) yield() {
+	runtime.Gosched()
+	for i := 0; i < maxYields && snd.s.calls.isWaking(); i++ {
+		runtime.Gosched()
 	}
 }
 
@@ -185,7 +201,7 @@ func (snd *sender) writeLone(b batch) {
 	switch {
 	case snd.hungUp.Load():
 		b.release()
-	case snd.s.ws.TryWriteMessage(b.frame()):
+	case snd.s.ws.TryWriteMessage(b.frame(snd.s.caps.frameChecksum())):
 		snd.count(b)
 		b.release()
 	default:

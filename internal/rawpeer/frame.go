@@ -4,6 +4,7 @@
 package rawpeer
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -48,6 +49,7 @@ const (
 	CapDrain          = 4
 	CapMetadata       = 8
 	CapBothCapacities = 16
+	CapFrameChecksum  = 32
 )
 
 // OpNames are those of the protocol.
@@ -227,6 +229,20 @@ func (r *Reader) take(n int) []byte {
 		}
 		return b[:n], b[n:], nil
 	})
+}
+
+// WithChecksum returns a frame with its checksum behind it.
+func WithChecksum(b []byte) []byte {
+	return binary.LittleEndian.AppendUint32(bytes.Clone(b), uint32(xxh3.Hash(b)))
+}
+
+// CheckFrame returns a frame without its checksum, which it checks.
+func CheckFrame(b []byte) ([]byte, error) {
+	n := len(b) - 4
+	if n < 0 || !bytes.Equal(WithChecksum(b[:n]), b) {
+		return b, fmt.Errorf("wrong checksum of a frame of %d bytes", len(b))
+	}
+	return b[:n], nil
 }
 
 // EncodeMerged puts messages into one merged message.

@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -64,10 +65,11 @@ func (c Config) Instance() []byte {
 // that pings are answered while the test is busy. Its methods without an error result fail the test
 // and belong on the test's goroutine; those starting with try may be called from any.
 type Peer struct {
-	t       testing.TB
-	Config  Config
-	WS      *websocket.Conn
-	Timeout time.Duration
+	checksums atomic.Bool // frames have them, since the handshake
+	t         testing.TB
+	Config    Config
+	WS        *websocket.Conn
+	Timeout   time.Duration
 
 	Challenge []byte          // of the upgrade, either side's
 	Request   *http.Request   // accepted: of the upgrade
@@ -125,6 +127,7 @@ func DialConfig(t testing.TB, url string, c Config) *Peer {
 		p.Response, err = DecodeConnectResponse(m.Payload)
 		require.NoError(t, err)
 		require.True(t, p.Response.Accepted, "refused: %s", p.Response.Reason)
+		p.checksums.Store(c.Caps&p.Response.Caps&CapFrameChecksum != 0)
 		if c.Key != nil {
 			meeting.AcceptorID = p.Response.ID
 			require.Equal(t, meeting.Proof(c.Key, hello.Token), p.Response.Proof)
@@ -188,7 +191,13 @@ func (p *Peer) readOne() error {
 	if err != nil {
 		return err
 	}
-	msgs, err := DecodeMerged(b)
+	var msgs []Msg
+	if p.checksums.Load() {
+		b, err = CheckFrame(b)
+	}
+	if err == nil {
+		msgs, err = DecodeMerged(b)
+	}
 	if err != nil {
 		p.WS.Close()
 		return fmt.Errorf("undecodable message: %w\n%s", err, hex.Dump(b[:min(len(b), 512)]))
@@ -242,6 +251,10 @@ func (p *Peer) tellNews() {
 	}
 }
 
+// HasChecksums reports whether frames have a checksum, in place of the messages in them: both sides
+// have said so.
+func (p *Peer) HasChecksums() bool { return p.checksums.Load() }
+
 // ReadHandshake reads before the background does.
 func (p *Peer) ReadHandshake(op uint8) (m Msg, err error) {
 	if err = p.WS.SetReadDeadline(time.Now().Add(p.Timeout)); err != nil {
@@ -256,8 +269,16 @@ func (p *Peer) ReadHandshake(op uint8) (m Msg, err error) {
 	return m, errors.Join(err, p.WS.SetReadDeadline(time.Time{}))
 }
 
-// TrySendBytes sends any bytes as one websocket message.
+// TrySendBytes sends any bytes as one websocket message, with a checksum where frames have one.
 func (p *Peer) TrySendBytes(b []byte) error {
+	if p.checksums.Load() {
+		b = WithChecksum(b)
+	}
+	return p.TrySendFrame(b)
+}
+
+// TrySendFrame sends any bytes as one websocket message.
+func (p *Peer) TrySendFrame(b []byte) error {
 	p.writing <- struct{}{}
 	defer func() { <-p.writing }()
 	if err := p.WS.SetWriteDeadline(time.Now().Add(p.Timeout)); err != nil {

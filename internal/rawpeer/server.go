@@ -160,6 +160,7 @@ func (p *Peer) acceptHandshake() error {
 		}.Proof(p.Config.Key, p.Connect.Token)
 	}
 	err = p.TrySend(Msg{Op: OpConnectResponse, Payload: answer.Encode()})
+	p.checksums.Store(answer.Caps&p.Connect.Caps&CapFrameChecksum != 0)
 	if !answer.Accepted {
 		err = errors.Join(err, p.WS.Close())
 	}

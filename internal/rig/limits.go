@@ -37,7 +37,8 @@ const (
 
 	Mux1Base uint64 = 1 << 62 // what a node adds to the numbers of its calls towards version 1
 
-	// AllCaps is a peer's that speaks all extensions.
+	// AllCaps is a peer's that speaks all extensions but the checksums of frames, which nothing else
+	// depends on.
 	AllCaps = rawpeer.CapWideCredits | rawpeer.CapFragments | rawpeer.CapDrain | rawpeer.CapMetadata | rawpeer.CapBothCapacities
 )
 

@@ -139,7 +139,7 @@ func (r *Wire) Expect(want rawpeer.Msg) {
 
 // Sent is what of m the node sends: without the flag of a checksum that it does not have.
 func (r *Wire) Sent(m rawpeer.Msg) rawpeer.Msg {
-	if r.Secure {
+	if r.Secure || r.Peer.HasChecksums() {
 		m.Flags &^= rawpeer.FlagCRC
 	}
 	return m

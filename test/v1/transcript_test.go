@@ -311,11 +311,11 @@ func newReplay(t *testing.T, role string) *replay {
 	if role == "acceptor" {
 		r.peer = rawpeer.DialConfig(t, local, rawpeer.Config{Bare: true, Token: rig.Token, Dial: n.Dialer(rig.HostAddr(raw))})
 		r.peer.Send(rawpeer.Msg{Op: rawpeer.OpConnect, Payload: connect.Encode()})
-		want := rawpeer.ConnectResponse{ID: m.ID[:], Accepted: true, Caps: uint64(rig.AllCaps), Host: local, Told: rig.DefaultsTold}
+		want := rawpeer.ConnectResponse{ID: m.ID[:], Accepted: true, Caps: rig.AllCaps | rawpeer.CapFrameChecksum, Host: local, Told: rig.DefaultsTold}
 		require.Equal(t, rawpeer.Msg{Op: rawpeer.OpConnectResponse, Payload: want.Encode()}, r.peer.Recv())
 	} else {
 		r.peer = rawServer.Accept()
-		want := rawpeer.Connect{ID: m.ID[:], Host: local, Time: time.Now(), Token: rig.Token, Caps: uint64(rig.AllCaps), To: raw, Told: rig.DefaultsTold}
+		want := rawpeer.Connect{ID: m.ID[:], Host: local, Time: time.Now(), Token: rig.Token, Caps: rig.AllCaps | rawpeer.CapFrameChecksum, To: raw, Told: rig.DefaultsTold}
 		require.Equal(t, rawpeer.Msg{Op: rawpeer.OpConnect, Payload: want.Encode()}, r.peer.Recv())
 		response := rawpeer.ConnectResponse{ID: connect.ID, Accepted: true}
 		r.peer.Send(rawpeer.Msg{Op: rawpeer.OpConnectResponse, Payload: response.Encode()})
