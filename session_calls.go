@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/gridrpc/grid/internal/limit"
+	"github.com/gridrpc/grid/internal/monotime"
 )
 
 // Single requests and streams that are made here. Those that are served here come in by
@@ -127,9 +129,11 @@ type call struct {
 	answered chan struct{} // of capacity 1: the answer is there
 	answer   answer
 	woken    bool // counts in waking
-	// clock, if not nil, is what ends the call, at the tick expires; else the caller's context does.
+	// clock, if not nil, is what ends the call when it has waited for timeout; else the caller's
+	// context does. expires is 0 until its first tick.
 	clock   *callClock
-	expires uint64
+	timeout time.Duration
+	expires monotime.Time
 	// parts is what has arrived of the answer: guarded by the table while the call is in it, then
 	// of who took it out.
 	parts *assembly
@@ -167,7 +171,7 @@ func (t *callTable) add(next func() uint64, timeout time.Duration) (*call, error
 		c = &call{answered: make(chan struct{}, 1)}
 	}
 	c.id = id
-	c.clock, c.expires = nil, 0
+	c.clock = nil
 	c.parts = nil
 	if timeout > 0 {
 		t.clock(timeout).add(c, timeout)
@@ -302,9 +306,9 @@ func (t *callTable) answer(id uint64, a answer) bool {
 	return c != nil
 }
 
-// receive takes in an answer, or a fragment of one. Whoever is answered by it is in done. known reports whether its call still waits.
-// That a limit was reached is logged by host, before the caller hears of it; err ends the
-// session.
+// receive takes in an answer, or a fragment of one. Whoever is answered by it is in done. known
+// reports whether its call still waits. That a limit was reached is logged by host, before the
+// caller hears of it; err ends the session.
 func (t *callTable) receive(p parcel, host callHost, done *answered) (known bool, err error) {
 	if p.Flags&flagMore != 0 {
 		return t.extend(p, host)
@@ -438,8 +442,8 @@ func (t *callTable) abandon(c *call, err error) ([]byte, error) {
 	return t.result(c)
 }
 
-// expire gives up on the calls whose answer has been coming for longer than timeout, and what a burst
-// of calls has left behind.
+// expire gives up on the calls whose answer has been coming for longer than timeout, and on what a
+// burst of calls has left behind.
 func (t *callTable) expire(now time.Time, timeout time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -449,8 +453,26 @@ func (t *callTable) expire(now time.Time, timeout time.Duration) {
 			c.end(answer{err: lateMessageError(timeout)})
 		}
 	})
-	if t.n == 0 && len(t.slots) > maxFreeCalls {
-		t.slots = nil
+	t.shrink()
+}
+
+// shrink halves the slots while few are taken, since all are gone through at each tick, unless two
+// calls would have the same one then.
+func (t *callTable) shrink() {
+	for len(t.slots) > maxFreeCalls && len(t.slots) >= 8*(t.n+1) {
+		half := len(t.slots) / 2
+		low, high := t.slots[:half], t.slots[half:]
+		for i := range high {
+			if low[i] != nil && high[i] != nil {
+				return
+			}
+		}
+		t.slots = slices.Clone(low)
+		for i, c := range high {
+			if c != nil {
+				t.slots[i] = c
+			}
+		}
 	}
 }
 

@@ -60,8 +60,8 @@ type outQueue struct {
 	urgent batch      // connection pings and pongs overtake the rest
 	posted int        // bytes of messages that were posted
 	hint   int        // size of the last batch
-	idle   bool       // the writer waits on wake, and no token is in it; nobody leads
-	lone   int        // batches of one message in a row, while nothing else came; see lead
+	idle   bool       // the writer waits on wake, and no token is in it; nobody writes for it
+	lone   int        // batches of one message in a row, while nothing else came; see trySendLone
 	poked  bool       // the writer has something other than batches to look after
 	small  room       // for all that is sent but the next
 	large  room       // for the parts of large payloads; see sendFragments

@@ -634,3 +634,97 @@ func TestResources_SendingAllocatesNoMessage(t *testing.T) {
 	})
 	require.Less(t, allocs, 1.0)
 }
+
+// loneQueue returns a queue whose senders have been alone for long enough, and what waits for its
+// writer.
+func loneQueue(t *testing.T) (q *outQueue, woken <-chan error) {
+	q = newOutQueue()
+	for range lonely {
+		require.NoError(t, q.send(nil, &message{Op: opRequest}, nil))
+		takeMessages(t, q)
+	}
+	wait := make(chan error, 1)
+	go func() {
+		_, err := q.wait()
+		wait <- err
+	}()
+	synctest.Wait()
+	require.Nil(t, q.untilIdle())
+	return q, wait
+}
+
+// While a lone sender writes nothing else does, and the queue is not idle. The writer looks
+// afterwards if, and only if, there is something for it.
+func TestOutQueue_LoneSenderIsTheWriter(t *testing.T) {
+	gone := errors.New("gone")
+	for name, c := range map[string]struct {
+		meanwhile func(q *outQueue)
+		rest      bool
+		err       error
+		wakes     bool
+	}{
+		"nothing":  {meanwhile: func(*outQueue) {}},
+		"its rest": {meanwhile: func(*outQueue) {}, rest: true, wakes: true},
+		"sent": {wakes: true, meanwhile: func(q *outQueue) {
+			lone, full, err := q.trySendLone(&message{Op: opRequest})
+			require.Zero(t, lone)
+			require.False(t, full)
+			require.NoError(t, err)
+		}},
+		"posted": {wakes: true, meanwhile: func(q *outQueue) { require.NoError(t, q.post(&message{Op: opPong}, nil)) }},
+		"urgent": {wakes: true, meanwhile: func(q *outQueue) { require.NoError(t, q.postUrgent(&message{Op: opPong})) }},
+		"poked":  {wakes: true, meanwhile: func(q *outQueue) { q.poke() }},
+		"closed": {wakes: true, err: gone, meanwhile: func(q *outQueue) { q.close(gone) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				out := bytepool.Out()
+				q, woken := loneQueue(t)
+				lone, full, err := q.trySendLone(&message{Op: opRequest, Payload: make([]byte, 10*pendingLimit)})
+				require.NoError(t, err)
+				require.False(t, full)
+				require.EqualValues(t, 1, lone.count)
+				require.Zero(t, q.small.taken, "its room is free again")
+				busy := q.untilIdle()
+				require.NotNil(t, busy)
+				c.meanwhile(q)
+				synctest.Wait()
+				require.Empty(t, woken)
+				lone.release()
+				q.endLone(c.rest)
+				synctest.Wait()
+				if !c.wakes {
+					require.Empty(t, woken)
+					<-busy
+					require.Nil(t, q.untilIdle())
+					q.poke()
+				} else if c.err == nil {
+					require.NotNil(t, q.untilIdle())
+				}
+				require.Equal(t, c.err, <-woken)
+				takeMessages(t, q)
+				require.Equal(t, out, bytepool.Out(), "buffers are missing")
+			})
+		})
+	}
+}
+
+// Where the session ends while a lone sender writes, what that has left is nobody's but the writer's.
+func TestSender_GivesBackWhatALoneOneHasLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := bytepool.Out()
+		snd := sender{stopped: make(chan struct{})}
+		snd.out.init(0, pendingLimit)
+		snd.out.lone = lonely
+		go snd.run()
+		synctest.Wait()
+		lone, _, err := snd.out.trySendLone(&message{Op: opRequest})
+		require.NoError(t, err)
+		require.EqualValues(t, 1, lone.count)
+		snd.out.close(errors.New("gone"))
+		snd.rest = lone
+		snd.out.endLone(true)
+		<-snd.stopped
+		require.Equal(t, out, bytepool.Out(), "buffers are missing")
+	})
+}

@@ -18,7 +18,7 @@ type sender struct {
 	s *session // set once
 
 	out     outQueue
-	rest    batch         // that writeLone has not written in whole
+	rest    batch         // that writeLone has not written in whole; of who is the writer
 	hungUp  atomic.Bool   // no more is written; see Manager.hangUp
 	stopped chan struct{} // closed when run has returned
 
@@ -50,14 +50,16 @@ func (snd *sender) run() {
 		}
 		urgent, normal := snd.out.swap()
 		if !snd.hungUp.Load() {
-			err = cmp.Or(snd.s.ws.WriteRest(), snd.s.ws.WritePong())
+			if err = snd.s.ws.WriteRest(); err == nil {
+				snd.count(snd.rest)
+				err = snd.s.ws.WritePong()
+			}
 		}
 		snd.rest.release()
 		for _, b := range [...]batch{urgent, normal} {
 			if err == nil && b.count > 0 && !snd.hungUp.Load() {
 				err = snd.s.ws.WriteMessage(b.frame(snd.s.caps.frameChecksum()))
-				snd.written.Add(1)
-				snd.sent.Add(int64(b.count))
+				snd.count(b)
 			}
 			b.release()
 		}
@@ -196,15 +198,25 @@ func (snd *sender) trySend(m *message) (full bool, err error) {
 // writeLone writes a batch on the goroutine of its only sender, which saves the wake-up of the
 // writer. It waits for nothing: what the socket does not take is the writer's.
 func (snd *sender) writeLone(b batch) {
-	snd.written.Add(1)
-	snd.sent.Add(1)
-	done := snd.hungUp.Load() || snd.s.ws.TryWriteMessage(b.frame(snd.s.caps.frameChecksum()))
-	if done {
+	switch {
+	case snd.hungUp.Load():
 		b.release()
-	} else {
+	case snd.s.ws.TryWriteMessage(b.frame(snd.s.caps.frameChecksum())):
+		snd.count(b)
+		b.release()
+	default:
 		snd.rest = b
 	}
-	snd.out.endLone(!done)
+	snd.out.endLone(snd.rest.count > 0)
+}
+
+// count counts a batch, if there is one, once it was written: so that what is under way has another
+// number than what follows.
+func (snd *sender) count(b batch) {
+	if b.count > 0 {
+		snd.written.Add(1)
+		snd.sent.Add(int64(b.count))
+	}
 }
 
 // sendInTime is send for what has a deadline, or may have one.

@@ -1,9 +1,9 @@
 // Package wsconn is grid's websocket: dial, upgrade, read a message under a limit, write a message.
 // It is the only importer of gorilla/websocket.
 //
-// A [Conn] has one reader and one writer, which may be different goroutines; Close and the counters
-// may be called from anywhere at any time. It sets no deadlines after the handshake: who owns it
-// watches the counters.
+// A [Conn] has one reader and, at a time, one writer, which may be different goroutines; Close and
+// the counters may be called from anywhere at any time. It sets no deadlines after the handshake:
+// who owns it watches the counters.
 package wsconn
 
 import (
