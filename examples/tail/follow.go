@@ -9,7 +9,7 @@ import (
 	"github.com/gridrpc/grid"
 )
 
-// retry is how long to wait after a stream has failed for another reason than its link.
+// retry is how long to wait after a stream has failed for another reason than its connection.
 const retry = time.Second
 
 // errLinkEnds is a stream whose link has ended, or is about to.
@@ -38,8 +38,8 @@ func (f *follower) run(ctx context.Context, line func([]byte) error) error {
 			return context.Cause(ctx)
 		case ended, errors.Is(err, errNoFile):
 			return err
-		case errors.Is(err, errLinkEnds):
-			continue
+		case errors.Is(err, errLinkEnds), errors.Is(err, grid.ErrDisconnected):
+			continue // with the next connection, which there is no earlier than it may be
 		}
 		select {
 		case <-time.After(retry):
