@@ -336,7 +336,7 @@ func TestFragments_HaveNoChecksumsBetweenSecureHosts(t *testing.T) {
 func TestFragments_AreNothingToAPeerWithoutThem(t *testing.T) {
 	t.Parallel()
 	rig.Long(t)
-	for name, caps := range map[string]uint64{"version 1": 0, "wide": rawpeer.CapWideCredits, "reserved bits": ^uint64(rawpeer.CapFragments)} {
+	for name, caps := range map[string]uint64{"version 1": 0, "wide": rawpeer.CapWideCredits, "reserved bits": ^uint64(rawpeer.CapFragments | rawpeer.CapFrameChecksum)} {
 		t.Run(name, func(t *testing.T) {
 			inWire(t, rawpeer.Config{Caps: caps}, nil, func(r *wire) {
 				r.locally(2, 2)
