@@ -17,9 +17,9 @@ type timed struct {
 // which travels along, and after it [context.DeadlineExceeded] is its error. That comes up to
 // d/32 late, or 2 ms if that is more; never early.
 //
-// In return it costs nothing, while a context with a deadline for each call costs a timer, a
-// channel and several allocations, half as much as a call or more. Keep what is returned; it is
-// safe for concurrent use. With a d of 0 or less all requests fail.
+// In return it costs next to nothing, while a context with a deadline for each call costs a timer,
+// a channel and several allocations. Keep what is returned; it is safe for concurrent use. With a d
+// of 0 or less all requests fail.
 func (c *Connection) WithTimeout(d time.Duration) Requester {
 	return &timed{conn: c, timeout: d}
 }

@@ -117,8 +117,8 @@ func newMuxClient(ctx context.Context, host clientHost, id uint64, handler Handl
 	return m
 }
 
-// startEarly has connect not wait for the ack where told has the capacity of the handler. It is called
-// before anybody knows of the stream.
+// startEarly has connect not wait for the ack where told has the capacity of the handler. It is
+// called before anybody knows of the stream.
 func (m *muxClient) startEarly(told *toldCapacities, key toldKey) {
 	m.told, m.toldKey = told, key
 	if m.early = told.get(key); m.early > 0 {

@@ -47,8 +47,8 @@ func (t *callTable) clock(timeout time.Duration) *callClock {
 	return c
 }
 
-// add has the clock end a call, when its timeout is over: not before, and by two ticks late at most,
-// or as late as two of them come.
+// add has the clock end a call, when its timeout is over: not before, and by two ticks late at
+// most, or as late as two of them come.
 func (c *callClock) add(to *call, timeout time.Duration) {
 	to.clock, to.timeout, to.expires = c, timeout, 0
 	c.calls++
@@ -58,8 +58,8 @@ func (c *callClock) add(to *call, timeout time.Duration) {
 	}
 }
 
-// advance is what the timer calls. Ticks may be late, and each by more where the machine is busy: so
-// a call is dated by the first that it sees, and not by how many there were.
+// advance is what the timer calls. Ticks may be late, and each by more where the machine is busy:
+// so a call is dated by the first that it sees, and not by how many there were.
 func (c *callClock) advance() {
 	t := c.table
 	t.mu.Lock()

@@ -35,6 +35,9 @@ const (
 	// maxBatch is the largest batch of several messages, whatever the limits allow to wait: every
 	// peer reads so much, whatever its MaxMessageSize.
 	maxBatch = frameOverhead
+	// lonely is after how many messages in a row that were alone in their batches another is taken
+	// to be alone as well.
+	lonely = 16
 )
 
 var (
@@ -171,10 +174,6 @@ func (q *outQueue) endLone(rest bool) {
 	}
 	q.empty.Notify()
 }
-
-// lonely is after how many messages in a row that were alone in their batches another is taken to
-// be alone as well.
-const lonely = 16
 
 // await waits until t is granted, which must be ended by sendInTurn or by endTurn then, or done is
 // closed, or the queue is.
