@@ -53,7 +53,8 @@ type Connection struct {
 	session       atomic.Pointer[session]
 	attempt       atomic.Pointer[progress] // to connect, that is under way on this side
 	redial        redial
-	knocking      atomic.Bool // a knock is under way
+	knocking      atomic.Bool             // a knock is under way
+	withdrawKnock context.CancelCauseFunc // of the last knock; under mu
 	state         stateMachine
 	errors        errlog.Log // of connections that were lost or could not be made
 	refused       errlog.Log // of handshakes that were refused, perhaps beside a connection

@@ -24,6 +24,10 @@ const (
 // errGivenUp is why an attempt is given up whose host has knocked meanwhile.
 var errGivenUp = errors.New("given up, because the host is there anew")
 
+// errWithdrawn ends a knock that has become needless. Who is asked sees its connection end, and
+// leaves alone the link which was made meanwhile.
+var errWithdrawn = errors.New("connected meanwhile")
+
 // serveAccepted runs a session that the other side has made, and knocks when it is lost. The other
 // side has the time of its first pause to notice that by itself.
 func (c *Connection) serveAccepted(s *session) {
@@ -43,14 +47,28 @@ func (c *Connection) knock(after time.Duration) bool {
 	forget(c.redial.wanted) // by the one before
 	c.start(func() {
 		defer c.knocking.Store(false)
-		if !c.opts.waitUnblocked(c.ctx) || !c.waitWanted(after) || c.session.Load() != nil || c.draining.Load() {
+		if !c.opts.waitUnblocked(c.ctx) || !c.waitWanted(after) || c.draining.Load() {
 			return
 		}
-		if err := c.sendKnock(); err != nil {
+		ctx, withdraw := context.WithCancelCause(c.ctx)
+		defer withdraw(nil)
+		if !c.withdrawWhenConnected(withdraw) {
+			return
+		}
+		if err := c.sendKnock(ctx); err != nil && err != errWithdrawn {
 			c.log.Debug("grid: knock failed", "error", err)
 		}
 	})
 	return true
+}
+
+// withdrawWhenConnected has withdraw called, with errWithdrawn, once there is a connection. It
+// reports false if there is one.
+func (c *Connection) withdrawWhenConnected(withdraw context.CancelCauseFunc) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.withdrawKnock = withdraw
+	return c.session.Load() == nil
 }
 
 // waitWanted waits for a time, or until somebody wants the connection. It reports false once that
@@ -69,8 +87,11 @@ func (c *Connection) waitWanted(d time.Duration) bool {
 	return !c.isClosing()
 }
 
-func (c *Connection) sendKnock() error {
-	answer, err := attemptTo(c.ctx, c, c.post, func(wsconn.Answer, error) {})
+func (c *Connection) sendKnock(ctx context.Context) error {
+	answer, err := attemptTo(ctx, c, c.post, func(wsconn.Answer, error) {})
+	if context.Cause(ctx) == errWithdrawn {
+		return errWithdrawn
+	}
 	if err != nil {
 		return err
 	}

@@ -40,6 +40,9 @@ func (c *Connection) adopt(s *session) error {
 		c.session.Store(s)
 		c.state.set(StateConnected, nil)
 		c.stats.connected(s.began)
+		if c.withdrawKnock != nil {
+			c.withdrawKnock(errWithdrawn)
+		}
 		if old != nil {
 			c.stats.lost(old)
 		}

@@ -45,6 +45,8 @@ func (m *Manager) answerKnock(w http.ResponseWriter, r *http.Request, a *arrival
 		http.Error(w, "grid: "+refused.reason, refused.status)
 	case errors.Is(err, errTooManyHandshakes):
 		respondUnavailable(w, err)
+	case err == errWithdrawn:
+		return // nobody waits for an answer
 	case err == errShuttingDown:
 		respondUnavailable(w, err)
 		return // which is no fault of anybody's
@@ -67,14 +69,21 @@ func (m *Manager) takeKnock(r *http.Request, a *arrival, authReq []func(*http.Re
 	if m.draining.Load() || m.ctx.Err() != nil {
 		return false, errShuttingDown
 	}
+	if r.Context().Err() != nil {
+		return false, errWithdrawn
+	}
 	asked := time.Now()
-	// It says that it has no connection; but that may be made in this moment.
+	// It says that it has no connection; but that may be made in this moment. Who has got it
+	// withdraws the knock.
 	if s := c.session.Load(); s != nil {
 		switch alive := s.watch.probe(min(probeTime, m.opts.HandshakeTimeout/2)); {
 		case alive && r.Header.Get(knockIDHeader) == fmt.Sprintf("%x", s.peerID):
 			return true, nil
 		case alive:
 			return false, refuseKnock(http.StatusConflict, "two processes use one host name: another is connected as %s, from %v, and alive", c.remote, s.ws.RemoteAddr())
+		}
+		if r.Context().Err() != nil {
+			return false, errWithdrawn
 		}
 		s.close(errKnocked)
 	}

@@ -205,17 +205,26 @@ func TestRedial_KnocksOfAHostThatNeverLivesAreRationed(t *testing.T) {
 // knock knocks at a host in the name of another, and returns the status of the answer.
 func knock(t *testing.T, g *rig.Grid, from, to string, id uuid.UUID) int {
 	t.Helper()
-	tr := &http.Transport{DialContext: g.Net.Dialer(rig.HostAddr(from)), DisableKeepAlives: true}
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, to+grid.RoutePath, nil)
+	status, err := knockContext(t.Context(), g, from, to, id)
 	require.NoError(t, err)
+	return status
+}
+
+func knockContext(ctx context.Context, g *rig.Grid, from, to string, id uuid.UUID) (status int, err error) {
+	tr := &http.Transport{DialContext: g.Net.Dialer(rig.HostAddr(from)), DisableKeepAlives: true}
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, to+grid.RoutePath, nil)
+	if err != nil {
+		return 0, err
+	}
 	r.Header = rig.Bearer(rig.Token)
 	r.Header.Set("Grid-Knock", from)
 	r.Header.Set("Grid-Knock-To", to)
 	r.Header.Set("Grid-Knock-Id", hex.EncodeToString(id[:]))
 	resp, err := tr.RoundTrip(r)
-	require.NoError(t, err)
-	require.NoError(t, resp.Body.Close())
-	return resp.StatusCode
+	if err != nil {
+		return 0, err
+	}
+	return resp.StatusCode, resp.Body.Close()
 }
 
 // An attempt that hangs at an address which the host has left does not keep it waiting.
@@ -310,6 +319,54 @@ func TestRedial_KnockOfAHostThatIsConnectedChangesNothing(t *testing.T) {
 		require.Equal(t, grid.StateConnected, st.State)
 		require.Zero(t, st.Reconnects)
 		require.EqualValues(t, 1, st.Attempts)
+	})
+}
+
+// Who gets its connection while it knocks has no more use for the knock: the connection would be
+// closed if it did not answer a ping just then.
+func TestRedial_KnockIsWithdrawnByTheConnection(t *testing.T) {
+	t.Parallel()
+	t.Run("by who knocks", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			ended := make(chan error, 1)
+			g := rig.Setup{Hosts: pairNames(), Edit: func(i int, o *grid.ManagerOptions) {
+				if i == 1 {
+					o.Dialer = func(ctx context.Context, _, _ string) (net.Conn, error) {
+						<-ctx.Done()
+						ended <- ctx.Err()
+						return nil, ctx.Err()
+					}
+				}
+			}}.Start(t)
+			begin := time.Now()
+			require.ErrorIs(t, <-ended, context.Canceled)
+			require.Zero(t, time.Since(begin))
+			synctest.Wait()
+			require.Empty(t, g.Conn(1, 0).Stats().LastError)
+			g.RequireWorks()
+		})
+	})
+	t.Run("by who is asked", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			g := rig.Setup{Hosts: pairNames()}.Start(t)
+			synctest.Wait()
+			addr := []string{rig.HostAddr(g.Host(0)), rig.HostAddr(g.Host(1))}
+			ctx, withdraw := context.WithTimeout(t.Context(), rig.ProbeTime/2)
+			defer withdraw()
+			g.Net.Stall(addr[0], addr[1], true)
+			_, err := knockContext(ctx, g, g.Host(1), g.Host(0), g.Manager(1).ID)
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			time.Sleep(rig.ProbeTime)
+			g.Net.Stall(addr[0], addr[1], false)
+			g.RequireWorks()
+			st := g.Conn(0, 1).Stats()
+			require.Zero(t, st.Reconnects)
+			require.EqualValues(t, 1, st.Attempts)
+			// One that nobody withdraws is heeded.
+			g.Net.Stall(addr[0], addr[1], true)
+			time.AfterFunc(rig.ProbeTime, func() { g.Net.Stall(addr[0], addr[1], false) })
+			require.Equal(t, http.StatusAccepted, knock(t, g, g.Host(1), g.Host(0), g.Manager(1).ID))
+		})
 	})
 }
 
