@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -123,4 +124,34 @@ func TestConn_LibraryWritesNothing(t *testing.T) {
 	require.Less(t, time.Since(begin), 10*time.Second)
 	require.NoError(t, c.Close())
 	require.Empty(t, <-read)
+}
+
+// idleConn is a connection that claims to write, and does not.
+type idleConn struct {
+	net.Conn
+	writes int
+	wrote  int // by the last one
+}
+
+func (c *idleConn) Write(p []byte) (int, error) {
+	c.writes++
+	if c.writes > 100 {
+		return 0, net.ErrClosed // so the test ends
+	}
+	return c.wrote, nil
+}
+
+// A connection of the application's that writes nothing, and says so without an error, does not keep
+// the writer busy: that would outlive the connection.
+func TestConn_WriteOfNothingFails(t *testing.T) {
+	t.Parallel()
+	for _, wrote := range []int{0, -1} {
+		socket := idleConn{wrote: wrote}
+		c := Conn{link: &link{Conn: &socket, upgraded: true}}
+		require.ErrorIs(t, c.WriteMessage(room([]byte("hello"))), io.ErrShortWrite)
+		require.Equal(t, 1, socket.writes)
+		n, inWrite := c.Writing()
+		require.Zero(t, n)
+		require.False(t, inWrite)
+	}
 }

@@ -288,6 +288,9 @@ func (l *link) write(p []byte) (done int, err error) {
 		if done == len(p) {
 			return done, nil
 		}
+		if n <= 0 {
+			return done, io.ErrShortWrite // a broken socket: it might do so for ever, even when closed
+		}
 	}
 }
 
