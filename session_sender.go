@@ -71,14 +71,22 @@ func (snd *sender) run() {
 	}
 }
 
-// maxYields is how often the writer yields to callers that were woken and do not run yet.
-const maxYields = 4
+// maxYields is how often the writer yields to callers that were woken and do not run yet, and
+// maxYielding for how long: on busy cores each yield may take as long as all others that want them.
+const (
+	maxYields   = 4
+	maxYielding = time.Millisecond
+)
 
 // yield lets others that are about to send join the batch. So are callers that have been answered
 // just now, as a rule.
 func (snd *sender) yield() {
 	runtime.Gosched()
-	for i := 0; i < maxYields && snd.s.calls.isWaking(); i++ {
+	if !snd.s.calls.isWaking() {
+		return
+	}
+	began := monotime.Now()
+	for i := 0; i < maxYields && snd.s.calls.isWaking() && monotime.Now().Sub(began) < maxYielding; i++ {
 		runtime.Gosched()
 	}
 }
