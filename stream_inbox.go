@@ -18,7 +18,7 @@ const (
 	// what the smallest buffer is too large.
 	messageCost = 168
 	// firstQueue is the most messages that a stream has room for from the first one on.
-	firstQueue = 8
+	firstQueue = 16
 	// firstHeld is the same for those that are held.
 	firstHeld = 4
 )

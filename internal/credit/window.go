@@ -1,8 +1,9 @@
 package credit
 
 const (
-	// MaxWindow is how many messages a window grows up to.
-	MaxWindow = 512
+	// MaxWindow is how many messages a window grows up to. With fewer, both ends of a long stream of
+	// small messages wait for credits, and wake each other, more often than they need.
+	MaxWindow = 2048
 	// MaxWindowBytes is how many bytes a window grows up to, by the largest message that the stream
 	// has seen.
 	MaxWindowBytes = 1 << 20

@@ -36,7 +36,7 @@ func TestWindow_ReturnsOneCreditForEachMessage(t *testing.T) {
 
 func TestWindow_DoublesForAConsumerThatKeepsUp(t *testing.T) {
 	w := newWindow(3, true)
-	for _, want := range []int{3, 6, 12, 24, 48, 96, 192, 384, MaxWindow, MaxWindow} {
+	for _, want := range []int{3, 6, 12, 24, 48, 96, 192, 384, 768, 1536, MaxWindow, MaxWindow} {
 		require.Equal(t, want, drain(t, w, 100, true))
 	}
 }
