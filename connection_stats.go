@@ -51,7 +51,8 @@ type ConnectionStats struct {
 	// LastError is why the last connection was lost or could not be made, or why the remote was
 	// refused when it last tried; it stays when all is well again.
 	LastError string
-	// RoundTrip is that of the last ping of the present connection; zero before the first.
+	// RoundTrip is that of the last ping of the present connection, of whichever side pings, as that
+	// has measured it; zero before the first.
 	// RoundTripMean and RoundTripDeviation are running averages, of it and of its distance from its
 	// mean, which give the last eighth and quarter to the last one.
 	RoundTrip, RoundTripMean, RoundTripDeviation time.Duration

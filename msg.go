@@ -92,6 +92,9 @@ type muxConnectError struct {
 // pingMsg is the payload of a connection's Ping (section 7).
 type pingMsg struct {
 	T time.Time `msg:"t"`
+	// RTT, if not 0, is how long the sender's last ping took to be answered, in nanoseconds. Only
+	// where confirmed pings are in use (section 8).
+	RTT uint64 `msg:"rtt,omitempty"`
 }
 
 // pongMsg is the payload of Pong (section 7).

@@ -215,7 +215,7 @@ func FuzzGridPayloads(f *testing.F) {
 	text := "text"
 	for _, c := range []codec{
 		&connectReq{ID: [16]byte{1}, Host: fuzzHosts[0], Time: now, Token: testToken, Caps: ourCaps},
-		&connectResp{RejectedReason: text}, &muxConnectError{text}, &pingMsg{now}, &pongMsg{T: now}, &pongMsg{NotFound: true, Err: &text},
+		&connectResp{RejectedReason: text}, &muxConnectError{text}, &pingMsg{T: now}, &pingMsg{T: now, RTT: 1 << 40}, &pongMsg{T: now}, &pongMsg{NotFound: true, Err: &text},
 	} {
 		b, err := c.MarshalMsg(nil)
 		require.NoError(f, err)

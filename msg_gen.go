@@ -485,10 +485,28 @@ func (z muxConnectError) Msgsize() (s int) {
 // MarshalMsg implements msgp.Marshaler
 func (z pingMsg) MarshalMsg(b []byte) (o []byte, err error) {
 	o = msgp.Require(b, z.Msgsize())
-	// map header, size 1
-	// string "t"
-	o = append(o, 0x81, 0xa1, 0x74)
-	o = msgp.AppendTime(o, z.T)
+	// check for omitted fields
+	zb0001Len := uint32(2)
+	var zb0001Mask uint8 /* 2 bits */
+	_ = zb0001Mask
+	if z.RTT == 0 {
+		zb0001Len--
+		zb0001Mask |= 0x2
+	}
+	// variable map header, size zb0001Len
+	o = append(o, 0x80|uint8(zb0001Len))
+
+	// skip if no fields are to be emitted
+	if zb0001Len != 0 {
+		// string "t"
+		o = append(o, 0xa1, 0x74)
+		o = msgp.AppendTime(o, z.T)
+		if (zb0001Mask & 0x2) == 0 { // if not omitted
+			// string "rtt"
+			o = append(o, 0xa3, 0x72, 0x74, 0x74)
+			o = msgp.AppendUint64(o, z.RTT)
+		}
+	}
 	return
 }
 
@@ -516,6 +534,12 @@ func (z *pingMsg) UnmarshalMsg(bts []byte) (o []byte, err error) {
 				err = msgp.WrapError(err, "T")
 				return
 			}
+		case "rtt":
+			z.RTT, bts, err = msgp.ReadUint64Bytes(bts)
+			if err != nil {
+				err = msgp.WrapError(err, "RTT")
+				return
+			}
 		default:
 			bts, err = msgp.Skip(bts)
 			if err != nil {
@@ -530,7 +554,7 @@ func (z *pingMsg) UnmarshalMsg(bts []byte) (o []byte, err error) {
 
 // Msgsize returns an upper bound estimate of the number of bytes occupied by the serialized message
 func (z pingMsg) Msgsize() (s int) {
-	s = 1 + 2 + msgp.TimeSize
+	s = 1 + 2 + msgp.TimeSize + 4 + msgp.Uint64Size
 	return
 }
 

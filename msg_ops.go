@@ -65,10 +65,12 @@ const (
 	capMetadata
 	capBothCapacities
 	capFrameChecksum
+	capConfirmedPings
 )
 
 // ourCaps are the extensions that this implementation speaks.
-const ourCaps = capWideCredits | capFragments | capDrain | capMetadata | capBothCapacities | capFrameChecksum
+const ourCaps = capWideCredits | capFragments | capDrain | capMetadata | capBothCapacities |
+	capFrameChecksum | capConfirmedPings
 
 // frameChecksum reports whether frames have a checksum, in place of the messages in them.
 func (c caps) frameChecksum() bool { return c&capFrameChecksum != 0 }

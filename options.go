@@ -271,8 +271,9 @@ type ManagerOptions struct {
 
 	// PingInterval is how often a connection is pinged. One that leaves a ping without an answer for
 	// two intervals, and moves no large message either, is given up: so a dead host is noticed
-	// within three. It need not be the same on all hosts. From 1 ms to 30 days; the default is 10 s,
-	// the protocol's.
+	// within three, and at most a second. It need not be the same on all hosts; the side with the
+	// lesser one pings (protocol section 8, confirmed pings). From 1 ms to 30 days; the default is
+	// 10 s, the protocol's.
 	PingInterval time.Duration
 
 	// StreamPingInterval is how often an open stream is pinged. The stream is given up by its client

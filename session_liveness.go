@@ -20,6 +20,8 @@ type watch struct {
 	s        *session
 	period   time.Duration // of the tick
 	interval time.Duration // of the pings of the link
+	due      time.Duration // after a ping of this side's, the next one
+	spare    time.Duration // the same, after one by which the peer has confirmed the link
 
 	// The tick's own.
 	quiet    bool       // nothing was under way at the last one
@@ -29,15 +31,18 @@ type watch struct {
 	writing  time.Time  // when the writer last moved, or had nothing to do
 	pings    limit.Pace // those that are sent
 
-	mu      sync.Mutex // guards what follows
-	ticker  *wheel.Regular
-	rtt     time.Duration // of the last pong, and its averages
-	rttMean time.Duration
-	rttDev  time.Duration
-	pinged  time.Time         // when the last ping was queued; set by the tick alone
-	ponged  time.Time         // when the last pong arrived
-	asked   time.Time         // when the first ping since then was queued; zero for none
-	probes  []chan<- struct{} // to be closed by the next pong
+	confirmed monotime.Stamp // when the peer last confirmed the link
+
+	mu       sync.Mutex // guards what follows
+	ticker   *wheel.Regular
+	rtt      time.Duration // of the last ping that was answered, and its averages
+	rttMean  time.Duration
+	rttDev   time.Duration
+	answered time.Duration     // by when the last ping was; 0 if it was not, or the peer pings
+	pinged   time.Time         // when the last ping was queued; set by the tick alone
+	ponged   time.Time         // when the last pong arrived
+	asked    time.Time         // when the first ping since then was queued; zero for none
+	probes   []chan<- struct{} // to be closed by the next pong
 }
 
 // transfer is how far the messages of one direction have come.
@@ -66,9 +71,15 @@ func (w *watch) init(s *session) {
 	w.period = s.conn.ticks.Period(tickPeriod(s.opts, s.terms.streamPing))
 	w.pings.Init(s.terms.pings, w.period)
 	w.interval = max(s.opts.PingInterval, 2*w.pings.Interval()) // the other half is for streams
+	// A ping is sent a period early rather than late. One of the peer's is waited for until it can
+	// be no longer, since both would go on pinging if this side were a little too quick.
+	slack := w.period / tickSlack
+	w.due = w.interval - w.period - slack
+	w.spare = (w.interval-slack)/w.period*w.period + slack
 	w.ponged, w.progress, w.writing = s.began, s.began, s.began
 	// Of many links that were made at once, not all are pinged at once.
 	w.pinged = s.began.Add(-time.Duration(s.conn.phase * float64(w.interval)))
+	w.confirmed.Store(monotime.Of(s.began).Add(-w.spare)) // not yet
 }
 
 // start starts the tick, unless the session has ended.
@@ -97,13 +108,10 @@ func (w *watch) stop() {
 func (w *watch) pong(now time.Time, p *pongMsg) {
 	w.mu.Lock()
 	// Not by the pong's time alone, which has no monotonic reading.
-	if rtt := now.Sub(w.pinged); p.T.Equal(w.pinged) {
-		if w.rtt = rtt; w.rttMean == 0 {
-			w.rttMean, w.rttDev = rtt, rtt/2
-		} else {
-			w.rttDev += ((rtt - w.rttMean).Abs() - w.rttDev) / 4
-			w.rttMean += (rtt - w.rttMean) / 8
-		}
+	if p.T.Equal(w.pinged) {
+		rtt := now.Sub(w.pinged)
+		w.tookLocked(rtt)
+		w.answered = max(rtt, 1)
 	}
 	w.ponged, w.asked = now, time.Time{}
 	for _, c := range w.probes {
@@ -111,6 +119,34 @@ func (w *watch) pong(now time.Time, p *pongMsg) {
 	}
 	w.probes = nil
 	w.mu.Unlock()
+}
+
+// tookLocked takes in the time of a round trip.
+func (w *watch) tookLocked(rtt time.Duration) {
+	if w.rtt = rtt; w.rttMean == 0 {
+		w.rttMean, w.rttDev = rtt, rtt/2
+	} else {
+		w.rttDev += ((rtt - w.rttMean).Abs() - w.rttDev) / 4
+		w.rttMean += (rtt - w.rttMean) / 8
+	}
+}
+
+// confirm takes in that a ping of the peer's, and our pong, took rtt nanoseconds, as it says. So the
+// link works both ways, and for as long as it goes on to say so no ping of this side is needed.
+//
+// A ping that is under way is not answered by that, which may be from before the link broke.
+func (w *watch) confirm(now time.Time, rtt uint64) {
+	if rtt > uint64(max(now.Sub(w.s.began), 0)) {
+		return // longer than there has been a link
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.s.conn.dials && !w.asked.IsZero() {
+		return // the pings have crossed: one side must give way, and one go on
+	}
+	w.tookLocked(time.Duration(rtt))
+	w.answered = 0
+	w.confirmed.Store(monotime.Of(now))
 }
 
 // roundTrip is that of the last ping, its average, and the average of its distance from that.
@@ -144,7 +180,7 @@ func (w *watch) probe(within time.Duration) bool {
 	before, _ := s.ws.Reading()
 	answered := make(chan struct{})
 	if w.addProbe(answered) {
-		s.sender.sendPing(time.Now())
+		s.sender.sendPing(pingMsg{T: time.Now()})
 	}
 	defer w.removeProbe(answered)
 	timeout := time.NewTimer(within)
@@ -162,15 +198,16 @@ func (w *watch) probe(within time.Duration) bool {
 
 var errNoPong = errors.New("no pong for two ping intervals")
 
-// isPingDue reports whether it is time for a ping, which is sent a period early rather than late.
-func (w *watch) isPingDue(now time.Time) bool {
-	return now.Sub(w.pinged) >= w.interval-w.period-w.period/tickSlack
+// isPingDue reports whether it is time for a ping. awaits says that one is not answered yet, so that
+// the peer's do not replace the next.
+func (w *watch) isPingDue(now time.Time, awaits bool) bool {
+	return now.Sub(w.pinged) >= w.due && (awaits || monotime.Of(now).Sub(w.confirmed.Load()) >= w.spare)
 }
 
 // isStill reports whether there is nothing to look after: nothing was under way at the last look,
 // nothing has moved since, and no ping is due. Whatever begins moves bytes, or waits for that.
 func (w *watch) isStill(now time.Time) bool {
-	if !w.quiet || w.isPingDue(now) {
+	if !w.quiet || w.isPingDue(now, false) {
 		return false
 	}
 	if n, underway := w.s.ws.Reading(); underway || n != w.reading.bytes {
@@ -183,8 +220,8 @@ func (w *watch) isStill(now time.Time) bool {
 	return true
 }
 
-// look takes stock. It returns whether to ping, or why the session must end.
-func (w *watch) look(now time.Time) (ping bool, err error) {
+// look takes stock. It returns a ping to send, or nil, or why the session must end.
+func (w *watch) look(now time.Time) (ping *pingMsg, err error) {
 	s := w.s
 	reading, sending := transfer{message: s.reader.frames.Load()}, transfer{message: s.sender.written.Load()}
 	reading.bytes, reading.underway = s.ws.Reading()
@@ -201,19 +238,23 @@ func (w *watch) look(now time.Time) (ping bool, err error) {
 	w.reading, w.sending = reading, sending
 
 	if reading.underway && now.Sub(reading.began) > s.opts.MessageTimeout {
-		return false, lateMessageError(s.opts.MessageTimeout)
+		return nil, lateMessageError(s.opts.MessageTimeout)
 	}
 	if now.Sub(w.writing) >= s.opts.WriteTimeout {
-		return false, fmt.Errorf("the peer has read nothing for %v", s.opts.WriteTimeout)
+		return nil, fmt.Errorf("the peer has read nothing for %v", s.opts.WriteTimeout)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	// The peer has two intervals to answer, from the ping on.
 	if !w.asked.IsZero() && now.Sub(later(w.asked, w.progress)) >= 2*s.opts.PingInterval {
-		return false, errNoPong
+		return nil, errNoPong
 	}
-	if ping = w.isPingDue(now) && w.pings.Allow(monotime.Of(now)); ping {
-		w.pinged = now
+	if w.isPingDue(now, !w.asked.IsZero()) && w.pings.Allow(monotime.Of(now)) {
+		ping = &pingMsg{T: now}
+		if s.caps&capConfirmedPings != 0 {
+			ping.RTT = uint64(w.answered)
+		}
+		w.pinged, w.answered = now, 0
 		if w.asked.IsZero() {
 			w.asked = now
 		}
@@ -252,8 +293,8 @@ func (w *watch) tick() {
 		s.closeAsync(err)
 		return
 	}
-	if ping {
-		s.sender.sendPing(now)
+	if ping != nil {
+		s.sender.sendPing(*ping)
 	}
 	streams := s.streams.all(nil)
 	for _, m := range streams {

@@ -317,6 +317,9 @@ func (r *reader) onPing(m *message) error {
 		}
 		pong.T = ping.T
 	}
+	if ping.RTT != 0 && s.caps&capConfirmedPings != 0 {
+		s.watch.confirm(r.now, ping.RTT)
+	}
 	answer := pongFor(m, pong)
 	return s.sender.out.postUrgent(&answer)
 }

@@ -99,8 +99,7 @@ func (snd *sender) post(m message, seq *sequence) {
 }
 
 // sendPing pings the link.
-func (snd *sender) sendPing(now time.Time) {
-	p := pingMsg{T: now}
+func (snd *sender) sendPing(p pingMsg) {
 	payload, _ := p.MarshalMsg(make([]byte, 0, p.Msgsize()))
 	m := message{Op: opPing, DeadlineMS: uint32(snd.s.opts.PingInterval.Milliseconds()), Payload: payload}
 	if err := snd.out.postUrgent(&m); err != nil {

@@ -114,7 +114,7 @@ func (p *starProcess) doHub(a starAsk) (starAnswer, error) {
 		return p.connect(time.Now(), cpuTime())
 	case "idle":
 		u := takeUse().since(p.before)
-		time.Sleep(2 * time.Second) // the collections are over
+		time.Sleep(max(2*time.Second, a.For)) // the collections are over, and one side of each link pings
 		start, cpu := time.Now(), cpuTime()
 		time.Sleep(a.For)
 		answer := starAnswer{CPU: cpuTime() - cpu, Took: time.Since(start), Heap: u.bytes, Goroutines: float64(u.goroutines)}

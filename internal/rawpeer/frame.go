@@ -50,6 +50,7 @@ const (
 	CapMetadata       = 8
 	CapBothCapacities = 16
 	CapFrameChecksum  = 32
+	CapConfirmedPings = 64
 )
 
 // OpNames are those of the protocol.

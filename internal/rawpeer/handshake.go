@@ -182,25 +182,51 @@ func appendCaps(b []byte, bits uint64) []byte {
 
 // Pong is the answer to a connection ping.
 func Pong(ping Msg) (Msg, error) {
-	var sent time.Time
-	r := &Reader{Bytes: ping.Payload}
-	r.fields(func(key string) bool {
-		if key == "t" {
-			sent = Read(r, msgp.ReadTimeBytes)
-		}
-		return key == "t"
-	})
+	sent, _, err := readPing(ping)
 	b := msgp.AppendMapHeader(nil, 3)
 	b = msgp.AppendBool(msgp.AppendString(b, "nf"), false)
 	b = msgp.AppendNil(msgp.AppendString(b, "e"))
 	b = msgp.AppendTime(msgp.AppendString(b, "t"), sent)
-	return Msg{Op: OpPong, Seq: ping.Seq, DeadlineMS: ping.DeadlineMS, Payload: b}, r.End()
+	return Msg{Op: OpPong, Seq: ping.Seq, DeadlineMS: ping.DeadlineMS, Payload: b}, err
+}
+
+func readPing(ping Msg) (sent time.Time, rtt uint64, err error) {
+	r := &Reader{Bytes: ping.Payload}
+	r.fields(func(key string) bool {
+		switch key {
+		case "t":
+			sent = Read(r, msgp.ReadTimeBytes)
+		case "rtt":
+			rtt = Read(r, msgp.ReadUint64Bytes)
+		default:
+			return false
+		}
+		return true
+	})
+	return sent, rtt, r.End()
 }
 
 // Ping is a connection ping, with the deadline that version 1 peers put on it.
 func Ping(now time.Time) Msg {
 	b := msgp.AppendString(msgp.AppendMapHeader(nil, 1), "t")
 	return Msg{Op: OpPing, DeadlineMS: 10_000, Payload: msgp.AppendTime(b, now)}
+}
+
+// ConfirmingPing is one that says how long the last one took to be answered.
+func ConfirmingPing(now time.Time, rtt time.Duration) Msg {
+	return PingWith(now, msgp.AppendInt64(nil, int64(rtt)))
+}
+
+// PingWith is a connection ping with a value, already encoded, for how long the last one took.
+func PingWith(now time.Time, rtt []byte) Msg {
+	b := msgp.AppendTime(msgp.AppendString(msgp.AppendMapHeader(nil, 2), "t"), now)
+	return Msg{Op: OpPing, DeadlineMS: 10_000, Payload: append(msgp.AppendString(b, "rtt"), rtt...)}
+}
+
+// PingRTT is what a connection ping says of how long the last one took; 0 for nothing.
+func PingRTT(ping Msg) (time.Duration, error) {
+	_, rtt, err := readPing(ping)
+	return time.Duration(rtt), err
 }
 
 // DialOrder reports whether host local dials host remote.
