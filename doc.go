@@ -49,7 +49,7 @@
 // with [Stream.Results] or the iterator [Stream.All]. A sender that is ahead of its receiver by
 // more than the capacities of the [StreamHandler] blocks: a slow consumer slows down its own
 // stream, and nothing else. Between two hosts of this implementation the window grows from there
-// with a consumer that keeps up, to 512 messages or 1 MiB, whichever is less.
+// with a consumer that keeps up, to 2048 messages or 1 MiB, whichever is less.
 //
 // A stream ends once and says how. Results returns nil only if the handler returned nil, and then
 // everything that it sent has been delivered. A handler can tell the end of its input from an
