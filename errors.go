@@ -201,11 +201,14 @@ func tooLargeError(size, limit int) error {
 
 // overloadedf is an error of a limit, an option of ManagerOptions.
 func overloadedf(option, format string, a ...any) error {
-	return &limitError{option, fmt.Sprintf(format, a...)}
+	return &limitError{option: option, text: fmt.Sprintf(format, a...)}
 }
 
 // limitError is ErrOverloaded on the side whose limit it was.
-type limitError struct{ option, text string }
+type limitError struct {
+	option, text string
+	unsent       bool // it has refused a call of this side before that was sent
+}
 
 func (e *limitError) Error() string { return ErrOverloaded.Error() + ": " + e.text }
 
@@ -217,12 +220,15 @@ func (e *limitError) Is(target error) bool { return target == ErrOverloaded }
 func refusal(text string) error {
 	r := NewRemoteErrString(text)
 	if strings.HasPrefix(text, ErrOverloaded.Error()+": ") {
-		return &overloadedRemote{r}
+		return &overloadedRemote{remote: r}
 	}
 	return r
 }
 
-type overloadedRemote struct{ remote *RemoteErr }
+type overloadedRemote struct {
+	remote *RemoteErr
+	notRun bool // the handler has not
+}
 
 func (e *overloadedRemote) Error() string   { return e.remote.Error() }
 func (e *overloadedRemote) Unwrap() []error { return []error{e.remote, ErrOverloaded} }
@@ -232,13 +238,13 @@ func disconnected(host string, reason error) error {
 	if e, ok := reason.(*disconnectError); ok {
 		reason = e.reason
 	}
-	return &disconnectError{host, clip.Error(reason)}
+	return &disconnectError{host: host, reason: clip.Error(reason)}
 }
 
 // withoutHost is err for where the host is named anyway.
 func withoutHost(err error) error {
 	if e, ok := err.(*disconnectError); ok && e.host != "" {
-		return &disconnectError{"", e.reason}
+		return &disconnectError{reason: e.reason}
 	}
 	return err
 }
@@ -248,6 +254,7 @@ func withoutHost(err error) error {
 type disconnectError struct {
 	host   string // empty where it is the manager that takes nothing more
 	reason error
+	unsent bool // the call has not been sent, or not in whole
 }
 
 func (e *disconnectError) Error() string {
