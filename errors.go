@@ -18,7 +18,7 @@ var (
 	// ErrDisconnected is returned, wrapped with the host and the reason, when there is no
 	// connection to the host, when it is lost while a call or stream is under way, and by every
 	// method of a nil [Connection] or [Subroute]. Whether the remote has seen the request is then
-	// unknown, except where there was no connection to begin with.
+	// unknown, except where there was no connection to begin with: [CanRetry] tells.
 	ErrDisconnected = errors.New("grid: disconnected")
 
 	// ErrUnknownHandler is returned for the reserved handler ID 0.
@@ -44,7 +44,7 @@ var (
 	// ErrOverloaded is a call or stream that was refused because a limit of [ManagerOptions] was
 	// reached, wrapped with which one it was. Most often the remote has refused it; then it is a
 	// [RemoteErr] as well, which [errors.As] finds. The handler of a refused call has not run,
-	// unless the text says that its answer was dropped.
+	// unless the text says that its answer was dropped; [CanRetry] tells.
 	//
 	// It also ends a stream that is under way, on both sides, if more waits in it than may.
 	ErrOverloaded = errors.New("grid: overloaded")

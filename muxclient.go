@@ -151,7 +151,7 @@ func (m *muxClient) connect(payload, metadata []byte, sub *subHandlerID, noInput
 		late := func() { m.cancel(context.DeadlineExceeded) }
 		timer := time.AfterFunc(m.openingTime, late)
 		defer func() {
-			if err == nil && !timer.Stop() {
+			if inTime := timer.Stop(); err == nil && !inTime {
 				late() // before the stream is anybody's
 				err = m.endError()
 			}

@@ -320,7 +320,9 @@ func (o *opener) resume(p parcel) (workers.Task, error) {
 	pending.heard.Store(monotime.Of(p.now))
 	payload, whole, err := pending.add(p)
 	if err != nil {
-		o.giveUp(pending.id)
+		if o.giveUp(pending.id) {
+			pending.found.calls().turnedAway.Add(1)
+		}
 		return nil, o.refuseOverload(p.message, err)
 	}
 	if !whole {

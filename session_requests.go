@@ -149,7 +149,7 @@ func (t *singleTask) Run() {
 		deadline, _ = t.entry.calls.deadline(t.deadline, t.Waited())
 	}
 	own.init(s, t.entry.subroute, deadline)
-	defer func() { own.life.end(s.pastDeadline(deadline)) }()
+	defer func() { own.life.end(s.pastDeadline(own.life.deadline)) }()
 	ctx, err := s.conn.beginServe(own, t.seen, CallInfo{Handler: t.handler, Subroute: t.entry.subroute, PayloadBytes: len(payload)}, t.metadata)
 	switch {
 	case err != nil:

@@ -231,6 +231,8 @@ func isNil(conn any) bool {
 		return c == nil
 	case *Caller:
 		return c == nil || c.conn == nil
+	case *Retrier:
+		return c == nil
 	}
 	return false
 }

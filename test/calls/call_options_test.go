@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/gridtest"
 	"github.com/gridrpc/grid/internal/rig"
 )
 
@@ -238,4 +239,43 @@ func TestCaller_SaysWhomItCalls(t *testing.T) {
 		_, err := c.Subroute("").With(grid.CallOptions{}).SingleRequest(t.Context(), rig.Echo, nil)
 		require.ErrorContains(t, err, "empty subroute")
 	})
+}
+
+func TestWaitForLink_OverTCP(t *testing.T) {
+	g := gridtest.New(t, 3, gridtest.TCP(), gridtest.Stopped(1), gridtest.WithHandlers(func(_ int, m *grid.Manager) error {
+		return errors.Join(
+			m.RegisterSingleHandler(rig.Echo, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }),
+			m.RegisterStreamingHandler(rig.Stream, grid.StreamHandler{
+				Serve: func(ctx context.Context, b []byte, s *grid.ServerStream) *grid.RemoteErr {
+					return grid.NewRemoteErr(s.Send(ctx, b))
+				},
+			}))
+	}))
+	c := g.Conn(0, 1).With(grid.CallOptions{WaitForLink: true, Timeout: time.Minute})
+	single := rig.InBackground(func() error {
+		answer, err := c.SingleRequest(t.Context(), rig.Echo, []byte("hello"))
+		require.Equal(t, "hello", string(answer))
+		return err
+	})
+	stream := rig.InBackground(func() error {
+		st, err := c.NewStream(t.Context(), rig.Stream, []byte("hello"))
+		if err != nil {
+			return err
+		}
+		got, err := rig.Collect(st, 0)
+		require.Equal(t, []string{"hello"}, got)
+		return err
+	})
+	g.Start(1)
+	require.NoError(t, <-single)
+	require.NoError(t, <-stream)
+
+	// And one that does not wait goes to a host that is there.
+	g.Stop(1)
+	r := newRetrier(t, grid.RetryOptions{}, g.Conn(0, 1), g.Conn(0, 2))
+	require.Eventually(t, func() bool { return g.Conn(0, 1).State() != grid.StateConnected }, 10*time.Second, time.Millisecond)
+	for range 100 {
+		_, err := r.SingleRequest(t.Context(), rig.Echo, nil)
+		require.NoError(t, err)
+	}
 }
