@@ -90,13 +90,13 @@ type RetryOptions struct {
 	// is 3, or one for each host if that is more.
 	Attempts int
 
-	// Budget is how many attempts at most, for each call, are made again after a host has refused
-	// one: 0.1 is one for each ten calls. It is shared by all calls of the Retrier: each call adds
-	// as much, up to 10 together, which are there at the beginning as well. When they are used up a
-	// refusal is the error of its call. So retries add no more than that part to the load of
-	// hosts that are overloaded already. An attempt that was not sent, since there was no link,
-	// has cost no host anything, and its repetition takes nothing of the budget. From 0.001 to 1;
-	// the default is 0.1.
+	// Budget bounds the retries of what hosts have refused, as a part of all calls: 0.1 is one retry
+	// for ten calls. All calls of the Retrier share it. Each call adds Budget, and each retry takes
+	// 1; no more than 10 are saved up, which is also what there is at the beginning. A call that
+	// finds less than 1 is not made again, and returns the refusal. So retries add no more than
+	// that part to the load of hosts that have too much already. An attempt that found no link has
+	// cost no host anything, and the next one takes nothing of the budget. From 0.001 to 1; the
+	// default is 0.1.
 	Budget float64
 
 	// MinBackoff and MaxBackoff are the pauses before a host is tried again, once all have been:

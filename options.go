@@ -148,10 +148,10 @@ type ManagerOptions struct {
 	// other names for those under a subroute.
 	HandlerNames map[HandlerID]string
 
-	// HandlerOptions are what else holds for a handler, such as how many calls of it may be running,
-	// by its ID and subroute; those under "pool1" also hold for handlers under "pool1/disk2", and
-	// those without a subroute for all of that ID, but for fields that are not zero nearer to them.
-	// The map is copied. By default handlers have no options of their own.
+	// HandlerOptions are options of single handlers, by ID and subroute: a name, how many calls may
+	// be running, and for how long. What is zero there is taken from the subroute above: for a
+	// handler under "pool1/disk2" from "pool1", and then from its ID without a subroute. The map is
+	// copied. By default there are no such options.
 	HandlerOptions map[HandlerKey]HandlerOptions
 
 	// CallInterceptors are told of the requests and streams that this host begins, the first one
