@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -135,8 +136,8 @@ const (
 // the error is that of the context, with the last attempt in its text.
 //
 // To spread requests over hosts, give Retriers orders that differ. One over a single host repeats
-// what that has refused. [CallOptions] in place of conns bound each attempt; WaitForLink would keep
-// a request from going on to the next host.
+// what that has refused. What [Connection.With] returns bounds each attempt; with WaitForLink a
+// request would not go on to the next host. When hosts are removed and added, make another.
 //
 // An error names the option that is wrong, or says that conns are empty or have a nil interface in
 // them. conns is copied.
@@ -152,7 +153,7 @@ func NewRetrier(o RetryOptions, conns ...Requester) (*Retrier, error) {
 	if err := o.complete(len(conns)); err != nil {
 		return nil, err
 	}
-	r := &Retrier{conns: append([]Requester(nil), conns...), how: o, gain: int64(o.Budget * retryCost)}
+	r := &Retrier{conns: append([]Requester(nil), conns...), how: o, gain: int64(math.Round(o.Budget * retryCost))}
 	if !isNil(conns[0]) {
 		r.opts = optionsOf(conns[0])
 	}
