@@ -37,6 +37,7 @@ type Manager struct {
 	ctx       context.Context // ends with the manager
 	cancel    context.CancelCauseFunc
 	closing   <-chan struct{} // of ctx
+	ended     chan struct{}   // closed at the end of close
 	unwatch   func() bool     // ends the watch on the context of NewManager
 	draining  atomic.Bool     // set by Shutdown
 	unknown   errlog.Log      // handshakes of hosts that are not known, or too many
@@ -72,7 +73,7 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{ID: uuid.New(), opts: opts}
+	m := &Manager{ID: uuid.New(), opts: opts, ended: make(chan struct{})}
 	opts.Logger = asynclog.New(&m.callbacks, opts.Logger.Handler(), slog.String("local", opts.Local))
 	if opts.SharedSecret != nil {
 		if err := m.setSecret(opts.SharedSecret); err != nil {
@@ -130,7 +131,7 @@ func (m *Manager) MaxMessageSize() int { return m.opts.MaxMessageSize }
 // Done returns a channel that is closed when the Manager is: by [Manager.Close], at the end of
 // [Manager.Shutdown], and by the end of the context of [NewManager]. Calls fail from then on. Close
 // may still wait for what it has ended.
-func (m *Manager) Done() <-chan struct{} { return m.closing }
+func (m *Manager) Done() <-chan struct{} { return m.ended }
 
 // Targets returns the base URLs of the other hosts, sorted. The slice is the caller's.
 func (m *Manager) Targets() []string { return slices.Clone(m.hosts.Load().targets) }
@@ -238,4 +239,5 @@ func (m *Manager) closeAll() {
 		c.shutdown(errClosed)
 	}
 	m.stateHook.close()
+	close(m.ended)
 }
