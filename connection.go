@@ -137,38 +137,45 @@ func (c *Connection) caps() caps {
 // neither what a call may return, as a RemoteErr, nor the end of anything else. So the error with
 // which a group of calls is cancelled is told from that of the call which has failed.
 func (c *Connection) SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error) {
-	return c.request(ctx, id, "", nil, payload, 0)
+	return c.request(ctx, id, "", nil, payload, callLimits{})
 }
 
-// request makes a single request under a subroute, whose name is route; sub is nil for none. A
-// timeout of 0 is none.
-func (c *Connection) request(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, timeout time.Duration) ([]byte, error) {
+// request makes a single request under a subroute, whose name is route; sub is nil for none.
+func (c *Connection) request(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, limits callLimits) ([]byte, error) {
 	if c != nil && c.intercepts() {
-		return c.interceptRequest(ctx, id, route, sub, payload, timeout)
+		return c.interceptRequest(ctx, id, route, sub, payload, limits)
 	}
-	s, err := c.ready(id, payload)
-	if err != nil {
-		return nil, err
-	}
-	return s.single(ctx, id, sub, payload, nil, timeout)
+	return c.single(ctx, id, sub, payload, nil, limits)
 }
 
-func (c *Connection) interceptRequest(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, timeout time.Duration) (answer []byte, err error) {
+func (c *Connection) interceptRequest(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, limits callLimits) (answer []byte, err error) {
 	seen := new(observed)
 	seen.init(c, time.Now())
 	ctx, metadata, err := c.beginCall(ctx, seen, CallInfo{Handler: id, Subroute: route, PayloadBytes: len(payload)})
 	if err != nil {
 		return nil, err
 	}
-	s, err := c.ready(id, payload)
-	if err == nil {
-		answer, err = s.single(ctx, id, sub, payload, metadata, timeout)
-	}
+	answer, err = c.single(ctx, id, sub, payload, metadata, limits)
 	if err == nil {
 		seen.received(len(answer), true)
 	}
 	seen.end(err)
 	return answer, err
+}
+
+// single makes a single request of which interceptors have been told.
+func (c *Connection) single(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte, limits callLimits) ([]byte, error) {
+	s, err := c.ready(id, payload)
+	if err != nil && limits.waits {
+		if _, ok := ctx.Deadline(); !ok && limits.timeout == 0 {
+			limits.timeout = c.requestTimeout()
+		}
+		s, err = c.awaitReady(ctx, id, payload, &limits, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s.single(ctx, id, sub, payload, metadata, limits.timeout)
 }
 
 // NewStream opens a stream to handler id, and waits until the remote has taken it on. payload stays
@@ -227,6 +234,9 @@ func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *
 
 func (c *Connection) openObserved(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte, seen *observed, caps capacities) (*muxClient, error) {
 	s, err := c.ready(id, payload)
+	if err != nil && caps.limits.waits {
+		s, err = c.awaitReady(ctx, id, payload, &caps.limits, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -257,7 +267,7 @@ func (c *Connection) ready(id HandlerID, payload []byte) (*session, error) {
 		return nil, err
 	}
 	if c.draining.Load() {
-		return nil, c.disconnected(errShuttingDown)
+		return nil, unsent(c.disconnected(errShuttingDown))
 	}
 	if err := s.terms.sendSize.check(len(payload)); err != nil {
 		return nil, err
@@ -266,7 +276,7 @@ func (c *Connection) ready(id HandlerID, payload []byte) (*session, error) {
 }
 
 // errNoConnection is what a nil Connection returns.
-var errNoConnection = disconnected("", errors.New("nil Connection: its host was not among the Manager's hosts, or is the local one"))
+var errNoConnection = unsent(disconnected("", errors.New("nil Connection: its host was not among the Manager's hosts, or is the local one")))
 
 func (c *Connection) disconnected(reason error) error { return disconnected(c.remote, reason) }
 
@@ -274,15 +284,16 @@ func (c *Connection) disconnected(reason error) error { return disconnected(c.re
 func (c *Connection) unavailable() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	reason := errPeerShuttingDown
 	switch {
 	case c.isClosing():
-		return c.disconnected(context.Cause(c.ctx))
+		reason = context.Cause(c.ctx)
 	case c.draining.Load():
-		return c.disconnected(errShuttingDown)
-	case c.left != nil:
-		return c.disconnected(errPeerShuttingDown)
+		reason = errShuttingDown
+	case c.left == nil:
+		reason = errors.New(c.absence())
 	}
-	return c.disconnected(errors.New(c.absence()))
+	return unsent(c.disconnected(reason))
 }
 
 // absence says for how long there has been no connection, and why.
@@ -337,6 +348,27 @@ func (c *Connection) HostName() string {
 	return c.remote
 }
 
+// String returns the base URL of the remote host; "<nil>" for nil.
+func (c *Connection) String() string {
+	if c == nil {
+		return "<nil>"
+	}
+	return c.remote
+}
+
+// MaxMessageSize is the largest payload, in bytes, that a call or a message of a stream may have:
+// MaxMessageSize of this host, or that of the remote if it is less. The remote says it when the
+// connection is made, so it may be less after that. It is 0 for nil.
+func (c *Connection) MaxMessageSize() int {
+	if c == nil {
+		return 0
+	}
+	if s := c.session.Load(); s != nil {
+		return s.terms.sendSize.bytes
+	}
+	return c.opts.MaxMessageSize
+}
+
 // State returns the present state; [StateUnconnected] for nil.
 func (c *Connection) State() State {
 	if c == nil {
@@ -348,8 +380,9 @@ func (c *Connection) State() State {
 // WaitForConnect waits until the state is [StateConnected]. Where it is not, an attempt to connect
 // is made at once, or the other side is asked for one, at most once a second. If ctx ends before,
 // it returns the error of that, as a call does, with the host and why it is not connected in the
-// text. It returns an error that wraps [ErrDisconnected] at once after shutdown, for a host that
-// was removed and for nil. The connection may be lost again by the time it returns.
+// text. It returns an error that wraps [ErrDisconnected] at once where none will be made any more:
+// once the Manager shuts down, for a host that was removed and for nil. The connection may be lost
+// again by the time it returns.
 func (c *Connection) WaitForConnect(ctx context.Context) error {
 	if c == nil {
 		return errNoConnection
@@ -360,7 +393,7 @@ func (c *Connection) WaitForConnect(ctx context.Context) error {
 	err := c.state.waitConnected(ctx)
 	switch {
 	case err == errEnded:
-		return c.disconnected(context.Cause(c.ctx))
+		return c.unavailable()
 	case err != nil:
 		return fmt.Errorf("%w: %s: %s", err, c.remote, c.absence())
 	}

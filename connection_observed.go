@@ -154,15 +154,15 @@ func (e *endings) none() bool { return e.streams.Load() == 0 && e.served.Load() 
 // checkStreams returns an error where a stream must not be opened.
 func (e *endings) checkStreams(o *ManagerOptions) error {
 	if n := e.streams.Load(); n >= int64(o.MaxStreams) {
-		return overloadedf("MaxStreams", "interceptors have still to hear how %d streams to this host ended, the limit of MaxStreams", n)
+		return unsent(overloadedf("MaxStreams", "interceptors have still to hear how %d streams to this host ended, the limit of MaxStreams", n))
 	}
 	return nil
 }
 
 // checkServed returns an error where a call must not be served.
-func (e *endings) checkServed(o *ManagerOptions, id HandlerID) error {
+func (e *endings) checkServed(o *ManagerOptions, label string) error {
 	if n := e.served.Load(); n >= int64(o.MaxHandlers) {
-		return overloadedf("MaxHandlers", "handler %s refused: interceptors have still to hear how %d calls of this host ended, the limit of MaxHandlers", o.handlerText(id), n)
+		return overloadedf("MaxHandlers", "handler %s refused: interceptors have still to hear how %d calls of this host ended, the limit of MaxHandlers", label, n)
 	}
 	return nil
 }
@@ -174,7 +174,7 @@ func (c *Connection) intercepts() bool { return len(c.opts.CallInterceptors) > 0
 func (c *Connection) beginCall(ctx context.Context, o *observed, about CallInfo) (_ context.Context, metadata []byte, err error) {
 	o.info = about
 	info := &o.info
-	info.Name, info.Host = c.opts.handlerName(info.Handler), c.remote
+	info.Name, info.Host = c.opts.handlerName(info.Handler, info.Subroute), c.remote
 	ctx, err = o.begin(ctx, len(c.opts.CallInterceptors), func(ctx context.Context, i int) (context.Context, func(CallResult), error) {
 		return c.opts.CallInterceptors[i].InterceptCall(ctx, info)
 	})
@@ -205,7 +205,7 @@ func (c *Connection) beginServe(ctx context.Context, o *observed, about CallInfo
 		o.end(err)
 		return ctx, err
 	}
-	info.Name, info.Host = c.opts.handlerName(info.Handler), c.remote
+	info.Name, info.Host = c.opts.handlerName(info.Handler, info.Subroute), c.remote
 	return o.begin(ctx, len(c.opts.ServeInterceptors), func(ctx context.Context, i int) (context.Context, func(CallResult), error) {
 		return c.opts.ServeInterceptors[i].InterceptServe(ctx, info)
 	})

@@ -67,7 +67,7 @@ var transitions = map[State][]State{
 	StateShutdown:        {},
 }
 
-var errEnded = errors.New("the state is final")
+var errEnded = errors.New("no connection will be made any more")
 
 // stateMachine is a state that can be waited for.
 type stateMachine struct {
@@ -76,6 +76,7 @@ type stateMachine struct {
 
 	mu      sync.Mutex
 	state   State
+	final   bool          // no connection will be made any more
 	changed chan struct{} // closed by the next change; made by the first who waits
 }
 
@@ -94,26 +95,38 @@ func (s *stateMachine) set(to State, reason error) bool {
 		if to == legal {
 			s.hook.tell(StateChange{Host: s.host, From: s.state, To: to, Err: reason, Time: time.Now()})
 			s.state = to
-			if s.changed != nil {
-				close(s.changed)
-				s.changed = nil
-			}
+			s.notifyLocked()
 			return true
 		}
 	}
 	return false
 }
 
+// finish lets go of those who wait for a connection, as none will be made any more.
+func (s *stateMachine) finish() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.final = true
+	s.notifyLocked()
+}
+
+func (s *stateMachine) notifyLocked() {
+	if s.changed != nil {
+		close(s.changed)
+		s.changed = nil
+	}
+}
+
 // waitConnected waits for StateConnected. It returns the doneError of ctx if that ends before,
-// and errEnded once the state is StateShutdown.
+// and errEnded once the state is StateShutdown, or finish was called.
 func (s *stateMachine) waitConnected(ctx context.Context) error {
 	for {
 		s.mu.Lock()
-		switch s.state {
-		case StateConnected:
+		switch {
+		case s.state == StateConnected:
 			s.mu.Unlock()
 			return nil
-		case StateShutdown:
+		case s.state == StateShutdown, s.final:
 			s.mu.Unlock()
 			return errEnded
 		}

@@ -3,7 +3,6 @@ package grid
 import (
 	"context"
 	"errors"
-	"time"
 )
 
 // Subroute is a [Connection] to the handlers that are registered under a subroute: a name of the
@@ -28,10 +27,10 @@ func newSubroute(c *Connection, route string) *Subroute {
 
 // SingleRequest is [Connection.SingleRequest] to a handler under the subroute.
 func (s *Subroute) SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error) {
-	return s.request(ctx, id, payload, 0)
+	return s.request(ctx, id, payload, callLimits{})
 }
 
-func (s *Subroute) request(ctx context.Context, id HandlerID, payload []byte, timeout time.Duration) ([]byte, error) {
+func (s *Subroute) request(ctx context.Context, id HandlerID, payload []byte, limits callLimits) ([]byte, error) {
 	if s == nil {
 		return nil, errNoConnection
 	}
@@ -39,7 +38,7 @@ func (s *Subroute) request(ctx context.Context, id HandlerID, payload []byte, ti
 		return nil, s.err
 	}
 	sub := s.hash.withHandler(id)
-	return s.conn.request(ctx, id, s.route, &sub, payload, timeout)
+	return s.conn.request(ctx, id, s.route, &sub, payload, limits)
 }
 
 // NewStream is [Connection.NewStream] to a handler under the subroute.

@@ -18,7 +18,7 @@ var (
 	// ErrDisconnected is returned, wrapped with the host and the reason, when there is no
 	// connection to the host, when it is lost while a call or stream is under way, and by every
 	// method of a nil [Connection] or [Subroute]. Whether the remote has seen the request is then
-	// unknown, except where there was no connection to begin with.
+	// unknown, except where there was no connection to begin with: [CanRetry] tells.
 	ErrDisconnected = errors.New("grid: disconnected")
 
 	// ErrUnknownHandler is returned for the reserved handler ID 0.
@@ -44,7 +44,7 @@ var (
 	// ErrOverloaded is a call or stream that was refused because a limit of [ManagerOptions] was
 	// reached, wrapped with which one it was. Most often the remote has refused it; then it is a
 	// [RemoteErr] as well, which [errors.As] finds. The handler of a refused call has not run,
-	// unless the text says that its answer was dropped.
+	// unless the text says that its answer was dropped; [CanRetry] tells.
 	//
 	// It also ends a stream that is under way, on both sides, if more waits in it than may.
 	ErrOverloaded = errors.New("grid: overloaded")
@@ -201,11 +201,14 @@ func tooLargeError(size, limit int) error {
 
 // overloadedf is an error of a limit, an option of ManagerOptions.
 func overloadedf(option, format string, a ...any) error {
-	return &limitError{option, fmt.Sprintf(format, a...)}
+	return &limitError{option: option, text: fmt.Sprintf(format, a...)}
 }
 
 // limitError is ErrOverloaded on the side whose limit it was.
-type limitError struct{ option, text string }
+type limitError struct {
+	option, text string
+	unsent       bool // it has refused a call of this side before that was sent
+}
 
 func (e *limitError) Error() string { return ErrOverloaded.Error() + ": " + e.text }
 
@@ -217,12 +220,15 @@ func (e *limitError) Is(target error) bool { return target == ErrOverloaded }
 func refusal(text string) error {
 	r := NewRemoteErrString(text)
 	if strings.HasPrefix(text, ErrOverloaded.Error()+": ") {
-		return &overloadedRemote{r}
+		return &overloadedRemote{remote: r}
 	}
 	return r
 }
 
-type overloadedRemote struct{ remote *RemoteErr }
+type overloadedRemote struct {
+	remote *RemoteErr
+	notRun bool // the handler has not
+}
 
 func (e *overloadedRemote) Error() string   { return e.remote.Error() }
 func (e *overloadedRemote) Unwrap() []error { return []error{e.remote, ErrOverloaded} }
@@ -232,13 +238,13 @@ func disconnected(host string, reason error) error {
 	if e, ok := reason.(*disconnectError); ok {
 		reason = e.reason
 	}
-	return &disconnectError{host, clip.Error(reason)}
+	return &disconnectError{host: host, reason: clip.Error(reason)}
 }
 
 // withoutHost is err for where the host is named anyway.
 func withoutHost(err error) error {
 	if e, ok := err.(*disconnectError); ok && e.host != "" {
-		return &disconnectError{"", e.reason}
+		return &disconnectError{reason: e.reason}
 	}
 	return err
 }
@@ -248,6 +254,7 @@ func withoutHost(err error) error {
 type disconnectError struct {
 	host   string // empty where it is the manager that takes nothing more
 	reason error
+	unsent bool // the call has not been sent, or not in whole
 }
 
 func (e *disconnectError) Error() string {

@@ -87,9 +87,15 @@ func pair() (server *grid.Manager, conn *grid.Connection, stop func()) { return 
 
 // pairWith is pair with hosts that run so many handlers, 0 for the default.
 func pairWith(maxHandlers int) (server *grid.Manager, conn *grid.Connection, stop func()) {
+	hosts, stop := several(2, func(o *grid.ManagerOptions) { o.MaxHandlers = maxHandlers })
+	return hosts[0], hosts[1].Connection(hosts[0].HostName()), stop
+}
+
+// several starts so many hosts, which are connected to each other.
+func several(n int, edit func(o *grid.ManagerOptions)) (managers []*grid.Manager, stop func()) {
 	var hosts []string
 	var listeners []net.Listener
-	for range 2 {
+	for range n {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			log.Fatal(err)
@@ -97,15 +103,15 @@ func pairWith(maxHandlers int) (server *grid.Manager, conn *grid.Connection, sto
 		listeners = append(listeners, l)
 		hosts = append(hosts, "http://"+l.Addr().String())
 	}
-	var managers []*grid.Manager
 	for i, l := range listeners {
-		m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
-			Local:       hosts[i],
-			Hosts:       hosts,
-			Insecure:    true,
-			MaxHandlers: maxHandlers,
-			Logger:      slog.New(slog.DiscardHandler),
-		})
+		o := grid.ManagerOptions{
+			Local:    hosts[i],
+			Hosts:    hosts,
+			Insecure: true,
+			Logger:   slog.New(slog.DiscardHandler),
+		}
+		edit(&o)
+		m, err := grid.NewManager(context.Background(), o)
 		if err != nil {
 			log.Fatal(err)
 		}
@@ -114,13 +120,14 @@ func pairWith(maxHandlers int) (server *grid.Manager, conn *grid.Connection, sto
 		go http.Serve(l, mux)
 		managers = append(managers, m)
 	}
-	conn = managers[1].Connection(hosts[0])
-	for _, c := range []*grid.Connection{conn, managers[0].Connection(hosts[1])} {
-		if err := c.WaitForConnect(context.Background()); err != nil {
-			log.Fatal(err)
+	for _, m := range managers {
+		for _, host := range m.Targets() {
+			if err := m.Connection(host).WaitForConnect(context.Background()); err != nil {
+				log.Fatal(err)
+			}
 		}
 	}
-	return managers[0], conn, func() {
+	return managers, func() {
 		for i, l := range listeners {
 			l.Close()
 			managers[i].Close()
@@ -469,6 +476,178 @@ func ExampleConnection_WithTimeout() {
 	// Output:
 	// a key <nil>
 	// context deadline exceeded
+}
+
+func ExampleConnection_With() {
+	server, conn, stop := pair()
+	defer stop()
+	ctx := context.Background()
+
+	const lookup grid.HandlerID = 1
+	err := server.RegisterSingleHandler(lookup, func(key []byte) ([]byte, *grid.RemoteErr) { return key, nil })
+	if err != nil {
+		log.Fatal(err)
+	}
+	// Where there is no link, calls wait for one, up to five seconds in all.
+	patient := conn.With(grid.CallOptions{WaitForLink: true, Timeout: 5 * time.Second}) // to be kept
+	answer, err := patient.SingleRequest(ctx, lookup, []byte("a key"))
+	fmt.Println(string(answer), err)
+	// Output: a key <nil>
+}
+
+func ExampleSingleHandler_CallEach() {
+	hosts, stop := several(4, func(*grid.ManagerOptions) {})
+	defer stop()
+	ctx := context.Background()
+
+	// How much room each host has; the last one does not know.
+	free := grid.NewSingleHandler(1, grid.NewNoPayload, grid.NewMSS)
+	for i, m := range hosts {
+		err := free.Register(m, func(grid.NoPayload) (*grid.MSS, *grid.RemoteErr) {
+			if i == 3 {
+				return nil, grid.NewRemoteErrString("disk is gone")
+			}
+			return grid.NewMSSWith(map[string]string{"GiB": strconv.Itoa(10 * i)}), nil
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+	}
+
+	// The first host asks the others.
+	others, sum := hosts[0].Requesters(), 0
+	for answer := range free.CallEach(ctx, others, grid.NoPayload{}) {
+		if answer.Err != nil { // of answer.Conn
+			fmt.Println(answer.Err)
+			continue
+		}
+		n, _ := strconv.Atoi(answer.Value.Get("GiB"))
+		sum += n
+	}
+	fmt.Println("free:", sum, "GiB")
+
+	// Two of them will do; the third need not answer any more.
+	most, err := free.CallQuorum(ctx, 2, others, grid.NoPayload{})
+	fmt.Println(len(most), err)
+
+	_, err = free.CallAll(ctx, others, grid.NoPayload{})
+	var failed *grid.QuorumError
+	fmt.Println(errors.As(err, &failed), failed.Need, len(failed.Errs))
+	// Unordered output:
+	// disk is gone
+	// free: 30 GiB
+	// 2 <nil>
+	// true 3 1
+}
+
+func ExampleNewRetrier() {
+	hosts, stop := several(3, func(o *grid.ManagerOptions) {
+		// One call at a time, so that a host is overloaded soon.
+		o.HandlerOptions = map[grid.HandlerKey]grid.HandlerOptions{{ID: 1}: {MaxRunning: 1}}
+	})
+	defer stop()
+	ctx := context.Background()
+	const work grid.HandlerID = 1
+	began, finish := make(chan bool), make(chan bool)
+	err := errors.Join(
+		hosts[1].RegisterSingleHandler(work, func([]byte) ([]byte, *grid.RemoteErr) {
+			began <- true
+			<-finish
+			return []byte("from the first"), nil
+		}),
+		hosts[2].RegisterSingleHandler(work, func([]byte) ([]byte, *grid.RemoteErr) {
+			return []byte("from the second"), nil
+		}))
+	if err != nil {
+		log.Fatal(err)
+	}
+	first, second := hosts[0].Connection(hosts[1].HostName()), hosts[0].Connection(hosts[2].HostName())
+
+	// To be kept, as its calls share a budget of retries.
+	either, err := grid.NewRetrier(grid.RetryOptions{}, first, second)
+	if err != nil {
+		log.Fatal(err)
+	}
+	slow := make(chan string)
+	go func() {
+		answer, _ := either.SingleRequest(ctx, work, nil)
+		slow <- string(answer)
+	}()
+	<-began
+	answer, err := either.SingleRequest(ctx, work, nil) // the first host refuses it
+	fmt.Println(string(answer), err)
+	close(finish)
+	fmt.Println(<-slow)
+	// Output:
+	// from the second <nil>
+	// from the first
+}
+
+func ExampleCodecOf() {
+	server, conn, stop := pair()
+	defer stop()
+	ctx := context.Background()
+
+	// Both hosts share this, usually as package variables. For a message of protobuf
+	// the functions are
+	//	func(m *pb.Message) ([]byte, error) { return proto.Marshal(m) }
+	//	func(m *pb.Message, b []byte) error { return proto.Unmarshal(b, m) }
+	moments := grid.CodecOf((*time.Time).MarshalBinary, (*time.Time).UnmarshalBinary)
+	nextDay := grid.NewSingleHandler(1, moments.New, moments.New)
+
+	// On one host:
+	err := nextDay.Register(server, func(req *grid.Coded[time.Time]) (*grid.Coded[time.Time], *grid.RemoteErr) {
+		day := req.Value().AddDate(0, 0, 1)
+		return moments.NewWith(&day), nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// On any other:
+	day := time.Date(2024, 2, 28, 0, 0, 0, 0, time.UTC)
+	resp, err := nextDay.Call(ctx, conn, moments.NewWith(&day))
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(resp.Value().Format(time.DateOnly))
+	// Output: 2024-02-29
+}
+
+func ExampleManagerOptions_handlers() {
+	const local = "http://localhost:9000"
+	m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
+		Local:      local,
+		Hosts:      []string{local},
+		LocalCalls: true,
+		Insecure:   true,
+		HandlerOptions: map[grid.HandlerKey]grid.HandlerOptions{
+			{ID: 1}:                   {Name: "scan", MaxRunning: 8, Timeout: time.Minute},
+			{ID: 1, Subroute: "disk"}: {Name: "scan-disk"}, // with the limits above
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer m.Close()
+	scan := func(context.Context, []byte) ([]byte, *grid.RemoteErr) { return nil, nil }
+	err = errors.Join(
+		m.RegisterSingleHandlerContext(1, scan),
+		m.RegisterSingleHandlerContext(1, scan, "disk", "1"),
+	)
+	if err != nil {
+		log.Fatal(err)
+	}
+	_, err = m.Connection(local).Subroute("disk/1").SingleRequest(context.Background(), 1, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	for _, st := range m.HandlerStats() {
+		fmt.Printf("%s %q: %d calls, %d refused\n", st.Name, st.Subroute, st.Calls, st.Refused)
+	}
+	// Output:
+	// scan "": 0 calls, 0 refused
+	// scan-disk "disk/1": 1 calls, 0 refused
 }
 
 func ExampleManagerOptions_tls() {

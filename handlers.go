@@ -78,6 +78,7 @@ type singleEntry struct {
 	decodes  int    // see decodedCost
 	label    string // of the handler, for people; set by add
 	panics   errlog.Log
+	calls    handlerCalls
 }
 
 // streamEntry is a registered stream handler.
@@ -89,6 +90,7 @@ type streamEntry struct {
 	decodes, inputDecodes   int           // see decodedCost: of the payload, and of each message
 	label                   string        // of the handler, for people; set by add
 	panics                  errlog.Log
+	calls                   handlerCalls
 }
 
 // before is the largest InCapacity of the handlers that were unregistered so far: clients may still
@@ -167,6 +169,30 @@ func (h handler) decodes() int {
 	return h.stream.decodes
 }
 
+// calls are those of the handler.
+func (h handler) calls() *handlerCalls {
+	if h.single != nil {
+		return &h.single.calls
+	}
+	return &h.stream.calls
+}
+
+// label is what the handler is called, for people.
+func (h handler) label() string {
+	if h.single != nil {
+		return h.single.label
+	}
+	return h.stream.label
+}
+
+// subroute is where the handler is registered; empty for none.
+func (h handler) subroute() string {
+	if h.single != nil {
+		return h.single.subroute
+	}
+	return h.stream.subroute
+}
+
 func (r *registry) init(o *ManagerOptions) {
 	r.opts = o
 	r.sub = xsync.NewMap[subHandlerID, handler]()
@@ -188,20 +214,23 @@ func (r *registry) add(id HandlerID, subroute string, h handler) error {
 	if id == 0 {
 		return fmt.Errorf("%w: ID 0 is reserved", ErrUnknownHandler)
 	}
+	label := r.opts.handlerText(id, subroute)
 	if h.single != nil {
-		h.single.label = r.opts.handlerText(id)
+		h.single.label = label
 	} else {
-		h.stream.label = r.opts.handlerText(id)
+		h.stream.label = label
 		h.stream.retired = &r.retired
 	}
+	own := r.opts.handlerOptions(id, subroute)
+	h.calls().max, h.calls().timeout = own.MaxRunning, own.Timeout
 	if subroute == "" {
 		if !r.plain[id].CompareAndSwap(nil, &h) {
-			return fmt.Errorf("%w: ID %s", ErrHandlerAlreadyExists, r.opts.handlerText(id))
+			return fmt.Errorf("%w: ID %s", ErrHandlerAlreadyExists, label)
 		}
 		return nil
 	}
 	if _, taken := r.sub.LoadOrStore(newSubHandlerID(id, subroute), h); taken {
-		return fmt.Errorf("%w: ID %s, subroute %q", ErrHandlerAlreadyExists, r.opts.handlerText(id), subroute)
+		return fmt.Errorf("%w: ID %s, subroute %q", ErrHandlerAlreadyExists, label, subroute)
 	}
 	return nil
 }
@@ -241,7 +270,7 @@ func (r *registry) retire(h handler) {
 }
 
 func nilHandlerError(m *Manager, id HandlerID) error {
-	return fmt.Errorf("grid: nil handler for ID %s", m.opts.handlerText(id))
+	return fmt.Errorf("grid: nil handler for ID %s", m.opts.handlerText(id, ""))
 }
 
 // registeredSubroute joins the subroute parts of a registration.

@@ -37,6 +37,7 @@ type Manager struct {
 	ctx       context.Context // ends with the manager
 	cancel    context.CancelCauseFunc
 	closing   <-chan struct{} // of ctx
+	ended     chan struct{}   // closed at the end of close
 	unwatch   func() bool     // ends the watch on the context of NewManager
 	draining  atomic.Bool     // set by Shutdown
 	unknown   errlog.Log      // handshakes of hosts that are not known, or too many
@@ -72,7 +73,7 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Manager{ID: uuid.New(), opts: opts}
+	m := &Manager{ID: uuid.New(), opts: opts, ended: make(chan struct{})}
 	opts.Logger = asynclog.New(&m.callbacks, opts.Logger.Handler(), slog.String("local", opts.Local))
 	if opts.SharedSecret != nil {
 		if err := m.setSecret(opts.SharedSecret); err != nil {
@@ -123,6 +124,15 @@ func (m *Manager) newMeter(name string, tell func(n int64)) *offload.Meter {
 // HostName returns the base URL of this host.
 func (m *Manager) HostName() string { return m.opts.Local }
 
+// MaxMessageSize is the largest payload, in bytes, that this host sends and takes: that of the
+// options, or its default. [Connection.MaxMessageSize] is the largest that one host takes.
+func (m *Manager) MaxMessageSize() int { return m.opts.MaxMessageSize }
+
+// Done returns a channel that is closed when the Manager is: by [Manager.Close], at the end of
+// [Manager.Shutdown], and by the end of the context of [NewManager]. Calls fail from then on. Close
+// may still wait for what it has ended.
+func (m *Manager) Done() <-chan struct{} { return m.ended }
+
 // Targets returns the base URLs of the other hosts, sorted. The slice is the caller's.
 func (m *Manager) Targets() []string { return slices.Clone(m.hosts.Load().targets) }
 
@@ -139,6 +149,20 @@ func (m *Manager) Connection(host string) *Connection {
 		}
 	}
 	return nil
+}
+
+// Requesters returns the connections to hosts, in their order, for a call to many such as
+// [SingleHandler.CallEach]; without any hosts, those to all of [Manager.Targets]. Each is what
+// [Manager.Connection] returns, which is nil for a host that is not known.
+func (m *Manager) Requesters(hosts ...string) []Requester {
+	if len(hosts) == 0 {
+		hosts = m.hosts.Load().targets
+	}
+	all := make([]Requester, len(hosts))
+	for i, host := range hosts {
+		all[i] = m.Connection(host)
+	}
+	return all
 }
 
 // Lookup is Connection with an error in place of nil, which says that host is not among the hosts,
@@ -215,4 +239,5 @@ func (m *Manager) closeAll() {
 		c.shutdown(errClosed)
 	}
 	m.stateHook.close()
+	close(m.ended)
 }

@@ -33,6 +33,7 @@ var (
 func (m *Manager) Shutdown(ctx context.Context) error {
 	m.draining.Store(true)
 	for _, c := range m.connections() {
+		c.state.finish()
 		for _, s := range c.sessions() {
 			s.announceShutdown()
 		}

@@ -46,10 +46,12 @@ type muxClient struct {
 	caller     context.Context // the caller's
 	deadline   time.Time       // of ctx, zero for none
 	sendSize   sizeLimit
-	closing    <-chan struct{} // closed when the manager is
-	done       chan struct{}   // closed by finish
-	seen       *observed       // nil if nobody wants to know
-	callbacks  *offload.Group  // runs functions of the application's
+	// openingTime is how long the opening may take, apart from the deadline; 0 for any time.
+	openingTime time.Duration
+	closing     <-chan struct{} // closed when the manager is
+	done        chan struct{}   // closed by finish
+	seen        *observed       // nil if nobody wants to know
+	callbacks   *offload.Group  // runs functions of the application's
 
 	in       inbox
 	grantBuf creditBuffer   // the consumer's
@@ -129,7 +131,7 @@ func (m *muxClient) startEarly(told *toldCapacities, key toldKey) {
 }
 
 // connect asks for the stream and waits until the peer has taken it on, unless it was started early.
-func (m *muxClient) connect(payload, metadata []byte, sub *subHandlerID, noInput bool) error {
+func (m *muxClient) connect(payload, metadata []byte, sub *subHandlerID, noInput bool) (err error) {
 	msg := message{MuxID: m.id, Handler: m.handler, Op: opConnectMux}
 	msg.setPayload(payload)
 	msg.setMetadata(metadata)
@@ -137,7 +139,6 @@ func (m *muxClient) connect(payload, metadata []byte, sub *subHandlerID, noInput
 	if noInput {
 		msg.Flags |= flagEOF
 	}
-	var err error
 	if msg.DeadlineMS, err = remainingMS(m.deadline); err != nil {
 		err = cmp.Or(contextError(m.ctx), err)
 		m.finish(err, 0)
@@ -146,12 +147,22 @@ func (m *muxClient) connect(payload, metadata []byte, sub *subHandlerID, noInput
 	// The stream is in the session's table, so it ends with the session; done tells of that as well
 	// as of the context.
 	m.watch()
+	if m.openingTime > 0 {
+		late := func() { m.cancel(context.DeadlineExceeded) }
+		timer := time.AfterFunc(m.openingTime, late)
+		defer func() {
+			if inTime := timer.Stop(); err == nil && !inTime {
+				late() // before the stream is anybody's
+				err = m.endError()
+			}
+		}()
+	}
 	if err := m.host.sendOpening(m.done, msg, &m.sendSeq, m.deadline); err != nil {
 		if err == errSendCancelled { // if it was not done that has ended the wait
 			err = cmp.Or(contextError(m.ctx), context.DeadlineExceeded)
 		}
 		m.finish(err, dropWaiting)
-		return m.endError()
+		return unsent(m.endError())
 	}
 	now := monotime.Now()
 	m.heard.Store(now)

@@ -48,6 +48,7 @@ type muxServer struct {
 	ctx       context.Context
 	cancel    context.CancelCauseFunc
 	deadline  time.Time // zero for none
+	timesOut  bool      // the deadline is the handler's own
 	sendSize  sizeLimit
 	dead      chan struct{} // closed by abort
 	returned  chan struct{} // closed when the handler has returned, with result
@@ -171,6 +172,7 @@ func (m *muxServer) handled(recovered any) {
 	defer close(m.returned)
 	m.charge.Release()
 	m.result = handlerResult(recovered, m.result, m.handler.label, m.host.logger(), &m.handler.panics)
+	m.handler.calls.end(m.result != nil)
 }
 
 // hasReturned reports whether the handler has.
@@ -213,8 +215,16 @@ func (m *muxServer) keepStop(stop func() bool) {
 // expired is called when the handler's context has ended, by the deadline or otherwise.
 func (m *muxServer) expired() {
 	if errors.Is(context.Cause(m.ctx), context.DeadlineExceeded) {
-		m.abort(context.DeadlineExceeded, tellReason)
+		m.abort(m.lateError(), tellReason)
 	}
+}
+
+// lateError is with what the stream ends at its deadline.
+func (m *muxServer) lateError() error {
+	if !m.timesOut {
+		return context.DeadlineExceeded
+	}
+	return fmt.Errorf("grid: handler %s: its Timeout of %v is over: %w", m.handler.label, m.handler.calls.timeout, context.DeadlineExceeded)
 }
 
 // abort ends the stream at once, the first time it is called: the handler's context first, then its
@@ -303,14 +313,14 @@ func (m *muxServer) handlerReturned() {
 	}
 	left := time.Until(m.deadline)
 	if left <= 0 {
-		m.abort(context.DeadlineExceeded, tellReason)
+		m.abort(m.lateError(), tellReason)
 		return
 	}
 	m.mu.Lock()
 	stop := m.stop
 	m.mu.Unlock()
 	if stop != nil && stop() {
-		m.keepStop(time.AfterFunc(left, func() { m.abort(context.DeadlineExceeded, tellReason) }).Stop)
+		m.keepStop(time.AfterFunc(left, func() { m.abort(m.lateError(), tellReason) }).Stop)
 	}
 	m.cancel(nil)
 }
@@ -419,7 +429,7 @@ func (m *muxServer) onDisconnect(msg *message) {
 	if cause == nil {
 		cause = context.Canceled
 		// The client's timer may be the first to see that the deadline has passed.
-		if !m.deadline.IsZero() && time.Until(m.deadline) <= deadlineSlack {
+		if !m.deadline.IsZero() && !m.timesOut && time.Until(m.deadline) <= deadlineSlack {
 			cause = context.DeadlineExceeded
 		}
 	}

@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -145,8 +144,15 @@ type ManagerOptions struct {
 	Incoming, Outgoing func(n int64)
 
 	// HandlerNames are what handlers are called where people read it: in errors, logs, metrics and
-	// traces. By default, and without a name, a handler is called by its ID.
+	// traces. By default, and without a name, a handler is called by its ID. HandlerOptions may have
+	// other names for those under a subroute.
 	HandlerNames map[HandlerID]string
+
+	// HandlerOptions are options of single handlers, by ID and subroute: a name, how many calls may
+	// be running, and for how long. What is zero there is taken from the subroute above: for a
+	// handler under "pool1/disk2" from "pool1", and then from its ID without a subroute. The map is
+	// copied. By default there are no such options.
+	HandlerOptions map[HandlerKey]HandlerOptions
 
 	// CallInterceptors are told of the requests and streams that this host begins, the first one
 	// first, and of their ends in the reverse order. The default is none, which costs nothing.
@@ -399,7 +405,11 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 	if o.MinBackoff > o.MaxBackoff {
 		return nil, fmt.Errorf("grid: MinBackoff is %v, must be no more than MaxBackoff, which is %v", o.MinBackoff, o.MaxBackoff)
 	}
+	if err := o.checkHandlerOptions(); err != nil {
+		return nil, err
+	}
 	o.HandlerNames = maps.Clone(o.HandlerNames)
+	o.HandlerOptions = maps.Clone(o.HandlerOptions)
 	o.CallInterceptors = slices.Clone(o.CallInterceptors)
 	o.ServeInterceptors = slices.Clone(o.ServeInterceptors)
 	if o.RoutePath == "" {
@@ -459,20 +469,6 @@ func isPath(s string) bool {
 // dialURL is the websocket URL of a host.
 func (o *ManagerOptions) dialURL(host string) string {
 	return "ws" + strings.TrimPrefix(host, "http") + o.RoutePath
-}
-
-// handlerName is what a handler is called.
-func (o *ManagerOptions) handlerName(id HandlerID) string {
-	return cmp.Or(o.HandlerNames[id], strconv.Itoa(int(id)))
-}
-
-// handlerText is what a handler is called where its ID is wanted as well.
-func (o *ManagerOptions) handlerText(id HandlerID) string {
-	text := strconv.Itoa(int(id))
-	if name := o.HandlerNames[id]; name != "" {
-		text += " (" + name + ")"
-	}
-	return text
 }
 
 // waitUnblocked waits until BlockConnect is closed, if it is set, or ctx ends. It reports whether

@@ -9,7 +9,8 @@ import (
 // CallInfo says which request or stream an interceptor is told of.
 type CallInfo struct {
 	Handler HandlerID
-	// Name is what ManagerOptions.HandlerNames calls the handler, or its ID in digits.
+	// Name is what ManagerOptions.HandlerOptions or HandlerNames call the handler, or its ID in
+	// digits.
 	Name string
 	// Subroute is empty where there is none.
 	Subroute string

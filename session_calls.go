@@ -40,7 +40,7 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 	}
 	c, err := s.calls.add(s.nextMuxID, timeout)
 	if err != nil {
-		return nil, err
+		return nil, unsent(err)
 	}
 	m := message{MuxID: c.id, DeadlineMS: ms, Handler: id, Op: opRequest, Flags: flagEOF}
 	m.setPayload(payload)
@@ -55,7 +55,8 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 		due = time.Now().Add(time.Duration(ms) * time.Millisecond)
 	}
 	if err := s.sender.sendRequest(ctx, c, &m, timeout); err != nil {
-		return s.calls.abandon(c, err)
+		answer, err := s.calls.abandon(c, err)
+		return answer, unsent(err)
 	}
 	answer, err := s.calls.wait(ctx, c)
 	if isDropped(err) && !due.IsZero() {
@@ -88,8 +89,9 @@ func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerI
 	if c.early && s.caps.bothCapacities() && len(payload) <= wholeSize && !(c.known && c.in == 0) {
 		m.startEarly(&s.told, newToldKey(id, sub))
 	}
+	m.openingTime = c.limits.timeout
 	if !s.streams.add(m.id, m) {
-		return nil, s.endError()
+		return nil, unsent(s.endError())
 	}
 	if err := m.connect(payload, metadata, sub, c.known && c.in == 0); err != nil {
 		return nil, err

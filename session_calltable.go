@@ -273,7 +273,10 @@ func (t *callTable) keep(p parcel) (known bool, err error) {
 }
 
 // answerDropped is err, of a limit, for a call whose handler has run.
-func answerDropped(err error) error { return fmt.Errorf("%w; the answer was dropped", err) }
+func answerDropped(err error) error { return fmt.Errorf("%w%s", err, droppedText) }
+
+// droppedText is how its text ends.
+const droppedText = "; the answer was dropped"
 
 // waits reports whether a call is in the table.
 func (t *callTable) waits(id uint64) bool {

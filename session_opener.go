@@ -76,7 +76,7 @@ func (o *opener) open(p parcel) (workers.Task, error) {
 		o.refuse(p.message, o.s.opts.noHandlerText(p.message, h))
 		return nil, nil
 	}
-	if err := o.admit(p.message, as.slots); err != nil {
+	if err := o.admit(h, as.slots); err != nil {
 		if errors.Is(err, errShuttingDown) && o.s.caps&capDrain == 0 {
 			o.drop(p.message)
 		} else {
@@ -89,8 +89,7 @@ func (o *opener) open(p parcel) (workers.Task, error) {
 	}
 	payload, err := p.whole()
 	if err != nil {
-		as.slots.Release()
-		return nil, o.refuseOverload(p.message, err)
+		return nil, o.turnAway(as, p, h, err)
 	}
 	return o.begin(as, p, h, payload, p.deadline(p.now))
 }
@@ -99,18 +98,25 @@ func (o *opener) open(p parcel) (workers.Task, error) {
 func (o *opener) begin(as *admission, p parcel, h handler, payload arrived, deadline time.Time) (workers.Task, error) {
 	if err := payload.decodes(h.decodes()); err != nil {
 		payload.drop()
-		as.slots.Release()
-		return nil, o.refuseOverload(p.message, err)
+		return nil, o.turnAway(as, p, h, err)
 	}
 	return as.task(p, h, payload, deadline), nil
+}
+
+// turnAway refuses an opening that has a slot if err is that of a limit. It returns any other error.
+func (o *opener) turnAway(as *admission, p parcel, h handler, err error) error {
+	h.calls().turnAway()
+	as.slots.Release()
+	return o.refuseOverload(p.message, err)
 }
 
 // streamTask makes the serving end of a stream that is complete, and has a slot. It returns nil if
 // the session has ended.
 func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.Time) workers.Task {
 	s := o.s
+	deadline, timesOut := h.stream.calls.deadline(deadline, 0)
 	c := newMuxServer(s, p.message, h.stream, payload, deadline, s.caps, &s.conn.caller, s.terms.sendSize.of(s.conn.local), p.now)
-	c.slot = &s.conn.taken.streams
+	c.slot, c.timesOut = &s.conn.taken.streams, timesOut
 	c.in.maxBytes, c.in.maxMessage = s.opts.MaxStreamBytes, s.opts.MaxMessageSize
 	if len(s.opts.ServeInterceptors) > 0 {
 		c.seen = new(observed)
@@ -120,6 +126,7 @@ func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.
 	if !s.served.add(c.id, c) {
 		c.cancel(s.endError())
 		payload.drop()
+		h.calls().end(false)
 		c.slot.Release()
 		return nil
 	}
@@ -128,32 +135,40 @@ func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.
 }
 
 // admit takes a slot for a handler, or says why there is none.
-func (o *opener) admit(m *message, slots *limit.Slots) error {
+func (o *opener) admit(h handler, slots *limit.Slots) error {
 	s := o.s
-	if err := s.conn.taken.endings.checkServed(s.opts, m.Handler); err != nil {
-		s.overload(err)
-		return err
+	if err := s.conn.taken.endings.checkServed(s.opts, h.label()); err != nil {
+		return o.atLimit(h, err)
 	}
 	if full, exceeded := slots.Acquire(); full != nil {
-		err := s.opts.slotsError(m.Handler, full.Kind(), exceeded)
-		s.overload(err)
-		return err
+		return o.atLimit(h, slotsError(h.label(), full.Kind(), exceeded))
 	}
 	// In this order, so that a shutdown sees the slot or the handler the shutdown.
 	if s.conn.draining.Load() {
 		slots.Release()
 		return fmt.Errorf("grid: %w", errShuttingDown)
 	}
+	if calls := h.calls(); !calls.begin() {
+		slots.Release()
+		return o.atLimit(h, overloadedf("MaxRunning", "handler %s refused: %d calls of it are running, the limit of its MaxRunning", h.label(), calls.max))
+	}
 	return nil
 }
 
+// atLimit takes in that err, of a limit, refuses a call.
+func (o *opener) atLimit(h handler, err error) error {
+	h.calls().refused.Add(1)
+	o.s.overload(err)
+	return err
+}
+
 // slotsError says that more handlers of a kind would run than may.
-func (o *ManagerOptions) slotsError(id HandlerID, kind string, e *limit.Exceeded) error {
+func slotsError(label, kind string, e *limit.Exceeded) error {
 	limit := "the limit of " + e.Option
 	if e.Pool > 0 {
 		limit = fmt.Sprintf("its share of %s, %d, is now %d", e.Option, e.Pool, e.Limit)
 	}
-	return overloadedf(e.Option, "handler %s refused: %d %s are running for this host, %s", o.handlerText(id), e.Would-1, kind, limit)
+	return overloadedf(e.Option, "handler %s refused: %d %s are running for this host, %s", label, e.Would-1, kind, limit)
 }
 
 // refuse answers a request or an open with an error. The handler, the deadline and EOF are
@@ -196,7 +211,7 @@ func (o *ManagerOptions) noHandlerText(m *message, h handler) string {
 	if m.Op == opConnectMux {
 		kind = "stream"
 	}
-	text := fmt.Sprintf("grid: no %s handler with ID %s", kind, o.handlerText(m.Handler))
+	text := fmt.Sprintf("grid: no %s handler with ID %s", kind, o.handlerText(m.Handler, ""))
 	if m.Sub != nil {
 		text += " under that subroute"
 	}
@@ -243,6 +258,12 @@ func (g *opening) drop() {
 	g.parts = nil
 }
 
+// release frees the slot of an opening that will not be one.
+func (g *opening) release() {
+	g.found.calls().end(false)
+	g.as.slots.Release()
+}
+
 // checkUnopened checks that m, a first fragment or a whole, does not come amid another opening of
 // its mux.
 func (o *opener) checkUnopened(m *message) error {
@@ -268,11 +289,15 @@ func (o *opener) collect(p parcel, h handler, as *admission) error {
 	}
 	pending.heard.Store(monotime.Of(p.now))
 	_, _, err := pending.add(p)
-	if err != nil || !o.openings.add(pending.id, pending) {
+	if err != nil {
 		pending.drop()
-		as.slots.Release()
+		return o.turnAway(as, p, h, err)
 	}
-	return o.refuseOverload(p.message, err)
+	if !o.openings.add(pending.id, pending) {
+		pending.drop()
+		pending.release()
+	}
+	return nil
 }
 
 // resume takes up a further fragment. Those of an opening that was refused, or given up, are
@@ -295,7 +320,9 @@ func (o *opener) resume(p parcel) (workers.Task, error) {
 	pending.heard.Store(monotime.Of(p.now))
 	payload, whole, err := pending.add(p)
 	if err != nil {
-		o.giveUp(pending.id)
+		if o.giveUp(pending.id) {
+			pending.found.calls().turnedAway.Add(1)
+		}
 		return nil, o.refuseOverload(p.message, err)
 	}
 	if !whole {
@@ -314,7 +341,7 @@ func (o *opener) giveUp(id uint64) bool {
 	pending, ok := o.openings.remove(id)
 	if ok {
 		pending.drop()
-		pending.as.slots.Release()
+		pending.release()
 	}
 	return ok
 }

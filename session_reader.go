@@ -214,7 +214,7 @@ func (r *reader) onMuxConnectError(m *message) error {
 	if err := unmarshal(e.UnmarshalMsg, m.Payload); err != nil {
 		return protocolErrorf("%v for mux %d: %v", m.Op, m.MuxID, err)
 	}
-	reason := refusal(clip.Text(e.Error))
+	reason := refusedCall(clip.Text(e.Error))
 	if r.s.calls.answer(m.MuxID, answer{err: reason}) {
 		return nil
 	}

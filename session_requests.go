@@ -66,10 +66,11 @@ func (o *opener) requestTask(p parcel, h handler, payload arrived, deadline time
 func (t *singleTask) Refuse() {
 	s := t.s
 	err := overloadedf("MaxHandlers", "handler %s refused: it has waited for %v, and those before it for too long",
-		s.opts.handlerText(t.handler), t.Waited().Round(time.Millisecond))
+		t.entry.label, t.Waited().Round(time.Millisecond))
 	s.overload(err)
 	s.opener.refuse(&message{MuxID: t.id, Handler: t.handler, Flags: flagEOF, Op: opRequest}, err.Error())
 	t.payload.drop()
+	t.entry.calls.turnAway()
 	t.free()
 	s.conn.taken.handlers.Release()
 }
@@ -92,6 +93,11 @@ func (t *singleTask) Run() {
 	defer func() {
 		result = handlerResult(recover(), result, t.entry.label, s.logger(), &t.entry.panics)
 		t.charge.Release()
+		if t.refused != nil {
+			t.entry.calls.turnAway()
+		} else {
+			t.entry.calls.end(result != nil)
+		}
 		buf := resp
 		resp = nil // nothing here must hold what sendResponse gives back
 		var outcome error
@@ -138,8 +144,12 @@ func (t *singleTask) Run() {
 	if own == nil {
 		own = new(requestContext)
 	}
-	own.init(s, t.entry.subroute, t.deadline)
-	defer func() { own.life.end(s.pastDeadline(t.deadline)) }()
+	deadline := t.deadline
+	if t.entry.calls.timeout != 0 {
+		deadline, _ = t.entry.calls.deadline(t.deadline, t.Waited())
+	}
+	own.init(s, t.entry.subroute, deadline)
+	defer func() { own.life.end(s.pastDeadline(own.life.deadline)) }()
 	ctx, err := s.conn.beginServe(own, t.seen, CallInfo{Handler: t.handler, Subroute: t.entry.subroute, PayloadBytes: len(payload)}, t.metadata)
 	switch {
 	case err != nil:

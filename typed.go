@@ -11,7 +11,8 @@ import (
 	"github.com/gridrpc/grid/internal/wellformed"
 )
 
-// Requester makes single requests: a [*Connection] or a [*Subroute], or a test's stand-in for one.
+// Requester makes single requests: a [*Connection], a [*Subroute], a [*Caller] or a [*Retrier], or
+// one of the application's, such as a test's stand-in.
 type Requester interface {
 	SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error)
 }
@@ -79,9 +80,8 @@ func (h *SingleHandler[Req, Resp]) Register(m *Manager, handle func(req Req) (Re
 	if handle == nil {
 		return nilHandlerError(m, h.id)
 	}
-	label := m.opts.handlerText(h.id)
 	return m.registerSingle(h.id, &singleEntry{decodes: decodedCost[Req](), fn: func(t *singleTask, payload []byte) ([]byte, *RemoteErr) {
-		return h.serve(t, label, payload, handle)
+		return h.serve(t, payload, handle)
 	}}, subroute)
 }
 
@@ -90,14 +90,14 @@ func (h *SingleHandler[Req, Resp]) RegisterContext(m *Manager, handle func(ctx c
 	if handle == nil {
 		return nilHandlerError(m, h.id)
 	}
-	label := m.opts.handlerText(h.id)
 	return m.registerSingle(h.id, &singleEntry{decodes: decodedCost[Req](), contextFn: func(ctx context.Context, t *singleTask, payload []byte) ([]byte, *RemoteErr) {
-		return h.serve(t, label, payload, func(req Req) (Resp, *RemoteErr) { return handle(ctx, req) })
+		return h.serve(t, payload, func(req Req) (Resp, *RemoteErr) { return handle(ctx, req) })
 	}}, subroute)
 }
 
 // serve decodes a request, and encodes what handle answers. It owns payload.
-func (h *SingleHandler[Req, Resp]) serve(t *singleTask, label string, payload []byte, handle func(req Req) (Resp, *RemoteErr)) ([]byte, *RemoteErr) {
+func (h *SingleHandler[Req, Resp]) serve(t *singleTask, payload []byte, handle func(req Req) (Resp, *RemoteErr)) ([]byte, *RemoteErr) {
+	label := t.entry.label
 	req := h.reqs.get()
 	err := decode(req, payload, t.s.opts.MaxNesting)
 	n := len(payload)
@@ -132,7 +132,7 @@ func (h *SingleHandler[Req, Resp]) encodeResponse(label string, resp Resp, rerr 
 	return b, nil
 }
 
-// Call makes the request over conn, a [*Connection] or a [*Subroute]. req stays the caller's,
+// Call makes the request over conn, such as a [*Connection]. req stays the caller's,
 // unless AllowCallRequestPool says otherwise; the response is the caller's, who may give it to
 // PutResponse.
 //
@@ -158,11 +158,17 @@ func (h *SingleHandler[Req, Resp]) Call(ctx context.Context, conn Requester, req
 	if err != nil {
 		return zero, err
 	}
+	return h.response(conn, answer)
+}
+
+// response decodes an answer that has come by conn. It owns answer.
+func (h *SingleHandler[Req, Resp]) response(conn Requester, answer []byte) (Resp, error) {
+	var zero Resp
 	if answer == nil {
 		return zero, nil
 	}
 	resp := h.resps.get()
-	err = decode(resp, answer, maxNesting(conn))
+	err := decode(resp, answer, maxNesting(conn))
 	PutByteBuffer(answer)
 	if err != nil {
 		return zero, fmt.Errorf("grid: handler %s: response: %w", handlerLabel(conn, h.id), err)
@@ -177,6 +183,12 @@ func optionsOf(conn any) *ManagerOptions {
 		return c.opts
 	case *Subroute:
 		return c.conn.opts
+	case *Caller:
+		if c.conn != nil {
+			return c.conn.opts
+		}
+	case *Retrier:
+		return c.opts
 	}
 	return nil
 }
@@ -184,9 +196,20 @@ func optionsOf(conn any) *ManagerOptions {
 // handlerLabel is what a handler is called where conn calls it.
 func handlerLabel(conn any, id HandlerID) string {
 	if o := optionsOf(conn); o != nil {
-		return o.handlerText(id)
+		return o.handlerText(id, routeOf(conn))
 	}
 	return strconv.Itoa(int(id))
+}
+
+// routeOf is the name of the subroute that conn calls; empty for none.
+func routeOf(conn any) string {
+	switch c := conn.(type) {
+	case *Subroute:
+		return c.route
+	case *Caller:
+		return c.sub.String()
+	}
+	return ""
 }
 
 // maxNesting bounds the answers that come by conn.
@@ -205,6 +228,10 @@ func isNil(conn any) bool {
 	case *Connection:
 		return c == nil
 	case *Subroute:
+		return c == nil
+	case *Caller:
+		return c == nil || c.conn == nil
+	case *Retrier:
 		return c == nil
 	}
 	return false

@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 )
 
-// Streamer opens streams: a [*Connection] or a [*Subroute].
+// Streamer opens streams: a [*Connection], a [*Subroute] or a [*Caller].
 type Streamer interface {
 	NewStream(ctx context.Context, id HandlerID, payload []byte) (*Stream, error)
 
@@ -96,7 +96,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) Register(m *Manager, handle func
 }
 
 func (h *StreamTypeHandler[Payload, Req, Resp]) register(m *Manager, in int, withPayload bool, handle func(ctx context.Context, p Payload, in <-chan Req, out chan<- Resp) *RemoteErr, subroute []string) error {
-	noInput, decodes := closedChan[Req](), h.decoder(m)
+	noInput, decodes := closedChan[Req](), h.decoder(m, subroute)
 	return h.add(m, in, withPayload, subroute, func(s *muxServer) {
 		serveStream(s, noInput, decodes.request, h.encodeResponse, func(ctx context.Context, payload []byte, in <-chan Req, out chan<- Resp) *RemoteErr {
 			p, ok, err := decodes.payload(s, withPayload, payload)
@@ -114,7 +114,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) RegisterServe(m *Manager, serve 
 	if serve == nil {
 		return nilHandlerError(m, h.id)
 	}
-	withPayload, decodes := h.withPayload(), h.decoder(m)
+	withPayload, decodes := h.withPayload(), h.decoder(m, subroute)
 	return h.add(m, h.inCapacity(), withPayload, subroute, func(m *muxServer) {
 		s := &TypedServerStream[Req, Resp]{decode: decodes.request}
 		s.serve(m, func(ctx context.Context, payload []byte) *RemoteErr {
@@ -130,10 +130,10 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) RegisterServe(m *Manager, serve 
 // add registers a handler, which is run by run.
 func (h *StreamTypeHandler[Payload, Req, Resp]) add(m *Manager, in int, withPayload bool, subroute []string, run func(*muxServer)) error {
 	if in > 0 && h.reqs.newFn == nil {
-		return fmt.Errorf("grid: handler %s has InCapacity %d, but no constructor for requests", m.opts.handlerText(h.id), in)
+		return fmt.Errorf("grid: handler %s has InCapacity %d, but no constructor for requests", m.opts.handlerText(h.id, ""), in)
 	}
 	if withPayload && h.payloads.newFn == nil {
-		return fmt.Errorf("grid: handler %s has WithPayload, but no constructor for it", m.opts.handlerText(h.id))
+		return fmt.Errorf("grid: handler %s has WithPayload, but no constructor for it", m.opts.handlerText(h.id, ""))
 	}
 	route, err := registeredSubroute(subroute)
 	if err != nil {
@@ -156,8 +156,8 @@ type streamDecoder[Payload, Req, Resp RoundTripper] struct {
 	nesting int
 }
 
-func (h *StreamTypeHandler[Payload, Req, Resp]) decoder(m *Manager) *streamDecoder[Payload, Req, Resp] {
-	return &streamDecoder[Payload, Req, Resp]{h, m.opts.handlerText(h.id), m.opts.MaxNesting}
+func (h *StreamTypeHandler[Payload, Req, Resp]) decoder(m *Manager, subroute []string) *streamDecoder[Payload, Req, Resp] {
+	return &streamDecoder[Payload, Req, Resp]{h, m.opts.handlerText(h.id, joinSubroutes(subroute...)), m.opts.MaxNesting}
 }
 
 // request decodes a message. It owns b.

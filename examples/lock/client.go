@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 
 	"github.com/gridrpc/grid"
@@ -30,63 +29,58 @@ func NewClient(m *grid.Manager, opts Options) (*Client, error) {
 // called before all locks are unlocked.
 func (c *Client) Close() { c.calls.Wait() }
 
-// errNoQuorum is a round in which too few nodes agreed.
-type errNoQuorum struct {
-	need, of int
-	unknown  int   // those that have said errUnknown
-	last     error // what one of them has said, or why it was not reached
-}
-
-func (e *errNoQuorum) Error() string {
-	return fmt.Sprintf("fewer than %d of %d nodes agree: %v", e.need, e.of, e.last)
-}
-
-func (e *errNoQuorum) Unwrap() error { return e.last }
-
 // round is one question to all nodes. A channel is closed when its node has answered, or will not
 // any more.
 type round []chan struct{}
+
+// inTurn is the connection to a node that is asked after it has answered an earlier question.
+type inTurn struct {
+	grid.Requester
+	after    <-chan struct{} // nil for none
+	answered chan struct{}
+}
+
+func (t *inTurn) SingleRequest(ctx context.Context, id grid.HandlerID, payload []byte) ([]byte, error) {
+	defer close(t.answered)
+	if t.after != nil {
+		<-t.after
+	}
+	return t.Requester.SingleRequest(ctx, id, payload)
+}
 
 // ask asks all nodes at once, each after its answer to an earlier round, if there is one. It
 // returns when enough of them have agreed, when no longer enough can, or when ctx ends: the calls
 // themselves go on.
 func (c *Client) ask(ctx context.Context, req *request, a *lockArgs, need int, after round) (round, error) {
-	r := make(round, len(c.hosts))
-	votes := make(chan error, len(c.hosts))
+	r, conns := make(round, len(c.hosts)), make([]grid.Requester, len(c.hosts))
 	for i, host := range c.hosts {
 		r[i] = make(chan struct{})
-		c.calls.Go(func() {
-			defer close(r[i])
-			if after != nil {
-				<-after[i]
-			}
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.opts.call())
-			defer cancel()
-			_, err := req.Call(ctx, c.m.Connection(host), args.NewJSONWith(a))
-			votes <- err
-		})
+		node := &inTurn{Requester: c.m.Connection(host).WithTimeout(c.opts.call()), answered: r[i]}
+		if after != nil {
+			node.after = after[i]
+		}
+		conns[i] = node
 	}
-	agreed, against, none := 0, 0, &errNoQuorum{need: need, of: len(c.hosts)}
-	for {
-		select {
-		case err := <-votes:
-			if err == nil {
-				agreed++
-			} else {
-				against++
-				none.last = err
-				if errors.Is(err, errUnknown) {
-					none.unknown++
+	verdict := make(chan error, 1)
+	c.calls.Go(func() {
+		agreed, none := 0, &grid.QuorumError{Need: need, Of: len(conns)}
+		for answer := range req.CallEach(context.WithoutCancel(ctx), conns, args.NewJSONWith(a)) {
+			switch {
+			case answer.Err == nil:
+				if agreed++; agreed == need {
+					verdict <- nil
+				}
+			case len(none.Errs) <= none.Of-need:
+				if none.Errs = append(none.Errs, answer.Err); len(none.Errs) > none.Of-need {
+					verdict <- none
 				}
 			}
-		case <-ctx.Done():
-			return r, context.Cause(ctx)
 		}
-		switch {
-		case agreed >= need:
-			return r, nil
-		case against > len(c.hosts)-need:
-			return r, none
-		}
+	})
+	select {
+	case err := <-verdict:
+		return r, err
+	case <-ctx.Done():
+		return r, context.Cause(ctx)
 	}
 }

@@ -6,8 +6,11 @@ import (
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
+	"slices"
 	"sync"
 	"time"
+
+	"github.com/gridrpc/grid"
 )
 
 // ErrLost is the cause with which the context of a holder ends that can't be sure any more to have
@@ -134,13 +137,13 @@ func (h *Held) keep() {
 		}
 		start := time.Now()
 		_, err := h.c.ask(h.ctx, refreshReq, h.args, h.need, nil)
-		var none *errNoQuorum
+		var none *grid.QuorumError
 		switch {
 		case err == nil:
 			h.lease.Reset(time.Until(start.Add(h.c.opts.lease())))
 			wait = h.c.opts.refresh()
 		// So many have forgotten that the others are too few.
-		case errors.As(err, &none) && none.unknown > none.of-none.need:
+		case errors.As(err, &none) && !slices.ContainsFunc(none.Errs, func(err error) bool { return !errors.Is(err, errUnknown) }):
 			h.cancel(fmt.Errorf("%w: %w", ErrLost, err))
 			return
 		default: // they may come back before the lease ends

@@ -48,6 +48,10 @@ func TestTerms_MessageAboveTheOtherHostsLimitFailsAlone(t *testing.T) {
 				ctx, large, few := t.Context(), g.Conn(1-small, small), g.Conn(small, 1-small)
 				kept, err := large.NewStream(ctx, rig.TwoWay, nil)
 				require.NoError(t, err)
+				require.Equal(t, lesser, large.MaxMessageSize())
+				require.Equal(t, lesser, few.MaxMessageSize())
+				require.Equal(t, lesser, g.Manager(small).MaxMessageSize())
+				require.Equal(t, greater, g.Manager(1-small).MaxMessageSize())
 
 				for _, n := range []int{lesser + 1, 4 * lesser, greater} {
 					_, err := large.SingleRequest(ctx, rig.Echo, make([]byte, n))
