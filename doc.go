@@ -93,8 +93,9 @@
 //
 // What the remote host answers in place of a result is a *[RemoteErr]: the error of a handler, its
 // panic, or that the host does not run one. [IsRemoteErr] and [errors.As] find it; [errors.Is]
-// compares its text, so a sentinel that both hosts know can be used across the wire. Everything
-// else arose on this side:
+// compares texts, its own and those of the errors that it wraps, so a sentinel that both hosts know
+// can be used across the wire. [NewRemoteErrCode] gives it a code, and [ErrorCode] reads that.
+// Everything else arose on this side:
 //
 //   - [ErrDisconnected]: there is no link, or it was lost during the call; the text
 //     says to which host, and why. In the second case the remote may or may not

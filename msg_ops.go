@@ -47,7 +47,7 @@ type flags uint8
 const (
 	flagCRC flags = 1 << iota
 	flagEOF
-	flagStateless
+	flagDetails // an error has details (section 8); version 1 calls it stateless, and it means nothing
 	flagPayloadIsErr
 	flagPayloadIsZero
 	flagSubroute
@@ -65,10 +65,14 @@ const (
 	capMetadata
 	capBothCapacities
 	capFrameChecksum
+	_ // confirming pings
+	_ // cancel
+	capErrors
 )
 
 // ourCaps are the extensions that this implementation speaks.
-const ourCaps = capWideCredits | capFragments | capDrain | capMetadata | capBothCapacities | capFrameChecksum
+const ourCaps = capWideCredits | capFragments | capDrain | capMetadata | capBothCapacities | capFrameChecksum |
+	capErrors
 
 // frameChecksum reports whether frames have a checksum, in place of the messages in them.
 func (c caps) frameChecksum() bool { return c&capFrameChecksum != 0 }

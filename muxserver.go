@@ -40,6 +40,7 @@ type muxServer struct {
 	id        uint64
 	handler   *streamEntry
 	handlerID HandlerID
+	caps      caps
 	wide      bool // the peer has wide credits
 	tellsBoth bool // the ack names both capacities
 	hasInput  bool
@@ -81,6 +82,7 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrive
 		id:        open.MuxID,
 		handler:   h,
 		handlerID: open.Handler,
+		caps:      caps,
 		wide:      caps.wide(),
 		tellsBoth: caps.bothCapacities(),
 		hasInput:  h.inCapacity > 0 && !eof,
@@ -325,7 +327,7 @@ func (m *muxServer) sendResult() {
 	if !m.isAborted() {
 		msg := message{Op: opMuxServerMsg, Flags: flagEOF, slot: m.slot}
 		if m.result != nil {
-			msg.setError(m.result.Error())
+			msg.setRemoteErr(m.result, m.caps)
 		}
 		if m.send(msg) {
 			m.slot = nil

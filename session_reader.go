@@ -135,6 +135,9 @@ func (r *reader) dispatch(m *message) error {
 			return err
 		}
 	}
+	if r.s.caps&capErrors == 0 {
+		m.Flags &^= flagDetails // means nothing to such a peer
+	}
 	switch m.Op {
 	case opRequest, opConnectMux:
 		task, err := r.s.opener.open(r.parcel(m))

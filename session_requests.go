@@ -103,7 +103,7 @@ func (t *singleTask) Run() {
 			m.setRefusal(outcome)
 		case result != nil:
 			outcome = result
-			m.setError(result.Error())
+			m.setRemoteErr(result, s.caps)
 			buf = nil // ignored, and not ours
 		case len(buf) > s.terms.sendSize.bytes:
 			outcome = fmt.Errorf("grid: handler's response: %w", s.terms.sendSize.of(s.conn.local).check(len(buf)))

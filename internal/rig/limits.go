@@ -39,7 +39,8 @@ const (
 
 	// AllCaps is a peer's that speaks all extensions but the checksums of frames, which nothing else
 	// depends on.
-	AllCaps = rawpeer.CapWideCredits | rawpeer.CapFragments | rawpeer.CapDrain | rawpeer.CapMetadata | rawpeer.CapBothCapacities
+	AllCaps = rawpeer.CapWideCredits | rawpeer.CapFragments | rawpeer.CapDrain | rawpeer.CapMetadata | rawpeer.CapBothCapacities |
+		rawpeer.CapErrors
 )
 
 // Keys of clusters that know nothing of each other.
