@@ -137,26 +137,30 @@ func (c *Connection) caps() caps {
 // neither what a call may return, as a RemoteErr, nor the end of anything else. So the error with
 // which a group of calls is cancelled is told from that of the call which has failed.
 func (c *Connection) SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error) {
-	return c.request(ctx, id, "", nil, payload, 0)
+	return c.request(ctx, id, "", nil, payload, 0, nil)
 }
 
 // request makes a single request under a subroute, whose name is route; sub is nil for none. A
-// timeout of 0 is none.
-func (c *Connection) request(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, timeout time.Duration) ([]byte, error) {
+// timeout of 0 is none, and so is a nil o.
+func (c *Connection) request(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, timeout time.Duration, o *callOptions) ([]byte, error) {
 	if c != nil && c.intercepts() {
-		return c.interceptRequest(ctx, id, route, sub, payload, timeout)
+		return c.interceptRequest(ctx, id, route, sub, payload, timeout, o)
+	}
+	metadata, err := o.encodeMetadata()
+	if err != nil {
+		return nil, err
 	}
 	s, err := c.ready(id, payload)
 	if err != nil {
 		return nil, err
 	}
-	return s.single(ctx, id, sub, payload, nil, timeout)
+	return s.single(ctx, id, sub, payload, metadata, timeout)
 }
 
-func (c *Connection) interceptRequest(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, timeout time.Duration) (answer []byte, err error) {
+func (c *Connection) interceptRequest(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, timeout time.Duration, o *callOptions) (answer []byte, err error) {
 	seen := new(observed)
 	seen.init(c, time.Now())
-	ctx, metadata, err := c.beginCall(ctx, seen, CallInfo{Handler: id, Subroute: route, PayloadBytes: len(payload)})
+	ctx, metadata, err := c.beginCall(ctx, seen, CallInfo{Handler: id, Subroute: route, PayloadBytes: len(payload), Metadata: o.ownMetadata()})
 	if err != nil {
 		return nil, err
 	}
@@ -191,7 +195,7 @@ func (c *Connection) StartStream(ctx context.Context, id HandlerID, payload []by
 }
 
 func (c *Connection) openStream(ctx context.Context, id HandlerID, payload []byte, caps capacities) (*muxClient, error) {
-	return c.open(ctx, id, "", nil, payload, caps)
+	return c.open(ctx, id, "", nil, payload, caps, nil)
 }
 
 func rawStream(m *muxClient, err error) (*Stream, error) {
@@ -201,10 +205,14 @@ func rawStream(m *muxClient, err error) (*Stream, error) {
 	return newStream(m), nil
 }
 
-// open opens a stream under a subroute, whose name is route; sub is nil for none.
-func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, caps capacities) (*muxClient, error) {
+// open opens a stream under a subroute, whose name is route; sub is nil for none, and so is o.
+func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, caps capacities, o *callOptions) (*muxClient, error) {
 	if c == nil || !c.intercepts() {
-		return c.openObserved(ctx, id, sub, payload, nil, nil, caps)
+		metadata, err := o.encodeMetadata()
+		if err != nil {
+			return nil, err
+		}
+		return c.openObserved(ctx, id, sub, payload, metadata, nil, caps)
 	}
 	if err := c.taken.endings.checkStreams(c.opts); err != nil {
 		c.overload(err)
@@ -212,7 +220,7 @@ func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *
 	}
 	seen, caller := new(observed), ctx
 	seen.init(c, time.Now())
-	ctx, metadata, err := c.beginCall(ctx, seen, CallInfo{Handler: id, Subroute: route, Stream: true, PayloadBytes: len(payload)})
+	ctx, metadata, err := c.beginCall(ctx, seen, CallInfo{Handler: id, Subroute: route, Stream: true, PayloadBytes: len(payload), Metadata: o.ownMetadata()})
 	if err != nil {
 		return nil, err
 	}

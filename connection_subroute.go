@@ -39,7 +39,7 @@ func (s *Subroute) request(ctx context.Context, id HandlerID, payload []byte, ti
 		return nil, s.err
 	}
 	sub := s.hash.withHandler(id)
-	return s.conn.request(ctx, id, s.route, &sub, payload, timeout)
+	return s.conn.request(ctx, id, s.route, &sub, payload, timeout, nil)
 }
 
 // NewStream is [Connection.NewStream] to a handler under the subroute.
@@ -60,7 +60,7 @@ func (s *Subroute) openStream(ctx context.Context, id HandlerID, payload []byte,
 		return nil, s.err
 	}
 	sub := s.hash.withHandler(id)
-	return s.conn.open(ctx, id, s.route, &sub, payload, caps)
+	return s.conn.open(ctx, id, s.route, &sub, payload, caps, nil)
 }
 
 // Subroute returns the subroute below this one: the names are joined with "/". An empty name gives

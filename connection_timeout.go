@@ -38,7 +38,7 @@ func (t *timed) SingleRequest(ctx context.Context, id HandlerID, payload []byte)
 		return nil, context.DeadlineExceeded
 	}
 	if t.sub == nil {
-		return t.conn.request(ctx, id, "", nil, payload, t.timeout)
+		return t.conn.request(ctx, id, "", nil, payload, t.timeout, nil)
 	}
 	return t.sub.request(ctx, id, payload, t.timeout)
 }

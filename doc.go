@@ -120,10 +120,10 @@
 // call returns at once.
 //
 // A single handler is not told; its answer, when it comes late, is thrown away. One that is
-// registered with [Manager.RegisterSingleHandlerContext] has a context, which ends at the deadline,
-// with the link, and when the handler returns. A stream handler has one that ends with the caller's
-// as well. [GetCaller] and [GetSubroute] read from it who called, as far as the link has proved
-// that, and under which subroute.
+// registered with [Manager.RegisterSingleHandlerContext] has a context, which ends with that of the
+// caller, with the link, and when the handler returns. So has a stream handler. [GetCaller],
+// [GetSubroute] and [Metadata] read from it who called, as far as the link has proved that, under
+// which subroute, and what the caller and its interceptors have given along.
 //
 // Links are pinged. One that is dead is noticed within three intervals,
 // and every call on it fails then. So is a stream whose other end is gone.

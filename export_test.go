@@ -229,5 +229,20 @@ const (
 	AllCaps         = ourCaps &^ capFrameChecksum
 )
 
+// RequestWith makes a request with metadata, under a subroute if that is not empty.
+func RequestWith(ctx context.Context, c *Connection, id HandlerID, subroute string, payload []byte, metadata map[string]string) ([]byte, error) {
+	var sub *subHandlerID
+	if subroute != "" {
+		s := newSubHandlerID(id, subroute)
+		sub = &s
+	}
+	return c.request(ctx, id, subroute, sub, payload, 0, &callOptions{metadata: metadata})
+}
+
+// OpenWith opens a stream with metadata.
+func OpenWith(ctx context.Context, c *Connection, id HandlerID, payload []byte, metadata map[string]string) (*Stream, error) {
+	return rawStream(c.open(ctx, id, "", nil, payload, capacities{}, &callOptions{metadata: metadata}))
+}
+
 // Decode is what typed handlers and calls do with a payload.
 func Decode[T RoundTripper](v T, b []byte, nesting int) error { return decode(v, b, nesting) }

@@ -159,6 +159,9 @@ func (h handler) serves(o op) bool {
 	return h.single != nil
 }
 
+// wantsMetadata reports whether the handler can ask for the metadata of a call: it has a context.
+func (h handler) wantsMetadata() bool { return h.stream != nil || h.single.contextFn != nil }
+
 // decodes is the decodedCost of the payload.
 func (h handler) decodes() int {
 	if h.single != nil {

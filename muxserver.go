@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -59,7 +60,7 @@ type muxServer struct {
 	sendSeq  sequence
 	result   *RemoteErr   // of the handler; published by returned
 	seen     *observed    // nil if nobody wants to know
-	metadata []byte       // for those who want to
+	metadata []byte       // as it came; nil for none
 	slot     *limit.Slots // the handler's, until all is sent; for who sends the result
 
 	// The reader's own.
@@ -120,7 +121,10 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrive
 		base, release = context.WithDeadline(base, m.deadline)
 		m.cancel = func(cause error) { cancel(cause); release() }
 	}
-	m.ctx = &handlerContext{Context: base, caller: caller, subroute: h.subroute, draining: host.drains()}
+	m.metadata = bytes.Clone(open.Metadata)
+	m.ctx = &handlerContext{
+		Context: base, caller: caller, subroute: h.subroute, draining: host.drains(), metadata: m.metadata,
+	}
 	return m
 }
 

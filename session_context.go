@@ -15,9 +15,11 @@ type requestContext struct {
 
 // init makes it the context of a handler of s. It lives until the deadline, zero for none, and until
 // end.
-func (c *requestContext) init(s *session, subroute string, deadline time.Time) {
+func (c *requestContext) init(s *session, subroute string, deadline time.Time, metadata []byte) {
 	c.life.session, c.life.deadline = s.ctx, deadline
-	c.handlerContext = handlerContext{Context: &c.life, caller: &s.conn.caller, subroute: subroute, draining: s.draining}
+	c.handlerContext = handlerContext{
+		Context: &c.life, caller: &s.conn.caller, subroute: subroute, draining: s.draining, metadata: metadata,
+	}
 }
 
 // requestLife is a context that ends with a session, at a deadline, or when a handler has returned.

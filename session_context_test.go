@@ -69,7 +69,7 @@ func TestRequestContext_CostsNothingAsLongAsItIsAlive(t *testing.T) {
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	defer s.cancel(nil)
 	c := new(requestContext)
-	c.init(s, "sub", time.Now().Add(time.Hour))
+	c.init(s, "sub", time.Now().Add(time.Hour), nil)
 	ctx := context.WithValue(context.Context(c), t, "a value")
 	require.Zero(t, testing.AllocsPerRun(100, func() {
 		if ctx.Err() != nil || ctx.Value(s) != nil || GetSubroute(ctx) != "sub" {

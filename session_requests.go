@@ -49,7 +49,8 @@ func (o *opener) requestTask(p parcel, h handler, payload arrived, deadline time
 	t.s, t.id, t.handler, t.entry, t.payload = s, p.MuxID, p.Handler, h.single, payload
 	t.deadline = deadline
 	t.Limit(p.now, deadline)
-	if len(s.opts.ServeInterceptors) > 0 {
+	switch {
+	case len(s.opts.ServeInterceptors) > 0:
 		// In one piece with its context.
 		served := new(struct {
 			observed
@@ -57,8 +58,13 @@ func (o *opener) requestTask(p parcel, h handler, payload arrived, deadline time
 		})
 		t.seen, t.ctx = &served.observed, &served.ctx
 		s.conn.observe(t.seen, p.now, payload.size())
-		t.metadata = bytes.Clone(p.Metadata)
+	case h.single.contextFn != nil:
+		t.ctx = new(requestContext)
+	default:
+		return t
 	}
+	t.metadata = bytes.Clone(p.Metadata)
+	t.ctx.init(s, t.entry.subroute, deadline, t.metadata)
 	return t
 }
 
@@ -135,10 +141,6 @@ func (t *singleTask) Run() {
 		return
 	}
 	own := t.ctx
-	if own == nil {
-		own = new(requestContext)
-	}
-	own.init(s, t.entry.subroute, t.deadline)
 	defer func() { own.life.end(s.pastDeadline(t.deadline)) }()
 	ctx, err := s.conn.beginServe(own, t.seen, CallInfo{Handler: t.handler, Subroute: t.entry.subroute, PayloadBytes: len(payload)}, t.metadata)
 	switch {
