@@ -66,13 +66,13 @@ const (
 	capBothCapacities
 	capFrameChecksum
 	_ // confirming pings
-	_ // cancel
+	capCancel
 	capErrors
 )
 
 // ourCaps are the extensions that this implementation speaks.
 const ourCaps = capWideCredits | capFragments | capDrain | capMetadata | capBothCapacities | capFrameChecksum |
-	capErrors
+	capCancel | capErrors
 
 // frameChecksum reports whether frames have a checksum, in place of the messages in them.
 func (c caps) frameChecksum() bool { return c&capFrameChecksum != 0 }

@@ -154,8 +154,8 @@ func (r *reader) dispatch(m *message) error {
 	case opUnblockSrvMux:
 		r.toServer(m, (*muxServer).onUnblock)
 	case opDisconnectServerMux:
-		if !r.toServer(m, (*muxServer).onDisconnect) {
-			r.s.opener.giveUp(m.MuxID)
+		if !r.toServer(m, (*muxServer).onDisconnect) && !r.s.opener.giveUp(m.MuxID) {
+			r.s.cancelServed(m.MuxID)
 		}
 	case opAckMux:
 		r.onClientMsg(m, (*muxClient).onAck)

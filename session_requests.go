@@ -25,6 +25,7 @@ type singleTask struct {
 	deadline time.Time       // zero for none
 	seen     *observed       // nil if nobody wants to know
 	ctx      *requestContext // the handler's, or nil
+	listed   bool            // in the session's table of those that can be cancelled
 	metadata []byte
 	charge   limit.Charge // for the payload, while the handler runs
 	refused  error        // by a limit, once the payload was decoded
@@ -65,8 +66,21 @@ func (o *opener) requestTask(p parcel, h handler, payload arrived, deadline time
 	}
 	t.metadata = bytes.Clone(p.Metadata)
 	t.ctx.init(s, t.entry.subroute, deadline, t.metadata)
+	if h.single.contextFn != nil && s.caps&capCancel != 0 {
+		t.listed = s.cancellable.add(t.id, t.ctx)
+	}
 	return t
 }
+
+// cancelServed takes in that the client of a request has given up.
+func (s *session) cancelServed(id uint64) {
+	if ctx, ok := s.cancellable.get(id); ok {
+		ctx.life.clientGone()
+	}
+}
+
+// isGone reports whether the client is known to have given up.
+func (t *singleTask) isGone() bool { return t.listed && t.ctx.life.isGone() }
 
 // Refuse implements workers.Task: more requests have come in than can be answered in time.
 func (t *singleTask) Refuse() {
@@ -89,7 +103,7 @@ func (t *singleTask) Run() {
 	t.charge = charge
 	var resp []byte
 	result := errHandlerExited // stays if the handler ends its goroutine
-	expired := s.pastDeadline(t.deadline)
+	expired, gone := s.pastDeadline(t.deadline), t.isGone()
 	// By itself: an interceptor may end the goroutine.
 	defer func() {
 		t.free()
@@ -119,18 +133,23 @@ func (t *singleTask) Run() {
 		default:
 			m.setPayload(buf)
 		}
-		size, err := len(buf), error(context.DeadlineExceeded)
-		if expired || s.pastDeadline(t.deadline) {
+		size, err := len(buf), error(nil)
+		switch {
+		case expired || s.pastDeadline(t.deadline):
+			err = context.DeadlineExceeded
 			PutByteBuffer(buf)
-		} else {
-			err = s.sender.sendResponse(&m, buf, t.deadline)
+		case t.isGone():
+			err = context.Canceled
+			PutByteBuffer(buf)
+		default:
+			err = s.sender.sendResponse(&m, buf, t)
 		}
 		if outcome = cmp.Or(outcome, err); outcome == nil {
 			t.seen.sent(size)
 		}
 		t.seen.endServed(outcome)
 	}()
-	if expired {
+	if expired || gone {
 		// Nobody waits any more: under overload, work for them is at the cost of those who do.
 		PutByteBuffer(payload)
 		result = nil
@@ -156,6 +175,10 @@ func (t *singleTask) Run() {
 
 // free lets another request have the task.
 func (t *singleTask) free() {
+	if t.listed {
+		t.s.cancellable.remove(t.id)
+		t.listed = false
+	}
 	t.s, t.entry, t.payload, t.seen, t.ctx, t.metadata = nil, nil, arrived{}, nil, nil, nil
 	t.charge, t.refused = limit.Charge{}, nil
 	singleTasks.Put(t)
