@@ -2,7 +2,6 @@ package grid
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"time"
 )
@@ -43,16 +42,16 @@ type CallOptions struct {
 // one for each call; it is safe for concurrent use.
 type Caller struct {
 	// Set once.
-	conn     *Connection // nil for a host that can't be reached
-	sub      *Subroute   // nil for none
-	limits   callLimits
-	metadata map[string]string
+	conn    *Connection // nil for a host that can't be reached
+	sub     *Subroute   // nil for none
+	options callOptions
 }
 
-// callLimits are how long a call, or the opening of a stream, may take.
-type callLimits struct {
-	timeout time.Duration // 0 for none
-	waits   bool          // for a link
+// callOptions are [CallOptions] on their way.
+type callOptions struct {
+	timeout  time.Duration     // of a request, or of the opening of a stream; 0 for none
+	waits    bool              // for a link
+	metadata map[string]string // is not changed
 }
 
 // With returns what makes calls with the given options.
@@ -81,10 +80,9 @@ func timeoutAlone(d time.Duration) CallOptions {
 }
 
 func newCaller(c *Connection, s *Subroute, o CallOptions) *Caller {
-	return &Caller{
-		conn: c, sub: s, metadata: maps.Clone(o.Metadata),
-		limits: callLimits{timeout: o.Timeout, waits: o.WaitForLink},
-	}
+	return &Caller{conn: c, sub: s, options: callOptions{
+		timeout: o.Timeout, waits: o.WaitForLink, metadata: maps.Clone(o.Metadata),
+	}}
 }
 
 // SingleRequest is [Connection.SingleRequest] with the options of the Caller.
@@ -93,9 +91,9 @@ func (c *Caller) SingleRequest(ctx context.Context, id HandlerID, payload []byte
 		return nil, err
 	}
 	if c.sub != nil {
-		return c.sub.request(ctx, id, payload, c.limits)
+		return c.sub.request(ctx, id, payload, c.options)
 	}
-	return c.conn.request(ctx, id, "", nil, payload, c.limits)
+	return c.conn.request(ctx, id, "", nil, payload, c.options)
 }
 
 // NewStream is [Connection.NewStream] with the options of the Caller.
@@ -112,7 +110,7 @@ func (c *Caller) openStream(ctx context.Context, id HandlerID, payload []byte, c
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	caps.limits = c.limits
+	caps.options = c.options
 	if c.sub != nil {
 		return c.sub.openStream(ctx, id, payload, caps)
 	}
@@ -124,10 +122,8 @@ func (c *Caller) check() error {
 	switch {
 	case c == nil:
 		return errNoConnection
-	case c.limits.timeout < 0:
+	case c.options.timeout < 0:
 		return context.DeadlineExceeded
-	case len(c.metadata) > 0:
-		return errors.New("grid: CallOptions.Metadata is not supported yet")
 	}
 	return nil
 }
@@ -152,15 +148,15 @@ func (c *Connection) requestTimeout() time.Duration {
 }
 
 // awaitReady is ready for a call that has found no link because of err, and waits for one. It takes
-// the time that it has waited from limits.
-func (c *Connection) awaitReady(ctx context.Context, id HandlerID, payload []byte, limits *callLimits, err error) (*session, error) {
+// the time that it has waited from o.
+func (c *Connection) awaitReady(ctx context.Context, id HandlerID, payload []byte, o *callOptions, err error) (*session, error) {
 	if c == nil {
 		return nil, err
 	}
 	var end time.Time
-	if limits.timeout > 0 {
+	if o.timeout > 0 {
 		var cancel context.CancelFunc
-		end = time.Now().Add(limits.timeout)
+		end = time.Now().Add(o.timeout)
 		ctx, cancel = context.WithDeadline(ctx, end)
 		defer cancel()
 	}
@@ -172,7 +168,7 @@ func (c *Connection) awaitReady(ctx context.Context, id HandlerID, payload []byt
 		s, err = c.ready(id, payload)
 	}
 	if err == nil && !end.IsZero() {
-		if limits.timeout = time.Until(end); limits.timeout <= 0 {
+		if o.timeout = time.Until(end); o.timeout <= 0 {
 			return nil, context.DeadlineExceeded
 		}
 	}

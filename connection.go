@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -137,25 +138,29 @@ func (c *Connection) caps() caps {
 // neither what a call may return, as a RemoteErr, nor the end of anything else. So the error with
 // which a group of calls is cancelled is told from that of the call which has failed.
 func (c *Connection) SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error) {
-	return c.request(ctx, id, "", nil, payload, callLimits{})
+	return c.request(ctx, id, "", nil, payload, callOptions{})
 }
 
 // request makes a single request under a subroute, whose name is route; sub is nil for none.
-func (c *Connection) request(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, limits callLimits) ([]byte, error) {
+func (c *Connection) request(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, o callOptions) ([]byte, error) {
 	if c != nil && c.intercepts() {
-		return c.interceptRequest(ctx, id, route, sub, payload, limits)
+		return c.interceptRequest(ctx, id, route, sub, payload, o)
 	}
-	return c.single(ctx, id, sub, payload, nil, limits)
-}
-
-func (c *Connection) interceptRequest(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, limits callLimits) (answer []byte, err error) {
-	seen := new(observed)
-	seen.init(c, time.Now())
-	ctx, metadata, err := c.beginCall(ctx, seen, CallInfo{Handler: id, Subroute: route, PayloadBytes: len(payload)})
+	metadata, err := encodeMetadata(o.metadata)
 	if err != nil {
 		return nil, err
 	}
-	answer, err = c.single(ctx, id, sub, payload, metadata, limits)
+	return c.single(ctx, id, sub, payload, metadata, o)
+}
+
+func (c *Connection) interceptRequest(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, o callOptions) (answer []byte, err error) {
+	seen := new(observed)
+	seen.init(c, time.Now())
+	ctx, metadata, err := c.beginCall(ctx, seen, CallInfo{Handler: id, Subroute: route, PayloadBytes: len(payload), Metadata: maps.Clone(o.metadata)})
+	if err != nil {
+		return nil, err
+	}
+	answer, err = c.single(ctx, id, sub, payload, metadata, o)
 	if err == nil {
 		seen.received(len(answer), true)
 	}
@@ -164,18 +169,18 @@ func (c *Connection) interceptRequest(ctx context.Context, id HandlerID, route s
 }
 
 // single makes a single request of which interceptors have been told.
-func (c *Connection) single(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte, limits callLimits) ([]byte, error) {
+func (c *Connection) single(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte, o callOptions) ([]byte, error) {
 	s, err := c.ready(id, payload)
-	if err != nil && limits.waits {
-		if _, ok := ctx.Deadline(); !ok && limits.timeout == 0 {
-			limits.timeout = c.requestTimeout()
+	if err != nil && o.waits {
+		if _, ok := ctx.Deadline(); !ok && o.timeout == 0 {
+			o.timeout = c.requestTimeout()
 		}
-		s, err = c.awaitReady(ctx, id, payload, &limits, err)
+		s, err = c.awaitReady(ctx, id, payload, &o, err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return s.single(ctx, id, sub, payload, metadata, limits.timeout)
+	return s.single(ctx, id, sub, payload, metadata, o.timeout)
 }
 
 // NewStream opens a stream to handler id, and waits until the remote has taken it on. payload stays
@@ -211,7 +216,11 @@ func rawStream(m *muxClient, err error) (*Stream, error) {
 // open opens a stream under a subroute, whose name is route; sub is nil for none.
 func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, caps capacities) (*muxClient, error) {
 	if c == nil || !c.intercepts() {
-		return c.openObserved(ctx, id, sub, payload, nil, nil, caps)
+		metadata, err := encodeMetadata(caps.options.metadata)
+		if err != nil {
+			return nil, err
+		}
+		return c.openObserved(ctx, id, sub, payload, metadata, nil, caps)
 	}
 	if err := c.taken.endings.checkStreams(c.opts); err != nil {
 		c.overload(err)
@@ -219,7 +228,7 @@ func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *
 	}
 	seen, caller := new(observed), ctx
 	seen.init(c, time.Now())
-	ctx, metadata, err := c.beginCall(ctx, seen, CallInfo{Handler: id, Subroute: route, Stream: true, PayloadBytes: len(payload)})
+	ctx, metadata, err := c.beginCall(ctx, seen, CallInfo{Handler: id, Subroute: route, Stream: true, PayloadBytes: len(payload), Metadata: maps.Clone(caps.options.metadata)})
 	if err != nil {
 		return nil, err
 	}
@@ -234,8 +243,8 @@ func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *
 
 func (c *Connection) openObserved(ctx context.Context, id HandlerID, sub *subHandlerID, payload, metadata []byte, seen *observed, caps capacities) (*muxClient, error) {
 	s, err := c.ready(id, payload)
-	if err != nil && caps.limits.waits {
-		s, err = c.awaitReady(ctx, id, payload, &caps.limits, err)
+	if err != nil && caps.options.waits {
+		s, err = c.awaitReady(ctx, id, payload, &caps.options, err)
 	}
 	if err != nil {
 		return nil, err
@@ -243,7 +252,7 @@ func (c *Connection) openObserved(ctx context.Context, id HandlerID, sub *subHan
 	if !caps.known {
 		// What is registered here under the same name tells a version 1 peer's capacities.
 		if h := c.handlers.lookup(id, sub).stream; h != nil {
-			caps = capacities{out: h.outCapacity, in: h.inCapacity, known: !s.caps.wide(), early: caps.early}
+			caps = capacities{out: h.outCapacity, in: h.inCapacity, known: !s.caps.wide(), early: caps.early, options: caps.options}
 		}
 	}
 	return s.openStream(ctx, id, sub, payload, metadata, seen, caps)

@@ -194,10 +194,11 @@ func (c *Connection) observe(o *observed, now time.Time, payload int) {
 }
 
 // beginServe tells the interceptors of a call that is served. It returns the context that its
-// handler gets.
+// handler gets. Metadata that is none ends the call, also where there are no interceptors.
 func (c *Connection) beginServe(ctx context.Context, o *observed, about CallInfo, metadata []byte) (_ context.Context, err error) {
 	if o == nil {
-		return ctx, nil
+		_, err = decodeMetadata(metadata)
+		return ctx, err
 	}
 	o.info = about
 	info := &o.info

@@ -27,10 +27,10 @@ func newSubroute(c *Connection, route string) *Subroute {
 
 // SingleRequest is [Connection.SingleRequest] to a handler under the subroute.
 func (s *Subroute) SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error) {
-	return s.request(ctx, id, payload, callLimits{})
+	return s.request(ctx, id, payload, callOptions{})
 }
 
-func (s *Subroute) request(ctx context.Context, id HandlerID, payload []byte, limits callLimits) ([]byte, error) {
+func (s *Subroute) request(ctx context.Context, id HandlerID, payload []byte, o callOptions) ([]byte, error) {
 	if s == nil {
 		return nil, errNoConnection
 	}
@@ -38,7 +38,7 @@ func (s *Subroute) request(ctx context.Context, id HandlerID, payload []byte, li
 		return nil, s.err
 	}
 	sub := s.hash.withHandler(id)
-	return s.conn.request(ctx, id, s.route, &sub, payload, limits)
+	return s.conn.request(ctx, id, s.route, &sub, payload, o)
 }
 
 // NewStream is [Connection.NewStream] to a handler under the subroute.

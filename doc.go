@@ -102,8 +102,9 @@
 //
 // What the remote host answers in place of a result is a *[RemoteErr]: the error of a handler, its
 // panic, or that the host does not run one. [IsRemoteErr] and [errors.As] find it; [errors.Is]
-// compares its text, so a sentinel that both hosts know can be used across the wire. Everything
-// else arose on this side:
+// compares texts, its own and those of the errors that it wraps, so a sentinel that both hosts know
+// can be used across the wire. [NewRemoteErrCode] gives it a code, and [ErrorCode] reads that.
+// Everything else arose on this side:
 //
 //   - [ErrDisconnected]: there is no link, or it was lost during the call; the text
 //     says to which host, and why. In the second case the remote may or may not
@@ -128,10 +129,10 @@
 // call returns at once.
 //
 // A single handler is not told; its answer, when it comes late, is thrown away. One that is
-// registered with [Manager.RegisterSingleHandlerContext] has a context, which ends at the deadline,
-// with the link, and when the handler returns. A stream handler has one that ends with the caller's
-// as well. [GetCaller] and [GetSubroute] read from it who called, as far as the link has proved
-// that, and under which subroute.
+// registered with [Manager.RegisterSingleHandlerContext] has a context, which ends with that of the
+// caller, with the link, and when the handler returns. So has a stream handler. [GetCaller],
+// [GetSubroute] and [Metadata] read from it who called, as far as the link has proved that, under
+// which subroute, and what the caller and its interceptors have given along.
 //
 // Links are pinged. One that is dead is noticed within three intervals,
 // and every call on it fails then. So is a stream whose other end is gone.

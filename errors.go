@@ -60,83 +60,6 @@ var packageErrors = []error{
 	ErrMessageTooLarge, ErrOverloaded, ErrProtocol,
 }
 
-// RemoteErr is an error that came from the remote side: what a handler returned, or the remote's
-// reason for not running one. It travels as its text.
-//
-// The text of a handler belongs to the caller, who gets up to 64 KiB of it. So clip it before it is
-// logged or kept. Of what the remote says for itself, and of all else that a peer says, no more than
-// 1 KiB is kept, logged or made part of an error.
-//
-// A call returns it as *RemoteErr, wrapped if it is [ErrOverloaded] as well. [errors.As] finds it
-// with a *RemoteErr or a RemoteErr as the target. [errors.Is] compares the text, so a remote's
-// answer can be told by the sentinel that its handler returned; local conditions are excepted: a
-// RemoteErr never is one of the errors of this package, [context.Canceled],
-// [context.DeadlineExceeded] or [io.EOF], whatever its text.
-//
-// A nil *RemoteErr is no error, but in a variable of type error it is not nil: a function that
-// returns error must return nil in its place. No function of this package returns one as error.
-type RemoteErr string
-
-// NewRemoteErr makes a RemoteErr with the text of err. It returns nil for nil, and err itself where
-// err is a *RemoteErr. It is for handlers: what it returns is not to be returned as error without a
-// look at whether it is nil; see [RemoteErr].
-func NewRemoteErr(err error) *RemoteErr {
-	if err = notNilRemote(err); err == nil {
-		return nil
-	}
-	if r, ok := err.(*RemoteErr); ok {
-		return r
-	}
-	return NewRemoteErrString(err.Error())
-}
-
-// notNilRemote is err, or nil for a nil *RemoteErr, which a function of the application's may have
-// returned as error.
-func notNilRemote(err error) error {
-	if r, ok := err.(*RemoteErr); ok && r == nil {
-		return nil
-	}
-	return err
-}
-
-// NewRemoteErrf makes a RemoteErr with a text formatted by [fmt.Sprintf].
-func NewRemoteErrf(format string, a ...any) *RemoteErr {
-	return NewRemoteErrString(fmt.Sprintf(format, a...))
-}
-
-// NewRemoteErrString makes a RemoteErr with the text msg.
-func NewRemoteErrString(msg string) *RemoteErr {
-	r := RemoteErr(msg)
-	return &r
-}
-
-// IsRemoteErr reports whether err, or an error that it wraps, is a [RemoteErr].
-func IsRemoteErr(err error) bool {
-	var r RemoteErr
-	return errors.As(notNilRemote(err), &r)
-}
-
-// Error returns the text that the remote sent.
-func (r RemoteErr) Error() string { return string(r) }
-
-// Is reports whether target has the same text, for [errors.Is]; see [RemoteErr].
-func (r RemoteErr) Is(target error) bool {
-	switch target {
-	case nil, context.Canceled, context.DeadlineExceeded, io.EOF:
-		return false
-	}
-	for _, e := range packageErrors {
-		if e == target {
-			return false
-		}
-	}
-	if p, ok := target.(*RemoteErr); ok {
-		return p != nil && *p == r
-	}
-	text, ok := textOf(target)
-	return ok && string(r) == text
-}
-
 // textOf is the text of an error, if it has one: a nil pointer or an error that is not complete may
 // panic when it is asked.
 func textOf(err error) (text string, ok bool) {
@@ -176,19 +99,6 @@ type fixedText struct {
 
 func (e *fixedText) Error() string { return e.text }
 func (e *fixedText) Unwrap() error { return e.err }
-
-// As sets a *RemoteErr or **RemoteErr target, for [errors.As], and reports whether target was one.
-func (r RemoteErr) As(target any) bool {
-	switch t := target.(type) {
-	case *RemoteErr:
-		*t = r
-	case **RemoteErr:
-		*t = &r
-	default:
-		return false
-	}
-	return true
-}
 
 // protocolErrorf may be given what a decoder says, which may repeat what it was given.
 func protocolErrorf(format string, a ...any) error {

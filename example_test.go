@@ -357,8 +357,8 @@ func ExampleRemoteErr() {
 	errNotFound := errors.New("file not found") // both hosts know it
 
 	const read, missing grid.HandlerID = 1, 2
-	err := server.RegisterSingleHandler(read, func([]byte) ([]byte, *grid.RemoteErr) {
-		return nil, grid.NewRemoteErr(errNotFound)
+	err := server.RegisterSingleHandler(read, func(name []byte) ([]byte, *grid.RemoteErr) {
+		return nil, grid.NewRemoteErrCode("no_file", fmt.Errorf("reading %s: %w", name, errNotFound))
 	})
 	if err != nil {
 		log.Fatal(err)
@@ -368,7 +368,7 @@ func ExampleRemoteErr() {
 		var remote *grid.RemoteErr
 		switch {
 		case errors.Is(err, errNotFound):
-			fmt.Println("the handler's own error:", err)
+			fmt.Println("the handler's own error:", err, "- code:", grid.ErrorCode(err))
 		case errors.As(err, &remote):
 			fmt.Println("another error from the remote host:", remote)
 		case errors.Is(err, grid.ErrDisconnected):
@@ -377,7 +377,7 @@ func ExampleRemoteErr() {
 			fmt.Println("something on this side:", err)
 		}
 	}
-	_, err = conn.SingleRequest(ctx, read, nil)
+	_, err = conn.SingleRequest(ctx, read, []byte("a.txt"))
 	tell(err)
 	_, err = conn.SingleRequest(ctx, missing, nil)
 	tell(err)
@@ -386,7 +386,7 @@ func ExampleRemoteErr() {
 	_, err = conn.SingleRequest(ctx, read, make([]byte, 33<<20))
 	tell(err)
 	// Output:
-	// the handler's own error: file not found
+	// the handler's own error: reading a.txt: file not found - code: no_file
 	// another error from the remote host: grid: no request handler with ID 2
 	// the remote host can't be reached: grid: disconnected: nil Connection: its host was not among the Manager's hosts, or is the local one
 	// something on this side: grid: message too large: payload of 34603008 bytes, MaxMessageSize is 33554432 bytes

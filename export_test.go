@@ -58,6 +58,9 @@ func (s *session) Probes() int {
 // Openings is how many have not arrived in whole.
 func (s *session) Openings() int { return s.opener.openings.size() }
 
+// Cancellable is how many requests that are served could be cancelled.
+func (s *session) Cancellable() int { return s.cancellable.size() }
+
 // SmallTaken is how much of the queue payloads have that are not in fragments.
 func (s *session) SmallTaken() int {
 	s.sender.out.mu.Lock()

@@ -20,8 +20,9 @@ import (
 //
 // It never runs on the goroutine that reads the connection, so it may block, and it runs
 // concurrently with others: of two requests that are under way at the same time, the second may be
-// handled first. If the caller's deadline has passed when it returns, nothing is sent; if it has
-// passed before there was time to call it, it is not called.
+// handled first. It is not told that the caller gives up; a [SingleHandlerContextFn] is. If the
+// caller's deadline has passed when it returns, nothing is sent; if it has passed before there was
+// time to call it, it is not called.
 type SingleHandlerFn func(payload []byte) ([]byte, *RemoteErr)
 
 // StreamHandlerFn serves a stream.
@@ -63,9 +64,14 @@ type StreamHandler struct {
 // SingleHandlerContextFn is a [SingleHandlerFn] with a context.
 //
 // The context ends at the caller's deadline, when the connection is lost or closed, by either side,
-// and when the handler has returned; [context.Cause] is [context.DeadlineExceeded], an error that
-// wraps [ErrDisconnected], or [context.Canceled]. That the caller has given up before its deadline
-// is not told. [GetCaller], which says how far its answer is proved, and [GetSubroute] work on it.
+// when the caller gives up, and when the handler has returned; [context.Cause] is
+// [context.DeadlineExceeded], an error that wraps [ErrDisconnected], or for the last two
+// [context.Canceled]. Where the caller has given up nothing is sent when the handler returns. If it
+// has before there was time to call the handler, that is not called. A caller of version 1 does not
+// say that it gives up before its deadline (protocol section 8, extension 128).
+//
+// [GetCaller], which says how far its answer is proved, [GetSubroute], [Metadata] and [Draining] work
+// on it.
 type SingleHandlerContextFn func(ctx context.Context, payload []byte) ([]byte, *RemoteErr)
 
 // singleEntry is a registered handler of single requests.
@@ -160,6 +166,9 @@ func (h handler) serves(o op) bool {
 	}
 	return h.single != nil
 }
+
+// wantsMetadata reports whether the handler can ask for the metadata of a call: it has a context.
+func (h handler) wantsMetadata() bool { return h.stream != nil || h.single.contextFn != nil }
 
 // decodes is the decodedCost of the payload.
 func (h handler) decodes() int {

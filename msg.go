@@ -158,11 +158,25 @@ func (m *message) setError(text string) {
 // clipText shortens an error's text to what travels.
 func clipText(text string) string { return clip.To(text, maxErrorText) }
 
-// payloadErr is the error of a handler that the message carries, or nil. It is for the caller, but
-// the end of a stream may wait for that, and is not counted: so no more of it is taken than we send.
-func (m *message) payloadErr() *RemoteErr {
-	if m.Flags&flagPayloadIsErr == 0 {
+// setRemoteErr makes an error of a handler the payload, with its details where the peer takes them.
+func (m *message) setRemoteErr(r *RemoteErr, caps caps) {
+	if r.more == nil || caps&capErrors == 0 {
+		m.setError(r.text)
+		return
+	}
+	m.Flags |= flagPayloadIsErr | flagDetails
+	m.Payload = r.encode()
+}
+
+// payloadErr is the error of a handler that the message carries, as a *RemoteErr, or ErrProtocol if
+// it can't be read; nil if it carries none. It is for the caller, but the end of a stream may wait for
+// that, and is not counted: so no more of it is taken than we send.
+func (m *message) payloadErr() error {
+	switch {
+	case m.Flags&flagPayloadIsErr == 0:
 		return nil
+	case m.Flags&flagDetails != 0:
+		return decodeRemoteErr(m.Payload)
 	}
 	text := string(m.Payload[:min(len(m.Payload), maxErrorText+1)]) // copied: the buffer is reused
 	return NewRemoteErrString(clipText(text))

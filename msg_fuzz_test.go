@@ -3,6 +3,8 @@ package grid
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"runtime/metrics"
 	"testing"
 	"time"
@@ -228,6 +230,11 @@ func FuzzGridPayloads(f *testing.F) {
 	} {
 		f.Add([]byte(s))
 	}
+	f.Add(NewRemoteErrCode("code", fmt.Errorf("a: %w", errBusy)).encode())
+	f.Add(rawpeer.ErrorDetails{Text: "x", Code: string(make([]byte, 100)), Wraps: make([]string, 20)}.Encode())
+	for _, s := range []string{"\x82\xa5Error\xa0\xa5Wraps\xdd\xff\xff\xff\xff", "\x82\xa5Error\xa1x\xa5Wraps\x92\xa1y\xa1y", "\x82\xa5Error\xa1x\xa4Code\xa0"} {
+		f.Add([]byte(s))
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		for _, fresh := range []func() codec{
 			func() codec { return new(connectReq) }, func() codec { return new(connectResp) }, func() codec { return new(muxConnectError) },
@@ -253,6 +260,18 @@ func FuzzGridPayloads(f *testing.F) {
 			b2, err := again.MarshalMsg(nil)
 			require.NoError(t, err)
 			require.Equal(t, b, b2, "%T", c)
+		}
+		var failure error
+		requireNoClaims(t, len(data), func() { failure = decodeRemoteErr(data) })
+		if r := new(RemoteErr); errors.As(failure, &r) {
+			requireBoundedErr(t, r)
+			if len(data) < maxErrorText/2 { // else the text gives way
+				require.Equal(t, *r, *atCaller(t, r))
+			}
+			_, err := rawpeer.DecodeErrorDetails(data)
+			require.NoError(t, err)
+		} else {
+			require.ErrorIs(t, failure, ErrProtocol)
 		}
 		if n, err := parseCredits(data); err == nil {
 			require.LessOrEqual(t, n, maxCapacity)

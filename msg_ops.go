@@ -47,7 +47,7 @@ type flags uint8
 const (
 	flagCRC flags = 1 << iota
 	flagEOF
-	flagStateless
+	flagDetails // an error has details (section 8); version 1 calls it stateless, and it means nothing
 	flagPayloadIsErr
 	flagPayloadIsZero
 	flagSubroute
@@ -66,11 +66,13 @@ const (
 	capBothCapacities
 	capFrameChecksum
 	capConfirmedPings
+	capCancel
+	capErrors
 )
 
 // ourCaps are the extensions that this implementation speaks.
 const ourCaps = capWideCredits | capFragments | capDrain | capMetadata | capBothCapacities |
-	capFrameChecksum | capConfirmedPings
+	capFrameChecksum | capConfirmedPings | capCancel | capErrors
 
 // frameChecksum reports whether frames have a checksum, in place of the messages in them.
 func (c caps) frameChecksum() bool { return c&capFrameChecksum != 0 }

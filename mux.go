@@ -43,8 +43,8 @@ type capacities struct {
 	known   bool
 	// early says that the caller does not wait for the ack, where an earlier one has told enough.
 	early bool
-	// limits are those of the opening.
-	limits callLimits
+	// options are those of the call.
+	options callOptions
 }
 
 // ending says what goes with the end of a stream besides its error.

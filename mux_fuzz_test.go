@@ -49,6 +49,9 @@ type fuzzStream struct {
 	aborted   atomic.Bool // the handler's context has ended
 }
 
+// errFuzzFailed is what a handler has failed with.
+var errFuzzFailed = errors.New("failed")
+
 type handlerStep struct {
 	size    int
 	returns bool
@@ -246,7 +249,7 @@ func (s *fuzzStream) serve(ctx context.Context, payload []byte, recv func() ([]b
 		case 0, 1:
 			return nil
 		case 2:
-			s.result = NewRemoteErrf("handler %d failed", s.i)
+			s.result = NewRemoteErrCode("failed", fmt.Errorf("handler %d: %w", s.i, errFuzzFailed))
 			return s.result
 		default:
 			s.result = NewRemoteErrString(fmt.Sprintf("grid: handler %d panicked: %d", s.handler(), s.i))
@@ -337,6 +340,9 @@ func (s *fuzzStream) checkEnd() {
 		require.Equal(t, s.handlerSent, s.clientGot, "stream %d ended well, but has lost messages", s.i)
 	case s.result != nil && s.err.Error() == s.result.Error():
 		require.True(t, IsRemoteErr(s.err))
+		details := s.r.caps&capErrors != 0
+		require.Equal(t, details && errors.Is(s.result, errFuzzFailed), errors.Is(s.err, errFuzzFailed), "stream %d", s.i)
+		require.Equal(t, details && ErrorCode(s.result) != "", ErrorCode(s.err) != "", "stream %d", s.i)
 		require.Equal(t, s.handlerSent, s.clientGot, "messages before the handler's error are lost")
 	case !s.disturbed():
 		require.Failf(t, "wrong end", "stream %d ended with %v, its handler with %v", s.i, s.err, s.result)

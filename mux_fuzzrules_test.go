@@ -74,6 +74,11 @@ func (w *wireRules) sent(from int, m rawpeer.Msg) {
 	}
 	require.Equal(w.t, w.r.hosts[0].conn.crc != 0, m.Flags&rawpeer.FlagCRC != 0, "%v", m)
 	s := &x.side[side]
+	if m.Flags&rawpeer.FlagDetails != 0 {
+		require.True(w.t, w.r.caps&capErrors != 0 && m.Op == rawpeer.OpMuxServerMsg && m.Flags&rawpeer.FlagPayloadIsErr != 0, "%v", m)
+		_, err := rawpeer.DecodeErrorDetails(m.Payload)
+		require.NoError(w.t, err)
+	}
 	switch m.Op {
 	case rawpeer.OpDisconnectClientMux, rawpeer.OpDisconnectServerMux:
 		s.dropped = true

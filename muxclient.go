@@ -487,7 +487,11 @@ func (m *muxClient) onMessage(p parcel) error {
 	if !m.checkSeq(msg) {
 		return nil
 	}
-	if err := msg.payloadErr(); err != nil {
+	switch err := msg.payloadErr(); {
+	case errors.Is(err, ErrProtocol):
+		m.fail(err)
+		return nil
+	case err != nil:
 		m.finish(err, 0)
 		return nil
 	}

@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,7 @@ type muxServer struct {
 	id        uint64
 	handler   *streamEntry
 	handlerID HandlerID
+	caps      caps
 	wide      bool // the peer has wide credits
 	tellsBoth bool // the ack names both capacities
 	hasInput  bool
@@ -59,7 +61,7 @@ type muxServer struct {
 	sendSeq  sequence
 	result   *RemoteErr   // of the handler; published by returned
 	seen     *observed    // nil if nobody wants to know
-	metadata []byte       // for those who want to
+	metadata []byte       // as it came; nil for none
 	slot     *limit.Slots // the handler's, until all is sent; for who sends the result
 
 	// The reader's own.
@@ -82,6 +84,7 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrive
 		id:        open.MuxID,
 		handler:   h,
 		handlerID: open.Handler,
+		caps:      caps,
 		wide:      caps.wide(),
 		tellsBoth: caps.bothCapacities(),
 		hasInput:  h.inCapacity > 0 && !eof,
@@ -119,7 +122,10 @@ func newMuxServer(host serverHost, open *message, h *streamEntry, payload arrive
 		base, release = context.WithDeadline(base, m.deadline)
 		m.cancel = func(cause error) { cancel(cause); release() }
 	}
-	m.ctx = &handlerContext{Context: base, caller: caller, subroute: h.subroute, draining: host.drains()}
+	m.metadata = bytes.Clone(open.Metadata)
+	m.ctx = &handlerContext{
+		Context: base, caller: caller, subroute: h.subroute, draining: host.drains(), metadata: m.metadata,
+	}
 	return m
 }
 
@@ -335,7 +341,7 @@ func (m *muxServer) sendResult() {
 	if !m.isAborted() {
 		msg := message{Op: opMuxServerMsg, Flags: flagEOF, slot: m.slot}
 		if m.result != nil {
-			msg.setError(m.result.Error())
+			msg.setRemoteErr(m.result, m.caps)
 		}
 		if m.send(msg) {
 			m.slot = nil

@@ -21,8 +21,9 @@ type CallInfo struct {
 	// PayloadBytes is the size of the payload with which it begins.
 	PayloadBytes int
 
-	// Metadata goes with the call. A [CallInterceptor] may add to it; a [ServeInterceptor] finds
-	// there what came. It is for what describes a call, such as its place in a trace: keys and
+	// Metadata goes with the call. A [CallInterceptor] finds there what the caller has given it, and
+	// may add to it, or replace it; a [ServeInterceptor] finds there what came, and the handler by
+	// [Metadata]. It is for what describes a call, such as its place in a trace: keys and
 	// values together may have 2 KiB, with 10 bytes more for each pair, or the call fails with
 	// [ErrMessageTooLarge]. Peers that do not know the extension get none of it (protocol section
 	// 8). It is nil if there is none; it must not be kept.

@@ -41,7 +41,10 @@ type session struct {
 	calls   callTable            // single requests that were made here
 	streams muxTable[*muxClient] // streams that were opened here
 	served  muxTable[*muxServer] // streams that are served here
-	told    toldCapacities       // of handlers of the peer
+	// requests that are served here, of which a client that gives up says so, and whose handlers
+	// have a context.
+	cancellable muxTable[*requestContext]
+	told        toldCapacities // of handlers of the peer
 
 	clock monotime.Stamp // when the last frame or tick was
 
@@ -89,6 +92,7 @@ func newSession(c *Connection, ws *wsconn.Conn, p peer) *session {
 	s.workers.Init(&s.clock)
 	s.streams.init()
 	s.served.init()
+	s.cancellable.init()
 	return s
 }
 

@@ -55,16 +55,31 @@ func (s *session) single(ctx context.Context, id HandlerID, sub *subHandlerID, p
 		due = time.Now().Add(time.Duration(ms) * time.Millisecond)
 	}
 	if err := s.sender.sendRequest(ctx, c, &m, timeout); err != nil {
-		answer, err := s.calls.abandon(c, err)
+		answer, _, err := s.calls.abandon(c, err)
 		return answer, unsent(err)
 	}
-	answer, err := s.calls.wait(ctx, c)
+	answer, gaveUp, err := s.calls.wait(ctx, c)
+	if gaveUp {
+		s.cancelRequest(ctx, m.MuxID)
+	}
 	if isDropped(err) && !due.IsZero() {
 		if left := time.Until(due); left <= deadlineSlack {
 			err = awaitDeadline(ctx, left)
 		}
 	}
 	return answer, err
+}
+
+// cancelRequest tells the peer, if it knows what that means, that ctx has ended, and nobody waits for
+// the answer to a request any more. Of the deadline the peer knows by itself.
+func (s *session) cancelRequest(ctx context.Context, id uint64) {
+	if s.caps&capCancel == 0 {
+		return
+	}
+	if deadline, ok := ctx.Deadline(); ok && !time.Now().Before(deadline) {
+		return
+	}
+	s.sender.out.offer(&message{MuxID: id, Op: opDisconnectServerMux})
 }
 
 // isDropped reports whether err is that of a request which the peer has dropped without a reason.
@@ -89,7 +104,7 @@ func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerI
 	if c.early && s.caps.bothCapacities() && len(payload) <= wholeSize && !(c.known && c.in == 0) {
 		m.startEarly(&s.told, newToldKey(id, sub))
 	}
-	m.openingTime = c.limits.timeout
+	m.openingTime = c.options.timeout
 	if !s.streams.add(m.id, m) {
 		return nil, unsent(s.endError())
 	}

@@ -301,18 +301,19 @@ func (t *callTable) untilIdle() <-chan struct{} {
 	return t.idle.Wait()
 }
 
-// wait waits for the answer to a call, which was sent.
-func (t *callTable) wait(ctx context.Context, c *call) ([]byte, error) {
-	if ctx.Done() == nil {
+// wait waits for the answer to a call, which was sent. gaveUp says that ctx has ended first.
+func (t *callTable) wait(ctx context.Context, c *call) (answer []byte, gaveUp bool, err error) {
+	if ctx.Done() != nil {
+		select {
+		case <-c.answered:
+		case <-ctx.Done():
+			return t.abandon(c, doneError(ctx))
+		}
+	} else {
 		<-c.answered
-		return t.result(c)
 	}
-	select {
-	case <-c.answered:
-		return t.result(c)
-	case <-ctx.Done():
-		return t.abandon(c, doneError(ctx))
-	}
+	answer, err = t.result(c)
+	return answer, false, err
 }
 
 // result ends a call that was answered.
@@ -337,20 +338,23 @@ func (t *callTable) result(c *call) ([]byte, error) {
 	return a.payload.join(), nil
 }
 
-// abandon ends a call that is no longer waited for, because of err. If it is being answered just
-// then, that answer counts.
-func (t *callTable) abandon(c *call, err error) ([]byte, error) {
+// abandon ends a call that is no longer waited for, because of reason. If it is being answered just
+// then, that answer counts, and it was not given up.
+func (t *callTable) abandon(c *call, reason error) (_ []byte, gaveUp bool, err error) {
 	t.mu.Lock()
-	if t.get(c.id) == c {
+	gaveUp = t.get(c.id) == c
+	if gaveUp {
 		t.take(c)
 		c.dropParts()
-		t.mu.Unlock()
-		c.answer = answer{err: err}
-		return t.result(c)
 	}
 	t.mu.Unlock()
-	<-c.answered
-	return t.result(c)
+	if gaveUp {
+		c.answer = answer{err: reason}
+	} else {
+		<-c.answered
+	}
+	b, err := t.result(c)
+	return b, gaveUp, err
 }
 
 // expire gives up on the calls whose answer has been coming for longer than timeout, and on what a

@@ -15,9 +15,11 @@ type requestContext struct {
 
 // init makes it the context of a handler of s. It lives until the deadline, zero for none, and until
 // end.
-func (c *requestContext) init(s *session, subroute string, deadline time.Time) {
+func (c *requestContext) init(s *session, subroute string, deadline time.Time, metadata []byte) {
 	c.life.session, c.life.deadline = s.ctx, deadline
-	c.handlerContext = handlerContext{Context: &c.life, caller: &s.conn.caller, subroute: subroute, draining: s.draining}
+	c.handlerContext = handlerContext{
+		Context: &c.life, caller: &s.conn.caller, subroute: subroute, draining: s.draining, metadata: metadata,
+	}
 }
 
 // requestLife is a context that ends with a session, at a deadline, or when a handler has returned.
@@ -31,20 +33,51 @@ type requestLife struct {
 	mu     sync.Mutex      // guards what follows
 	made   context.Context // nil: nobody has asked
 	cancel context.CancelFunc
-	over   bool // the handler has returned
+	over   bool // the handler has returned, or the client has given up
 	first  bool // before the session has ended
 	late   bool // after the deadline
+	gone   bool // the client has given up
 }
 
 // end ends the context of a handler that has returned, and says whether it was past the deadline.
 func (c *requestLife) end(late bool) {
 	c.mu.Lock()
-	c.over, c.first, c.late = true, c.session.Err() == nil, late
-	cancel := c.cancel
+	cancel := c.endLocked(late)
 	c.mu.Unlock()
 	if cancel != nil {
 		cancel()
 	}
+}
+
+// endLocked returns what the caller is to call without the lock, or nil.
+func (c *requestLife) endLocked(late bool) context.CancelFunc {
+	if c.over {
+		return nil
+	}
+	c.over, c.first, c.late = true, c.session.Err() == nil, late
+	return c.cancel
+}
+
+// clientGone ends it because the client has given up. So a client does at its deadline, too; then it
+// ends by that.
+func (c *requestLife) clientGone() {
+	var cancel context.CancelFunc
+	c.mu.Lock()
+	c.gone = true
+	if c.deadline.IsZero() || time.Until(c.deadline) > deadlineSlack {
+		cancel = c.endLocked(false)
+	}
+	c.mu.Unlock()
+	if cancel != nil {
+		cancel()
+	}
+}
+
+// isGone reports whether the client has given up.
+func (c *requestLife) isGone() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.gone
 }
 
 // whole returns the context of package context.

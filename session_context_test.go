@@ -20,6 +20,8 @@ func TestRequestContext_TellsWhatOneMadeAtOnceWould(t *testing.T) {
 	ret := func(life *requestLife, _ context.CancelCauseFunc) {
 		life.end(!life.deadline.IsZero() && !time.Now().Before(life.deadline))
 	}
+	gone := func(life *requestLife, _ context.CancelCauseFunc) { life.clientGone() }
+	most := func(*requestLife, context.CancelCauseFunc) { time.Sleep(time.Second - deadlineSlack) }
 	for _, c := range []struct {
 		name  string
 		steps []step
@@ -34,6 +36,18 @@ func TestRequestContext_TellsWhatOneMadeAtOnceWould(t *testing.T) {
 		{"returned, then late", []step{ret, pass}, context.Canceled, context.Canceled},
 		{"lost, then returned", []step{lose, ret}, context.Canceled, lost},
 		{"late, then returned", []step{pass, ret}, context.DeadlineExceeded, context.DeadlineExceeded},
+		{"given up", []step{gone}, context.Canceled, context.Canceled},
+		{"given up twice", []step{gone, gone}, context.Canceled, context.Canceled},
+		{"given up, then returned", []step{gone, ret}, context.Canceled, context.Canceled},
+		{"given up, then late", []step{gone, pass}, context.Canceled, context.Canceled},
+		{"given up, then returned late", []step{gone, pass, ret}, context.Canceled, context.Canceled},
+		{"given up, then lost", []step{gone, lose}, context.Canceled, context.Canceled},
+		{"lost, then given up", []step{lose, gone}, context.Canceled, lost},
+		{"late, then given up", []step{pass, gone}, context.DeadlineExceeded, context.DeadlineExceeded},
+		{"returned, then given up", []step{ret, gone}, context.Canceled, context.Canceled},
+		{"given up near the deadline", []step{most, gone}, nil, nil},
+		{"given up near the deadline, which passes", []step{most, gone, pass}, context.DeadlineExceeded, context.DeadlineExceeded},
+		{"given up near the deadline, then returned", []step{most, gone, ret}, context.Canceled, context.Canceled},
 	} {
 		for askedAfter := range len(c.steps) + 1 {
 			synctest.Test(t, func(t *testing.T) {
@@ -69,7 +83,7 @@ func TestRequestContext_CostsNothingAsLongAsItIsAlive(t *testing.T) {
 	s.ctx, s.cancel = context.WithCancelCause(context.Background())
 	defer s.cancel(nil)
 	c := new(requestContext)
-	c.init(s, "sub", time.Now().Add(time.Hour))
+	c.init(s, "sub", time.Now().Add(time.Hour), nil)
 	ctx := context.WithValue(context.Context(c), t, "a value")
 	require.Zero(t, testing.AllocsPerRun(100, func() {
 		if ctx.Err() != nil || ctx.Value(s) != nil || GetSubroute(ctx) != "sub" {

@@ -3,6 +3,8 @@ package grid
 import (
 	"bytes"
 	"context"
+	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -61,6 +63,23 @@ func FuzzHostilePeer(f *testing.F) {
 			f.Add([]byte(string([]byte{kind}) + steps))
 		}
 	}
+	const ( // handler 5 has a context
+		giveUp     = "\x09\x00"
+		hasDetails = rawpeer.FlagEOF | rawpeer.FlagPayloadIsErr | rawpeer.FlagDetails
+	)
+	waits, drop := say(rawpeer.OpRequest, 0, 1, 0, text), say(rawpeer.OpDisconnectServerMux, 0, 0, 0, none)
+	details := "\x09\x00\x01\x02\x01\x03\x00" // a text, a code and two that are wrapped
+	lying := "\x09\x02\x02\x1f" + string(bytes.Repeat([]byte{2}, 31)) + "\x00"
+	for _, steps := range []string{
+		waits, waits + drop, drop + waits, waits + drop + drop + serve, waits + serve + drop, waits + waits + drop + wait + serve, waits + say(rawpeer.OpDisconnectServerMux, 3, 0, 0, none),
+		waits + waits + waits + waits + waits + drop, say(rawpeer.OpRequest, 0, 1, more, text) + drop + say(rawpeer.OpRequest, 0, 0, 0, text), call + giveUp, call + giveUp + say(rawpeer.OpResponse, 0, 0, eof, text), call + say(rawpeer.OpResponse, 0, 0, more, text) + giveUp,
+		call + say(rawpeer.OpResponse, 0, 0, hasDetails, details), call + say(rawpeer.OpResponse, 0, 0, hasDetails, lying), call + say(rawpeer.OpResponse, 0, 0, hasDetails, text), open + ack + consume + say(rawpeer.OpMuxServerMsg, 0, 0, hasDetails, details),
+		open + ack + say(rawpeer.OpMuxServerMsg, 0, 0, hasDetails, lying) + consume, open + ack + say(rawpeer.OpMuxServerMsg, 0, 0, hasDetails, text), call + say(rawpeer.OpResponse, 0, 0, eof|rawpeer.FlagDetails, details),
+	} {
+		for _, kind := range []byte{0, 3, 4, 7} {
+			f.Add([]byte(string([]byte{kind}) + steps))
+		}
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if len(data) > 1000 {
 			return
@@ -97,29 +116,33 @@ type hostileRun struct {
 	muxes   map[uint64]*hostileCall
 	next    [2]map[uint64]uint32 // numbers of what we say as client and as server
 	permits chan bool            // for handlers
+	dropped bool                 // a mux, as its client
 	ended   bool                 // the program's part
 }
 
 // hostileCall is a call or a stream that was made of us, and what we have said to it.
 type hostileCall struct {
-	cancel  context.CancelFunc
-	permits chan bool
-	got     []byte
-	said    []byte // payloads
-	saidEnd bool   // and nothing that would be delivered behind it
-	acked   bool
-	out     int  // what the first ack has named, where it does
-	granted int  // credits that we were returned
-	took    int  // messages
-	broken  bool // a second time, which ends it with an error
-	over    bool
-	err     error
+	cancel   context.CancelFunc
+	permits  chan bool
+	got      []byte
+	said     []byte // payloads
+	saidEnd  bool   // and nothing that would be delivered behind it
+	acked    bool
+	out      int  // what the first ack has named, where it does
+	granted  int  // credits that we were returned
+	took     int  // messages
+	broken   bool // a second time, which ends it with an error
+	gaveUp   bool // by the program
+	told     bool // the peer, that it was given up
+	asStream bool // a stream's message was said to it
+	over     bool
+	err      error
 }
 
 // hostileCaps are those in use; what they were before both capacities are told among them.
 var hostileCaps = [8]caps{
 	0, capWideCredits, capFragments, wireCaps &^ capBothCapacities,
-	wireCaps, capWideCredits | capBothCapacities, capFragments | capBothCapacities, wireCaps,
+	wireCaps, capWideCredits | capBothCapacities, capFragments | capBothCapacities, wireCaps &^ (capCancel | capErrors),
 }
 
 func newHostileRun(t *testing.T, p *program) *hostileRun {
@@ -136,6 +159,7 @@ func newHostileRun(t *testing.T, p *program) *hostileRun {
 		<-r.permits
 		return nil, NewRemoteErrString("failed")
 	}, "sub"))
+	require.NoError(t, r.h.RegisterSingleHandlerContext(5, r.wait))
 	require.NoError(t, r.h.RegisterStreamingHandler(2, StreamHandler{Handle: r.echo, OutCapacity: 2, InCapacity: 3}))
 	require.NoError(t, r.h.RegisterStreamingHandler(4, StreamHandler{Handle: r.pour, OutCapacity: 1}))
 	r.h.run()
@@ -154,6 +178,19 @@ func (r *hostileRun) echo(_ context.Context, payload []byte, in <-chan []byte, o
 		}
 		out <- b
 	}
+}
+
+// wait is a handler that waits for the end of its context, which must have been said, or a permit.
+func (r *hostileRun) wait(ctx context.Context, b []byte) ([]byte, *RemoteErr) {
+	select {
+	case <-ctx.Done():
+	case <-r.permits:
+	}
+	r.quiet.pass()
+	if cause := context.Cause(ctx); errors.Is(cause, context.Canceled) && (!r.dropped || r.h.sess.caps&capCancel == 0) {
+		r.t.Error("the context of a handler was cancelled by nobody")
+	}
+	return b, NewRemoteErr(ctx.Err())
 }
 
 // pour is a handler that sends without end.
@@ -192,7 +229,9 @@ func (r *hostileRun) step() {
 		time.Sleep(pick(r.p, time.Millisecond, time.Second, 3*time.Second, 9*time.Second, 70*time.Second))
 	case 9:
 		if all := append(append([]*hostileCall(nil), r.streams...), r.calls...); len(all) > 0 {
-			pick(r.p, all...).cancel()
+			c := pick(r.p, all...)
+			c.gaveUp = true
+			c.cancel()
 		}
 	}
 	r.listen()
@@ -210,6 +249,10 @@ func (r *hostileRun) say() rawpeer.Msg {
 		side = 1
 	}
 	c := r.muxes[m.MuxID]
+	r.dropped = r.dropped || m.Op == rawpeer.OpDisconnectServerMux
+	if c != nil && (m.Op == rawpeer.OpAckMux || m.Op == rawpeer.OpMuxServerMsg) {
+		c.asStream = true // for which it may be told to stop
+	}
 	again := m.Op == rawpeer.OpAckMux && c != nil && c.acked
 	if side >= 0 && right {
 		if m.Op == rawpeer.OpAckMux && !again || m.Op == rawpeer.OpConnectMux && m.Handler != 0 {
@@ -246,6 +289,10 @@ func (r *hostileRun) listen() {
 			r.muxes[m.MuxID] = r.calls[m.Payload[0]]
 		case m.Op == rawpeer.OpUnblockSrvMux:
 			r.muxes[m.MuxID].granted += creditsIn(m)
+		case m.Op == rawpeer.OpDisconnectServerMux && slices.Contains(r.calls, r.muxes[m.MuxID]) && !r.muxes[m.MuxID].asStream:
+			c := r.muxes[m.MuxID]
+			require.True(r.t, c.gaveUp && !c.told && r.h.sess.caps&capCancel != 0, "a request was cancelled by nobody")
+			c.told = true
 		}
 	}
 }
@@ -308,6 +355,7 @@ func (r *hostileRun) check() {
 	require.LessOrEqual(t, r.h.conn.taken.bytes.Used(), int64(hostileMaxHostBytes), "more is kept than MaxHostBytes")
 	require.GreaterOrEqual(t, r.h.conn.taken.bytes.Used(), int64(0))
 	require.LessOrEqual(t, s.opener.openings.size(), hostileMaxHandlers)
+	require.LessOrEqual(t, s.cancellable.size(), stats.Handlers)
 	require.LessOrEqual(t, s.streams.size(), len(r.streams))
 	require.LessOrEqual(t, len(s.reader.lostStreams), maxAnsweredIDs)
 	require.LessOrEqual(t, len(s.reader.lostServed), maxAnsweredIDs)
@@ -337,6 +385,15 @@ func (r *hostileRun) check() {
 	for _, m := range s.served.all(nil) {
 		if m.hasInput {
 			requireBounded(&m.in, m.inCredits())
+		}
+	}
+	for _, c := range append(r.streams, r.calls...) {
+		if remote := new(RemoteErr); c.over && errors.As(c.err, &remote) {
+			requireBoundedErr(t, remote)
+			for _, local := range localConditions {
+				require.NotErrorIs(t, c.err, local)
+			}
+			require.False(t, errors.Is(c.err, ErrDisconnected))
 		}
 	}
 	for _, c := range r.streams {
@@ -379,6 +436,7 @@ func (r *hostileRun) finish() {
 	require.Zero(r.t, r.h.sess.streams.size())
 	require.Zero(r.t, r.h.sess.served.size())
 	require.Zero(r.t, r.h.sess.opener.openings.size())
+	require.Zero(r.t, r.h.sess.cancellable.size())
 	require.Zero(r.t, r.h.sess.calls.size())
 }
 

@@ -121,7 +121,6 @@ func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.
 	if len(s.opts.ServeInterceptors) > 0 {
 		c.seen = new(observed)
 		s.conn.observe(c.seen, p.now, payload.size())
-		c.metadata = bytes.Clone(p.Metadata)
 	}
 	if !s.served.add(c.id, c) {
 		c.cancel(s.endError())
@@ -284,7 +283,7 @@ func (o *opener) collect(p parcel, h handler, as *admission) error {
 		id: p.MuxID, op: p.Op, handler: p.Handler, found: h, deadline: p.deadline(p.now),
 		began: p.now, as: as, seq: p.Seq,
 	}
-	if len(o.s.opts.ServeInterceptors) > 0 {
+	if h.wantsMetadata() || len(o.s.opts.ServeInterceptors) > 0 {
 		pending.metadata = bytes.Clone(p.Metadata)
 	}
 	pending.heard.Store(monotime.Of(p.now))

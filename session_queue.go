@@ -20,6 +20,8 @@ const (
 	// thousand refusals, or pongs, at once are honest; a peer that makes us owe more than this, and
 	// does not read it, is misbehaving.
 	postedLimit = 4 << 20
+	// offeredLimit is how much of that may be there where something is queued that is not owed.
+	offeredLimit = postedLimit / 4
 	// urgentLimit is the same for connection pings and pongs.
 	urgentLimit = 4 << 10
 	// pendingLimit is the default of MaxQueuedBytes, and the largest buffer that a batch starts
@@ -268,6 +270,19 @@ func (q *outQueue) post(m *message, seq *sequence) error {
 	q.posted += n
 	q.batch.posted += n
 	return nil
+}
+
+// offer is post for what may be left unsaid: m is dropped where much has been posted already, and
+// the queue goes on.
+func (q *outQueue) offer(m *message) {
+	m.Flags |= q.crc
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.err == nil && q.posted <= offeredLimit {
+		n, _ := q.addLocked(m, nil)
+		q.posted += n
+		q.batch.posted += n
+	}
 }
 
 // postUrgent queues a connection ping or pong in front of everything else. It never waits, and

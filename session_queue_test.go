@@ -488,6 +488,25 @@ func TestOutQueue_RefusesAFloodOfAnswers(t *testing.T) {
 	q.close(errClosed)
 }
 
+// What may be left unsaid never ends a session, and leaves room for what is owed.
+func TestOutQueue_OffersFillNoMoreThanTheirShare(t *testing.T) {
+	q := new(outQueue)
+	q.init(0, pendingLimit)
+	n := 0
+	for posted := -1; posted < q.posted; n++ {
+		posted = q.posted
+		q.offer(&message{MuxID: 1 << 40, Op: opDisconnectServerMux})
+	}
+	require.Greater(t, n, 10_000, "honest hosts cancel as many at once")
+	require.Less(t, q.posted, offeredLimit+100)
+	require.NoError(t, q.post(&message{Op: opPong}, nil))
+	require.Len(t, takeMessages(t, q), n)
+	q.offer(&message{MuxID: 1, Op: opDisconnectServerMux})
+	require.Len(t, takeMessages(t, q), 1, "once it was written there is room again")
+	q.close(errClosed)
+	q.offer(&message{MuxID: 1, Op: opDisconnectServerMux})
+}
+
 // However much may wait, it goes in batches that every peer reads, and each of them makes room for
 // what was counted in it, and no more. A ping goes between them.
 func TestOutQueue_GoesInBatchesThatEveryPeerReads(t *testing.T) {

@@ -135,6 +135,9 @@ func (r *reader) dispatch(m *message) error {
 			return err
 		}
 	}
+	if r.s.caps&capErrors == 0 {
+		m.Flags &^= flagDetails // means nothing to such a peer
+	}
 	switch m.Op {
 	case opRequest, opConnectMux:
 		task, err := r.s.opener.open(r.parcel(m))
@@ -151,8 +154,8 @@ func (r *reader) dispatch(m *message) error {
 	case opUnblockSrvMux:
 		r.toServer(m, (*muxServer).onUnblock)
 	case opDisconnectServerMux:
-		if !r.toServer(m, (*muxServer).onDisconnect) {
-			r.s.opener.giveUp(m.MuxID)
+		if !r.toServer(m, (*muxServer).onDisconnect) && !r.s.opener.giveUp(m.MuxID) {
+			r.s.cancelServed(m.MuxID)
 		}
 	case opAckMux:
 		r.onClientMsg(m, (*muxClient).onAck)

@@ -23,10 +23,10 @@ func (p *program) message() rawpeer.Msg {
 		Op:         byte(p.n(19)),
 		MuxID:      pick[uint64](p, 1, 1, 1, 2, 2, 3, 4, 5, 0, 1<<63),
 		Seq:        uint32(p.n(5)),
-		Handler:    pick[uint8](p, 0, 0, 0, 1, 2, 3, 4, 255),
+		Handler:    pick[uint8](p, 0, 5, 0, 1, 2, 3, 4, 255),
 		DeadlineMS: pick[uint32](p, 0, 0, 0, 1, 1000, 60_000, 1<<32-1),
 	}
-	m.Flags = p.byte() & pick[uint8](p, 0, rawpeer.FlagMore, rawpeer.FlagEOF, rawpeer.FlagEOF|rawpeer.FlagPayloadIsErr, rawpeer.FlagMore|rawpeer.FlagEOF, 0xff)
+	m.Flags = p.byte() & pick[uint8](p, 0, rawpeer.FlagMore, rawpeer.FlagEOF, rawpeer.FlagEOF|rawpeer.FlagPayloadIsErr, rawpeer.FlagMore|rawpeer.FlagEOF, 0xff, rawpeer.FlagEOF|rawpeer.FlagPayloadIsErr|rawpeer.FlagDetails)
 	switch p.n(10) {
 	case 0:
 	case 1:
@@ -43,6 +43,8 @@ func (p *program) message() rawpeer.Msg {
 		m.Payload = msgp.AppendBool(msgp.AppendString(msgp.AppendMapHeader(nil, 1), "nf"), p.n(2) == 0)
 	case 7:
 		m.Payload = make([]byte, 40*p.n(256))
+	case 9:
+		m.Payload = p.errorDetails()
 	default:
 		m.Payload = p.bytes(p.n(30))
 	}
@@ -59,6 +61,19 @@ func (p *program) message() rawpeer.Msg {
 		m.Metadata = pick(p, nil, []byte{}, msgp.AppendMapStrStr(nil, map[string]string{"k": "v"}), make([]byte, maxMetadata+1))
 	}
 	return m
+}
+
+// errorDetails makes up an error with details, which may lack its end.
+func (p *program) errorDetails() []byte {
+	d := rawpeer.ErrorDetails{
+		Text: pick(p, "text", "", context.Canceled.Error(), "EOF"),
+		Code: pick(p, "", "code", string(make([]byte, 2*maxErrorCode))),
+	}
+	for i := range p.n(2 * maxWrapped) {
+		d.Wraps = append(d.Wraps, pick(p, ErrDisconnected.Error(), "wrapped", string(make([]byte, i*100)), fmt.Sprint(i)))
+	}
+	b := d.Encode()
+	return b[:len(b)-p.n(3)]
 }
 
 // messages makes up what fits in what is left of the input, 50 at most.
@@ -109,6 +124,7 @@ func busyHost(t *testing.T, c caps) *fuzzHost {
 	for _, sub := range [][]string{nil, {"sub"}} {
 		require.NoError(t, h.RegisterSingleHandler(1, func(b []byte) ([]byte, *RemoteErr) { return b, nil }, sub...))
 	}
+	require.NoError(t, h.RegisterSingleHandlerContext(5, func(_ context.Context, b []byte) ([]byte, *RemoteErr) { return b, nil }))
 	require.NoError(t, h.RegisterStreamingHandler(2, StreamHandler{
 		Handle:      func(context.Context, []byte, <-chan []byte, chan<- []byte) *RemoteErr { return nil },
 		OutCapacity: 2, InCapacity: 2,
@@ -127,6 +143,7 @@ type dispatched struct {
 	queued                           string
 	tasks                            int
 	streams, served, openings, calls int
+	cancellable, gone                int // requests
 	handlers                         int64
 	waiting                          int
 	err                              string
@@ -136,6 +153,12 @@ func (h *fuzzHost) dispatched(stream *muxClient, err error) (d dispatched) {
 	s := h.sess
 	d.tasks, d.handlers = len(s.reader.tasks), int64(h.conn.Stats().Handlers)
 	d.streams, d.served, d.openings, d.calls = s.streams.size(), s.served.size(), s.opener.openings.size(), s.calls.size()
+	for _, ctx := range s.cancellable.all(nil) {
+		d.cancellable++
+		if ctx.life.isGone() {
+			d.gone++
+		}
+	}
 	d.waiting = len(stream.in.queue)
 	if err != nil {
 		d.err = err.Error()
@@ -179,6 +202,13 @@ func FuzzMerged(f *testing.F) {
 		ack.Payload = payload
 		f.Add(uint8(capWideCredits|capBothCapacities), rawpeer.EncodeMerged(ack, rawpeer.Msg{Op: rawpeer.OpMuxServerMsg, MuxID: 1, Seq: 1}), []byte{}, int8(0), uint8(0))
 	}
+	asked, given := rawpeer.Msg{Op: rawpeer.OpRequest, MuxID: 3, Handler: 5, Flags: rawpeer.FlagEOF}, rawpeer.Msg{Op: rawpeer.OpDisconnectServerMux, MuxID: 3}
+	failed := rawpeer.Msg{Op: rawpeer.OpResponse, MuxID: 2, Flags: rawpeer.FlagEOF | rawpeer.FlagPayloadIsErr | rawpeer.FlagDetails, Payload: rawpeer.ErrorDetails{Text: "x", Code: "y"}.Encode()}
+	for _, msgs := range [][]rawpeer.Msg{{asked, given, ping}, {given, asked}, {asked, asked, given, given}, {failed, ping}, {asked, failed, given}} {
+		for _, kind := range []uint8{0, 1, uint8(capCancel), uint8(capCancel | capFragments)} {
+			f.Add(kind, rawpeer.EncodeMerged(msgs...), []byte{}, int8(0), uint8(0))
+		}
+	}
 	f.Add(uint8(3), rawpeer.EncodeMerged(), []byte("\x0e\x00\x00\x03\x00\x00\x00\x01"), int8(1), uint8(0))
 	f.Add(uint8(3), rawpeer.EncodeMerged(), []byte("\x05\x00\x00\x04\x00\x00\x00\x01\x0d\x00\x00\x04\x00\x00\x00\x02\x02"), int8(-1), uint8(0))
 	f.Add(uint8(1), rawpeer.EncodeMerged(), []byte("\x0e\x00\x00\x03\x00\x00\x00\x01\x0e\x00\x00\x03\x00\x00\x00\x01"), int8(0), uint8(3))
@@ -193,7 +223,11 @@ func FuzzMerged(f *testing.F) {
 			frame = frame[:max(0, len(frame)-int(cut))]
 		}
 		synctest.Test(t, func(t *testing.T) {
-			merged, single := busyHost(t, caps(kind)), busyHost(t, caps(kind))
+			inUse := caps(kind)
+			if inUse&capFragments != 0 {
+				inUse |= capErrors // for which there is no bit left
+			}
+			merged, single := busyHost(t, inUse), busyHost(t, inUse)
 			defer merged.Close()
 			defer single.Close()
 			stream1, _ := merged.sess.streams.get(1)

@@ -25,6 +25,7 @@ type singleTask struct {
 	deadline time.Time       // zero for none
 	seen     *observed       // nil if nobody wants to know
 	ctx      *requestContext // the handler's, or nil
+	listed   bool            // in the session's table of those that can be cancelled
 	metadata []byte
 	charge   limit.Charge // for the payload, while the handler runs
 	refused  error        // by a limit, once the payload was decoded
@@ -49,7 +50,8 @@ func (o *opener) requestTask(p parcel, h handler, payload arrived, deadline time
 	t.s, t.id, t.handler, t.entry, t.payload = s, p.MuxID, p.Handler, h.single, payload
 	t.deadline = deadline
 	t.Limit(p.now, deadline)
-	if len(s.opts.ServeInterceptors) > 0 {
+	switch {
+	case len(s.opts.ServeInterceptors) > 0:
 		// In one piece with its context.
 		served := new(struct {
 			observed
@@ -57,10 +59,29 @@ func (o *opener) requestTask(p parcel, h handler, payload arrived, deadline time
 		})
 		t.seen, t.ctx = &served.observed, &served.ctx
 		s.conn.observe(t.seen, p.now, payload.size())
-		t.metadata = bytes.Clone(p.Metadata)
+	case h.single.contextFn != nil:
+		t.ctx = new(requestContext)
+	default:
+		return t
+	}
+	t.metadata = bytes.Clone(p.Metadata)
+	own, _ := h.single.calls.deadline(deadline, 0)
+	t.ctx.init(s, t.entry.subroute, own, t.metadata)
+	if h.single.contextFn != nil && s.caps&capCancel != 0 {
+		t.listed = s.cancellable.add(t.id, t.ctx)
 	}
 	return t
 }
+
+// cancelServed takes in that the client of a request has given up.
+func (s *session) cancelServed(id uint64) {
+	if ctx, ok := s.cancellable.get(id); ok {
+		ctx.life.clientGone()
+	}
+}
+
+// isGone reports whether the client is known to have given up.
+func (t *singleTask) isGone() bool { return t.listed && t.ctx.life.isGone() }
 
 // Refuse implements workers.Task: more requests have come in than can be answered in time.
 func (t *singleTask) Refuse() {
@@ -84,7 +105,7 @@ func (t *singleTask) Run() {
 	t.charge = charge
 	var resp []byte
 	result := errHandlerExited // stays if the handler ends its goroutine
-	expired := s.pastDeadline(t.deadline)
+	expired, gone := s.pastDeadline(t.deadline), t.isGone()
 	// By itself: an interceptor may end the goroutine.
 	defer func() {
 		t.free()
@@ -109,7 +130,7 @@ func (t *singleTask) Run() {
 			m.setRefusal(outcome)
 		case result != nil:
 			outcome = result
-			m.setError(result.Error())
+			m.setRemoteErr(result, s.caps)
 			buf = nil // ignored, and not ours
 		case len(buf) > s.terms.sendSize.bytes:
 			outcome = fmt.Errorf("grid: handler's response: %w", s.terms.sendSize.of(s.conn.local).check(len(buf)))
@@ -119,18 +140,23 @@ func (t *singleTask) Run() {
 		default:
 			m.setPayload(buf)
 		}
-		size, err := len(buf), error(context.DeadlineExceeded)
-		if expired || s.pastDeadline(t.deadline) {
+		size, err := len(buf), error(nil)
+		switch {
+		case expired || s.pastDeadline(t.deadline):
+			err = context.DeadlineExceeded
 			PutByteBuffer(buf)
-		} else {
-			err = s.sender.sendResponse(&m, buf, t.deadline)
+		case t.isGone():
+			err = context.Canceled
+			PutByteBuffer(buf)
+		default:
+			err = s.sender.sendResponse(&m, buf, t)
 		}
 		if outcome = cmp.Or(outcome, err); outcome == nil {
 			t.seen.sent(size)
 		}
 		t.seen.endServed(outcome)
 	}()
-	if expired {
+	if expired || gone {
 		// Nobody waits any more: under overload, work for them is at the cost of those who do.
 		PutByteBuffer(payload)
 		result = nil
@@ -141,14 +167,6 @@ func (t *singleTask) Run() {
 		return
 	}
 	own := t.ctx
-	if own == nil {
-		own = new(requestContext)
-	}
-	deadline := t.deadline
-	if t.entry.calls.timeout != 0 {
-		deadline, _ = t.entry.calls.deadline(t.deadline, t.Waited())
-	}
-	own.init(s, t.entry.subroute, deadline)
 	defer func() { own.life.end(s.pastDeadline(own.life.deadline)) }()
 	ctx, err := s.conn.beginServe(own, t.seen, CallInfo{Handler: t.handler, Subroute: t.entry.subroute, PayloadBytes: len(payload)}, t.metadata)
 	switch {
@@ -164,6 +182,10 @@ func (t *singleTask) Run() {
 
 // free lets another request have the task.
 func (t *singleTask) free() {
+	if t.listed {
+		t.s.cancellable.remove(t.id)
+		t.listed = false
+	}
 	t.s, t.entry, t.payload, t.seen, t.ctx, t.metadata = nil, nil, arrived{}, nil, nil, nil
 	t.charge, t.refused = limit.Charge{}, nil
 	singleTasks.Put(t)

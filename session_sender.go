@@ -147,10 +147,11 @@ func (snd *sender) sendRequest(ctx context.Context, c *call, m *message, timeout
 
 // sendResponse sends the answer to a single request, and frees its slot. While it waits for room it
 // counts towards what is kept for the host; if that is too much, an error takes its place. buf, the
-// buffer of the answer, is given back. After the deadline nobody waits for it, and it is not sent.
+// buffer of the answer, is given back. After the deadline, or once its client has given up, nobody
+// waits for it, and no more of it is sent.
 //
 // It returns why the answer has not been sent, or not all of it; nil once it is queued.
-func (snd *sender) sendResponse(m *message, buf []byte, deadline time.Time) (dropped error) {
+func (snd *sender) sendResponse(m *message, buf []byte, t *singleTask) (dropped error) {
 	defer func() { PutByteBuffer(buf) }()
 	if full, err := snd.trySend(m); !full {
 		return err
@@ -165,25 +166,33 @@ func (snd *sender) sendResponse(m *message, buf []byte, deadline time.Time) (dro
 		PutByteBuffer(buf)
 		buf = nil // before the wait, which may be long
 	}
-	err := snd.sendAnswer(*m, deadline)
+	err := snd.sendAnswer(*m, t)
 	charge.Release()
-	if err == nil {
+	switch {
+	case err == nil:
 		m.slot = nil
-	} else if err == errSendCancelled {
+	case err == errSendCancelled && t.isGone():
+		err = context.Canceled
+	case err == errSendCancelled:
 		err = context.DeadlineExceeded
 	}
 	return cmp.Or(dropped, err)
 }
 
-// sendAnswer is send for what is of no use after a deadline, if there is one: it is not sent then,
-// or no more of it.
-func (snd *sender) sendAnswer(m message, deadline time.Time) error {
-	if deadline.IsZero() {
-		return snd.send(nil, m, nil)
+// sendAnswer is send for what is of no use after the deadline of a request, if there is one, or once
+// its client has given up: no more of it is sent then.
+func (snd *sender) sendAnswer(m message, t *singleTask) error {
+	var done <-chan struct{}
+	if !t.deadline.IsZero() {
+		ctx, cancel := context.WithDeadline(context.Background(), t.deadline)
+		defer cancel()
+		done = ctx.Done()
 	}
-	ctx, cancel := context.WithDeadline(context.Background(), deadline)
-	defer cancel()
-	return snd.sendInTime(ctx.Done(), &m, nil, deadline)
+	if snd.isLarge(&m) {
+		_, err := snd.sendFragments(done, &m, nil, t.deadline, func() bool { return !t.isGone() })
+		return err
+	}
+	return snd.sendInTime(done, &m, nil, t.deadline)
 }
 
 // trySend queues m, which is not of a stream, if that takes neither fragments nor a wait. full says

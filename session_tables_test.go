@@ -60,7 +60,7 @@ func TestCallTable_TimeoutIsNeverShort(t *testing.T) {
 				c, err := table.add(func() uint64 { return id.Add(1) }, timeout)
 				require.NoError(t, err)
 				begin := time.Now()
-				_, err = table.wait(context.Background(), c)
+				_, _, err = table.wait(context.Background(), c)
 				took := time.Since(begin)
 				require.ErrorIs(t, err, context.DeadlineExceeded)
 				require.GreaterOrEqual(t, took, timeout)
@@ -108,7 +108,7 @@ func TestCallTable_TimeoutIsNotAsLateAsAllTicks(t *testing.T) {
 		require.True(t, table.waits(3))
 		require.False(t, table.waits(2))
 		begin = time.Now()
-		_, err = table.wait(context.Background(), c)
+		_, _, err = table.wait(context.Background(), c)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.GreaterOrEqual(t, time.Since(begin), late-1)
 
@@ -134,7 +134,7 @@ func TestCallTable_ShrinksWhileCallsWait(t *testing.T) {
 	end := func(c *call) {
 		require.Same(t, c, table.remove(c.id))
 		c.end(answer{})
-		_, err := table.wait(context.Background(), c)
+		_, _, err := table.wait(context.Background(), c)
 		require.NoError(t, err)
 	}
 	burst := func(n int) (end []*call) {
@@ -194,7 +194,7 @@ func FuzzCallTable(f *testing.F) {
 					require.Nil(t, table.remove(id))
 					delete(model, id)
 					c.end(answer{})
-					_, err := table.wait(context.Background(), c)
+					_, _, err := table.wait(context.Background(), c)
 					require.NoError(t, err)
 					break
 				}

@@ -208,6 +208,7 @@ type handlerContext struct {
 	caller   *RemoteClient
 	subroute string
 	draining <-chan struct{}
+	metadata []byte // as it came; nil for none
 }
 
 // handlerContextKey finds the handlerContext under contexts derived from it.

@@ -56,3 +56,55 @@ func PongPayload(notFound bool, text ...string) []byte {
 	}
 	return msgp.AppendTime(msgp.AppendString(b, "t"), time.Now())
 }
+
+// ErrorDetails is the payload of an error with FlagDetails.
+type ErrorDetails struct {
+	Text, Code string
+	Wraps      []string
+}
+
+// Encode leaves out Code and Wraps where they are empty.
+func (d ErrorDetails) Encode() []byte {
+	keys := uint32(1)
+	if d.Code != "" {
+		keys++
+	}
+	if len(d.Wraps) > 0 {
+		keys++
+	}
+	b := msgp.AppendMapHeader(nil, keys)
+	b = msgp.AppendString(msgp.AppendString(b, "Error"), d.Text)
+	if d.Code != "" {
+		b = msgp.AppendString(msgp.AppendString(b, "Code"), d.Code)
+	}
+	if len(d.Wraps) > 0 {
+		b = msgp.AppendArrayHeader(msgp.AppendString(b, "Wraps"), uint32(len(d.Wraps)))
+		for _, text := range d.Wraps {
+			b = msgp.AppendString(b, text)
+		}
+	}
+	return b
+}
+
+// DecodeErrorDetails reads it.
+func DecodeErrorDetails(b []byte) (d ErrorDetails, _ error) {
+	r := &Reader{Bytes: b}
+	r.fields(func(key string) bool {
+		switch key {
+		case "Error":
+			d.Text = Read(r, msgp.ReadStringBytes)
+		case "Code":
+			d.Code = Read(r, msgp.ReadStringBytes)
+		case "Wraps":
+			for range Read(r, msgp.ReadArrayHeaderBytes) {
+				if d.Wraps = append(d.Wraps, Read(r, msgp.ReadStringBytes)); r.Err != nil {
+					break
+				}
+			}
+		default:
+			return false
+		}
+		return true
+	})
+	return d, r.End()
+}

@@ -38,6 +38,7 @@ const (
 	FlagCRC           = 1
 	FlagEOF           = 2
 	FlagStateless     = 4
+	FlagDetails       = 4 // with CapErrors
 	FlagPayloadIsErr  = 8
 	FlagPayloadIsZero = 16
 	FlagSubroute      = 32
@@ -51,6 +52,8 @@ const (
 	CapBothCapacities = 16
 	CapFrameChecksum  = 32
 	CapConfirmedPings = 64
+	CapCancel         = 128
+	CapErrors         = 256
 )
 
 // OpNames are those of the protocol.

@@ -40,7 +40,7 @@ const (
 	// AllCaps is a peer's that speaks all extensions but the checksums of frames, which nothing else
 	// depends on.
 	AllCaps = rawpeer.CapWideCredits | rawpeer.CapFragments | rawpeer.CapDrain | rawpeer.CapMetadata |
-		rawpeer.CapBothCapacities | rawpeer.CapConfirmedPings
+		rawpeer.CapBothCapacities | rawpeer.CapConfirmedPings | rawpeer.CapCancel | rawpeer.CapErrors
 )
 
 // Keys of clusters that know nothing of each other.

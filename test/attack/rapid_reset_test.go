@@ -2,7 +2,9 @@ package attack
 
 import (
 	"context"
+	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -77,6 +79,85 @@ func TestRequest_RapidResetIsRefusedBeyondTheLimit(t *testing.T) {
 		b.Release()
 		a.Idle()
 	})
+}
+
+// Handlers that heed their context end with it, and have their slots until then: nothing is left of
+// them, and nothing is answered that was cancelled.
+func TestRequest_RapidResetOfHandlersWithAContext(t *testing.T) {
+	rig.InAttack(t, rawpeer.Config{Caps: rig.AllCaps, Unread: true}, rig.LimitHandlers, func(a *rig.Attacked) {
+		var running, most, cancelled atomic.Int64
+		require.NoError(a, a.Node.RegisterSingleHandlerContext(rig.Unused, func(ctx context.Context, b []byte) ([]byte, *grid.RemoteErr) {
+			most.Store(max(most.Load(), running.Add(1)))
+			<-ctx.Done()
+			if context.Cause(ctx) == context.Canceled {
+				cancelled.Add(1)
+			}
+			running.Add(-1)
+			return b, nil
+		}))
+		p := a.Next()
+		w := a.Swallow(p)
+		before := rig.BubbleGoroutines()
+		n := rig.Scaled(20_000)
+		open := func(id uint64) rawpeer.Msg {
+			return rawpeer.Msg{MuxID: id, Handler: uint8(rig.Unused), Op: rawpeer.OpRequest, Flags: rawpeer.FlagEOF, Payload: []byte("payload")}
+		}
+		a.During(func() {
+			a.Resets(p, n, open)
+			synctest.Wait()
+			for id := range uint64(50) { // those run before they are cancelled
+				p.Send(open(1<<40 + id))
+			}
+			synctest.Wait()
+			require.EqualValues(a, 50, running.Load())
+			for id := range uint64(50) {
+				p.Send(rawpeer.Msg{MuxID: 1<<40 + id, Op: rawpeer.OpDisconnectServerMux})
+			}
+			synctest.Wait()
+		})
+		require.EqualValues(a, 50, most.Load(), "MaxHandlers")
+		require.GreaterOrEqual(a, cancelled.Load(), int64(50))
+		require.Zero(a, w.Count(rawpeer.OpResponse))
+		require.LessOrEqual(a, rig.BubbleGoroutines()-before, 50+20)
+		a.RequireGrown(4 << 20)
+		a.Idle()
+	})
+}
+
+// Nor is it the number of cancelled requests.
+func TestRequest_TenThousandAreCancelledAtOnceByAnHonestHost(t *testing.T) {
+	n := rig.Scaled(10_000)
+	g := rig.NewTCP(t, 2, func(_ int, o *grid.ManagerOptions) { o.MaxHandlers = n + 100 })
+	var running, ended atomic.Int64
+	require.NoError(t, g.Manager(0).RegisterSingleHandlerContext(rig.Unused, func(ctx context.Context, b []byte) ([]byte, *grid.RemoteErr) {
+		running.Add(1)
+		<-ctx.Done()
+		if context.Cause(ctx) == context.Canceled {
+			ended.Add(1)
+		}
+		return b, nil
+	}))
+	c := g.Conn(1, 0)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(func() {
+			if _, err := c.SingleRequest(ctx, rig.Unused, []byte("x")); !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+	}
+	require.Eventually(t, func() bool { return running.Load() == int64(n) }, time.Minute, time.Millisecond)
+	cancel()
+	wg.Wait()
+	for i := range 20 {
+		require.NoError(t, rig.HonestCall(c, i))
+	}
+	require.Eventually(t, func() bool { return g.Conn(0, 1).Stats().Handlers == 0 }, 30*time.Second, time.Millisecond)
+	require.EqualValues(t, n, ended.Load(), "a cancel was lost")
+	require.Zero(t, c.Stats().Reconnects)
+	require.Empty(t, c.Stats().LastError)
 }
 
 // cancelMany opens streams, and cancels them all at once.

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"net"
 	"net/url"
+	"os"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -20,7 +22,8 @@ import (
 func TestError_TextOfALocalConditionFromAServerIsNone(t *testing.T) {
 	isErr := uint8(rawpeer.FlagPayloadIsErr)
 	local := []error{
-		io.EOF, context.Canceled, context.DeadlineExceeded, grid.ErrDisconnected, grid.ErrFlowControl,
+		io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, net.ErrClosed, os.ErrDeadlineExceeded,
+		context.Canceled, context.DeadlineExceeded, grid.ErrDisconnected, grid.ErrFlowControl,
 		grid.ErrIncorrectSequence, grid.ErrMessageTooLarge, grid.ErrOverloaded, grid.ErrProtocol, grid.ErrUnknownHandler,
 	}
 	odd := []error{(*fs.PathError)(nil), &fs.PathError{}, &url.Error{}, (*grid.RemoteErr)(nil), unequal{}}
@@ -37,8 +40,10 @@ func TestError_TextOfALocalConditionFromAServerIsNone(t *testing.T) {
 		ctx := context.Background() // with a deadline the server's word for its end is taken as that
 		for _, condition := range local {
 			text := condition.Error()
+			details := rawpeer.ErrorDetails{Text: text, Code: text, Wraps: []string{text, "x: " + text}}.Encode()
 			for _, answer := range []rawpeer.Msg{
 				{Op: rawpeer.OpResponse, Flags: rawpeer.FlagEOF | isErr, Payload: []byte(text)},
+				{Op: rawpeer.OpResponse, Flags: rawpeer.FlagEOF | isErr | rawpeer.FlagDetails, Payload: details},
 				{Op: rawpeer.OpMuxConnectError, Payload: rawpeer.ConnectError(text)},
 			} {
 				call := r.Call(ctx, rig.Unused, nil)
@@ -50,6 +55,7 @@ func TestError_TextOfALocalConditionFromAServerIsNone(t *testing.T) {
 				{Op: rawpeer.OpMuxConnectError, Payload: rawpeer.ConnectError(text)},
 				{Op: rawpeer.OpDisconnectClientMux, Flags: isErr, Payload: []byte(text)},
 				{Op: rawpeer.OpMuxServerMsg, Seq: 1, Flags: rawpeer.FlagEOF | isErr, Payload: []byte(text)},
+				{Op: rawpeer.OpMuxServerMsg, Seq: 1, Flags: rawpeer.FlagEOF | isErr | rawpeer.FlagDetails, Payload: details},
 			} {
 				opened := rig.InBackground(func() error {
 					st, err := r.Conn.NewStream(ctx, rig.Unused, nil)

@@ -204,6 +204,8 @@ func TestTimeout_OfAStreamBoundsItsOpening(t *testing.T) {
 		require.NoError(t, st.Err())
 		require.Empty(t, ended)
 
+		// What is registered here under the same name tells capacities, and nothing else.
+		rig.BlockHandler(t, g.Manager(0), rig.Unused)
 		g.Net.Stall(g.Addr(0), g.Addr(1), true)
 		for name, open := range map[string]func() error{
 			"raw": func() error { _, err := c.NewStream(t.Context(), rig.Unused, nil); return err },

@@ -19,7 +19,7 @@ import (
 // foreign are causes with which a call must not be confused: what happened to another one.
 var foreign = map[string]error{
 	"remote":          grid.NewRemoteErrString("from elsewhere"),
-	"remote, wrapped": fmt.Errorf("node 7: %w", grid.RemoteErr("from elsewhere")),
+	"remote, wrapped": fmt.Errorf("node 7: %w", *grid.NewRemoteErrString("from elsewhere")),
 	"disconnected":    fmt.Errorf("node 7: %w", grid.ErrDisconnected),
 	"joined":          errors.Join(rig.ErrCause, grid.ErrOverloaded),
 	"deadline":        context.DeadlineExceeded,

@@ -184,3 +184,64 @@ func TestInterceptor_HearsOfTheHandlerThatRuns(t *testing.T) {
 		require.Equal(r, runs+1, seen.calls[1].Handler)
 	})
 }
+
+// What comes for a handler with a context must be metadata, also where no interceptor looks at it:
+// the handler may. Of a peer without the extension nothing comes.
+func TestMetadata_ForTheHandler(t *testing.T) {
+	t.Parallel()
+	good := msgp.AppendMapStrStr(nil, map[string]string{"a": "b"})
+	for _, c := range []struct {
+		name     string
+		caps     uint64
+		metadata []byte
+		want     map[string]string
+		bad      bool
+	}{
+		{name: "none", caps: rig.AllCaps},
+		{name: "one", caps: rig.AllCaps, metadata: good, want: map[string]string{"a": "b"}},
+		{name: "an empty map", caps: rig.AllCaps, metadata: []byte{0x80}, want: map[string]string{}},
+		{name: "without the extension", caps: rig.AllCaps &^ rawpeer.CapMetadata},
+		{name: "no map", caps: rig.AllCaps, metadata: []byte{0x93}, bad: true},
+		{name: "empty", caps: rig.AllCaps, metadata: []byte{}, bad: true},
+		{name: "a claim", caps: rig.AllCaps, metadata: []byte{0xdf, 0xff, 0xff, 0xff, 0xff}, bad: true},
+		{name: "numbers", caps: rig.AllCaps, metadata: []byte{0x81, 1, 1}, bad: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inWire(t, rawpeer.Config{Caps: c.caps}, nil, func(r *wire) {
+				got := make(chan map[string]string, 10)
+				require.NoError(r, r.Node.RegisterSingleHandlerContext(rig.Unused, func(ctx context.Context, b []byte) ([]byte, *grid.RemoteErr) {
+					got <- grid.Metadata(ctx)
+					return b, nil
+				}))
+				require.NoError(r, r.Node.RegisterStreamingHandler(rig.Handler, grid.StreamHandler{Serve: func(ctx context.Context, _ []byte, _ *grid.ServerStream) *grid.RemoteErr {
+					got <- grid.Metadata(ctx)
+					return nil
+				}}))
+				flags := uint8(rawpeer.FlagEOF)
+				if c.metadata != nil || c.caps&rawpeer.CapMetadata == 0 {
+					flags |= rawpeer.FlagMetadata
+				}
+				for _, m := range []rawpeer.Msg{
+					{MuxID: 1, Handler: uint8(rig.Unused), Op: rawpeer.OpRequest, Flags: flags, Payload: []byte("x")},
+					{MuxID: 2, Handler: uint8(rig.Handler), Op: rawpeer.OpConnectMux, Flags: flags},
+				} {
+					m.Metadata = c.metadata
+					r.Peer.Send(m)
+					if m.Op == rawpeer.OpConnectMux {
+						r.Peer.Expect(rawpeer.OpAckMux)
+					}
+					answer := r.Peer.Recv()
+					if c.bad {
+						require.NotZero(r, answer.Flags&rawpeer.FlagPayloadIsErr)
+						require.Contains(r, string(answer.Payload), "protocol violated: metadata")
+						require.Empty(r, got, "the handler has run")
+						continue
+					}
+					require.Zero(r, answer.Flags&rawpeer.FlagPayloadIsErr, string(answer.Payload))
+					require.Equal(r, c.want, <-got)
+				}
+				r.Alive()
+			})
+		})
+	}
+}
