@@ -11,7 +11,8 @@ import (
 )
 
 // ioSize is the most bytes that a [StreamWriter], or the writer of WriterToChannel, puts into a
-// message: the largest that is not sent in fragments.
+// message: the largest that is not sent in fragments, so that a context can end the wait for room.
+// From 16 to 128 KiB all are as fast, and 256 KiB by a tenth faster.
 const ioSize = wholeSize
 
 // StreamReader reads what the other end of a stream sends, as the bytes of its messages one after
