@@ -213,6 +213,18 @@ func contextError(ctx context.Context) error {
 // context of the application's own may say otherwise by Err, and a call has not succeeded then.
 func doneError(ctx context.Context) error { return cmp.Or(contextError(ctx), context.Canceled) }
 
+// notEOF is err without io.EOF: that is the good end of a stream, and must not come of anything
+// else.
+func notEOF(err error) error {
+	switch {
+	case err == io.EOF:
+		return io.ErrUnexpectedEOF
+	case errors.Is(err, io.EOF):
+		return errors.New(clip.Text(err.Error()))
+	}
+	return err
+}
+
 // isOfCall reports whether err is, or wraps, what calls return: a RemoteErr, or an error of this
 // package. It reports true as well for one that can't be asked.
 func isOfCall(err error) (is bool) {

@@ -1,12 +1,14 @@
 package grid_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log"
 	"log/slog"
 	"net"
@@ -14,6 +16,8 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strconv"
+	"strings"
+	"testing/iotest"
 	"time"
 
 	"github.com/gridrpc/grid"
@@ -246,6 +250,138 @@ func ExampleConnection_NewStream() {
 	// ONE
 	// TWO
 	// THREE
+	// end: <nil>
+}
+
+func ExampleStream_Finish() {
+	server, conn, stop := pair()
+	defer stop()
+	ctx := context.Background()
+
+	const store grid.HandlerID = 3
+
+	// On one host:
+	stored := make(chan []string, 1)
+	err := server.RegisterStreamingHandler(store, grid.StreamHandler{
+		Serve: func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
+			var lines []string
+			for line, err := range s.All() {
+				if err != nil { // given up: this is a part of it
+					return grid.NewRemoteErr(err)
+				}
+				lines = append(lines, string(line))
+			}
+			stored <- lines
+			return nil
+		},
+		InCapacity: 8,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// On any other:
+	stream, err := conn.NewStream(ctx, store, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	within, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for _, line := range []string{"one", "two", "three"} {
+		if err := stream.SendContext(within, []byte(line)); err != nil {
+			log.Fatal(err)
+		}
+	}
+	err = stream.Finish(within) // what the handler makes of all that was sent
+	fmt.Println("stored:", <-stored)
+	fmt.Println("end:", err)
+	// Output:
+	// stored: [one two three]
+	// end: <nil>
+}
+
+func ExampleStream_Writer() {
+	server, conn, stop := pair()
+	defer stop()
+	ctx := context.Background()
+
+	const upload grid.HandlerID = 5
+
+	// On one host:
+	uploads := make(chan string, 1)
+	err := server.RegisterStreamingHandler(upload, grid.StreamHandler{
+		Serve: func(ctx context.Context, name []byte, s *grid.ServerStream) *grid.RemoteErr {
+			var file bytes.Buffer
+			n, err := io.Copy(&file, s.Reader())
+			uploads <- fmt.Sprintf("%s: %d bytes, %v", name, n, err)
+			return grid.NewRemoteErr(err) // nil only where the whole file has come
+		},
+		InCapacity: 8,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// On any other:
+	send := func(name string, file io.Reader) error {
+		stream, err := conn.NewStream(ctx, upload, []byte(name))
+		if err != nil {
+			return err
+		}
+		w := stream.Writer(ctx)
+		_, err = io.Copy(w, file)
+		w.CloseWithError(err) // the end if err is nil, else that there is none
+		return stream.Finish(ctx)
+	}
+	err = send("good", strings.NewReader(strings.Repeat("x", 100_000)))
+	fmt.Println(<-uploads)
+	fmt.Println("end:", err)
+	bad := io.MultiReader(strings.NewReader("half of it"), iotest.ErrReader(errors.New("disk error")))
+	err = send("bad", bad)
+	fmt.Println(strings.HasSuffix(<-uploads, "context canceled"))
+	fmt.Println("end:", err)
+	// Output:
+	// good: 100000 bytes, <nil>
+	// end: <nil>
+	// true
+	// end: disk error
+}
+
+func ExampleWriterToChannel() {
+	server, conn, stop := pair()
+	defer stop()
+	ctx := context.Background()
+
+	const report grid.HandlerID = 6
+
+	// On one host:
+	err := server.RegisterStreamingHandler(report, grid.StreamHandler{
+		Handle: func(ctx context.Context, _ []byte, _ <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+			w := bufio.NewWriter(grid.WriterToChannel(ctx, out))
+			for i := range 3 {
+				fmt.Fprintln(w, "line", i)
+			}
+			return grid.NewRemoteErr(w.Flush())
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// On any other:
+	stream, err := conn.NewStream(ctx, report, nil)
+	if err != nil {
+		log.Fatal(err)
+	}
+	lines := bufio.NewScanner(stream.Reader())
+	for lines.Scan() {
+		fmt.Println(lines.Text())
+	}
+	fmt.Println("end:", lines.Err())
+	// Output:
+	// line 0
+	// line 1
+	// line 2
 	// end: <nil>
 }
 

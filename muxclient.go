@@ -13,6 +13,7 @@ import (
 
 	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/credit"
+	"github.com/gridrpc/grid/internal/fifo"
 	"github.com/gridrpc/grid/internal/limit"
 	"github.com/gridrpc/grid/internal/monotime"
 	"github.com/gridrpc/grid/internal/offload"
@@ -60,13 +61,14 @@ type muxClient struct {
 	asked    atomic.Bool // the open is queued, and so may be a ping
 	opened   atomic.Bool // the ack has come
 	sendUsed atomic.Bool // input comes through send, not through a channel
-	// sending holds a token while a message is sent, whose fragments stay together. Made with
-	// takesData.
-	sending   chan struct{}
+	// sending is taken while a message is sent: fragments of it stay together, and nothing follows
+	// the end of the input.
+	sending   fifo.Lock
 	sendEnded atomic.Bool
+	skipped   atomic.Bool // a message was thrown away, though the stream may end well
 
-	// How many messages may be sent before the ack has come, where that is not waited for; and where
-	// to keep what it tells.
+	// How many messages may be sent before the ack has come, where that is not waited for; and
+	// where to keep what it tells.
 	early   int
 	told    *toldCapacities
 	toldKey toldKey
@@ -83,7 +85,8 @@ type muxClient struct {
 	mu    sync.Mutex // guards what follows
 	ended bool
 	err   error
-	stop  func() bool // ends the watch on ctx
+	stop  func() bool   // ends the watch on ctx
+	over  chan struct{} // see forwarding; nil once it is closed
 }
 
 func newMuxClient(ctx context.Context, host clientHost, id uint64, handler HandlerID, c capacities, caps caps, now time.Time) *muxClient {
@@ -99,8 +102,8 @@ func newMuxClient(ctx context.Context, host clientHost, id uint64, handler Handl
 	}
 	deadline, _ := ctx.Deadline()
 	m.deadline = pinned(now, deadline)
-	// A peer of ours is right about its own handler's capacities, whatever is registered here. One of
-	// version 1 is taken to have what we know, if anything.
+	// A peer of ours is right about its own handler's capacities, whatever is registered here. One
+	// of version 1 is taken to have what we know, if anything.
 	switch {
 	case m.tellsBoth:
 		m.in.init(0, true) // until the ack has come
@@ -125,7 +128,6 @@ func (m *muxClient) startEarly(told *toldCapacities, key toldKey) {
 	m.told, m.toldKey = told, key
 	if m.early = told.get(key); m.early > 0 {
 		m.takesData = true
-		m.sending = make(chan struct{}, 1)
 		m.credits.Reset(m.early, maxCapacity)
 	}
 }
@@ -200,8 +202,8 @@ func (m *muxClient) watch() {
 	m.stop = stop
 }
 
-// stopApart is stop for a context of the application's, whose Value it calls: what ends the stream may
-// be the reader.
+// stopApart is stop for a context of the application's, whose Value it calls: what ends the stream
+// may be the reader.
 func (m *muxClient) stopApart(stop func() bool) func() bool {
 	return func() bool {
 		m.callbacks.Go(func() { stop() })
@@ -210,7 +212,8 @@ func (m *muxClient) stopApart(stop func() bool) func() bool {
 }
 
 // isPlain reports whether a watch on ctx ends without a call of its methods: it is one that package
-// context made to be cancelled. Others, also those with values, may lead to one of the application's.
+// context made to be cancelled. Others, also those with values, may lead to one of the
+// application's.
 func isPlain(ctx context.Context) bool {
 	switch h := ctx.(type) {
 	case *requestContext:
@@ -243,7 +246,8 @@ func (m *muxClient) finish(err error, how ending) {
 		return
 	}
 	m.ended, m.err = true, err
-	stop := m.stop
+	stop, over := m.stop, m.over
+	m.over = nil
 	m.mu.Unlock()
 
 	// Before the stream is unknown, for which the peer gets an answer without a reason.
@@ -261,6 +265,7 @@ func (m *muxClient) finish(err error, how ending) {
 	} else {
 		m.credits.Close(io.EOF)
 	}
+	m.sending.Close(errSendCancelled)
 	if how&dropWaiting != 0 {
 		m.in.drop(err)
 	} else {
@@ -268,6 +273,9 @@ func (m *muxClient) finish(err error, how ending) {
 		m.in.discharge()
 	}
 	close(m.done)
+	if over != nil {
+		close(over)
+	}
 	m.seen.endApart(err)
 	if stop != nil {
 		stop()
@@ -310,16 +318,81 @@ var errConsumerLeft = errors.New("grid: the consumer of the stream has panicked,
 
 func (m *muxClient) consume(next func([]byte) error) error {
 	for {
+		b, ok, err := m.take()
+		if !ok {
+			return err
+		}
+		if err := notNilRemote(next(b)); err != nil {
+			return m.stopConsuming(err)
+		}
+	}
+}
+
+// take returns the next message, which is the caller's, waiting for one until the stream ends. With
+// ok false there is none any more, and err is how the stream has ended.
+func (m *muxClient) take() (b []byte, ok bool, err error) {
+	for {
 		msg, grant, ok, ended, err := m.in.take()
 		switch {
 		case ok && m.caller.Err() != nil:
 			msg.drop()
-			return m.stopConsuming(contextError(m.caller))
+			return nil, false, m.stopConsuming(contextError(m.caller))
 		case ok:
 			m.grant(grant)
-			if err := notNilRemote(next(msg.join())); err != nil {
-				return m.stopConsuming(err)
-			}
+			return msg.join(), true, nil
+		case ended && err == nil && m.skipped.Load():
+			return nil, false, errSkipped
+		case ended:
+			return nil, false, err
+		default:
+			<-m.in.signal
+		}
+	}
+}
+
+// errSkipped is the end of a stream that has ended well, for a consumer that has not had all of it.
+var errSkipped = errors.New("grid: messages of the stream were thrown away")
+
+// skip throws away what has arrived, and is not to be taken for the rest of a stream that ends
+// well.
+func (m *muxClient) skip(cause error) {
+	m.skipped.Store(true)
+	m.in.drop(cause)
+}
+
+// recv is take with io.EOF for an end that is good, and for no other.
+func (m *muxClient) recv() ([]byte, error) {
+	b, ok, err := m.take()
+	switch {
+	case ok:
+		return b, nil
+	case err == nil:
+		return nil, io.EOF
+	}
+	return nil, notEOF(err)
+}
+
+// drain ends the input, throws away what arrives, and returns how the stream has ended. The end of
+// ctx ends it.
+func (m *muxClient) drain(ctx context.Context) error {
+	if ctx.Done() != nil {
+		if err := contextError(ctx); err != nil {
+			m.cancel(err)
+		}
+		defer context.AfterFunc(ctx, func() { m.cancel(doneError(ctx)) })()
+	}
+	if m.sendUsed.Load() {
+		_ = m.closeSend() // the end of the stream tells
+	} else {
+		m.endRequests()
+	}
+	for {
+		msg, grant, ok, ended, err := m.in.take()
+		switch {
+		case ok:
+			m.skipped.Store(true)
+			m.grant(grant)
+			msg.drop()
 		case ended:
 			return err
 		default:
@@ -345,8 +418,9 @@ func (m *muxClient) grant(n int) {
 	_ = m.host.send(m.done, msg, &m.sendSeq)
 }
 
-// send sends one message, waiting for a credit and for room. b stays the caller's.
-func (m *muxClient) send(b []byte) error {
+// send sends one message, waiting for a credit and for room until ctx ends, or the stream. b stays
+// the caller's.
+func (m *muxClient) send(ctx context.Context, b []byte) error {
 	if err := m.sendSize.check(len(b)); err != nil {
 		return err
 	}
@@ -354,70 +428,125 @@ func (m *muxClient) send(b []byte) error {
 	case m.sendEnded.Load():
 		// Not by done, which is closed after the consumer has seen the end.
 		if m.hasEnded() {
-			return m.sendError(errSendCancelled)
+			return m.sendError(ctx, errSendCancelled)
 		}
-		return errors.New("grid: send on a stream whose input was closed")
+		return errSendClosed
 	case !m.takesData:
 		return errNoInput
+	case ctx.Done() != nil && ctx.Err() != nil:
+		return m.sendError(ctx, errSendCancelled)
 	}
-	if !m.beginSend() {
-		return m.sendError(errSendCancelled)
+	if err := m.sending.Take(ctx); err != nil {
+		return m.sendError(ctx, err)
 	}
-	defer m.endSend()
-	if err := m.credits.Reserve(context.Background()); err != nil {
-		return err
+	defer m.sending.Leave()
+	if err := m.credits.Reserve(ctx); err != nil {
+		return m.sendError(ctx, err)
 	}
 	msg := message{MuxID: m.id, Op: opMuxClientMsg}
 	msg.setPayload(notNil(b))
 	m.seen.sent(len(b)) // before the answer, with which the stream may end
-	if err := m.host.send(m.done, msg, &m.sendSeq); err != nil {
-		return m.sendError(err)
+	if err := m.queue(ctx, msg); err != nil {
+		_ = m.credits.Add(1) // for the next one, if the stream goes on
+		return m.sendError(ctx, err)
 	}
 	return nil
 }
 
-var errNoInput = errors.New("grid: send on a stream whose handler takes no input")
+var (
+	errNoInput    = errors.New("grid: send on a stream whose handler takes no input")
+	errSendClosed = fmt.Errorf("grid: send on a stream whose input was closed: %w", io.ErrClosedPipe)
+)
 
-// beginSend waits until no other message is being sent. It reports whether the stream still goes
-// on.
-func (m *muxClient) beginSend() bool {
-	select {
-	case m.sending <- struct{}{}:
-		return true
-	default:
-	}
-	select {
-	case m.sending <- struct{}{}:
-		return true
-	case <-m.done:
-		return false
-	}
+// sendInput is send for input that does not come through a channel.
+func (m *muxClient) sendInput(ctx context.Context, b []byte) error {
+	m.sendUsed.Store(true)
+	return m.send(ctx, b)
 }
 
-func (m *muxClient) endSend() { <-m.sending }
-
-// sendError is why a message could not be sent: the end of the stream.
-func (m *muxClient) sendError(err error) error {
-	if err != errSendCancelled {
-		return err
-	}
-	if err := m.endError(); err != nil {
-		return err
-	}
-	return io.EOF
+// closeInput is closeSend for such input.
+func (m *muxClient) closeInput() error {
+	m.sendUsed.Store(true)
+	return m.closeSend()
 }
 
-// closeSend tells the handler that no more input comes.
-func (m *muxClient) closeSend() {
+// queue queues a message, waiting for room until ctx ends, or the stream.
+func (m *muxClient) queue(ctx context.Context, msg message) error {
+	ends := ctx.Done()
+	// The context of the stream ends that. What is sent in fragments can't be left off.
+	if ends == nil || ends == m.ctx.Done() || len(msg.Payload) > wholeSize {
+		return m.host.send(m.done, msg, &m.sendSeq)
+	}
+	if full, err := m.host.trySend(msg, &m.sendSeq); !full {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-m.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return m.host.send(ctx.Done(), msg, &m.sendSeq)
+}
+
+// sendError is why a message could not be sent, where a wait has ended with err.
+func (m *muxClient) sendError(ctx context.Context, err error) error {
+	switch stopped := err == errSendCancelled || ctx.Err() != nil; {
+	case stopped && m.hasEnded():
+		return cmp.Or(m.endError(), io.EOF)
+	case stopped:
+		return doneError(ctx)
+	}
+	return err
+}
+
+// closeSend tells the handler that no more input comes. Who waits for a credit by then sends
+// nothing any more; a message that is being sent goes before. The error is how the stream has ended
+// where the handler was not told, unless it has ended well.
+func (m *muxClient) closeSend() error {
 	if !m.takesData || m.sendEnded.Swap(true) {
-		return
+		return m.endError()
 	}
-	if m.hasEnded() || !m.beginSend() {
-		return // nobody is there to be told
+	m.credits.Close(errSendClosed)
+	if m.sending.Take(context.Background()) != nil {
+		return m.endError() // nobody is there to be told
 	}
-	defer m.endSend()
+	defer m.sending.Leave()
 	msg := message{MuxID: m.id, Op: opMuxClientMsg, Flags: flagEOF}
-	_ = m.host.send(m.done, msg, &m.sendSeq)
+	if err := m.host.send(m.done, msg, &m.sendSeq); err != nil {
+		if err != errSendCancelled {
+			return err
+		}
+		return m.endError()
+	}
+	return nil
+}
+
+// forwarding returns what is closed when the goroutine that forwards requests is to look: after
+// endRequests it ends the input, behind what it has in hand; or the stream has ended.
+func (m *muxClient) forwarding() <-chan struct{} {
+	over := make(chan struct{})
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ended {
+		close(over)
+	} else {
+		m.over = over
+	}
+	return over
+}
+
+// endRequests has the input ended behind what was sent through a channel.
+func (m *muxClient) endRequests() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.over != nil {
+		close(m.over)
+		m.over = nil
+	}
 }
 
 // checkSeq reports whether a message that is numbered has the next number. It fails the stream
@@ -461,9 +590,7 @@ func (m *muxClient) onAck(msg *message) {
 		return
 	}
 	m.credits.Reset(in, limit)
-	if m.takesData = in > 0; m.takesData {
-		m.sending = make(chan struct{}, 1)
-	}
+	m.takesData = in > 0
 	m.opened.Store(true)
 	m.in.poke()
 }

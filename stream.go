@@ -10,10 +10,10 @@ import (
 
 // Stream is the opening end of a two-way stream; see [Connection.NewStream].
 //
-// One goroutine consumes it, with Results or All; that may happen while others send. A stream that
-// is not consumed to its end must be ended by its context, or it holds resources here and on the
-// remote host. It ends when the handler has returned, when the context ends, when the consumer
-// stops early, or with the connection.
+// One goroutine consumes it, with Results, All, Recv or Reader; that may happen while others send.
+// A stream that is not consumed to its end must be ended by Finish or its context, or it holds
+// resources here and on the remote host. It ends when the handler has returned, when the context
+// ends, when the consumer stops early, or with the connection.
 type Stream struct {
 	// Requests takes the messages for the handler; nil if it takes none. Closing it tells the
 	// handler that the input has ended, and must be done once there is no more, also where none was
@@ -36,7 +36,7 @@ func newStream(m *muxClient) *Stream {
 	if m.takesData {
 		reqs := make(chan []byte)
 		s.Requests = reqs
-		go forwardRequests(s, m, reqs, func(b []byte) ([]byte, error) { return b, nil })
+		go forwardRequests(s, m, reqs, m.forwarding(), func(b []byte) ([]byte, error) { return b, nil })
 	}
 	return s
 }
@@ -44,23 +44,48 @@ func newStream(m *muxClient) *Stream {
 // Send sends one message to the handler, waiting while it has not kept up. b stays the caller's,
 // and nil arrives as empty.
 //
-// It returns nil once the message is queued. If the stream has ended it returns the error with
-// which it did, or [io.EOF] if it ended well; Results tells the rest. A message above the size
-// limit is refused with [ErrMessageTooLarge], and the stream lives on.
+// It returns nil once the message is queued, which is before it has arrived. What is queued goes
+// out in order, and ahead of the end of the input: CloseSend and Finish wait for it, and take
+// nothing of it back. The end of the stream's context does, and so does breaking off its consumer:
+// what the handler has not taken by then is thrown away. That the handler has taken all is known
+// once the stream has ended well, by Finish or Results.
 //
-// Send may be called concurrently, but not with CloseSend. A stream is sent to either with Send and
-// CloseSend or through Requests.
-func (s *Stream) Send(b []byte) error {
-	s.mux.sendUsed.Store(true)
-	return s.mux.send(b)
-}
+// If the stream has ended it returns the error with which it did, or [io.EOF] if it ended well;
+// Results tells the rest. Once the input was ended it returns an error that is [io.ErrClosedPipe].
+// A message above the size limit is refused with [ErrMessageTooLarge], and the stream lives on.
+//
+// Send may be called concurrently, with CloseSend and Finish as well. A stream is sent to either
+// with Send, SendContext, Writer and CloseSend or through Requests.
+func (s *Stream) Send(b []byte) error { return s.mux.sendInput(context.Background(), b) }
+
+// SendContext is Send that waits no longer than ctx. If that ends first it returns the error of it,
+// nothing was sent, and the stream lives on; a message above 64 KiB that has got its credit goes on
+// until the stream ends.
+func (s *Stream) SendContext(ctx context.Context, b []byte) error { return s.mux.sendInput(ctx, b) }
 
 // CloseSend ends the input of the handler, for streams that are sent to with Send; it stands for
-// closing Requests, which must not be used any more. Only the first call has an effect.
-func (s *Stream) CloseSend() {
-	s.mux.sendUsed.Store(true)
-	s.mux.closeSend()
-}
+// closing Requests, which must not be used any more: a message that is sent through it all the same
+// ends the stream with an error. All that Send has returned nil for goes before the end; a Send
+// that still waits for the handler returns an error. Only the first call has an effect.
+//
+// The stream goes on: see Finish for its end.
+func (s *Stream) CloseSend() { _ = s.mux.closeInput() }
+
+// Finish ends the input of the handler, as CloseSend does, throws away what the handler has sent
+// and still sends, and returns how the stream ended, as Results says it: nil where the handler has
+// returned nil. So it knows of everything that was sent whether the handler wanted it. If ctx ends
+// first, the stream and the context of the handler end with it.
+//
+// It may follow Recv, or come within a loop over All, where the rest of the answers is of no
+// interest. A consumer that has missed messages because of it gets an error, rather than an end
+// that looks good. Of a stream that is sent to through Requests, all that was received there before
+// goes before the end; closing Requests, before or later, is not needed, but allowed.
+func (s *Stream) Finish(ctx context.Context) error { return s.mux.drain(ctx) }
+
+// Recv returns the next message from the handler, which is the caller's from then on. After the
+// last one it returns [io.EOF], only if the handler returned nil; otherwise the error that Results
+// would. Whoever does not go on to the end ends the stream by Finish or its context.
+func (s *Stream) Recv() ([]byte, error) { return s.mux.recv() }
 
 // Results calls next with every message from the handler, in order, until the stream ends. The
 // buffer is next's from then on.
@@ -114,8 +139,9 @@ func allOf[T any](results func(func(T) error) error) iter.Seq2[T, error] {
 }
 
 // forwardRequests sends what comes through reqs, until that is closed or the stream has ended.
-// owner is the handle that the user holds; encode gives away the buffer that it returns.
-func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req, encode func(Req) ([]byte, error)) {
+// owner is the handle that the user holds; over is what m.forwarding has returned; encode gives
+// away the buffer that it returns.
+func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req, over <-chan struct{}, encode func(Req) ([]byte, error)) {
 	encoding := false
 	defer func() {
 		if encoding { // which has ended the goroutine
@@ -127,7 +153,7 @@ func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req
 		select {
 		case v, ok := <-reqs:
 			if !ok {
-				m.closeSend()
+				_ = m.closeSend()
 				return
 			}
 			// There is nobody to return an error to but the consumer. The end of the stream is
@@ -136,7 +162,7 @@ func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req
 			b, err := encode(v)
 			encoding = false
 			if err == nil {
-				if err = m.send(b); !errors.Is(err, ErrMessageTooLarge) {
+				if err = m.send(context.Background(), b); err != errSendClosed && !errors.Is(err, ErrMessageTooLarge) {
 					err = nil
 				}
 				PutByteBuffer(b)
@@ -144,7 +170,12 @@ func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req
 			if err != nil {
 				m.cancel(err)
 			}
-		case <-m.done:
+		case <-over:
+			if !m.hasEnded() {
+				_ = m.closeSend()
+				over = m.done
+				continue
+			}
 			if m.sendUsed.Load() {
 				return // nobody sends to reqs
 			}

@@ -5,8 +5,9 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"sync/atomic"
 
-	"github.com/gridrpc/grid/internal/credit"
+	"github.com/gridrpc/grid/internal/fifo"
 )
 
 // StreamServeFn serves a stream without channels: it receives and sends by s, on its own goroutine.
@@ -20,8 +21,10 @@ import (
 // delivered.
 type StreamServeFn func(ctx context.Context, payload []byte, s *ServerStream) *RemoteErr
 
-// ServerStream is the serving end of a stream, for a [StreamServeFn]. One goroutine may receive, with
-// Recv or All, while others send.
+// ServerStream is the serving end of a stream, for a [StreamServeFn]. One goroutine may receive,
+// with Recv or All, while others send.
+//
+// Reader and Writer are for handlers that copy bytes.
 type ServerStream struct{ serverEnd }
 
 // Recv returns the next message from the client, which is the caller's from then on; a buffer of it
@@ -72,16 +75,16 @@ var errHandlerReturned = errors.New("grid: the stream's handler has returned")
 // serverEnd is a served stream as its handler has it.
 type serverEnd struct {
 	m *muxServer
-	// sending is one credit, held while a message is sent: fragments of it stay together, and
-	// nothing follows the result.
-	sending credit.Credits
+	// sending is taken while a message is sent: fragments of it stay together, and nothing follows
+	// the result.
+	sending fifo.Lock
+	broken  atomic.Pointer[error] // with which a StreamWriter has failed first; nil if none has
 }
 
 // serve runs a handler that takes and sends by itself, and then ends the stream. Each step of that
 // is taken also where the one before has ended the goroutine, as code of the application's may.
 func (e *serverEnd) serve(m *muxServer, handle func(ctx context.Context, payload []byte) *RemoteErr) {
 	e.m = m
-	e.sending.Reset(1, 1)
 	if m.handler.inputDecodes > 0 {
 		m.in.setHolder(nil, m.handler.inputDecodes)
 	}
@@ -91,8 +94,18 @@ func (e *serverEnd) serve(m *muxServer, handle func(ctx context.Context, payload
 	defer e.finish()
 	defer func() { m.handled(recover()) }()
 	if ctx, payload, ok := m.beginHandling(); ok {
-		m.result = handle(ctx, payload)
+		if m.result = handle(ctx, payload); m.result == nil {
+			m.result = e.unwritten()
+		}
 	}
+}
+
+// unwritten is the result of a handler that has returned nil, and has not written all.
+func (e *serverEnd) unwritten() *RemoteErr {
+	if err := e.broken.Load(); err != nil {
+		return NewRemoteErrf("grid: handler %s has written a part only: %v", e.m.handler.label, *err)
+	}
+	return nil
 }
 
 // finish sends the handler's result, behind what is being sent.
@@ -100,7 +113,7 @@ func (e *serverEnd) finish() {
 	m := e.m
 	m.handlerReturned()
 	m.in.drop(errHandlerReturned)
-	_ = e.sending.Reserve(context.Background()) // for good
+	_ = e.sending.Take(context.Background()) // for good
 	e.sending.Close(errHandlerReturned)
 	m.sendResult()
 }
@@ -152,10 +165,10 @@ func (e *serverEnd) send(ctx context.Context, b []byte) error {
 	if ctx != m.ctx && ctx.Err() != nil {
 		return contextError(ctx)
 	}
-	if err := e.sending.Reserve(ctx); err != nil {
+	if err := e.sending.Take(ctx); err != nil {
 		return e.sendError(ctx, err)
 	}
-	defer func() { _ = e.sending.Add(1) }()
+	defer e.sending.Leave()
 	if err := e.awaitCredit(ctx); err != nil {
 		return err
 	}

@@ -268,7 +268,7 @@ func decode[T RoundTripper](v T, b []byte, nesting int) (err error) {
 	}
 	rest, err := v.UnmarshalMsg(b)
 	if err != nil {
-		return fmt.Errorf("decoding %T: %w", v, clip.Error(err))
+		return fmt.Errorf("decoding %T: %w", v, clip.Error(notEOF(err)))
 	}
 	if len(rest) > 0 {
 		return fmt.Errorf("decoding %T: %d bytes are left over", v, len(rest))

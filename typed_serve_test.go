@@ -3,10 +3,12 @@ package grid_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"runtime"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -229,4 +231,119 @@ func TestTypedServe_ConstructorThatEndsTheGoroutine(t *testing.T) {
 		require.Zero(t, g.Conn(1, 0).Stats().KeptBytes)
 		require.Error(t, s.Send(newFailing()))
 	})
+}
+
+// A handler acts on what it was told if, and only if, Recv says io.EOF, by value or by errors.Is.
+func TestTypedServe_HalfAnInputIsNotTakenForAWholeOne(t *testing.T) {
+	for name, test := range map[string]struct {
+		end   func(g *rig.Grid, s *grid.TypedStream[*failing, *failing], cancel context.CancelFunc)
+		cause error
+	}{
+		"ended":     {func(_ *rig.Grid, s *grid.TypedStream[*failing, *failing], _ context.CancelFunc) { s.CloseSend() }, io.EOF},
+		"cancelled": {func(_ *rig.Grid, _ *grid.TypedStream[*failing, *failing], cancel context.CancelFunc) { cancel() }, context.Canceled},
+		"cut":       {func(g *rig.Grid, _ *grid.TypedStream[*failing, *failing], _ context.CancelFunc) { g.Cut(0, 1) }, grid.ErrDisconnected},
+		"deadline":  {func(*rig.Grid, *grid.TypedStream[*failing, *failing], context.CancelFunc) { time.Sleep(time.Hour) }, context.DeadlineExceeded},
+	} {
+		for _, busy := range []bool{false, true} { // so that input waits when the end comes
+			t.Run(fmt.Sprint(name, " busy=", busy), func(t *testing.T) {
+				rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+					h := newFailingStream().WithInCapacity(4)
+					ends := make(chan [3]error, 1)
+					goOn := make(chan struct{})
+					require.NoError(t, h.RegisterServe(g.Manager(1), func(ctx context.Context, _ *failing, s *grid.TypedServerStream[*failing, *failing]) *grid.RemoteErr {
+						if busy {
+							<-goOn
+						}
+						var last error
+						for v, err := range s.All() {
+							if last = err; (v == nil) != (err != nil) {
+								t.Error(v, err)
+							}
+						}
+						_, again := s.Recv()
+						ends <- [3]error{last, again, context.Cause(ctx)}
+						return nil
+					}))
+					ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+					defer cancel()
+					s, err := h.Call(ctx, c, newFailing())
+					require.NoError(t, err)
+					for range 3 {
+						require.NoError(t, s.Send(newFailing()))
+					}
+					synctest.Wait()
+					test.end(g, s, cancel)
+					synctest.Wait()
+					close(goOn)
+					end := <-ends
+					if test.cause == io.EOF {
+						require.Equal(t, [3]error{nil, io.EOF, nil}, end)
+						return
+					}
+					require.ErrorIs(t, end[0], test.cause)
+					require.NotErrorIs(t, end[0], io.EOF)
+					require.Equal(t, end[0], end[1])
+					require.Equal(t, end[0], end[2])
+				})
+			})
+		}
+	}
+}
+
+// endless is a type whose decoder says io.EOF of what is too short, as many do.
+type endless struct{ failing }
+
+func (e *endless) UnmarshalMsg(b []byte) ([]byte, error) {
+	o, err := e.failing.UnmarshalMsg(b)
+	switch e.Text {
+	case "short":
+		return b, io.EOF
+	case "shorter":
+		return b, fmt.Errorf("in the middle: %w", io.EOF)
+	}
+	return o, err
+}
+
+// What a peer has sent is not the end of the stream, on either side.
+func TestTyped_UndecodableMessageIsNoEOF(t *testing.T) {
+	newEndless := func() *endless { return new(endless) }
+	for _, text := range []string{"short", "shorter"} {
+		rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+			h := grid.NewStream[grid.NoPayload](rig.Handler, nil, newEndless, newEndless)
+			served := make(chan error, 1)
+			require.NoError(t, h.RegisterServe(g.Manager(1), func(ctx context.Context, _ grid.NoPayload, s *grid.TypedServerStream[*endless, *endless]) *grid.RemoteErr {
+				v, err := s.Recv()
+				if err == nil {
+					return grid.NewRemoteErr(s.Send(ctx, v))
+				}
+				served <- err
+				return nil
+			}))
+			open := func() *grid.TypedStream[*endless, *endless] {
+				s, err := h.Call(t.Context(), c, grid.NoPayload{})
+				require.NoError(t, err)
+				return s
+			}
+			s := open()
+			require.NoError(t, s.Send(&endless{failing{Text: text}}))
+			err := <-served
+			require.NotErrorIs(t, err, io.EOF)
+			require.ErrorContains(t, err, "EOF")
+			require.Error(t, s.Results(nil))
+
+			require.True(t, g.Manager(1).Unregister(rig.Handler))
+			require.NoError(t, h.RegisterServe(g.Manager(1), func(ctx context.Context, _ grid.NoPayload, s *grid.TypedServerStream[*endless, *endless]) *grid.RemoteErr {
+				return grid.NewRemoteErr(s.Send(ctx, &endless{failing{Text: text}}))
+			}))
+			s = open()
+			<-s.Done() // well
+			_, err = s.Recv()
+			require.ErrorContains(t, err, "EOF")
+			require.NotErrorIs(t, err, io.EOF)
+			_, err = s.Recv()
+			require.Error(t, err)
+			require.NotErrorIs(t, err, io.EOF, "the stream has ended well, but not for its consumer")
+			s.CloseSend()
+		})
+	}
 }

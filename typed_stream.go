@@ -169,8 +169,8 @@ func (d *streamDecoder[Payload, Req, Resp]) request(b []byte) (Req, error) {
 	return v, err
 }
 
-// payload decodes that of a stream, if it has one. It owns b. With ok false err is the result of the
-// stream; if that is nil as well, it has ended.
+// payload decodes that of a stream, if it has one. It owns b. With ok false err is the result of
+// the stream; if that is nil as well, it has ended.
 func (d *streamDecoder[Payload, Req, Resp]) payload(m *muxServer, has bool, b []byte) (p Payload, ok bool, err *RemoteErr) {
 	if !has {
 		return p, true, nil
@@ -192,8 +192,8 @@ type TypedServerStream[Req, Resp RoundTripper] struct {
 	decode func([]byte) (Req, error)
 }
 
-// Recv is [ServerStream.Recv]. The value is the caller's from then on, who may give it to PutRequest.
-// A message that can't be decoded ends the stream with an error on both sides.
+// Recv is [ServerStream.Recv]. The value is the caller's from then on, who may give it to
+// PutRequest. A message that can't be decoded ends the stream with an error on both sides.
 func (s *TypedServerStream[Req, Resp]) Recv() (Req, error) {
 	var zero Req
 	m := s.m
@@ -337,7 +337,7 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) open(ctx context.Context, conn S
 	if m.takesData {
 		reqs := make(chan Req)
 		s.Requests = reqs
-		go forwardRequests(s, m, reqs, func(v Req) ([]byte, error) { return encodeLast(&h.reqs, v) })
+		go forwardRequests(s, m, reqs, m.forwarding(), func(v Req) ([]byte, error) { return encodeLast(&h.reqs, v) })
 	}
 	return s, nil
 }
@@ -358,29 +358,54 @@ type TypedStream[Req, Resp RoundTripper] struct {
 // Send is [Stream.Send]. req stays the caller's. One that can't be encoded is refused, and the
 // stream lives on.
 func (s *TypedStream[Req, Resp]) Send(req Req) error {
-	s.mux.sendUsed.Store(true)
+	return s.SendContext(context.Background(), req)
+}
+
+// SendContext is [Stream.SendContext]; the rest is as with Send.
+func (s *TypedStream[Req, Resp]) SendContext(ctx context.Context, req Req) error {
 	b, err := encode(req)
 	if err != nil {
+		s.mux.sendUsed.Store(true)
 		return fmt.Errorf("grid: handler %s: %w", handlerLabel(s.conn, s.id), err)
 	}
 	defer PutByteBuffer(b)
-	return s.mux.send(b)
+	return s.mux.sendInput(ctx, b)
 }
 
 // CloseSend is [Stream.CloseSend].
-func (s *TypedStream[Req, Resp]) CloseSend() {
-	s.mux.sendUsed.Store(true)
-	s.mux.closeSend()
+func (s *TypedStream[Req, Resp]) CloseSend() { _ = s.mux.closeInput() }
+
+// Finish is [Stream.Finish]. What it throws away is not decoded.
+func (s *TypedStream[Req, Resp]) Finish(ctx context.Context) error { return s.mux.drain(ctx) }
+
+// Recv is [Stream.Recv]. The value is the caller's from then on, who may give it to PutResponse. A
+// message that can't be decoded ends the stream with an error on both sides.
+func (s *TypedStream[Req, Resp]) Recv() (Resp, error) {
+	b, err := s.mux.recv()
+	if err != nil {
+		var zero Resp
+		return zero, err
+	}
+	return s.decode(b)
+}
+
+// decode decodes a message. It owns b.
+func (s *TypedStream[Req, Resp]) decode(b []byte) (Resp, error) {
+	v, err := decodeNext(s.resps, b, maxNesting(s.conn))
+	if err != nil {
+		err = fmt.Errorf("grid: handler %s: %w", handlerLabel(s.conn, s.id), err)
+		s.mux.fail(err)
+		s.mux.skip(err)
+	}
+	return v, err
 }
 
 // Results is [Stream.Results]. The value is next's from then on, who may give it to PutResponse. A
 // message that can't be decoded ends the stream with an error on both sides.
 func (s *TypedStream[Req, Resp]) Results(next func(resp Resp) error) error {
 	return s.mux.results(func(b []byte) error {
-		v, err := decodeNext(s.resps, b, maxNesting(s.conn))
+		v, err := s.decode(b)
 		if err != nil {
-			err = fmt.Errorf("grid: handler %s: %w", handlerLabel(s.conn, s.id), err)
-			s.mux.fail(err)
 			return err
 		}
 		return next(v)

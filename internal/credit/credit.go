@@ -3,6 +3,7 @@
 package credit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync"
@@ -66,7 +67,9 @@ func (c *Credits) Reserve(ctx context.Context) error {
 		select {
 		case <-signal:
 		case <-ctx.Done():
-			return context.Cause(ctx) // the token, if there is one, is left to others
+			// The token, if there is one, is left to others. A context that says that it has ended,
+			// and not with what, gets no credit.
+			return cmp.Or(context.Cause(ctx), context.Canceled)
 		}
 	}
 }

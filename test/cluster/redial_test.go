@@ -364,7 +364,7 @@ func TestRedial_KnockIsWithdrawnByTheConnection(t *testing.T) {
 			require.EqualValues(t, 1, st.Attempts)
 			// One that nobody withdraws is heeded.
 			g.Net.Stall(addr[0], addr[1], true)
-			time.AfterFunc(rig.ProbeTime, func() { g.Net.Stall(addr[0], addr[1], false) })
+			time.AfterFunc(2*rig.ProbeTime, func() { g.Net.Stall(addr[0], addr[1], false) })
 			require.Equal(t, http.StatusAccepted, knock(t, g, g.Host(1), g.Host(0), g.Manager(1).ID))
 		})
 	})
