@@ -1,6 +1,7 @@
 package gridraft
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -149,13 +150,20 @@ func (p *partReader) next(v any) error {
 		return err
 	}
 	r := &joinedParts{from: p, msg: msg, rest: rest, more: true, left: p.max - len(rest)}
-	if err := codec.NewDecoder(r, handle).Decode(v); err != nil {
-		if r.err != nil && r.err != io.EOF {
-			return r.err // rather than what the decoder makes of it
-		}
+	br := bufio.NewReader(r) // the decoder asks for single bytes
+	err = codec.NewDecoder(br, handle).Decode(v)
+	switch {
+	case r.err != nil && r.err != io.EOF:
+		return r.err // rather than what the decoder makes of it
+	case err != nil:
 		return fmt.Errorf("gridraft: decode: %w", err)
 	}
-	return r.end()
+	if n, err := io.Copy(io.Discard, br); err != nil {
+		return err
+	} else if n > 0 {
+		return fmt.Errorf("gridraft: decode: %d bytes too many", n)
+	}
+	return nil
 }
 
 // part returns a message, what is of the request in it, and whether there is more.
@@ -212,14 +220,4 @@ func (j *joinedParts) advance() error {
 		j.err = ErrRequestTooLarge
 	}
 	return j.err
-}
-
-// end makes sure that nothing is left of the request, where the decoder had all it wanted.
-func (j *joinedParts) end() error {
-	if n, err := io.Copy(io.Discard, j); err != nil {
-		return err
-	} else if n > 0 {
-		return fmt.Errorf("gridraft: decode: %d bytes too many", n)
-	}
-	return nil
 }

@@ -5,11 +5,13 @@ go 1.25.0
 replace github.com/gridrpc/grid => ../
 
 require (
+	github.com/anishathalye/porcupine v1.3.1
 	github.com/gridrpc/grid v0.0.0
 	github.com/hashicorp/go-hclog v1.6.3
 	github.com/hashicorp/go-msgpack/v2 v2.1.5
 	github.com/hashicorp/raft v1.8.0
 	github.com/stretchr/testify v1.12.1
+	go.uber.org/goleak v1.3.0
 )
 
 require (

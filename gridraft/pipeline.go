@@ -61,7 +61,7 @@ type pipeline struct {
 	cancel context.CancelCauseFunc
 	timer  *time.Timer            // gives up
 	done   chan raft.AppendFuture // to the consumer
-	room   chan struct{}          // holds a token when one more may be under way
+	room   chan struct{}          // holds a token when there may be room for another
 	ended  chan struct{}          // closed with the stream
 	closed chan struct{}          // by Close
 
@@ -85,7 +85,7 @@ func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.App
 		return nil, err
 	}
 	// What raft appends while this waits goes with the next request, as one.
-	for {
+	for waited := false; ; waited = true {
 		p.mu.Lock()
 		full, closed, err := len(p.flight) >= p.opts.MaxRPCsInFlight, p.isClosed, p.err
 		p.mu.Unlock()
@@ -95,6 +95,9 @@ func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.App
 		case err != nil:
 			return nil, err
 		case !full:
+			if waited {
+				p.makeRoom() // for another that waits, as the token may have stood for two
+			}
 			return f, nil
 		}
 		select {
@@ -213,10 +216,7 @@ func (p *pipeline) answer(b []byte) error {
 	p.timer.Stop()
 	p.mu.Unlock()
 	f.respond(err)
-	select {
-	case p.room <- struct{}{}:
-	default:
-	}
+	p.makeRoom()
 	p.deliver(f)
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -225,6 +225,14 @@ func (p *pipeline) answer(b []byte) error {
 		p.timer.Reset(p.opts.Timeout)
 	}
 	return nil
+}
+
+// makeRoom has one that waits for room look.
+func (p *pipeline) makeRoom() {
+	select {
+	case p.room <- struct{}{}:
+	default:
+	}
 }
 
 // deliver hands a request that is over to the consumer.

@@ -6,34 +6,53 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/hashicorp/go-msgpack/v2/codec"
 	"github.com/hashicorp/raft"
 
 	"github.com/gridrpc/grid"
 )
 
 const (
-	// Requests of a pipeline that wait at its server, which the window of the stream goes by: many of
-	// them are parts of one.
-	pipelineInput  = 64
+	// inputCapacity is how many messages of a pipeline, or of a snapshot, may be on their way to
+	// the server at first. Many of them are parts of one request.
+	inputCapacity = 64
+	// pipelineOutput is the same for answers.
 	pipelineOutput = 64
-	snapshotInput  = 64
 )
 
+// register registers the handlers, up to the first that can't be.
 func (t *Transport) register() error {
-	first := t.opts.FirstID
-	return errors.Join(
-		t.registerSingle(heartbeatID, func() any { return new(raft.AppendEntriesRequest) }),
-		t.registerSingle(appendID, func() any { return new(raft.AppendEntriesRequest) }),
-		t.registerSingle(voteID, func() any { return new(raft.RequestVoteRequest) }),
-		t.registerSingle(preVoteID, func() any { return new(raft.RequestPreVoteRequest) }),
-		t.registerSingle(timeoutNowID, func() any { return new(raft.TimeoutNowRequest) }),
-		t.manager.RegisterStreamingHandler(first+pipelineID, grid.StreamHandler{
-			Serve: t.servePipeline, Subroute: t.opts.Group, InCapacity: pipelineInput, OutCapacity: pipelineOutput,
-		}),
-		t.manager.RegisterStreamingHandler(first+snapshotID, grid.StreamHandler{
-			Serve: t.serveSnapshot, Subroute: t.opts.Group, InCapacity: snapshotInput,
-		}),
-	)
+	appending := func() any { return new(raft.AppendEntriesRequest) }
+	for id, command := range map[grid.HandlerID]func() any{
+		heartbeatID:  appending,
+		appendID:     appending,
+		voteID:       func() any { return new(raft.RequestVoteRequest) },
+		preVoteID:    func() any { return new(raft.RequestPreVoteRequest) },
+		timeoutNowID: func() any { return new(raft.TimeoutNowRequest) },
+	} {
+		err := t.manager.RegisterSingleHandlerContext(t.opts.FirstID+id, t.server(command), t.route()...)
+		if err != nil {
+			return err
+		}
+		t.registered = append(t.registered, id)
+	}
+	for id, h := range map[grid.HandlerID]grid.StreamHandler{
+		pipelineID: {Serve: t.servePipeline, InCapacity: inputCapacity, OutCapacity: pipelineOutput},
+		snapshotID: {Serve: t.serveSnapshot, InCapacity: inputCapacity},
+	} {
+		h.Subroute = t.opts.Group
+		if err := t.manager.RegisterStreamingHandler(t.opts.FirstID+id, h); err != nil {
+			return err
+		}
+		t.registered = append(t.registered, id)
+	}
+	return nil
+}
+
+func (t *Transport) unregister() {
+	for _, id := range t.registered {
+		t.manager.Unregister(t.opts.FirstID+id, t.route()...)
+	}
 }
 
 // route is where the handlers are registered.
@@ -44,34 +63,29 @@ func (t *Transport) route() []string {
 	return []string{t.opts.Group}
 }
 
-func (t *Transport) unregister() {
-	for id := range handlerIDs {
-		t.manager.Unregister(t.opts.FirstID+id, t.route()...)
-	}
-}
-
-func (t *Transport) registerSingle(id grid.HandlerID, make func() any) error {
-	return t.manager.RegisterSingleHandlerContext(t.opts.FirstID+id, func(ctx context.Context, payload []byte) ([]byte, *grid.RemoteErr) {
+// server makes the handler of single requests that are decoded into what command returns.
+func (t *Transport) server(command func() any) grid.SingleHandlerContextFn {
+	return func(ctx context.Context, payload []byte) ([]byte, *grid.RemoteErr) {
 		life, err := t.admit(ctx)
 		if err != nil {
 			return nil, grid.NewRemoteErr(err)
 		}
-		command := make()
-		err = decode(payload, command)
+		c := command()
+		err = decode(payload, c)
 		grid.PutByteBuffer(payload)
 		if err != nil {
 			return nil, grid.NewRemoteErr(err)
 		}
-		answer, err := t.process(ctx, life, command, nil)
+		answer, err := t.process(ctx, life, c, nil)
 		return answer, grid.NewRemoteErr(err)
-	}, t.route()...)
+	}
 }
 
 // admit returns the life that a handler runs in, unless its caller is disconnected.
 func (t *Transport) admit(ctx context.Context) (context.Context, error) {
 	if c := t.cut.Load(); c != nil {
 		if caller := grid.GetCaller(ctx); caller == nil || c.has(caller.Name) {
-			return nil, fmt.Errorf("%w: %s", ErrDisconnected, t.manager.HostName())
+			return nil, ErrDisconnected // as it is: the caller knows it by its text
 		}
 	}
 	life := t.life.Load().ctx
@@ -224,8 +238,7 @@ func check(command any) error {
 
 // checkConfiguration decodes a configuration as raft does, which panics where it can't.
 func checkConfiguration(b []byte) error {
-	var c raft.Configuration
-	if err := decode(b, &c); err != nil {
+	if err := codec.NewDecoderBytes(b, handle).Decode(new(raft.Configuration)); err != nil {
 		return fmt.Errorf("gridraft: configuration: %w", err)
 	}
 	return nil

@@ -135,8 +135,9 @@ type Transport struct {
 	cut       atomic.Pointer[cut]
 	life      atomic.Pointer[life]
 
-	mu     sync.Mutex // guards changes of cut and life
-	closed bool
+	mu         sync.Mutex // guards changes of cut and life as well
+	closed     bool
+	registered []grid.HandlerID // offsets
 }
 
 // life is what calls and handlers run in: until the streams are closed, or the transport is.
