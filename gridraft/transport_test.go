@@ -458,10 +458,7 @@ func TestPipeline_WaitsForItsConsumer(t *testing.T) {
 // snapshot returns data and the request for it.
 func snapshot(size int) ([]byte, *raft.InstallSnapshotRequest) {
 	data := make([]byte, size)
-	rng := rand.New(rand.NewPCG(1, 2))
-	for i := range data {
-		data[i] = byte(rng.Uint32())
-	}
+	_, _ = rand.NewChaCha8([32]byte{}).Read(data)
 	return data, &raft.InstallSnapshotRequest{
 		RPCHeader: header, SnapshotVersion: 1, Term: 10, Leader: []byte("me"), LastLogIndex: 100, LastLogTerm: 9, Size: int64(size),
 		Configuration:      raft.EncodeConfiguration(raft.Configuration{Servers: []raft.Server{{ID: "zero", Address: "http://zero:9000"}}}),
@@ -598,7 +595,7 @@ func big(size int) *raft.AppendEntriesRequest {
 }
 
 func TestParts_LargeEntriesArriveInThem(t *testing.T) {
-	for _, c := range []struct{ part, size int }{{1 << 10, 100 << 10}, {64<<10 - 1, 64<<10 - 1}, {64<<10 - 1, 5 << 20}, {1 << 20, 20 << 20}} {
+	for _, c := range []struct{ part, size int }{{1 << 10, 100 << 10}, {64<<10 - 1, 64<<10 - 1}, {64<<10 - 1, 2 << 20}, {1 << 20, 4 << 20}} {
 		t.Run(fmt.Sprintf("%d of %d", c.size, c.part), func(t *testing.T) {
 			edit := func(_ int, o *gridraft.Options) { o.PartSize = c.part }
 			inBoth(t, edit, func(t *testing.T, r *rig) {
