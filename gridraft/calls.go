@@ -152,7 +152,7 @@ func (t *Transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, a
 // isHeartbeat reports whether a request is one that raft sends as a heartbeat, which it may answer
 // without a look at its log.
 func isHeartbeat(r *raft.AppendEntriesRequest) bool {
-	return r.Term != 0 && (len(r.Addr) > 0 || r.Leader != nil) &&
+	return r.Term != 0 && len(r.Addr) > 0 &&
 		r.PrevLogEntry == 0 && r.PrevLogTerm == 0 && len(r.Entries) == 0 && r.LeaderCommitIndex == 0
 }
 

@@ -18,7 +18,7 @@ import (
 func TestDecode_KeepsNothingOfTheMessage(t *testing.T) {
 	e := getEncoder()
 	defer e.put()
-	want := &raft.AppendEntriesRequest{Leader: []byte("leader"), Entries: []*raft.Log{{Data: []byte("some data"), Extensions: []byte("more")}}}
+	want := &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ID: []byte("leader")}, Entries: []*raft.Log{{Data: []byte("some data"), Extensions: []byte("more")}}}
 	b, err := e.encode(want)
 	require.NoError(t, err)
 	got := new(raft.AppendEntriesRequest)
@@ -68,7 +68,7 @@ func TestParts_OfAllSizes(t *testing.T) {
 	defer e.put()
 	for size := 1; size < 70; size++ {
 		for n := range 30 {
-			want := &raft.AppendEntriesRequest{Term: 1, Leader: bytes.Repeat([]byte("x"), n)}
+			want := &raft.AppendEntriesRequest{Term: 1, RPCHeader: raft.RPCHeader{ID: bytes.Repeat([]byte("x"), n)}}
 			b, err := e.encode(want)
 			require.NoError(t, err)
 			messages, recv := parted(t, b, size)
@@ -125,7 +125,7 @@ func TestCheck_RefusesWhatRaftPanicsAt(t *testing.T) {
 // FuzzRequest has a peer send anything. What is taken can be sent on, and is the same then.
 func FuzzRequest(f *testing.F) {
 	e := getEncoder()
-	b, err := e.encode(&raft.AppendEntriesRequest{Term: 1, Leader: []byte("l"), Entries: []*raft.Log{{Index: 1, Data: []byte("d")}, nil}})
+	b, err := e.encode(&raft.AppendEntriesRequest{Term: 1, RPCHeader: raft.RPCHeader{ID: []byte("l")}, Entries: []*raft.Log{{Index: 1, Data: []byte("d")}, nil}})
 	require.NoError(f, err)
 	f.Add(slices.Clone(b), uint8(3))
 	f.Add([]byte("\xde\xff\xff"), uint8(1))

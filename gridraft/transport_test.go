@@ -109,7 +109,7 @@ var header = raft.RPCHeader{ProtocolVersion: 3, ID: []byte("zero"), Addr: []byte
 // entries makes a request that tells n apart from others.
 func entries(n uint64) *raft.AppendEntriesRequest {
 	return &raft.AppendEntriesRequest{
-		RPCHeader: header, Term: 7, Leader: []byte("http://zero:9000"), PrevLogEntry: n, PrevLogTerm: 6, LeaderCommitIndex: 5,
+		RPCHeader: header, Term: 7, PrevLogEntry: n, PrevLogTerm: 6, LeaderCommitIndex: 5,
 		Entries: []*raft.Log{
 			{Index: n + 1, Term: 7, Type: raft.LogCommand, Data: []byte("data"), Extensions: []byte("more"), AppendedAt: time.Date(2026, 1, 2, 3, 4, 5, 6, time.UTC)},
 			{Index: n + 2, Term: 7, Type: raft.LogNoop},
@@ -134,7 +134,7 @@ func TestTransport_CallsArriveAndAreAnswered(t *testing.T) {
 			func(tr *gridraft.Transport, to raft.ServerAddress, args, resp any) error {
 				return tr.AppendEntries("one", to, args.(*raft.AppendEntriesRequest), resp.(*raft.AppendEntriesResponse))
 			}},
-		{"RequestVote", &raft.RequestVoteRequest{RPCHeader: header, Term: 20, Candidate: []byte("me"), LastLogIndex: 100, LastLogTerm: 19, LeadershipTransfer: true},
+		{"RequestVote", &raft.RequestVoteRequest{RPCHeader: header, Term: 20, LastLogIndex: 100, LastLogTerm: 19, LeadershipTransfer: true},
 			&raft.RequestVoteResponse{RPCHeader: header, Term: 100, Granted: true}, new(raft.RequestVoteResponse),
 			func(tr *gridraft.Transport, to raft.ServerAddress, args, resp any) error {
 				return tr.RequestVote("one", to, args.(*raft.RequestVoteRequest), resp.(*raft.RequestVoteResponse))
@@ -195,7 +195,7 @@ func TestTransport_ManyCallsAtOnce(t *testing.T) {
 }
 
 func heartbeat() *raft.AppendEntriesRequest {
-	return &raft.AppendEntriesRequest{RPCHeader: header, Term: 7, Leader: []byte("http://zero:9000")}
+	return &raft.AppendEntriesRequest{RPCHeader: header, Term: 7}
 }
 
 func TestHeartbeat_TakesTheFastPath(t *testing.T) {
@@ -460,7 +460,7 @@ func snapshot(size int) ([]byte, *raft.InstallSnapshotRequest) {
 	data := make([]byte, size)
 	_, _ = rand.NewChaCha8([32]byte{}).Read(data)
 	return data, &raft.InstallSnapshotRequest{
-		RPCHeader: header, SnapshotVersion: 1, Term: 10, Leader: []byte("me"), LastLogIndex: 100, LastLogTerm: 9, Size: int64(size),
+		RPCHeader: header, SnapshotVersion: 1, Term: 10, LastLogIndex: 100, LastLogTerm: 9, Size: int64(size),
 		Configuration:      raft.EncodeConfiguration(raft.Configuration{Servers: []raft.Server{{ID: "zero", Address: "http://zero:9000"}}}),
 		ConfigurationIndex: 3,
 	}
