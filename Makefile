@@ -1,7 +1,7 @@
 .PHONY: nested test test-long fuzz bench bench-quick generate lint
 
 # Modules of their own, for what they depend on.
-NESTED := gridotel gridprom gridmember gridstatus/browsertest
+NESTED := gridotel gridprom gridmember gridraft examples/kv gridstatus/browsertest
 
 # Their names, for scripts.
 nested:

@@ -27,7 +27,7 @@ var updateAPI = flag.Bool("update-api", false, "write testdata/api.txt")
 // and what is taken away or changes its type is in CHANGELOG.md.
 func TestAPI_IsAsListed(t *testing.T) {
 	var list bytes.Buffer
-	for _, dir := range []string{".", "gridtest", "gridstatus", "gridprom", "gridotel", "gridmember"} {
+	for _, dir := range []string{".", "gridtest", "gridstatus", "gridprom", "gridotel", "gridmember", "gridraft"} {
 		listAPI(t, &list, dir)
 	}
 	const file = "testdata/api.txt"

@@ -170,7 +170,8 @@
 //
 // Package [github.com/gridrpc/grid/gridstatus] is a page on all hosts for operators. Package
 // [github.com/gridrpc/grid/gridtest] makes a whole grid in one process for tests. Modules of their
-// own are gridprom (Prometheus), gridotel (OpenTelemetry) and gridmember (hosts by gossip).
+// own are gridprom (Prometheus), gridotel (OpenTelemetry), gridmember (hosts by gossip) and gridraft
+// (a transport for hashicorp/raft).
 //
 // # The protocol
 //

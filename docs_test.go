@@ -143,7 +143,7 @@ func TestDocs_ContributingNamesFilesAndTestsThatExist(t *testing.T) {
 func testNames(t *testing.T, rooms ...string) map[string]bool {
 	t.Helper()
 	if rooms == nil {
-		rooms = []string{"", "internal/*/", "test/*/", "gridtest/", "gridmember/"}
+		rooms = []string{"", "internal/*/", "test/*/", "gridtest/", "gridmember/", "gridraft/"}
 	}
 	var files []string
 	for _, room := range rooms {

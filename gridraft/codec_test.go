@@ -1,0 +1,156 @@
+package gridraft
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"testing"
+
+	"github.com/hashicorp/raft"
+	"github.com/stretchr/testify/require"
+
+	"github.com/gridrpc/grid"
+)
+
+// Buffers are used again as soon as they are decoded.
+func TestDecode_KeepsNothingOfTheMessage(t *testing.T) {
+	e := getEncoder()
+	defer e.put()
+	want := &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ID: []byte("leader")}, Entries: []*raft.Log{{Data: []byte("some data"), Extensions: []byte("more")}}}
+	b, err := e.encode(want)
+	require.NoError(t, err)
+	got := new(raft.AppendEntriesRequest)
+	require.NoError(t, decode(b, got))
+	clear(b)
+	require.Equal(t, want, got)
+}
+
+func TestDecode_RefusesWhatIsLeftOver(t *testing.T) {
+	answer, err := encodeAnswer(raft.RPCResponse{Response: &raft.AppendEntriesResponse{Term: 3}, Error: errors.New("text")})
+	require.NoError(t, err)
+	var resp raft.AppendEntriesResponse
+	require.EqualError(t, decodeAnswer(answer, &resp), "text")
+	require.EqualValues(t, 3, resp.Term)
+	require.ErrorContains(t, decodeAnswer(append(answer, 0), &resp), "1 bytes too many")
+	for n := range answer {
+		require.ErrorContains(t, decodeAnswer(answer[:n], &resp), "gridraft: decode: ")
+	}
+	require.Error(t, decodeAnswer(nil, &resp))
+}
+
+// parted returns the messages of a request, and how they are received.
+func parted(t testing.TB, b []byte, size int) (messages [][]byte, recv func() ([]byte, error)) {
+	room := append(slices.Clone(b), 0xff)
+	require.NoError(t, sendParts(func(m []byte) error {
+		require.LessOrEqual(t, len(m), size+1)
+		messages = append(messages, slices.Clone(m))
+		return nil
+	}, room[:len(b)], size))
+	require.Equal(t, b, room[:len(b)], "what was sent is as it was")
+	return messages, receiver(messages)
+}
+
+func receiver(messages [][]byte) func() ([]byte, error) {
+	return func() ([]byte, error) {
+		if len(messages) == 0 {
+			return nil, io.EOF
+		}
+		next := messages[0]
+		messages = messages[1:]
+		return append(grid.GetByteBuffer(), next...), nil
+	}
+}
+
+func TestParts_OfAllSizes(t *testing.T) {
+	e := getEncoder()
+	defer e.put()
+	for size := 1; size < 70; size++ {
+		for n := range 30 {
+			want := &raft.AppendEntriesRequest{Term: 1, RPCHeader: raft.RPCHeader{ID: bytes.Repeat([]byte("x"), n)}}
+			b, err := e.encode(want)
+			require.NoError(t, err)
+			messages, recv := parted(t, b, size)
+			require.Len(t, messages, (len(b)+size-1)/size)
+			p := partReader{recv: recv, max: len(b)}
+			got := new(raft.AppendEntriesRequest)
+			require.NoError(t, p.next(got))
+			require.Equal(t, want, got)
+			require.Equal(t, io.EOF, p.next(got))
+
+			_, recv = parted(t, b, size)
+			require.ErrorIs(t, (&partReader{recv: recv, max: len(b) - 1}).next(got), ErrRequestTooLarge)
+
+			if len(messages) > 1 {
+				recv = receiver(messages[:len(messages)-1])
+				require.ErrorIs(t, (&partReader{recv: recv, max: len(b)}).next(got), io.ErrUnexpectedEOF)
+			}
+		}
+	}
+}
+
+func TestParts_ThatAreNone(t *testing.T) {
+	for _, m := range []string{"", "\x02", "x\x02", "\x01", "\x00", "\xc0\xc0\x00", "\xc1\x00"} {
+		p := partReader{recv: receiver([][]byte{[]byte(m)}), max: 100}
+		require.Error(t, p.next(new(raft.AppendEntriesRequest)), "%q", m)
+	}
+}
+
+// What raft would panic at does not get there.
+func TestCheck_RefusesWhatRaftPanicsAt(t *testing.T) {
+	good := raft.EncodeConfiguration(raft.Configuration{Servers: []raft.Server{{ID: "a", Address: "b"}}})
+	for i, c := range []any{
+		&raft.AppendEntriesRequest{Entries: []*raft.Log{{Type: raft.LogConfiguration, Data: good}}},
+		&raft.AppendEntriesRequest{Entries: []*raft.Log{{Data: []byte("\xff")}}},
+		&raft.InstallSnapshotRequest{SnapshotVersion: 1, Configuration: good},
+		&raft.InstallSnapshotRequest{},
+		&raft.RequestVoteRequest{},
+	} {
+		require.NoError(t, check(c), i)
+	}
+	for i, c := range []any{
+		&raft.AppendEntriesRequest{Entries: []*raft.Log{{}, nil}},
+		&raft.AppendEntriesRequest{Entries: []*raft.Log{{Type: raft.LogConfiguration}}},
+		&raft.AppendEntriesRequest{Entries: []*raft.Log{{Type: raft.LogConfiguration, Data: good[1:]}}},
+		&raft.InstallSnapshotRequest{SnapshotVersion: 1},
+		&raft.InstallSnapshotRequest{SnapshotVersion: 1, Configuration: []byte("\xc1")},
+		&raft.InstallSnapshotRequest{Size: -1},
+	} {
+		require.Error(t, check(c), i)
+	}
+	require.Panics(t, func() { raft.DecodeConfiguration(good[1:]) }, "or there is no need for it")
+}
+
+// FuzzRequest has a peer send anything. What is taken can be sent on, and is the same then.
+func FuzzRequest(f *testing.F) {
+	e := getEncoder()
+	b, err := e.encode(&raft.AppendEntriesRequest{Term: 1, RPCHeader: raft.RPCHeader{ID: []byte("l")}, Entries: []*raft.Log{{Index: 1, Data: []byte("d")}, nil}})
+	require.NoError(f, err)
+	f.Add(slices.Clone(b), uint8(3))
+	f.Add([]byte("\xde\xff\xff"), uint8(1))
+	f.Fuzz(func(t *testing.T, b []byte, size uint8) {
+		for _, c := range []any{new(raft.RequestVoteRequest), new(raft.InstallSnapshotRequest), new(raft.AppendEntriesResponse)} {
+			if decode(b, c) == nil {
+				_ = check(c)
+			}
+		}
+		whole := new(raft.AppendEntriesRequest)
+		err := decode(b, whole)
+		if len(b) == 0 {
+			return
+		}
+		_, recv := parted(t, b, int(size)+1)
+		got := new(raft.AppendEntriesRequest)
+		partErr := (&partReader{recv: recv, max: len(b)}).next(got)
+		if (err == nil) != (partErr == nil) {
+			t.Fatalf("whole: %v; in parts: %v", err, partErr)
+		}
+		if err != nil || check(whole) != nil {
+			return
+		}
+		if fmt.Sprint(whole.Term, len(whole.Entries)) != fmt.Sprint(got.Term, len(got.Entries)) {
+			t.Fatal("in parts it is another request")
+		}
+	})
+}

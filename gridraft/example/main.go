@@ -1,0 +1,134 @@
+// Command example is a replicated store of keys and values: a raft server, its transport over grid
+// and an HTTP API, on one port. The README of gridraft shows it with three of them.
+//
+// What it has is in memory. A server that is killed comes back empty, and gets all from the others;
+// one of your own keeps its log and votes on disk, for instance with
+// github.com/hashicorp/raft-boltdb.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+
+	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/gridraft"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "example:", err)
+		os.Exit(1)
+	}
+}
+
+// run is a server, until ctx ends.
+func run(ctx context.Context, args []string, w io.Writer) error {
+	fl := flag.NewFlagSet("example", flag.ContinueOnError)
+	listen := fl.String("listen", "127.0.0.1:9001", "`address` to listen at; http:// and it must be in -hosts")
+	hosts := fl.String("hosts", "http://127.0.0.1:9001,http://127.0.0.1:9002,http://127.0.0.1:9003", "base `URLs` of all servers")
+	secret := fl.String("secret", "not a secret at all", "`key` that all servers share, of 16 characters or more")
+	if err := fl.Parse(args); err != nil {
+		return err
+	}
+
+	// The grid: all hosts, and a key by which they know each other.
+	m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
+		Local:        "http://" + *listen,
+		Hosts:        strings.Split(*hosts, ","),
+		SharedSecret: [][]byte{[]byte(*secret)},
+		HandlerNames: gridraft.HandlerNames(firstID),
+	})
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	s := &server{store: newStore()}
+	if s.raft, err = startRaft(m, s.store); err != nil {
+		return err
+	}
+	go tellLeaders(s.raft, w)
+
+	// One HTTP server for the grid and for clients.
+	l, err := net.Listen("tcp", *listen)
+	if err != nil {
+		return err
+	}
+	mux := http.NewServeMux()
+	mux.Handle(grid.RoutePath, m.Handler())
+	mux.HandleFunc("GET /keys/{key}", s.get)
+	mux.HandleFunc("PUT /keys/{key}", s.put)
+	web := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	served := make(chan error, 1)
+	go func() { served <- web.Serve(l) }()
+	fmt.Fprintf(w, "process %d listens at %s\n", os.Getpid(), m.HostName())
+
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	// A leader hands over, so that the others need not wait until they miss it.
+	if s.raft.State() == raft.Leader {
+		_ = s.raft.LeadershipTransfer().Error()
+	}
+	err = s.raft.Shutdown().Error()
+	last, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	return errors.Join(err, m.Shutdown(last), web.Shutdown(last))
+}
+
+// firstID is the first of the handler IDs of raft.
+const firstID grid.HandlerID = 100
+
+// startRaft starts the raft server of a host: all hosts are voters.
+func startRaft(m *grid.Manager, fsm raft.FSM) (*raft.Raft, error) {
+	trans, err := gridraft.New(m, gridraft.Options{FirstID: firstID})
+	if err != nil {
+		return nil, err
+	}
+	conf := raft.DefaultConfig()
+	conf.LocalID = raft.ServerID(m.HostName())
+	conf.Logger = hclog.NewNullLogger()
+	var all raft.Configuration
+	for _, host := range append(m.Targets(), m.HostName()) {
+		all.Servers = append(all.Servers, raft.Server{ID: raft.ServerID(host), Address: raft.ServerAddress(host)})
+	}
+	slices.SortFunc(all.Servers, func(a, b raft.Server) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	logs, snaps := raft.NewInmemStore(), raft.NewInmemSnapshotStore()
+	if err := raft.BootstrapCluster(conf, logs, logs, snaps, trans, all); err != nil {
+		return nil, err
+	}
+	return raft.NewRaft(conf, fsm, logs, logs, snaps, trans)
+}
+
+// tellLeaders prints who leads, whenever that changes.
+func tellLeaders(r *raft.Raft, w io.Writer) {
+	changes := make(chan raft.Observation, 16)
+	r.RegisterObserver(raft.NewObserver(changes, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	}))
+	for c := range changes {
+		if leader := c.Data.(raft.LeaderObservation).LeaderAddr; leader != "" {
+			fmt.Fprintln(w, "leader is", leader)
+		} else {
+			fmt.Fprintln(w, "no leader")
+		}
+	}
+}

@@ -1,0 +1,245 @@
+package gridraft
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/hashicorp/go-msgpack/v2/codec"
+	"github.com/hashicorp/raft"
+
+	"github.com/gridrpc/grid"
+)
+
+const (
+	// inputCapacity is how many messages of a pipeline, or of a snapshot, may be on their way to
+	// the server at first. Many of them are parts of one request.
+	inputCapacity = 64
+	// pipelineOutput is the same for answers.
+	pipelineOutput = 64
+)
+
+// register registers the handlers, up to the first that can't be.
+func (t *Transport) register() error {
+	appending := func() any { return new(raft.AppendEntriesRequest) }
+	for id, command := range map[grid.HandlerID]func() any{
+		heartbeatID:  appending,
+		appendID:     appending,
+		voteID:       func() any { return new(raft.RequestVoteRequest) },
+		preVoteID:    func() any { return new(raft.RequestPreVoteRequest) },
+		timeoutNowID: func() any { return new(raft.TimeoutNowRequest) },
+	} {
+		err := t.manager.RegisterSingleHandlerContext(t.opts.FirstID+id, t.server(command), t.route()...)
+		if err != nil {
+			return err
+		}
+		t.registered = append(t.registered, id)
+	}
+	for id, h := range map[grid.HandlerID]grid.StreamHandler{
+		pipelineID: {Serve: t.servePipeline, InCapacity: inputCapacity, OutCapacity: pipelineOutput},
+		snapshotID: {Serve: t.serveSnapshot, InCapacity: inputCapacity},
+	} {
+		h.Subroute = t.opts.Group
+		if err := t.manager.RegisterStreamingHandler(t.opts.FirstID+id, h); err != nil {
+			return err
+		}
+		t.registered = append(t.registered, id)
+	}
+	return nil
+}
+
+func (t *Transport) unregister() {
+	for _, id := range t.registered {
+		t.manager.Unregister(t.opts.FirstID+id, t.route()...)
+	}
+}
+
+// route is where the handlers are registered.
+func (t *Transport) route() []string {
+	if t.opts.Group == "" {
+		return nil
+	}
+	return []string{t.opts.Group}
+}
+
+// server makes the handler of single requests that are decoded into what command returns.
+func (t *Transport) server(command func() any) grid.SingleHandlerContextFn {
+	return func(ctx context.Context, payload []byte) ([]byte, *grid.RemoteErr) {
+		life, err := t.admit(ctx)
+		if err != nil {
+			return nil, grid.NewRemoteErr(err)
+		}
+		c := command()
+		err = decode(payload, c)
+		grid.PutByteBuffer(payload)
+		if err != nil {
+			return nil, grid.NewRemoteErr(err)
+		}
+		answer, err := t.process(ctx, life, c, nil)
+		return answer, grid.NewRemoteErr(err)
+	}
+}
+
+// admit returns the life that a handler runs in, unless its caller is disconnected.
+func (t *Transport) admit(ctx context.Context) (context.Context, error) {
+	if c := t.cut.Load(); c != nil {
+		if caller := grid.GetCaller(ctx); caller == nil || c.has(caller.Name) {
+			return nil, ErrDisconnected // as it is: the caller knows it by its text
+		}
+	}
+	life := t.life.Load().ctx
+	return life, context.Cause(life)
+}
+
+// process has raft answer a command, until ctx ends, which is the handler's, or life.
+func (t *Transport) process(ctx, life context.Context, command any, reader io.Reader) ([]byte, error) {
+	if err := check(command); err != nil {
+		return nil, err
+	}
+	answer := make(chan raft.RPCResponse, 1)
+	rpc := raft.RPC{Command: command, Reader: reader, RespChan: answer}
+	if r, ok := command.(*raft.AppendEntriesRequest); ok && isHeartbeat(r) {
+		if f := t.heartbeat.Load(); f != nil {
+			(*f)(rpc)
+			rpc.RespChan = nil
+		}
+	}
+	if rpc.RespChan != nil {
+		select {
+		case t.consumer <- rpc:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-life.Done():
+			return nil, context.Cause(life)
+		}
+	}
+	select {
+	case r := <-answer:
+		return encodeAnswer(r)
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	case <-life.Done():
+		return nil, context.Cause(life)
+	}
+}
+
+// servePipeline answers requests to append entries, one after the other.
+func (t *Transport) servePipeline(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
+	life, err := t.admit(ctx)
+	if err != nil {
+		return grid.NewRemoteErr(err)
+	}
+	// What waits for a request can't be told to stop but by returning from the handler.
+	ended := make(chan error, 1)
+	go func() { ended <- t.appendAll(ctx, life, s) }()
+	select {
+	case err = <-ended:
+	case <-life.Done():
+		err = context.Cause(life)
+	}
+	return grid.NewRemoteErr(err)
+}
+
+// appendAll serves a pipeline until its input ends.
+func (t *Transport) appendAll(ctx, life context.Context, s *grid.ServerStream) error {
+	requests := partReader{recv: s.Recv, max: t.opts.MaxRequestSize}
+	for {
+		command := new(raft.AppendEntriesRequest)
+		if err := requests.next(command); err == io.EOF {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		answer, err := t.process(ctx, life, command, nil)
+		if err != nil {
+			return err
+		}
+		err = s.Send(ctx, answer)
+		grid.PutByteBuffer(answer)
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// serveSnapshot has raft install a snapshot.
+func (t *Transport) serveSnapshot(ctx context.Context, payload []byte, s *grid.ServerStream) *grid.RemoteErr {
+	life, err := t.admit(ctx)
+	if err != nil {
+		return grid.NewRemoteErr(err)
+	}
+	command := new(raft.InstallSnapshotRequest)
+	err = decode(payload, command)
+	grid.PutByteBuffer(payload)
+	if err != nil {
+		return grid.NewRemoteErr(err)
+	}
+	answer, err := t.process(ctx, life, command, &snapshotReader{stream: s, left: command.Size})
+	if err != nil {
+		return grid.NewRemoteErr(err)
+	}
+	return grid.NewRemoteErr(s.Send(ctx, answer))
+}
+
+// snapshotReader reads a snapshot. Once the handler has returned it returns an error.
+type snapshotReader struct {
+	stream    *grid.ServerStream
+	msg, rest []byte // the message, and what is to be read of it
+	left      int64  // of the snapshot
+	err       error
+}
+
+func (r *snapshotReader) Read(b []byte) (int, error) {
+	for len(r.rest) == 0 {
+		if r.left <= 0 {
+			return 0, io.EOF
+		}
+		if r.err != nil {
+			return 0, r.err
+		}
+		grid.PutByteBuffer(r.msg)
+		if r.msg, r.err = r.stream.Recv(); r.err == io.EOF {
+			r.err = io.ErrUnexpectedEOF
+		}
+		r.rest = r.msg[:min(int64(len(r.msg)), r.left)]
+	}
+	n := copy(b, r.rest)
+	r.rest = r.rest[n:]
+	r.left -= int64(n)
+	return n, nil
+}
+
+// check refuses what raft would panic at: entries that are missing, and configurations that can't
+// be decoded.
+func check(command any) error {
+	switch c := command.(type) {
+	case *raft.AppendEntriesRequest:
+		for _, e := range c.Entries {
+			if e == nil {
+				return errors.New("gridraft: request with an entry that is nil")
+			}
+			if e.Type == raft.LogConfiguration {
+				if err := checkConfiguration(e.Data); err != nil {
+					return err
+				}
+			}
+		}
+	case *raft.InstallSnapshotRequest:
+		if c.Size < 0 {
+			return fmt.Errorf("gridraft: snapshot of %d bytes", c.Size)
+		}
+		if c.SnapshotVersion > 0 {
+			return checkConfiguration(c.Configuration)
+		}
+	}
+	return nil
+}
+
+// checkConfiguration decodes a configuration as raft does, which panics where it can't.
+func checkConfiguration(b []byte) error {
+	if err := codec.NewDecoderBytes(b, handle).Decode(new(raft.Configuration)); err != nil {
+		return fmt.Errorf("gridraft: configuration: %w", err)
+	}
+	return nil
+}
