@@ -99,7 +99,7 @@ func (e *serverEnd) serve(m *muxServer, handle func(ctx context.Context, payload
 func (e *serverEnd) finish() {
 	m := e.m
 	m.handlerReturned()
-	m.in.drop(errHandlerReturned)
+	m.dropInput()
 	_ = e.sending.Reserve(context.Background()) // for good
 	e.sending.Close(errHandlerReturned)
 	m.sendResult()
