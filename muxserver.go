@@ -331,6 +331,14 @@ func (m *muxServer) handlerReturned() {
 	m.cancel(nil)
 }
 
+// dropInput throws away what has come, or will, for a handler that has returned, and gives back what
+// the input counts. That is before the result is sent: with it the client may begin something else,
+// which must find the room.
+func (m *muxServer) dropInput() {
+	m.in.drop(errHandlerReturned)
+	m.in.discharge()
+}
+
 // sendResult sends the end of the stream. To a version 1 peer it spends a credit, and is followed
 // by a disconnect, as it was with such a server; but not by a second one, which could overtake the
 // first and its reason.

@@ -220,7 +220,6 @@ func requirePairWorks(t *testing.T, p optionPair, local bool) {
 		time.Sleep(p.idle())
 		synctest.Wait()
 		for _, o := range streams {
-			synctest.Wait() // what the handlers before have taken is given back
 			err := o.s.Send(make([]byte, min(n, 50)))
 			if err == nil {
 				o.s.CloseSend()

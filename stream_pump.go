@@ -82,7 +82,7 @@ type streamPump[In, Out any] struct {
 	in      chan In     // nil once it is closed
 	given   chan In     // the same, set once
 	inHand  atomic.Bool // there is a next
-	waiting int         // messages in it when it was last looked at
+	waiting int         // messages in given when it was last looked at
 	next    In          // for the handler, if hasNext
 
 	out  <-chan Out
@@ -122,6 +122,7 @@ func (p *streamPump[In, Out]) Run() {
 	// round would be the end of the input.
 	m.handlerReturned()
 	p.closeInput()
+	m.dropInput()
 	if p.hasLast {
 		p.send(p.last)
 	}
@@ -250,13 +251,14 @@ func (p *streamPump[In, Out]) holds() int {
 	return n
 }
 
-// account returns the credits of what the handler has taken.
+// account returns the credits of what the handler has taken, and what it counted, also once the
+// input is closed.
 func (p *streamPump[In, Out]) account() {
-	m, held := p.m, len(p.in)
+	m, held := p.m, len(p.given)
 	if p.waiting <= held {
 		return
 	}
-	grant := m.in.handedOn(p.waiting-held, held == 0 || held < cap(p.in))
+	grant := m.in.handedOn(p.waiting-held, held == 0 || held < cap(p.given))
 	p.waiting = held
 	m.grant(grant)
 }
@@ -270,7 +272,7 @@ func (p *streamPump[In, Out]) closeInput() {
 	}
 	close(p.in)
 	var zero In
-	p.in, p.waiting = nil, 0
+	p.in = nil
 	p.setNext(zero, false)
 }
 

@@ -112,7 +112,7 @@ func (e *serverEnd) unwritten() *RemoteErr {
 func (e *serverEnd) finish() {
 	m := e.m
 	m.handlerReturned()
-	m.in.drop(errHandlerReturned)
+	m.dropInput()
 	_ = e.sending.Take(context.Background()) // for good
 	e.sending.Close(errHandlerReturned)
 	m.sendResult()

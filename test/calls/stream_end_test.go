@@ -417,3 +417,75 @@ func TestStream_InputOfACancelledOneCountsUntilItsHandlerReturns(t *testing.T) {
 		require.Equal(t, []byte{0, 1, 2, 3, 4, 5, 6, 7}, read)
 	})
 }
+
+// What the client learns of the end it may act upon: the room that the input took is there before,
+// also where there is a wait until the output is sent.
+func TestStream_InputIsGivenBackBeforeItsEndIsSent(t *testing.T) {
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		take, answer := make(chan struct{}), make(chan struct{})
+		defer close(take) // where the test fails
+		defer close(answer)
+		require.NoError(t, g.Manager(1).RegisterStreamingHandler(rig.Handler, grid.StreamHandler{
+			InCapacity: 2, OutCapacity: 1,
+			Handle: func(_ context.Context, payload []byte, in <-chan []byte, out chan<- []byte) *grid.RemoteErr {
+				<-take
+				for range payload[0] {
+					<-in
+				}
+				<-answer
+				for range 3 { // of which one has a credit, one waits for it, and one is in the channel
+					out <- nil
+				}
+				return nil
+			},
+		}))
+		kept := func() int64 { synctest.Wait(); return g.Conn(1, 0).Stats().KeptBytes }
+		for taken := range byte(4) { // with the third it has seen the end
+			s, err := c.NewStream(t.Context(), rig.Handler, []byte{taken})
+			require.NoError(t, err)
+			require.NoError(t, s.Send(make([]byte, 1000)))
+			require.NoError(t, s.Send(make([]byte, 1000)))
+			s.CloseSend()
+			require.Greater(t, kept(), int64(2000))
+			take <- struct{}{}
+			synctest.Wait()
+			answer <- struct{}{}
+			require.Zero(t, kept(), "the handler has taken %d, and returned", taken)
+			select {
+			case <-s.Done():
+				require.Fail(t, "the output has not been taken")
+			default:
+			}
+			require.NoError(t, rig.Consume(s))
+		}
+	})
+}
+
+// The last message of an input counts like any other until it is taken, not until its handler, which
+// may go on for long, returns.
+func TestStream_LastOfAnInputCountsUntilItIsTaken(t *testing.T) {
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		release := make(chan struct{})
+		defer close(release) // where the test fails
+		require.NoError(t, g.Manager(1).RegisterStreamingHandler(rig.Handler, grid.StreamHandler{
+			InCapacity: 1, // so none is in the handler's channel
+			Handle: func(_ context.Context, _ []byte, in <-chan []byte, _ chan<- []byte) *grid.RemoteErr {
+				<-release
+				for range in {
+				}
+				<-release
+				return nil
+			},
+		}))
+		kept := func() int64 { synctest.Wait(); return g.Conn(1, 0).Stats().KeptBytes }
+		s, err := c.NewStream(t.Context(), rig.Handler, nil)
+		require.NoError(t, err)
+		require.NoError(t, s.Send(make([]byte, 1000)))
+		s.CloseSend()
+		require.Greater(t, kept(), int64(1000))
+		release <- struct{}{}
+		require.Zero(t, kept())
+		release <- struct{}{}
+		require.NoError(t, rig.Consume(s))
+	})
+}
