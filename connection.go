@@ -282,12 +282,13 @@ func (c *Connection) unavailable() error {
 	case c.left != nil:
 		return c.disconnected(errPeerShuttingDown)
 	}
-	return c.disconnected(errors.New(c.absence()))
+	return c.disconnected(c.absence())
 }
 
-// absence says for how long there has been no connection, and why.
-func (c *Connection) absence() string {
-	since, why := c.stats.lastFault()
+// absence says for how long there has been no connection, and why. It is ErrNotAccepted where that
+// is why.
+func (c *Connection) absence() error {
+	since, why, notAccepted := c.stats.lastFault()
 	if since.IsZero() {
 		since = c.began
 	}
@@ -309,7 +310,10 @@ func (c *Connection) absence() string {
 	default:
 		text += ", knocking (" + attempt.reached() + ")"
 	}
-	return text
+	if notAccepted {
+		return &notAcceptedError{text}
+	}
+	return errors.New(text)
 }
 
 // age is d as precise as it matters.
@@ -362,7 +366,7 @@ func (c *Connection) WaitForConnect(ctx context.Context) error {
 	case err == errEnded:
 		return c.disconnected(context.Cause(c.ctx))
 	case err != nil:
-		return fmt.Errorf("%w: %s: %s", err, c.remote, c.absence())
+		return fmt.Errorf("%w: %s: %w", err, c.remote, c.absence())
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gridrpc/grid/internal/backoff"
 	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
@@ -38,8 +39,9 @@ func (c *Connection) serveAccepted(s *session) {
 }
 
 // knock asks the other side to dial, if there is no connection after the time given, or when
-// somebody wants one before. It waits for nothing. It reports false, and does nothing, while another
-// knock is under way.
+// somebody wants one before. Where it is not reached, or does not know this side, it is asked again,
+// with pauses like those between attempts to dial: it may not dial by itself. knock waits for
+// nothing. It reports false, and does nothing, while another knock is under way.
 func (c *Connection) knock(after time.Duration) bool {
 	if c.knocking.Swap(true) {
 		return false
@@ -47,19 +49,30 @@ func (c *Connection) knock(after time.Duration) bool {
 	forget(c.redial.wanted) // by the one before
 	c.start(func() {
 		defer c.knocking.Store(false)
-		if !c.opts.waitUnblocked(c.ctx) || !c.waitWanted(after) || c.draining.Load() {
+		if !c.opts.waitUnblocked(c.ctx) {
 			return
 		}
-		ctx, withdraw := context.WithCancelCause(c.ctx)
-		defer withdraw(nil)
-		if !c.withdrawWhenConnected(withdraw) {
-			return
-		}
-		if err := c.sendKnock(ctx); err != nil && err != errWithdrawn {
-			c.log.Debug("grid: knock failed", "error", err)
+		pauses := backoff.New(c.opts.MinBackoff, c.opts.MaxBackoff)
+		for c.waitWanted(after) && !c.draining.Load() && c.knockOnce() {
+			after = pauses.Next()
 		}
 	})
 	return true
+}
+
+// knockOnce asks the other side to dial, unless there is a connection. It reports whether it has to
+// be asked again.
+func (c *Connection) knockOnce() (again bool) {
+	ctx, withdraw := context.WithCancelCause(c.ctx)
+	defer withdraw(nil)
+	if !c.withdrawWhenConnected(withdraw) {
+		return false
+	}
+	again, err := c.sendKnock(ctx)
+	if err != nil && err != errWithdrawn {
+		c.log.Debug("grid: knock failed", "error", err)
+	}
+	return again
 }
 
 // withdrawWhenConnected has withdraw called, with errWithdrawn, once there is a connection. It
@@ -87,26 +100,35 @@ func (c *Connection) waitWanted(d time.Duration) bool {
 	return !c.isClosing()
 }
 
-func (c *Connection) sendKnock(ctx context.Context) error {
+// sendKnock knocks. again says that this has not come to whom it is for, or that the answer may be
+// another one next time.
+func (c *Connection) sendKnock(ctx context.Context) (again bool, err error) {
 	answer, err := attemptTo(ctx, c, c.post, func(wsconn.Answer, error) {})
 	if context.Cause(ctx) == errWithdrawn {
-		return errWithdrawn
+		return false, errWithdrawn
 	}
 	if err != nil {
-		return err
+		return true, err
 	}
 	if answer.Status/100 == 2 {
-		return nil
+		return false, nil
 	}
 	err = fmt.Errorf("knock refused: %d %s: %s", answer.Status, http.StatusText(answer.Status), clip.Text(answer.Text))
+	// Others, which do not know what a knock is, say the like, but not so.
+	knows := strings.HasPrefix(answer.Text, "grid: ")
 	switch answer.Status {
-	case http.StatusForbidden, http.StatusNotFound, http.StatusConflict, http.StatusMisdirectedRequest:
-		// Others, which do not know what a knock is, say the like, but not so.
-		if strings.HasPrefix(answer.Text, "grid: ") && c.session.Load() == nil {
-			c.stats.fault(err)
+	case http.StatusForbidden, http.StatusNotFound:
+		if again = knows; knows {
+			err = c.notAccepted(err)
 		}
+	case http.StatusConflict, http.StatusMisdirectedRequest:
+	default:
+		return answer.Status/100 == 5, err
 	}
-	return err
+	if knows && c.session.Load() == nil {
+		c.stats.fault(err)
+	}
+	return again, err
 }
 
 // post sends the request that is a knock.

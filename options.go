@@ -104,14 +104,31 @@ type ManagerOptions struct {
 	// it panics, or takes longer than HandshakeTimeout, the host is refused.
 	AuthToken ValidateTokenFn
 
-	// VerifyPeer, if not nil, has the last word on a host that has dialled this one: it is told
-	// which host that claims to be, by its name in Hosts, and the upgrade request with which it
-	// came, whose TLS has the client's certificates; or, of a host that is to be dialled and asks
+	// VerifyPeer, if not nil, has a say in whether a host that has dialled this one may come in: it is
+	// told which host that claims to be, by its name in Hosts or one that AcceptHost may take in, and
+	// the upgrade request with which it came, whose TLS has the client's certificates; or, of a host that is to be dialled and asks
 	// for it, that request (protocol section 10). Its token or proof is valid by then, but these
 	// may not tell the hosts apart. An error refuses it, and is sent to it. It may be called
 	// concurrently. A panic, or HandshakeTimeout without an answer, refuses the host as well; while
 	// a call hangs all others of that host are refused. See [VerifyTLSHost].
 	VerifyPeer func(host string, r *http.Request) error
+
+	// AcceptHost, if not nil, is asked about a host that is not among the hosts and has dialled this
+	// one, or asked to be dialled (protocol section 10), before that is refused for it. Its token or
+	// proof is valid by then, and VerifyPeer, if there is one, has taken host for its name; without
+	// VerifyPeer that is what the host says, and whoever has the key, or a token, may say any name. r
+	// is the request with which it came. Where AcceptHost returns nil the host is added, as by
+	// [Manager.AddHost], and let in; it stays until it is removed, and one that is removed and comes
+	// back is asked about again. An error refuses it, and is sent to it, so it should tell no more
+	// than that host may know.
+	//
+	// It is not asked about the local host, about a name that is none of a host, about one with http
+	// beside https, see AllowHTTPHosts, and beyond MaxHosts. It may be called concurrently, for each
+	// name once at a time, and for half of MaxHandshakes at most; further unknown hosts are refused
+	// meanwhile. ctx ends with HandshakeTimeout and with the Manager. A panic, or HandshakeTimeout
+	// without an answer, refuses the host, and it stays refused while the call hangs. It may call the
+	// Manager, but for the host that it is asked about.
+	AcceptHost func(ctx context.Context, host string, r *http.Request) error
 
 	// Insecure allows SharedSecret, AuthFn and AuthToken to be left out. Whoever reaches the route
 	// can then call every handler.
@@ -256,6 +273,12 @@ type ManagerOptions struct {
 	// more.
 	MaxHandshakes int
 
+	// MaxHosts is how many hosts there may be, the local one among them, for AcceptHost to be asked
+	// about one more: so whoever may come in can't add names without end. Hosts that are given in
+	// Hosts, or by AddHost and SetHosts, count, but are not refused for it. At least 1; the default is
+	// 4096.
+	MaxHosts int
+
 	// MaxPings is how many pings of each host are answered in a second, those of its connection and
 	// of its streams together. The other host is told in the handshake, and does not send more, so
 	// its streams are pinged less often where they are too many. Further ones are dropped: a peer
@@ -301,8 +324,8 @@ type ManagerOptions struct {
 	//
 	// Functions of the application's that have not returned by then are left behind. Of AuthFn,
 	// UpgradeHeader, Dialer and the functions of TLSConfig that is one for each host, which is neither
-	// dialled nor asked to dial before it has returned; of AuthToken, VerifyPeer and those of Handler
-	// there are MaxHandshakes at most, whose places they take. From 1 ms to 30 days; the default is
+	// dialled nor asked to dial before it has returned; of AuthToken, VerifyPeer, AcceptHost and those
+	// of Handler there are MaxHandshakes at most, whose places they take. From 1 ms to 30 days; the default is
 	// 10 s.
 	HandshakeTimeout time.Duration
 
@@ -440,6 +463,7 @@ func (o *ManagerOptions) limits() (err error) {
 	if o.MaxHandshakes != 0 { // else it depends on the hosts
 		set("MaxHandshakes", &o.MaxHandshakes, 1, math.MaxInt, 0)
 	}
+	set("MaxHosts", &o.MaxHosts, 1, math.MaxInt, 4096)
 	set("MaxPings", &o.MaxPings, minMaxPings, math.MaxInt, 128+2*int64(min(o.MaxStreams, 1<<30)))
 	return err
 }
