@@ -30,10 +30,13 @@ var errGivenUp = errors.New("given up, because the host is there anew")
 var errWithdrawn = errors.New("connected meanwhile")
 
 // serveAccepted runs a session that the other side has made, and knocks when it is lost. The other
-// side has the time of its first pause to notice that by itself.
+// side has the time of its first pause to notice that by itself; what takes its place, if it has
+// shut down, has longer to come up.
 func (c *Connection) serveAccepted(s *session) {
 	c.serve(s)
-	if !s.leaving.Load() {
+	if s.leaving.Load() {
+		c.knock(c.opts.MaxBackoff)
+	} else {
 		c.knock(2 * c.opts.MinBackoff)
 	}
 }
@@ -49,30 +52,20 @@ func (c *Connection) knock(after time.Duration) bool {
 	forget(c.redial.wanted) // by the one before
 	c.start(func() {
 		defer c.knocking.Store(false)
-		if !c.opts.waitUnblocked(c.ctx) {
+		ctx, withdraw := context.WithCancelCause(c.ctx)
+		defer withdraw(nil)
+		if !c.opts.waitUnblocked(ctx) || !c.withdrawWhenConnected(withdraw) {
 			return
 		}
 		pauses := backoff.New(c.opts.MinBackoff, c.opts.MaxBackoff)
-		for c.waitWanted(after) && !c.draining.Load() && c.knockOnce() {
-			after = pauses.Next()
+		for again := true; again && c.waitWanted(ctx, after) && !c.draining.Load(); after = pauses.Next() {
+			var err error
+			if again, err = c.sendKnock(ctx); err != nil && err != errWithdrawn {
+				c.log.Debug("grid: knock failed", "error", err)
+			}
 		}
 	})
 	return true
-}
-
-// knockOnce asks the other side to dial, unless there is a connection. It reports whether it has to
-// be asked again.
-func (c *Connection) knockOnce() (again bool) {
-	ctx, withdraw := context.WithCancelCause(c.ctx)
-	defer withdraw(nil)
-	if !c.withdrawWhenConnected(withdraw) {
-		return false
-	}
-	again, err := c.sendKnock(ctx)
-	if err != nil && err != errWithdrawn {
-		c.log.Debug("grid: knock failed", "error", err)
-	}
-	return again
 }
 
 // withdrawWhenConnected has withdraw called, with errWithdrawn, once there is a connection. It
@@ -84,20 +77,20 @@ func (c *Connection) withdrawWhenConnected(withdraw context.CancelCauseFunc) boo
 	return c.session.Load() == nil
 }
 
-// waitWanted waits for a time, or until somebody wants the connection. It reports false once that
-// has ended.
-func (c *Connection) waitWanted(d time.Duration) bool {
+// waitWanted waits for a time, or until somebody wants the connection. It reports false once ctx has
+// ended.
+func (c *Connection) waitWanted(ctx context.Context, d time.Duration) bool {
 	if d == 0 {
-		return !c.isClosing()
+		return ctx.Err() == nil
 	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
 	case <-c.redial.wanted:
-	case <-c.closing:
+	case <-ctx.Done():
 	}
-	return !c.isClosing()
+	return ctx.Err() == nil
 }
 
 // sendKnock knocks. again says that this has not come to whom it is for, or that the answer may be

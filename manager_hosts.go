@@ -68,7 +68,8 @@ func (o *ManagerOptions) checkScheme(host string) error {
 // awaited. It does nothing if the host is there already.
 //
 // A host is to be added on all others, and they on it, in any order: one that does not know the
-// other yet refuses it, and the side that dials tries again within MaxBackoff.
+// other yet refuses it, and is tried again within MaxBackoff. Where the others have an AcceptHost, it
+// is enough to add one of them on the new host.
 //
 // An error says what is wrong with the name; after Shutdown or Close it wraps [ErrDisconnected].
 // AddHost, RemoveHost and SetHosts may be called concurrently, and while calls are made.

@@ -56,17 +56,20 @@ func (m *Manager) ListenAndServe(ctx context.Context, addr string, o ServeOption
 }
 
 // Serve serves the grid, and what else there is in o, at a listener, with TLS if Local is https. It
-// is for those who have no HTTP server of their own; who has mounts [Manager.Handler]. Serve may be
+// is for those who have no HTTP server of their own; others mount [Manager.Handler]. It may be
 // called for several listeners.
 //
 // The server bounds the time for the header of a request by HandshakeTimeout, its size by 128 KiB,
-// and idle connections by 2 minutes; nothing else, since Handler may take long requests. Links live
-// on, whatever the time.
+// and the time of an idle connection by 2 minutes. Nothing else is bounded, since requests of
+// Handler may take long; links last as long as they are good.
 //
-// It returns when ctx has ended, having shut down the Manager, while requests are still answered,
-// then the server, as far as ShutdownTimeout lets it; or when the Manager is closed otherwise. It
-// returns nil if nothing was cut off. An error of the listener is returned at once, as is one of the
-// options; then the Manager goes on, and it is for the caller to close it. The listener is closed in
+// When ctx ends Serve shuts down the Manager, while other requests are still answered, then the
+// server, and returns: nil, if all of it had ended within ShutdownTimeout, else an error that wraps
+// [context.DeadlineExceeded]. So ctx must not be that of [NewManager], whose end closes the Manager
+// at once. Serve also returns when the Manager is closed otherwise.
+//
+// An error of the options or of the listener is returned at once. Then the Manager goes on, and is
+// the caller's to close; one that is closed already is [ErrDisconnected]. The listener is closed in
 // any case.
 func (m *Manager) Serve(ctx context.Context, l net.Listener, o ServeOptions) error {
 	defer l.Close()

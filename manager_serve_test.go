@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -381,4 +382,39 @@ func TestReady_SaysWhetherThereAreEnoughLinks(t *testing.T) {
 		require.NoError(t, m.Close())
 		check(none, no, "grid: the manager is closed")
 	})
+}
+
+// What the server says goes to the Logger. Failed TLS handshakes, which any stranger can make, do so
+// at a level that is off by default.
+func TestServe_LogsWhatTheServerSays(t *testing.T) {
+	cert, pool := rig.Certificate(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	local := "https://" + l.Addr().String()
+	book := new(rig.LogBook)
+	o := rig.Options(local, []string{local})
+	o.Logger = slog.New(slog.NewTextHandler(book, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	o.TLSConfig = &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}}
+	m, err := grid.NewManager(context.Background(), o)
+	require.NoError(t, err)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- m.Serve(ctx, l, grid.ServeOptions{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+			panic("from inside")
+		})})
+	}()
+	c, err := net.Dial("tcp", l.Addr().String())
+	require.NoError(t, err)
+	_, err = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	require.NoError(t, err)
+	_, _ = io.Copy(io.Discard, c)
+	c.Close()
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: o.TLSConfig, DisableKeepAlives: true}}
+	_, err = client.Get(local + "/")
+	require.Error(t, err)
+	stop()
+	require.NoError(t, <-ended)
+	require.Len(t, book.About("level=DEBUG", "grid: HTTP server", "TLS handshake error"), 1)
+	require.Len(t, book.About("level=WARN", "grid: HTTP server", "http: panic serving", "from inside"), 1)
 }

@@ -328,16 +328,12 @@ func TestAcceptHost_ThatSaysYesWhileTheManagerEnds(t *testing.T) {
 		"Shutdown": func(t *testing.T, m *grid.Manager) { require.NoError(t, m.Shutdown(t.Context())) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			asked := make(chan struct{}, 100)
+			var asked chan struct{}
 			roles(t, func(ctx context.Context, _ string, _ *http.Request) error {
 				asked <- struct{}{}
 				<-ctx.Done()
 				return nil
-			}, nil, func(t *testing.T, g *rig.Grid, door, guest int) {
-				asked <- struct{}{}
-				for len(asked) > 0 {
-					<-asked
-				}
+			}, func(int, *grid.ManagerOptions) { asked = make(chan struct{}, 100) }, func(t *testing.T, g *rig.Grid, door, guest int) {
 				require.NoError(t, g.Manager(guest).AddHost(g.Host(door)))
 				<-asked
 				m := g.Manager(door)
@@ -440,5 +436,90 @@ func TestAcceptHost_MaxHosts(t *testing.T) {
 		}
 		require.NoError(t, g.Manager(0).SetHosts(hosts), "which are its own")
 		g.WaitConnected()
+	})
+}
+
+// It goes with other options, also where both sides have it, and know each other at once.
+func TestAcceptHost_BesideOtherOptions(t *testing.T) {
+	for bits := range 1 << 5 {
+		has := func(i int) bool { return bits>>i&1 == 1 }
+		t.Run(fmt.Sprintf("%05b", bits), func(t *testing.T) {
+			yes := func(context.Context, string, *http.Request) error { return nil }
+			var block chan struct{}
+			roles(t, yes, func(i int, o *grid.ManagerOptions) {
+				if has(0) {
+					rig.WithSecret(o, rig.Key)
+				}
+				if has(1) {
+					o.VerifyPeer = func(string, *http.Request) error { return nil }
+				}
+				o.LocalCalls = has(2)
+				if has(3) {
+					o.AcceptHost = yes
+				}
+				if has(4) && i == 0 {
+					block = make(chan struct{}) // in the bubble
+					o.BlockConnect = block
+				}
+			}, func(t *testing.T, g *rig.Grid, door, guest int) {
+				require.NoError(t, g.Manager(guest).AddHost(g.Host(door)))
+				if has(3) {
+					require.NoError(t, g.Manager(door).AddHost(g.Host(guest)))
+				}
+				if has(4) {
+					time.Sleep(time.Minute)
+					require.NotEqual(t, grid.StateConnected, g.Conn(guest, door).State())
+					close(block)
+				}
+				connected(t, g, guest, door)
+				connected(t, g, door, guest)
+			})
+		})
+	}
+}
+
+// Many that join at a time are all let in, and those that they tell of each other connect.
+func TestAcceptHost_ManyAtATime(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		g := rig.Setup{Hosts: rig.Names("http", 8), Stopped: true, Edit: func(i int, o *grid.ManagerOptions) {
+			o.Hosts = []string{o.Local}
+			o.AcceptHost = func(context.Context, string, *http.Request) error { return nil }
+		}}.Start(t)
+		for i := range g.Len() {
+			g.Start(i)
+		}
+		var joining sync.WaitGroup
+		for i := range g.Len() {
+			joining.Go(func() {
+				for j := range g.Len() {
+					if i != j && (i+j)%3 != 0 {
+						_ = g.Manager(i).AddHost(g.Host(j))
+					}
+				}
+			})
+		}
+		joining.Wait()
+		time.Sleep(time.Minute)
+		for i := range g.Len() {
+			for j := range g.Len() {
+				if i != j && (i+j)%3 != 0 {
+					require.Equal(t, grid.StateConnected, g.Conn(i, j).State())
+				}
+			}
+		}
+	})
+}
+
+// A seed that shuts down and comes back knows nobody; those that waited for it ask it.
+func TestAcceptHost_SeedThatWasRestartedInOrder(t *testing.T) {
+	roles(t, func(context.Context, string, *http.Request) error { return nil }, nil, func(t *testing.T, g *rig.Grid, door, guest int) {
+		require.NoError(t, g.Manager(guest).AddHost(g.Host(door)))
+		connected(t, g, guest, door)
+		require.NoError(t, g.Manager(door).Shutdown(t.Context()))
+		g.Stop(door)
+		time.Sleep(time.Minute)
+		g.Start(door)
+		rig.WaitState(t, g.Conn(guest, door), grid.StateConnected)
+		connected(t, g, door, guest)
 	})
 }
