@@ -50,12 +50,16 @@ func serveTwo(t *testing.T, o grid.ServeOptions, edit func(o *grid.ManagerOption
 		require.NoError(t, err)
 		rig.RegisterHandlers(t, m)
 		ctx, stop := context.WithCancel(t.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- m.Serve(ctx, l, o) }()
+		ended, gone := make(chan error, 1), make(chan struct{})
+		go func() {
+			defer close(gone)
+			ended <- m.Serve(ctx, l, o)
+		}()
 		s.m, s.stop, s.ended = append(s.m, m), append(s.stop, stop), append(s.ended, ended)
 		t.Cleanup(func() {
 			stop()
 			require.NoError(t, m.Close())
+			<-gone
 		})
 	}
 	return s
@@ -127,6 +131,7 @@ func TestServe_EndsTheManagerBeforeTheServer(t *testing.T) {
 		})}, nil)
 		conn := s.m[1].Connection(s.hosts[0])
 		require.NoError(t, conn.WaitForConnect(t.Context()))
+		require.NoError(t, s.m[0].Connection(s.hosts[1]).WaitForConnect(t.Context()))
 		require.NoError(t, s.m[0].RegisterSingleHandler(rig.Handler, func(b []byte) ([]byte, *grid.RemoteErr) {
 			time.Sleep(10 * time.Second)
 			return b, nil
