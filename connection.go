@@ -53,8 +53,6 @@ type Connection struct {
 	session       atomic.Pointer[session]
 	attempt       atomic.Pointer[progress] // to connect, that is under way on this side
 	redial        redial
-	knocking      atomic.Bool             // a knock is under way
-	withdrawKnock context.CancelCauseFunc // of the last knock; under mu
 	state         stateMachine
 	errors        errlog.Log // of connections that were lost or could not be made
 	refused       errlog.Log // of handshakes that were refused, perhaps beside a connection
@@ -75,6 +73,8 @@ type Connection struct {
 	mu sync.Mutex
 	// left is a session whose peer is shutting down: what is under way on it goes on.
 	left *session
+	// knocking is the knock that is under way, which there is none beside a session; nil for none.
+	knocking *knocking
 }
 
 func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {

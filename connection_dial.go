@@ -31,7 +31,7 @@ func attemptTo[T any](ctx context.Context, c *Connection, f func(ctx context.Con
 	defer cancel()
 	at := c.opts.newProgress(ctx)
 	c.attempt.Store(at)
-	defer c.attempt.Store(nil)
+	defer c.attempt.CompareAndSwap(at, nil) // a knock that was withdrawn may return late
 	end, err := c.attempts.begin(ctx, c.remote, at)
 	if err != nil {
 		return v, err

@@ -41,45 +41,66 @@ func (c *Connection) serveAccepted(s *session) {
 	}
 }
 
+// knocking is what asks the other side to dial, until there is a connection.
+type knocking struct {
+	withdraw context.CancelCauseFunc
+	wanted   chan struct{} // the present pause is over; has room for one
+}
+
 // knock asks the other side to dial, if there is no connection after the time given, or when
 // somebody wants one before. Where it is not reached, or does not know this side, it is asked again,
 // with pauses like those between attempts to dial: it may not dial by itself. knock waits for
-// nothing. It reports false, and does nothing, while another knock is under way.
-func (c *Connection) knock(after time.Duration) bool {
-	if c.knocking.Swap(true) {
-		return false
+// nothing. While another knock is under way it ends the pause of that where after is 0, and does
+// nothing else. One that was withdrawn is not under way, though it may still be returning: the
+// connection that has withdrawn it may be gone already.
+func (c *Connection) knock(after time.Duration) {
+	c.mu.Lock()
+	if k := c.knocking; k != nil || c.session.Load() != nil {
+		c.mu.Unlock()
+		if k != nil && after == 0 {
+			notify(k.wanted)
+		}
+		return
 	}
-	forget(c.redial.wanted) // by the one before
+	ctx, withdraw := context.WithCancelCause(c.ctx)
+	k := &knocking{withdraw, make(chan struct{}, 1)}
+	c.knocking = k
+	c.mu.Unlock()
 	c.start(func() {
-		defer c.knocking.Store(false)
-		ctx, withdraw := context.WithCancelCause(c.ctx)
-		defer withdraw(nil)
-		if !c.opts.waitUnblocked(ctx) || !c.withdrawWhenConnected(withdraw) {
+		defer c.endKnocking(k)
+		if !c.opts.waitUnblocked(ctx) {
 			return
 		}
 		pauses := backoff.New(c.opts.MinBackoff, c.opts.MaxBackoff)
-		for again := true; again && c.waitWanted(ctx, after) && !c.draining.Load(); after = pauses.Next() {
+		for again := true; again && k.wait(ctx, after) && !c.draining.Load(); after = pauses.Next() {
 			var err error
 			if again, err = c.sendKnock(ctx); err != nil && err != errWithdrawn {
 				c.log.Debug("grid: knock failed", "error", err)
 			}
 		}
 	})
-	return true
 }
 
-// withdrawWhenConnected has withdraw called, with errWithdrawn, once there is a connection. It
-// reports false if there is one.
-func (c *Connection) withdrawWhenConnected(withdraw context.CancelCauseFunc) bool {
+func (c *Connection) endKnocking(k *knocking) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.withdrawKnock = withdraw
-	return c.session.Load() == nil
+	if c.knocking == k {
+		c.knocking = nil
+	}
+	k.withdraw(nil)
 }
 
-// waitWanted waits for a time, or until somebody wants the connection. It reports false once ctx has
+// withdrawKnockLocked ends the knock that is under way, if any.
+func (c *Connection) withdrawKnockLocked() {
+	if c.knocking != nil {
+		c.knocking.withdraw(errWithdrawn)
+		c.knocking = nil
+	}
+}
+
+// wait waits for a time, or until somebody wants the connection. It reports false once ctx has
 // ended.
-func (c *Connection) waitWanted(ctx context.Context, d time.Duration) bool {
+func (k *knocking) wait(ctx context.Context, d time.Duration) bool {
 	if d == 0 {
 		return ctx.Err() == nil
 	}
@@ -87,7 +108,7 @@ func (c *Connection) waitWanted(ctx context.Context, d time.Duration) bool {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-c.redial.wanted:
+	case <-k.wanted:
 	case <-ctx.Done():
 	}
 	return ctx.Err() == nil

@@ -509,3 +509,20 @@ func TestAcceptHost_ManyAtATime(t *testing.T) {
 		}
 	})
 }
+
+// A seed that shuts down and comes back knows nobody; those that waited for it ask it.
+func TestAcceptHost_SeedThatWasRestartedInOrder(t *testing.T) {
+	roles(t, func(context.Context, string, *http.Request) error { return nil }, nil, func(t *testing.T, g *rig.Grid, door, guest int) {
+		require.NoError(t, g.Manager(guest).AddHost(g.Host(door)))
+		connected(t, g, guest, door)
+		// At once, when the knock that the link has withdrawn may not have returned yet.
+		for range 10 {
+			require.NoError(t, g.Manager(door).Shutdown(t.Context()))
+			g.Stop(door)
+			time.Sleep(time.Minute)
+			g.Start(door)
+			rig.WaitState(t, g.Conn(guest, door), grid.StateConnected)
+			connected(t, g, door, guest)
+		}
+	})
+}
