@@ -52,7 +52,7 @@ func CanRetry(err error) bool {
 func unsent(err error) error {
 	switch e := err.(type) {
 	case *disconnectError:
-		return &disconnectError{e.host, e.reason, true}
+		return &disconnectError{host: e.host, reason: e.reason, unsent: true, refused: e.refused}
 	case *limitError:
 		return &limitError{e.option, e.text, true}
 	}

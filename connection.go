@@ -54,8 +54,6 @@ type Connection struct {
 	session       atomic.Pointer[session]
 	attempt       atomic.Pointer[progress] // to connect, that is under way on this side
 	redial        redial
-	knocking      atomic.Bool             // a knock is under way
-	withdrawKnock context.CancelCauseFunc // of the last knock; under mu
 	state         stateMachine
 	errors        errlog.Log // of connections that were lost or could not be made
 	refused       errlog.Log // of handshakes that were refused, perhaps beside a connection
@@ -76,6 +74,8 @@ type Connection struct {
 	mu sync.Mutex
 	// left is a session whose peer is shutting down: what is under way on it goes on.
 	left *session
+	// knocking is the knock that is under way, which there is none beside a session; nil for none.
+	knocking *knocking
 }
 
 func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
@@ -300,14 +300,15 @@ func (c *Connection) unavailable() error {
 	case c.draining.Load():
 		reason = errShuttingDown
 	case c.left == nil:
-		reason = errors.New(c.absence())
+		reason = c.absence()
 	}
 	return unsent(c.disconnected(reason))
 }
 
-// absence says for how long there has been no connection, and why.
-func (c *Connection) absence() string {
-	since, why := c.stats.lastFault()
+// absence says for how long there has been no connection, and why. It is ErrNotAccepted where that
+// is why.
+func (c *Connection) absence() error {
+	since, why, notAccepted := c.stats.lastFault()
 	if since.IsZero() {
 		since = c.began
 	}
@@ -329,7 +330,10 @@ func (c *Connection) absence() string {
 	default:
 		text += ", knocking (" + attempt.reached() + ")"
 	}
-	return text
+	if notAccepted {
+		return &notAcceptedError{text}
+	}
+	return errors.New(text)
 }
 
 // age is d as precise as it matters.
@@ -404,7 +408,7 @@ func (c *Connection) WaitForConnect(ctx context.Context) error {
 	case err == errEnded:
 		return c.unavailable()
 	case err != nil:
-		return fmt.Errorf("%w: %s: %s", err, c.remote, c.absence())
+		return fmt.Errorf("%w: %s: %w", err, c.remote, c.absence())
 	}
 	return nil
 }

@@ -31,7 +31,7 @@ func attemptTo[T any](ctx context.Context, c *Connection, f func(ctx context.Con
 	defer cancel()
 	at := c.opts.newProgress(ctx)
 	c.attempt.Store(at)
-	defer c.attempt.Store(nil)
+	defer c.attempt.CompareAndSwap(at, nil) // a knock that was withdrawn may return late
 	end, err := c.attempts.begin(ctx, c.remote, at)
 	if err != nil {
 		return v, err
@@ -81,7 +81,12 @@ func (c *Connection) connect(ctx context.Context, at *progress) (s *session, err
 	o.Limit, o.Counters = handshakeLimit, c.traffic
 	ws, answer, err := wsconn.Dial(ctx, c.opts.dialURL(c.remote), o)
 	if err != nil {
-		return nil, cleanError(at.explain(err), o.Secrets()...)
+		forbidden := new(wsconn.ForbiddenError)
+		isForbidden := errors.As(err, &forbidden)
+		if err = cleanError(at.explain(err), o.Secrets()...); isForbidden {
+			err = c.notAccepted(err)
+		}
+		return nil, err
 	}
 	defer func() {
 		if s == nil {

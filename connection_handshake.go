@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -86,7 +87,7 @@ func (c *Connection) greet(ws *wsconn.Conn, header http.Header, sent *wsconn.Dia
 		return nil, cleanError(fmt.Errorf("handshake: %w", err), secrets...)
 	}
 	if !resp.Accepted {
-		return nil, rejectf("%s", clean(resp.RejectedReason, secrets...))
+		return nil, c.rejected(clean(resp.RejectedReason, secrets...))
 	}
 	if resp.Host != "" && !isSameHost(resp.Host, c.remote) {
 		return nil, fmt.Errorf("handshake: it was %s that answered", clip.Name(clean(resp.Host, secrets...)))
@@ -129,7 +130,7 @@ func (m *Manager) answer(ws *wsconn.Conn, challenge token.Nonce, r *http.Request
 	if err == nil {
 		resp.Caps = c.caps()
 		if secret := m.secret.Load(); secret != nil {
-			resp.Proof = secret.Proof(m.meeting(c, &req, challenge), req.Token)
+			resp.Proof = secret.Proof(m.meeting(c.remote, &req, challenge), req.Token)
 		}
 		s = newSession(c, ws, peer{req.ID, req.Caps, told{req.MaxSize, req.StreamPing, req.MaxPings}})
 		// The connection is taken before the answer is sent, so that what the peer sends upon it
@@ -159,8 +160,8 @@ func (m *Manager) answer(ws *wsconn.Conn, challenge token.Nonce, r *http.Request
 }
 
 // meeting is what the proofs of a handshake are bound to.
-func (m *Manager) meeting(c *Connection, req *connectReq, challenge token.Nonce) *token.Meeting {
-	return &token.Meeting{Dialler: c.remote, Acceptor: c.local, Challenge: challenge, DiallerID: req.ID, AcceptorID: m.ID}
+func (m *Manager) meeting(dialler string, req *connectReq, challenge token.Nonce) *token.Meeting {
+	return &token.Meeting{Dialler: dialler, Acceptor: m.opts.Local, Challenge: challenge, DiallerID: req.ID, AcceptorID: m.ID}
 }
 
 // checkConnect reads and checks a Connect, in the order of section 3.
@@ -176,42 +177,81 @@ func (m *Manager) checkConnect(ws *wsconn.Conn, req *connectReq, challenge token
 	if req.To != "" && !isSameHost(req.To, m.opts.Local) {
 		return nil, rejectf("this is %s, not %s", m.opts.Local, name(req.To))
 	}
-	c := m.peer(req.Host)
-	if c == nil {
-		return nil, rejectf("unknown incoming host: %s", name(req.Host))
+	who, err := m.claimant(req.Host, at)
+	switch {
+	case err != nil:
+		return nil, rejectf("%s is not accepted: %v", name(req.Host), err)
+	case who == nil:
+		return nil, rejectf("%s: %s", unknownHost, name(req.Host))
 	}
+	defer who.leave()
 	if skew := time.Since(req.Time).Round(time.Second); skew > maxClockSkew || skew < -maxClockSkew {
-		return c, rejectf("clocks differ by %v, more than %v", skew.Abs(), maxClockSkew)
+		return who.conn, rejectf("clocks differ by %v, more than %v", skew.Abs(), maxClockSkew)
 	}
 	at.enter("in the handshake, in AuthToken")
-	if err := m.checkToken(c, req, challenge, a, at); err != nil {
-		return c, rejectf("invalid token: %v", err)
+	if err := m.checkToken(who, req, challenge, a, at); err != nil {
+		return who.conn, rejectf("invalid token: %v", err)
 	}
-	if c.dials {
-		return c, rejectf("%s is to be dialled by %s, not the reverse", c.remote, c.local)
+	if shouldDial(m.opts.Local, who.name) {
+		return who.conn, rejectf("%s is to be dialled by %s, not the reverse", who.name, m.opts.Local)
 	}
 	if m.opts.VerifyPeer != nil {
 		at.enter("in the handshake, in VerifyPeer")
 		shown := a.show(r)
-		if err := c.ask(a, at, func() error { return m.opts.VerifyPeer(c.remote, shown) }); err != nil {
-			return c, rejectf("%s is not accepted: %v", c.remote, err)
+		if err := who.ask(a, at, func() error { return m.opts.VerifyPeer(who.name, shown) }); err != nil {
+			return who.conn, rejectf("%s is not accepted: %v", who.name, err)
 		}
 	}
 	if m.draining.Load() {
-		return c, rejectf("%v", errShuttingDown)
+		return who.conn, rejectf("%v", errShuttingDown)
 	}
-	return c, nil
+	if who.conn == nil {
+		at.enter("in the handshake, in AcceptHost")
+		if err := m.takeIn(who, r, a, at); err != nil {
+			return nil, rejectf("%s is not accepted: %v", who.name, err)
+		}
+	}
+	return who.conn, nil
 }
 
+// unknownHost is what one that is not among the hosts is told.
+const unknownHost = "unknown incoming host"
+
+// rejected is the error of a Connect that the remote has refused for a reason.
+func (c *Connection) rejected(reason string) error {
+	err := rejectf("%s", reason)
+	if strings.HasPrefix(reason, unknownHost) || strings.HasPrefix(reason, "invalid token") || strings.Contains(reason, " is not accepted: ") {
+		return c.notAccepted(err)
+	}
+	return err
+}
+
+// notAccepted is ErrNotAccepted with the reason, and with what there is to do about it.
+func (c *Connection) notAccepted(reason error) error {
+	text := reason.Error()
+	if strings.Contains(text, unknownHost) {
+		text += ": it has to be one of the Hosts of " + c.remote + ", or to be taken in by its AcceptHost"
+	}
+	return &notAcceptedError{text}
+}
+
+// notAcceptedError is ErrNotAccepted with what the remote has said.
+type notAcceptedError struct{ text string }
+
+func (e *notAcceptedError) Error() string { return e.text }
+
+// Is reports whether target is ErrNotAccepted.
+func (e *notAcceptedError) Is(target error) bool { return target == ErrNotAccepted }
+
 // checkToken checks what a Connect has to show.
-func (m *Manager) checkToken(c *Connection, req *connectReq, challenge token.Nonce, a *arrival, at *progress) error {
+func (m *Manager) checkToken(who *claimant, req *connectReq, challenge token.Nonce, a *arrival, at *progress) error {
 	if err := checkTokenSize(req.Token); err != nil {
 		return err
 	}
 	if secret := m.secret.Load(); secret != nil {
-		return secret.CheckResponse(m.meeting(c, req, challenge), req.Token)
+		return secret.CheckResponse(m.meeting(who.name, req, challenge), req.Token)
 	}
-	return c.ask(a, at, func() error { return m.opts.validate(req.Token) })
+	return who.ask(a, at, func() error { return m.opts.validate(req.Token) })
 }
 
 // ask asks a function of the application's about an arrival that claims to be the remote host.

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gridrpc/grid/internal/backoff"
 	"github.com/gridrpc/grid/internal/clip"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
@@ -29,84 +30,119 @@ var errGivenUp = errors.New("given up, because the host is there anew")
 var errWithdrawn = errors.New("connected meanwhile")
 
 // serveAccepted runs a session that the other side has made, and knocks when it is lost. The other
-// side has the time of its first pause to notice that by itself.
+// side has the time of its first pause to notice that by itself; what takes its place, if it has
+// shut down, has longer to come up.
 func (c *Connection) serveAccepted(s *session) {
 	c.serve(s)
-	if !s.leaving.Load() {
+	if s.leaving.Load() {
+		c.knock(c.opts.MaxBackoff)
+	} else {
 		c.knock(2 * c.opts.MinBackoff)
 	}
 }
 
+// knocking is what asks the other side to dial, until there is a connection.
+type knocking struct {
+	withdraw context.CancelCauseFunc
+	wanted   chan struct{} // the present pause is over; has room for one
+}
+
 // knock asks the other side to dial, if there is no connection after the time given, or when
-// somebody wants one before. It waits for nothing. It reports false, and does nothing, while another
-// knock is under way.
-func (c *Connection) knock(after time.Duration) bool {
-	if c.knocking.Swap(true) {
-		return false
+// somebody wants one before. Where it is not reached, or does not know this side, it is asked again,
+// with pauses like those between attempts to dial: it may not dial by itself. knock waits for
+// nothing. While another knock is under way it ends the pause of that where after is 0, and does
+// nothing else. One that was withdrawn is not under way, though it may still be returning: the
+// connection that has withdrawn it may be gone already.
+func (c *Connection) knock(after time.Duration) {
+	c.mu.Lock()
+	if k := c.knocking; k != nil || c.session.Load() != nil {
+		c.mu.Unlock()
+		if k != nil && after == 0 {
+			notify(k.wanted)
+		}
+		return
 	}
-	forget(c.redial.wanted) // by the one before
+	ctx, withdraw := context.WithCancelCause(c.ctx)
+	k := &knocking{withdraw, make(chan struct{}, 1)}
+	c.knocking = k
+	c.mu.Unlock()
 	c.start(func() {
-		defer c.knocking.Store(false)
-		if !c.opts.waitUnblocked(c.ctx) || !c.waitWanted(after) || c.draining.Load() {
+		defer c.endKnocking(k)
+		if !c.opts.waitUnblocked(ctx) {
 			return
 		}
-		ctx, withdraw := context.WithCancelCause(c.ctx)
-		defer withdraw(nil)
-		if !c.withdrawWhenConnected(withdraw) {
-			return
-		}
-		if err := c.sendKnock(ctx); err != nil && err != errWithdrawn {
-			c.log.Debug("grid: knock failed", "error", err)
+		pauses := backoff.New(c.opts.MinBackoff, c.opts.MaxBackoff)
+		for again := true; again && k.wait(ctx, after) && !c.draining.Load(); after = pauses.Next() {
+			var err error
+			if again, err = c.sendKnock(ctx); err != nil && err != errWithdrawn {
+				c.log.Debug("grid: knock failed", "error", err)
+			}
 		}
 	})
-	return true
 }
 
-// withdrawWhenConnected has withdraw called, with errWithdrawn, once there is a connection. It
-// reports false if there is one.
-func (c *Connection) withdrawWhenConnected(withdraw context.CancelCauseFunc) bool {
+func (c *Connection) endKnocking(k *knocking) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.withdrawKnock = withdraw
-	return c.session.Load() == nil
+	if c.knocking == k {
+		c.knocking = nil
+	}
+	k.withdraw(nil)
 }
 
-// waitWanted waits for a time, or until somebody wants the connection. It reports false once that
-// has ended.
-func (c *Connection) waitWanted(d time.Duration) bool {
+// withdrawKnockLocked ends the knock that is under way, if any.
+func (c *Connection) withdrawKnockLocked() {
+	if c.knocking != nil {
+		c.knocking.withdraw(errWithdrawn)
+		c.knocking = nil
+	}
+}
+
+// wait waits for a time, or until somebody wants the connection. It reports false once ctx has
+// ended.
+func (k *knocking) wait(ctx context.Context, d time.Duration) bool {
 	if d == 0 {
-		return !c.isClosing()
+		return ctx.Err() == nil
 	}
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-c.redial.wanted:
-	case <-c.closing:
+	case <-k.wanted:
+	case <-ctx.Done():
 	}
-	return !c.isClosing()
+	return ctx.Err() == nil
 }
 
-func (c *Connection) sendKnock(ctx context.Context) error {
+// sendKnock knocks. again says that this has not come to whom it is for, or that the answer may be
+// another one next time.
+func (c *Connection) sendKnock(ctx context.Context) (again bool, err error) {
 	answer, err := attemptTo(ctx, c, c.post, func(wsconn.Answer, error) {})
 	if context.Cause(ctx) == errWithdrawn {
-		return errWithdrawn
+		return false, errWithdrawn
 	}
 	if err != nil {
-		return err
+		return true, err
 	}
 	if answer.Status/100 == 2 {
-		return nil
+		return false, nil
 	}
 	err = fmt.Errorf("knock refused: %d %s: %s", answer.Status, http.StatusText(answer.Status), clip.Text(answer.Text))
+	// Others, which do not know what a knock is, say the like, but not so.
+	knows := strings.HasPrefix(answer.Text, "grid: ")
 	switch answer.Status {
-	case http.StatusForbidden, http.StatusNotFound, http.StatusConflict, http.StatusMisdirectedRequest:
-		// Others, which do not know what a knock is, say the like, but not so.
-		if strings.HasPrefix(answer.Text, "grid: ") && c.session.Load() == nil {
-			c.stats.fault(err)
+	case http.StatusForbidden, http.StatusNotFound:
+		if again = knows; knows {
+			err = c.notAccepted(err)
 		}
+	case http.StatusConflict, http.StatusMisdirectedRequest:
+	default:
+		return answer.Status/100 == 5, err
 	}
-	return err
+	if knows && c.session.Load() == nil {
+		c.stats.fault(err)
+	}
+	return again, err
 }
 
 // post sends the request that is a knock.

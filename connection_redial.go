@@ -18,7 +18,7 @@ const earlyInterval = time.Second
 // redial has the side that dials do so before its pause is over.
 type redial struct {
 	// Set once.
-	wanted chan struct{} // the present pause, or that of a knock, is over; has room for one
+	wanted chan struct{} // the present pause is over; has room for one
 	anew   chan struct{} // likewise, and the next ones begin with the least
 
 	hastened monotime.Stamp // when somebody last did
@@ -61,8 +61,8 @@ func (c *Connection) hasten() {
 	case now.Sub(last) < earlyInterval || !c.redial.hastened.CompareAndSwap(last, now):
 	case c.dials:
 		notify(c.redial.wanted)
-	case !c.knock(0):
-		notify(c.redial.wanted)
+	default:
+		c.knock(0)
 	}
 }
 

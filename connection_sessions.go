@@ -40,9 +40,7 @@ func (c *Connection) adopt(s *session) error {
 		c.session.Store(s)
 		c.state.set(StateConnected, nil)
 		c.stats.connected(s.began)
-		if c.withdrawKnock != nil {
-			c.withdrawKnock(errWithdrawn)
-		}
+		c.withdrawKnockLocked()
 		if old != nil {
 			c.stats.lost(old)
 		}

@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"errors"
 	"maps"
 	"strings"
 	"sync"
@@ -84,13 +85,14 @@ type connectionCounters struct {
 	refused          atomic.Int64
 	attempts, knocks atomic.Int64
 
-	mu        sync.Mutex // guards what follows
-	connects  int
-	last      time.Time
-	lastLoss  time.Time
-	lastError string
-	traffic   Traffic // of the sessions that have ended
-	limits    map[string]int64
+	mu          sync.Mutex // guards what follows
+	connects    int
+	last        time.Time
+	lastLoss    time.Time
+	lastError   string
+	notAccepted bool    // the last error is ErrNotAccepted
+	traffic     Traffic // of the sessions that have ended
+	limits      map[string]int64
 }
 
 func (c *connectionCounters) connected(now time.Time) {
@@ -112,13 +114,14 @@ func (c *connectionCounters) fault(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lastError = clip.Text(withoutHost(err).Error())
+	c.notAccepted = errors.Is(err, ErrNotAccepted)
 }
 
 // lastFault is when the last connection was lost, zero for never, and the last error.
-func (c *connectionCounters) lastFault() (lost time.Time, why string) {
+func (c *connectionCounters) lastFault() (lost time.Time, why string, notAccepted bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.lastLoss, strings.TrimPrefix(c.lastError, ErrDisconnected.Error()+": ")
+	return c.lastLoss, strings.TrimPrefix(c.lastError, ErrDisconnected.Error()+": "), c.notAccepted
 }
 
 func (c *connectionCounters) limitReached(option string) {

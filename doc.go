@@ -18,13 +18,17 @@
 //	})
 //	mux.Handle(grid.RoutePath, m.Handler())
 //
+// Without an HTTP server of one's own [Manager.ListenAndServe] and [Manager.Serve] are one.
+// [Manager.Ready] answers a probe.
+//
 // [Manager.Connection] is the way to another host. It is there from the start, whether or not there
 // is a link: without one every call on it returns [ErrDisconnected] at once.
 // [Connection.WaitForConnect] waits for the link, [Connection.State] and [Connection.Stats] tell of
 // it. For a host that is not known, and for the local one unless LocalCalls is set, the Connection
 // is nil; calls on nil return [ErrDisconnected] too, and never panic. [Manager.Lookup] returns an
 // error there, which says what is wrong with the name. [Manager.AddHost], [Manager.RemoveHost] and
-// [Manager.SetHosts] change which hosts there are.
+// [Manager.SetHosts] change which hosts there are, and ManagerOptions.AcceptHost takes in those that
+// come by themselves.
 //
 // A handler goes by a [HandlerID], 1 to 255, which all hosts agree on, and optionally by a
 // subroute: a name under which the same IDs mean something of their own, such as that of a disk.
@@ -109,6 +113,8 @@
 //   - [ErrDisconnected]: there is no link, or it was lost during the call; the text
 //     says to which host, and why. In the second case the remote may or may not
 //     have acted on it.
+//   - [ErrNotAccepted], most often an ErrDisconnected as well: the remote host does
+//     not know this one, or not its token or certificate.
 //   - [context.Canceled], [context.DeadlineExceeded]: the caller's context has ended.
 //     The text has its cause, which errors.Is finds if it is the application's own,
 //     and not, for instance, the error of another call.

@@ -21,6 +21,14 @@ var (
 	// unknown, except where there was no connection to begin with: [CanRetry] tells.
 	ErrDisconnected = errors.New("grid: disconnected")
 
+	// ErrNotAccepted says that the remote host has refused to have a connection with this one: it
+	// does not know it, and its AcceptHost has not taken it in, or its token or certificate is not
+	// valid there. It is wrapped, with what the remote has said, by StateChange.Err, and by the errors
+	// of calls and of [Connection.WaitForConnect] for as long as it is the last that was heard of the
+	// host; those of calls are [ErrDisconnected] as well. Attempts go on, since the remote may think
+	// better of it.
+	ErrNotAccepted = errors.New("grid: not accepted by the remote host")
+
 	// ErrUnknownHandler is returned for the reserved handler ID 0.
 	ErrUnknownHandler = errors.New("grid: unknown handler")
 
@@ -56,7 +64,7 @@ var (
 
 // packageErrors are all of them.
 var packageErrors = []error{
-	ErrDisconnected, ErrUnknownHandler, ErrHandlerAlreadyExists, ErrIncorrectSequence, ErrFlowControl,
+	ErrDisconnected, ErrNotAccepted, ErrUnknownHandler, ErrHandlerAlreadyExists, ErrIncorrectSequence, ErrFlowControl,
 	ErrMessageTooLarge, ErrOverloaded, ErrProtocol,
 }
 
@@ -148,13 +156,13 @@ func disconnected(host string, reason error) error {
 	if e, ok := reason.(*disconnectError); ok {
 		reason = e.reason
 	}
-	return &disconnectError{host: host, reason: clip.Error(reason)}
+	return &disconnectError{host: host, reason: clip.Error(reason), refused: errors.Is(reason, ErrNotAccepted)}
 }
 
 // withoutHost is err for where the host is named anyway.
 func withoutHost(err error) error {
 	if e, ok := err.(*disconnectError); ok && e.host != "" {
-		return &disconnectError{reason: e.reason}
+		return &disconnectError{reason: e.reason, refused: e.refused}
 	}
 	return err
 }
@@ -162,9 +170,10 @@ func withoutHost(err error) error {
 // disconnectError is ErrDisconnected with its reason in the text only: a lost connection must not
 // be mistaken for whatever caused the loss.
 type disconnectError struct {
-	host   string // empty where it is the manager that takes nothing more
-	reason error
-	unsent bool // the call has not been sent, or not in whole
+	host    string // empty where it is the manager that takes nothing more
+	reason  error
+	unsent  bool // the call has not been sent, or not in whole
+	refused bool // the reason is that the remote did not accept this host
 }
 
 func (e *disconnectError) Error() string {
@@ -175,8 +184,11 @@ func (e *disconnectError) Error() string {
 	return text + e.reason.Error()
 }
 
-// Is reports whether target is ErrDisconnected, and never whether the reason is.
-func (e *disconnectError) Is(target error) bool { return target == ErrDisconnected }
+// Is reports whether target is ErrDisconnected, or ErrNotAccepted if that is so, and never whether
+// the reason is anything else.
+func (e *disconnectError) Is(target error) bool {
+	return target == ErrDisconnected || e.refused && target == ErrNotAccepted
+}
 
 // contextError is why a call ends whose context has ended; nil while it has not. It is ctx.Err(),
 // with the text of the cause.

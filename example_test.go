@@ -50,14 +50,10 @@ func Example() {
 		if err != nil {
 			log.Fatal(err)
 		}
-		mux := http.NewServeMux()
-		mux.Handle(grid.RoutePath, m.Handler())
-		go http.Serve(l, mux)
+		go m.Serve(context.Background(), l, grid.ServeOptions{}) // until m is closed
 		return m
 	}
 	a, b := start(hostA, listenA), start(hostB, listenB)
-	defer listenA.Close()
-	defer listenB.Close()
 	defer a.Close()
 	defer b.Close()
 
@@ -981,6 +977,76 @@ func ExampleManager_AddHost() {
 	// Output:
 	// true 2
 	// false 1 <nil>
+}
+
+func ExampleManagerOptions_acceptHost() {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	listenerB, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	local, newHost := "http://"+listener.Addr().String(), "http://"+listenerB.Addr().String()
+	secret := []byte("16 bytes or more that all hosts share, from a file")
+
+	m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
+		Local:        local,
+		Hosts:        []string{local}, // it knows itself alone
+		SharedSecret: [][]byte{secret},
+		AcceptHost: func(ctx context.Context, host string, r *http.Request) error {
+			if !strings.HasPrefix(host, "http://127.0.0.1:") {
+				return errors.New("only hosts of this machine are taken in")
+			}
+			return nil // it is added, as by AddHost
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer m.Close()
+	go m.Serve(context.Background(), listener, grid.ServeOptions{})
+
+	b, err := grid.NewManager(context.Background(), grid.ManagerOptions{
+		Local: newHost, Hosts: []string{newHost}, SharedSecret: [][]byte{secret},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer b.Close()
+	go b.Serve(context.Background(), listenerB, grid.ServeOptions{})
+
+	if err := b.AddHost(local); err != nil { // on the new host alone
+		log.Fatal(err)
+	}
+	if err := b.Connection(local).WaitForConnect(context.Background()); err != nil {
+		log.Fatal(err) // errors.Is(err, grid.ErrNotAccepted) where AcceptHost says no
+	}
+	fmt.Println(m.Connection(newHost) != nil, len(m.Targets()))
+	// Output: true 1
+}
+
+func ExampleManager_Serve() {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	local := "http://" + listener.Addr().String()
+	options := grid.ManagerOptions{Local: local, Hosts: []string{local}, Insecure: true}
+	terminated, stop := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer stop()
+
+	m, err := grid.NewManager(context.Background(), options)
+	if err != nil {
+		log.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	mux.Handle("GET /ready", m.Ready(nil)) // for a probe
+	// terminated is a context of signal.NotifyContext.
+	err = m.Serve(terminated, listener, grid.ServeOptions{Handler: mux})
+	fmt.Println("end:", err)
+	// Output: end: <nil>
 }
 
 func ExampleDraining() {

@@ -43,6 +43,7 @@ type Manager struct {
 	unknown   errlog.Log      // handshakes of hosts that are not known, or too many
 	forbidden errlog.Log      // upgrades that were refused
 	incoming  incoming
+	strangers strangers
 	limits    totals
 	secret    atomic.Pointer[token.Secret] // nil without SharedSecret
 	passes    token.Used                   // of hosts that dialled

@@ -163,7 +163,7 @@ func (m *Manager) checkPass(pass string) error {
 	}
 	c := m.peer(dialler)
 	if c == nil {
-		return nil // the handshake tells why it is refused
+		return nil // the handshake tells why it is refused, or asks for more before it is taken in
 	}
 	return m.passes.Add(c.remote, nonce, now)
 }

@@ -63,6 +63,13 @@ func (i *incoming) setLimit(n int) {
 	i.limit = n
 }
 
+// room is how many may be on their way in.
+func (i *incoming) room() int {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.limit
+}
+
 func (i *incoming) full() error {
 	return fmt.Errorf("%w: MaxHandshakes is %d", errTooManyHandshakes, i.limit)
 }

@@ -43,8 +43,9 @@ func (o *ManagerOptions) normalHosts(hosts []string) ([]string, error) {
 			return nil, fmt.Errorf("grid: host %q is given twice", h)
 		case ok:
 			return nil, fmt.Errorf("grid: host %q is given twice, also as %q", h, before)
-		case isSecure(o.Local) && !isSecure(normal) && !o.AllowHTTPHosts:
-			return nil, fmt.Errorf("grid: host %q has http, the local host %q https, and AllowHTTPHosts is not set", h, o.Local)
+		}
+		if err := o.checkScheme(normal); err != nil {
+			return nil, fmt.Errorf("grid: host %q %w", h, err)
 		}
 		spelled[normal] = h
 		all = append(all, normal)
@@ -55,11 +56,20 @@ func (o *ManagerOptions) normalHosts(hosts []string) ([]string, error) {
 	return all, nil
 }
 
+// checkScheme returns why a host may not be one because of its scheme.
+func (o *ManagerOptions) checkScheme(host string) error {
+	if isSecure(o.Local) && !isSecure(host) && !o.AllowHTTPHosts {
+		return fmt.Errorf("has http, the local host %q https, and AllowHTTPHosts is not set", o.Local)
+	}
+	return nil
+}
+
 // AddHost adds a host to those of the options, by its base URL: from now on it is dialled or
 // awaited. It does nothing if the host is there already.
 //
 // A host is to be added on all others, and they on it, in any order: one that does not know the
-// other yet refuses it, and the side that dials tries again within MaxBackoff.
+// other yet refuses it, and is tried again within MaxBackoff. Where the others have an AcceptHost, it
+// is enough to add one of them on the new host.
 //
 // An error says what is wrong with the name; after Shutdown or Close it wraps [ErrDisconnected].
 // AddHost, RemoveHost and SetHosts may be called concurrently, and while calls are made.
@@ -71,7 +81,7 @@ func (m *Manager) AddHost(host string) error {
 	if err != nil {
 		return err
 	}
-	return m.changeHosts(func(hosts []string) []string {
+	return m.changeHosts("", func(hosts []string) []string {
 		if slices.Contains(hosts, normal) {
 			return hosts
 		}
@@ -91,7 +101,7 @@ func (m *Manager) RemoveHost(host string) error {
 	if normal, err := hostname.Normalize(host); err == nil {
 		host = normal // else there is none
 	}
-	return m.changeHosts(func(hosts []string) []string {
+	return m.changeHosts("", func(hosts []string) []string {
 		return slices.DeleteFunc(hosts, func(h string) bool { return h == host })
 	})
 }
@@ -100,18 +110,19 @@ func (m *Manager) RemoveHost(host string) error {
 // one among them: ManagerOptions.Hosts anew. Hosts that stay keep their connections. With an error,
 // as of [NewManager], nothing has changed.
 func (m *Manager) SetHosts(hosts []string) error {
-	return m.changeHosts(func([]string) []string { return hosts })
+	return m.changeHosts("", func([]string) []string { return hosts })
 }
 
-// changeHosts makes the hosts what change makes of them.
-func (m *Manager) changeHosts(change func(hosts []string) []string) error {
+// changeHosts makes the hosts what change makes of them. One that is arriving, if it is not empty, is
+// not asked to dial.
+func (m *Manager) changeHosts(arriving string, change func(hosts []string) []string) error {
 	// Close takes the lock after its end has been decided, so it finds all those that are added
 	// here, and waits until those that are removed have ended.
 	if !m.begin() {
 		return disconnected("", errClosed)
 	}
 	defer m.work.Done()
-	removed, err := m.replaceHosts(change)
+	removed, err := m.replaceHosts(arriving, change)
 	for _, c := range removed {
 		c.shutdown(errRemoved)
 	}
@@ -121,7 +132,7 @@ func (m *Manager) changeHosts(change func(hosts []string) []string) error {
 	return err
 }
 
-func (m *Manager) replaceHosts(change func(hosts []string) []string) (removed map[string]*Connection, err error) {
+func (m *Manager) replaceHosts(arriving string, change func(hosts []string) []string) (removed map[string]*Connection, err error) {
 	m.hostsMu.Lock()
 	defer m.hostsMu.Unlock()
 	if m.draining.Load() {
@@ -160,7 +171,7 @@ func (m *Manager) replaceHosts(change func(hosts []string) []string) (removed ma
 	for _, c := range added {
 		if c.dials {
 			m.start(func() { c.keepDialling(c.ctx) })
-		} else {
+		} else if c.remote != arriving {
 			c.knock(0)
 		}
 	}

@@ -107,7 +107,7 @@ func (m *Manager) checkKnock(r *http.Request, a *arrival, at *progress, authReq 
 		}
 	}
 	from := r.Header.Get(knockHeader)
-	c := m.peer(from)
+	known := m.peer(from)
 	if secret := m.secret.Load(); secret != nil {
 		now := time.Now()
 		signer, nonce, err := secret.CheckKnockPass(bearer, m.opts.Local, now)
@@ -117,28 +117,39 @@ func (m *Manager) checkKnock(r *http.Request, a *arrival, at *progress, authReq 
 		if !isSameHost(from, signer) {
 			return nil, errors.New("knock in another name than its token's")
 		}
-		if c != nil {
-			if err := m.passes.Add(c.remote, nonce, now); err != nil {
-				return nil, err
-			}
+		if err := m.addPass(known, signer, nonce, now); err != nil {
+			return nil, err
 		}
 	} else if err := m.askAuthToken(bearer, a, at); err != nil {
 		return nil, cleanError(err, bearer)
 	}
 	name := func(said string) string { return clip.Name(clean(said, bearer)) }
-	switch to := r.Header.Get(knockToHeader); {
-	case !isSameHost(to, m.opts.Local):
+	if to := r.Header.Get(knockToHeader); !isSameHost(to, m.opts.Local) {
 		return nil, refuseKnock(http.StatusMisdirectedRequest, "this is %s, not %s", m.opts.Local, name(to))
-	case c == nil:
-		return nil, refuseKnock(http.StatusNotFound, "unknown incoming host: %s", name(from))
-	case !c.dials:
-		return nil, refuseKnock(http.StatusConflict, "%s is to dial %s, not the reverse", c.remote, c.local)
-	case m.opts.VerifyPeer != nil:
+	}
+	who, err := m.claimant(from, at)
+	switch {
+	case err != nil:
+		return nil, refuseKnock(http.StatusForbidden, "%s is not accepted: %v", name(from), err)
+	case who == nil:
+		return nil, refuseKnock(http.StatusNotFound, "%s: %s", unknownHost, name(from))
+	}
+	defer who.leave()
+	if !shouldDial(m.opts.Local, who.name) {
+		return nil, refuseKnock(http.StatusConflict, "%s is to dial %s, not the reverse", who.name, m.opts.Local)
+	}
+	if m.opts.VerifyPeer != nil {
 		at.enter("in VerifyPeer")
 		shown := a.show(r)
-		if err := c.ask(a, at, func() error { return m.opts.VerifyPeer(c.remote, shown) }); err != nil {
-			return nil, refuseKnock(http.StatusForbidden, "%s is not accepted: %s", c.remote, clean(err.Error(), bearer))
+		if err := who.ask(a, at, func() error { return m.opts.VerifyPeer(who.name, shown) }); err != nil {
+			return nil, refuseKnock(http.StatusForbidden, "%s is not accepted: %s", who.name, clean(err.Error(), bearer))
 		}
 	}
-	return c, nil
+	if who.conn == nil {
+		at.enter("in AcceptHost")
+		if err := m.takeIn(who, r, a, at); err != nil {
+			return nil, refuseKnock(http.StatusForbidden, "%s is not accepted: %s", who.name, clean(err.Error(), bearer))
+		}
+	}
+	return who.conn, nil
 }

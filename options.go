@@ -45,8 +45,8 @@ type ManagerOptions struct {
 	Local string
 
 	// Hosts are the base URLs of all hosts of the cluster, in any order. The list must be the same
-	// on all of them. It can be changed later, see [Manager.SetHosts]. Where Local is https they
-	// are https as well, unless AllowHTTPHosts is set.
+	// on all of them, but for hosts that AcceptHost takes in. It can be changed later, see
+	// [Manager.SetHosts]. Where Local is https they are https as well, unless AllowHTTPHosts is set.
 	Hosts []string
 
 	// AllowHTTPHosts allows hosts with http in the cluster of a host with https: what is said to
@@ -103,14 +103,32 @@ type ManagerOptions struct {
 	// it panics, or takes longer than HandshakeTimeout, the host is refused.
 	AuthToken ValidateTokenFn
 
-	// VerifyPeer, if not nil, has the last word on a host that has dialled this one: it is told
-	// which host that claims to be, by its name in Hosts, and the upgrade request with which it
-	// came, whose TLS has the client's certificates; or, of a host that is to be dialled and asks
-	// for it, that request (protocol section 10). Its token or proof is valid by then, but these
-	// may not tell the hosts apart. An error refuses it, and is sent to it. It may be called
-	// concurrently. A panic, or HandshakeTimeout without an answer, refuses the host as well; while
-	// a call hangs all others of that host are refused. See [VerifyTLSHost].
+	// VerifyPeer, if not nil, has to agree to each host that dials this one: it is told the name
+	// that the host claims, which is one of Hosts or one that AcceptHost may take in, and the upgrade
+	// request with which it came, whose TLS has the client's certificates; or, of a host that is to be
+	// dialled and asks for it, that request (protocol section 10). Its token or proof is valid by
+	// then, but these may not tell the hosts apart. An error refuses it, and is sent to it. It may be
+	// called concurrently. A panic, or HandshakeTimeout without an answer, refuses the host as well;
+	// while a call hangs all others of that host are refused. See [VerifyTLSHost].
 	VerifyPeer func(host string, r *http.Request) error
+
+	// AcceptHost, if not nil, is asked about a host that is not among the hosts, and has dialled this
+	// one or asked to be dialled (protocol sections 3 and 10). By default such a host is refused.
+	// Where AcceptHost returns nil the host is added, as by [Manager.AddHost], and let in. An error
+	// refuses it, and is sent to it; there its errors are [ErrNotAccepted]. A host that was added
+	// stays until it is removed, and is asked about again if it comes back after that.
+	//
+	// host is the name that it claims, in the form in which names are compared, and r the request with
+	// which it came. Its token or proof is valid by then, and VerifyPeer has agreed, if there is one.
+	// Without VerifyPeer whoever has the key, or a token, may claim any name.
+	//
+	// AcceptHost is not asked about the local host, a text that is no name of a host, a host with http
+	// beside https (see AllowHTTPHosts), and any host beyond MaxHosts. It may be called concurrently:
+	// for each name once at a time, and for half of MaxHandshakes in all; other unknown hosts are
+	// refused meanwhile. ctx ends with HandshakeTimeout, and with the Manager. A panic, or
+	// HandshakeTimeout without an answer, refuses the host, which stays refused while the call hangs.
+	// AcceptHost may call the Manager.
+	AcceptHost func(ctx context.Context, host string, r *http.Request) error
 
 	// Insecure allows SharedSecret, AuthFn and AuthToken to be left out. Whoever reaches the route
 	// can then call every handler.
@@ -262,6 +280,12 @@ type ManagerOptions struct {
 	// more.
 	MaxHandshakes int
 
+	// MaxHosts bounds the hosts that AcceptHost takes in: once there are as many hosts, the local one
+	// among them, further unknown ones are refused without it. So names that somebody makes up do not
+	// add up without end. Those of Hosts, AddHost and SetHosts count, but are not refused. At least 1;
+	// the default is 4096.
+	MaxHosts int
+
 	// MaxPings is how many pings of each host are answered in a second, those of its connection and
 	// of its streams together. The other host is told in the handshake, and does not send more, so
 	// its streams are pinged less often where they are too many. Further ones are dropped: a peer
@@ -308,9 +332,9 @@ type ManagerOptions struct {
 	//
 	// Functions of the application's that have not returned by then are left behind. Of AuthFn,
 	// UpgradeHeader, Dialer and the functions of TLSConfig that is one for each host, which is neither
-	// dialled nor asked to dial before it has returned; of AuthToken, VerifyPeer and those of Handler
-	// there are MaxHandshakes at most, whose places they take. From 1 ms to 30 days; the default is
-	// 10 s.
+	// dialled nor asked to dial before it has returned; of AuthToken, VerifyPeer, AcceptHost and those
+	// of Handler there are MaxHandshakes at most, whose places they take. From 1 ms to 30 days; the
+	// default is 10 s.
 	HandshakeTimeout time.Duration
 
 	// MinBackoff is about the first pause between two attempts to dial a host, and what further
@@ -451,6 +475,7 @@ func (o *ManagerOptions) limits() (err error) {
 	if o.MaxHandshakes != 0 { // else it depends on the hosts
 		set("MaxHandshakes", &o.MaxHandshakes, 1, math.MaxInt, 0)
 	}
+	set("MaxHosts", &o.MaxHosts, 1, math.MaxInt, 4096)
 	set("MaxPings", &o.MaxPings, minMaxPings, math.MaxInt, 128+2*int64(min(o.MaxStreams, 1<<30)))
 	return err
 }

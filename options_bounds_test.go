@@ -34,6 +34,7 @@ func OptionBounds(size int) map[string]OptionBound {
 		"MaxTotalStreams":    {1, math.MaxInt, "At least 1"},
 		"MaxQueuedBytes":     {4 << 10, math.MaxInt, "At least 4 KiB"},
 		"MaxHandshakes":      {1, math.MaxInt, "At least 1"},
+		"MaxHosts":           {1, math.MaxInt, "At least 1"},
 		"MaxPings":           {2, math.MaxInt, "At least 2"},
 		"RequestTimeout":     interval,
 		"PingInterval":       interval,

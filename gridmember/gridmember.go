@@ -10,6 +10,8 @@
 //	...
 //	defer members.Leave(5 * time.Second)
 //
+// With a [Gate] a new host need not try again where it comes before the gossip of it.
+//
 // Who can send gossip decides which hosts are dialled, by all hosts: it can make them dial any
 // addresses, 4096 at a time, and send an upgrade request to each, which with AuthFn has the token
 // of the host that dials. It can also have hosts removed, and keep new ones out. So give the
@@ -61,6 +63,9 @@ type Membership struct {
 	once    sync.Once
 	admit   *admission
 	gone    gone
+
+	waitersMu sync.Mutex
+	waiters   chan struct{} // closed at the next change; nil while nobody waits for it
 
 	// The goroutine's own.
 	refused  map[string]bool // members that are no hosts
@@ -224,6 +229,7 @@ func (s *Membership) warn(what, member string, err error) {
 
 // wake has follow look.
 func (s *Membership) wake() {
+	s.tellWaiters()
 	select {
 	case s.changed <- struct{}{}:
 	default: // it will

@@ -64,8 +64,10 @@ func runNode(seeds []string) error {
 		return err
 	}
 	local := "http://" + l.Addr().String()
+	var gate gridmember.Gate
 	m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
 		Local: local, Hosts: []string{local}, Insecure: true, PingInterval: time.Second, Logger: slog.New(slog.DiscardHandler),
+		AcceptHost: gate.AcceptHost,
 	})
 	if err != nil {
 		return err
@@ -87,7 +89,7 @@ func runNode(seeds []string) error {
 		_ = json.NewEncoder(w).Encode(can)
 	})
 	go func() { _ = http.Serve(l, mux) }()
-	members, err := gridmember.Join(m, quick(), seeds...)
+	members, err := gate.Join(m, quick(), seeds...)
 	if err != nil {
 		return err
 	}

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"errors"
 	"net"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/gridrpc/grid"
 )
@@ -19,16 +21,18 @@ type dynamic struct {
 	*node
 
 	changing sync.Mutex // held while hosts are added or removed
-	// leaving are hosts that have said so, and whose link has not ended yet.
-	leaving map[string]bool
+	// leaving are hosts that have said so, and when, whose link has not ended yet.
+	leaving map[string]time.Time
 	gone    bool // this node leaves
 }
 
 // register adds what others ask of such a node.
 func (d *dynamic) register(n *node) error {
 	d.node = n
-	n.mux.HandleFunc("POST "+joinPath, d.serveJoin)
-	return n.RegisterSingleHandlerContext(leaveID, d.serveLeave)
+	return errors.Join(
+		hostsOf.Register(n.Manager, d.serveHosts),
+		n.RegisterSingleHandlerContext(leaveID, d.serveLeave),
+	)
 }
 
 // add makes a host one of this node's, also where it was about to leave: it is back.
@@ -50,7 +54,7 @@ func (d *dynamic) staying() []string {
 	d.changing.Lock()
 	defer d.changing.Unlock()
 	hosts := append(d.Targets(), d.HostName())
-	return slices.DeleteFunc(hosts, func(h string) bool { return d.leaving[h] })
+	return slices.DeleteFunc(hosts, func(h string) bool { return !d.leaving[h].IsZero() })
 }
 
 // runDynamic is run in a cluster that nodes join and leave, until ctx ends or a node to join
@@ -58,9 +62,10 @@ func (d *dynamic) staying() []string {
 func (m *member) runDynamic(ctx context.Context, r *report, l, page net.Listener, opts grid.ManagerOptions) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	d := &dynamic{leaving: make(map[string]bool)}
+	d := &dynamic{leaving: make(map[string]time.Time)}
 	changes := make(chan grid.StateChange, maxChanges)
 	opts.Hosts = []string{opts.Local}
+	opts.AcceptHost, opts.MaxHosts = d.accept, maxHosts
 	opts.OnStateChange = func(c grid.StateChange) {
 		if d.removeLeft(c) {
 			return // the removal is a change of its own

@@ -56,19 +56,24 @@ func (d *dynamic) serveLeave(ctx context.Context, payload []byte) ([]byte, *grid
 	if conn.State() != grid.StateConnected { // the end was there before
 		return nil, grid.NewRemoteErr(d.RemoveHost(host))
 	}
-	d.leaving[host] = true
+	d.leaving[host] = time.Now()
 	return nil, nil
 }
 
 // removeLeft removes a host that has said that it leaves, if its link has ended with the change. It
-// reports whether that was so.
+// reports whether that was so. A link that was made since then is one of a host that is back.
 func (d *dynamic) removeLeft(c grid.StateChange) bool {
 	d.changing.Lock()
 	defer d.changing.Unlock()
-	if c.To == grid.StateConnected || !d.leaving[c.Host] {
+	since, leaves := d.leaving[c.Host]
+	isBack := c.To == grid.StateConnected
+	if !leaves || isBack && !c.Time.After(since) {
 		return false
 	}
 	delete(d.leaving, c.Host)
+	if isBack {
+		return false
+	}
 	d.RemoveHost(c.Host) // fails only where this node itself is shutting down
 	return true
 }

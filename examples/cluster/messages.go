@@ -57,14 +57,17 @@ const (
 	missingID // nobody has registered it
 	statusID
 	leaveID
+	hostsID
 )
 
 var (
 	disks = grid.NewSingleHandler(diskID,
 		func() *diskRequest { return new(diskRequest) },
 		func() *diskInfo { return new(diskInfo) })
-	counts = grid.NewSingleHandler(countID, grid.NewNoPayload, func() *tally { return new(tally) })
-	walks  = grid.NewStream(walkID,
+	hostLists = grid.NewJSONPool[[]string]()
+	hostsOf   = grid.NewSingleHandler(hostsID, grid.NewNoPayload, hostLists.NewJSON)
+	counts    = grid.NewSingleHandler(countID, grid.NewNoPayload, func() *tally { return new(tally) })
+	walks     = grid.NewStream(walkID,
 		func() *walkRequest { return new(walkRequest) },
 		(func() grid.NoPayload)(nil), // the client sends nothing
 		func() *entry { return new(entry) })

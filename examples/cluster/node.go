@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"strings"
 	"sync"
 	"time"
@@ -27,14 +26,12 @@ type node struct {
 	*grid.Manager
 
 	name, dir string
-	signer    *signer
 	log       *slog.Logger
 	page      *gridstatus.Status
 	links     *links
-	mux       *http.ServeMux // of the address that the peers dial
-	srv       *http.Server
-	served    chan struct{} // closed when Serve has returned
-	finished  chan struct{} // see peersDone
+	hangUp    context.CancelFunc // ends Serve
+	served    chan struct{}      // closed when Serve has returned
+	finished  chan struct{}      // see peersDone
 
 	mu      sync.Mutex
 	pending map[string]bool // peers that have not said that they are done
@@ -46,10 +43,8 @@ func startNode(ctx context.Context, name string, l net.Listener, secret, dir str
 	n := &node{
 		name:     name,
 		dir:      dir,
-		signer:   newSigner(secret),
 		log:      opts.Logger,
 		links:    &links{},
-		mux:      http.NewServeMux(),
 		served:   make(chan struct{}),
 		finished: make(chan struct{}),
 		pending:  make(map[string]bool),
@@ -69,7 +64,6 @@ func startNode(ctx context.Context, name string, l net.Listener, secret, dir str
 	for _, peer := range m.Targets() {
 		n.pending[peer] = true
 	}
-	n.mux.Handle(grid.RoutePath, m.Handler())
 	for _, f := range append([]func(*node) error{(*node).register}, extend...) {
 		if err := f(n); err != nil {
 			m.Close()
@@ -78,15 +72,11 @@ func startNode(ctx context.Context, name string, l net.Listener, secret, dir str
 		}
 	}
 	close(registered)
-	n.srv = &http.Server{
-		Handler:           n.mux,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       time.Minute,
-		ErrorLog:          slog.NewLogLogger(opts.Logger.Handler(), slog.LevelWarn),
-	}
+	var serving context.Context
+	serving, n.hangUp = context.WithCancel(context.WithoutCancel(ctx))
 	go func() {
 		defer close(n.served)
-		if err := n.srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		if err := m.Serve(serving, l, grid.ServeOptions{ShutdownTimeout: stopTime}); err != nil {
 			opts.Logger.Error("serving ended", "node", name, "error", err)
 		}
 	}()
@@ -185,11 +175,9 @@ func (n *node) tellDone(ctx context.Context, host string) error {
 
 // stop lets what runs finish, for a while, and closes the node.
 func (n *node) stop() {
-	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
-	defer cancel()
-	n.Shutdown(ctx) // closes the manager in any case
-	n.srv.Close()
+	n.hangUp()
 	<-n.served
+	n.Close() // in case that its listener had failed
 }
 
 // waitConnected waits for all peers.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"log"
 	"net"
-	"net/http"
 	"time"
 
 	"github.com/gridrpc/grid"
@@ -44,7 +43,7 @@ func hello(name string) (string, error) {
 			return "", err
 		}
 		defer m.Close()
-		go http.Serve(listeners[i], m.Handler()) // until the listener is closed
+		go m.Serve(context.Background(), listeners[i], grid.ServeOptions{}) // until m is closed
 		servers[i] = m
 	}
 	err := servers[1].RegisterSingleHandler(greet, func(name []byte) ([]byte, *grid.RemoteErr) {

@@ -1,6 +1,7 @@
 package token
 
 import (
+	"slices"
 	"sync"
 	"time"
 )
@@ -38,11 +39,27 @@ func (u *Used) Add(host string, nonce Nonce, now time.Time) error {
 			}
 		}
 	}
+	return u.addLocked(host, nonce, now)
+}
+
+// AddStranger is Add for somebody who is no host, and may have been or become it: all of them
+// together have as much room as one host.
+func (u *Used) AddStranger(name string, nonce Nonce, now time.Time) error {
+	if err := u.Add("", nonce, now); err != nil {
+		return err
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if contains(u.hosts[name], nonce) {
+		return ErrUsed
+	}
+	return nil
+}
+
+func (u *Used) addLocked(host string, nonce Nonce, now time.Time) error {
 	passes := fresh(u.hosts[host], now)
-	for _, p := range passes {
-		if p.nonce == nonce {
-			return ErrUsed
-		}
+	if contains(passes, nonce) || contains(u.hosts[""], nonce) {
+		return ErrUsed
 	}
 	if len(passes) >= MaxUsed {
 		passes = passes[1:]
@@ -60,4 +77,8 @@ func fresh(passes []usedPass, now time.Time) []usedPass {
 		passes = passes[1:]
 	}
 	return passes
+}
+
+func contains(passes []usedPass, nonce Nonce) bool {
+	return slices.ContainsFunc(passes, func(p usedPass) bool { return p.nonce == nonce })
 }

@@ -1,6 +1,7 @@
 package token
 
 import (
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -100,4 +101,23 @@ func TestUsed_OneOfManyAtOnceIsTheFirst(t *testing.T) {
 	}
 	wg.Wait()
 	require.EqualValues(t, 1, good.Load())
+}
+
+// Those who are no hosts have the room of one together, and a pass is known whether its host was one
+// or not when it came.
+func TestUsed_StrangersShareTheirRoom(t *testing.T) {
+	var u Used
+	asHost, asStranger := NewNonce(), NewNonce()
+	require.NoError(t, u.Add("a", asHost, time.Now()))
+	require.ErrorIs(t, u.AddStranger("a", asHost, time.Now()), ErrUsed)
+	require.NoError(t, u.AddStranger("a", asStranger, time.Now()))
+	require.ErrorIs(t, u.AddStranger("a", asStranger, time.Now()), ErrUsed)
+	require.ErrorIs(t, u.AddStranger("b", asStranger, time.Now()), ErrUsed)
+	require.ErrorIs(t, u.Add("a", asStranger, time.Now()), ErrUsed)
+	for i := range 3 * MaxUsed {
+		require.NoError(t, u.AddStranger(fmt.Sprint("invented", i), NewNonce(), time.Now()))
+	}
+	require.Len(t, u.hosts, 2)
+	require.Len(t, u.hosts[""], MaxUsed)
+	require.ErrorIs(t, u.Add("a", asHost, time.Now()), ErrUsed)
 }

@@ -322,5 +322,13 @@ func refusedError(status int, location, body string) error {
 	if body != "" {
 		text += fmt.Sprintf(": %q", body)
 	}
+	if status == http.StatusForbidden {
+		return &ForbiddenError{text}
+	}
 	return errors.New(text)
 }
+
+// ForbiddenError is a dial that was answered by a status of 403.
+type ForbiddenError struct{ text string }
+
+func (e *ForbiddenError) Error() string { return e.text }

@@ -33,6 +33,9 @@ type callback struct {
 	// side, or, with accepts, of the other.
 	connects string
 	accepts  bool
+	// removes is set where the link is not lost, but the host removed, so that it is unknown when it
+	// comes back.
+	removes bool
 	// panicsAreTheCallers says that whoever calls grid gets its panic.
 	panicsAreTheCallers bool
 	// stuckClose is set where Close does not wait for it at all.
@@ -56,6 +59,8 @@ var callbacks = map[string]callback{
 	"VerifyPeer": {install: func(o *grid.ManagerOptions, act func()) {
 		o.VerifyPeer = func(string, *http.Request) error { act(); return nil }
 	}, accepts: true, connects: "in the handshake, in VerifyPeer"},
+	"AcceptHost":             {install: accepting, accepts: true, removes: true, connects: "in the handshake, in AcceptHost"},
+	"AcceptHost, of a knock": {install: accepting, removes: true, connects: "in AcceptHost"},
 	"Dialer": {install: func(o *grid.ManagerOptions, act func()) {
 		dial := o.Dialer
 		o.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -174,6 +179,10 @@ func inHandshake(act func()) func(string) error {
 	}
 }
 
+func accepting(o *grid.ManagerOptions, act func()) {
+	o.AcceptHost = func(context.Context, string, *http.Request) error { act(); return nil }
+}
+
 // logger is a handler whose every method acts.
 type logger struct {
 	slog.Handler
@@ -242,9 +251,12 @@ func (r *room) start(c callback) (called <-chan struct{}) {
 	go func() {
 		defer close(ended)
 		defer func() { _ = recover() }()
-		if c.trigger != nil {
+		switch {
+		case c.trigger != nil:
 			c.trigger(r)
-		} else {
+		case c.removes:
+			_ = r.m.RemoveHost(r.Host(r.peer))
+		default:
 			r.Cut(r.it, r.peer)
 		}
 	}()
@@ -282,7 +294,11 @@ func TestCallbacks_DoAsTheyLike(t *testing.T) {
 					if doing != "block" {
 						<-called
 					}
-					if hangs := doing == "block" && connects; hangs && c.connects != "" {
+					if hangs := doing == "block" && connects; hangs && c.removes {
+						require.Nil(t, r.Conn(r.it, r.peer))
+						why := r.Conn(r.peer, r.it).Stats().LastError
+						require.Contains(t, why, "it is on its way in already, "+c.connects)
+					} else if hangs && c.connects != "" {
 						why := r.Conn(r.it, r.peer).Stats().LastError
 						require.Contains(t, why, c.connects)
 						// The other side has knocked, so nobody waits for HandshakeTimeout.
