@@ -29,7 +29,7 @@ const (
 	MaxMetadata    = 2 << 10
 
 	MaxCapacity    = 1 << 16 // of a stream's direction
-	MaxWindow      = 2048     // messages, of a stream with wide credits
+	MaxWindow      = 2048    // messages, of a stream with wide credits
 	MaxWindowBytes = 1 << 20
 	MessageCost    = 168 // in bytes, of a message that is kept
 	MaxInBuffer    = 16  // messages in the channel of a handler
