@@ -7,7 +7,7 @@ NESTED := gridotel gridprom gridmember gridraft examples/kv gridstatus/browserte
 nested:
 	@echo $(NESTED)
 
-# What a change must pass before all else, with the race detector: under three minutes.
+# What a change must pass before all else, with the race detector: some four minutes.
 test:
 	tools/test short
 

@@ -155,6 +155,7 @@ func (m *Manager) answer(ws *wsconn.Conn, challenge token.Nonce, r *http.Request
 	if err == nil && merr != nil {
 		err = at.explain(merr)
 		s.close(err)
+		c.knockAfterLoss() // that of before was withdrawn for s
 	}
 	return c, s, err
 }

@@ -37,9 +37,11 @@ func (c *Connection) serveAccepted(s *session) {
 	if s.leaving.Load() {
 		c.knock(c.opts.MaxBackoff)
 	} else {
-		c.knock(2 * c.opts.MinBackoff)
+		c.knockAfterLoss()
 	}
 }
+
+func (c *Connection) knockAfterLoss() { c.knock(2 * c.opts.MinBackoff) }
 
 // knocking is what asks the other side to dial, until there is a connection.
 type knocking struct {

@@ -334,3 +334,38 @@ func TestKnock_StrangerLearnsNothingOfAShutdown(t *testing.T) {
 		require.Error(t, rig.Consume(st))
 	})
 }
+
+// A link that is lost in its handshake has taken the knock back that asked for it, so there is
+// another one.
+func TestKnock_AgainWhereTheHandshakeIsNotAnswered(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		n := faultconn.NewNetwork()
+		raw := rig.PeerHost(t, true)
+		l, err := n.Listen(rig.HostAddr(raw))
+		require.NoError(t, err)
+		var asked atomic.Int64
+		server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			asked.Add(1)
+			w.WriteHeader(http.StatusAccepted)
+		})}
+		go server.Serve(l)
+		defer server.Close()
+		g, _ := rig.NewLone(t, n, true, nil)
+		g.Guests = true
+		synctest.Wait()
+		require.EqualValues(t, 1, asked.Load())
+		from, to := rig.HostAddr(rig.LoneHost), rig.HostAddr(raw)
+		n.SetLinkBuffer(from, to, 16)
+		p := rawpeer.DialConfig(t, rig.LoneHost, rawpeer.Config{Host: raw, Token: rig.Token, Bare: true, Dial: n.Dialer(to)})
+		n.Stall(from, to, true)
+		hello := rawpeer.Connect{ID: p.Config.Instance(), Host: raw, Time: time.Now(), Token: rig.Token}
+		p.Send(rawpeer.Msg{Op: rawpeer.OpConnect, Payload: hello.Encode()})
+		synctest.Wait()
+		require.Equal(t, grid.StateConnected, g.Manager(0).Connection(raw).State())
+		time.Sleep(time.Minute)
+		require.NotEqual(t, grid.StateConnected, g.Manager(0).Connection(raw).State())
+		n.Stall(from, to, false)
+		time.Sleep(time.Minute)
+		require.Greater(t, asked.Load(), int64(1))
+	})
+}
