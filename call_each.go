@@ -90,7 +90,7 @@ func (h *SingleHandler[Req, Resp]) ask(ctx context.Context, conns []Requester, r
 		case missing:
 			a.err = errNoConnection
 		case failed != nil:
-			a.err = fmt.Errorf("grid: handler %s: request: %w", handlerLabel(conn, h.id), failed)
+			a.err = nameOf(conn, h.id).error(fmt.Errorf("grid: handler %s: request: %w", handlerLabel(conn, h.id), failed))
 		default:
 			users.Add(1)
 			go func() {

@@ -38,8 +38,8 @@ type CallOptions struct {
 }
 
 // Caller makes calls over a [Connection], or a [Subroute] of it, in the way that [CallOptions] say.
-// It is a [Requester] and a [Streamer], so typed handlers take it as well. Keep it, rather than make
-// one for each call; it is safe for concurrent use.
+// It is a [Requester] and a [Streamer], so typed handlers take it as well. Keep it, rather than
+// make one for each call; it is safe for concurrent use.
 type Caller struct {
 	// Set once.
 	conn    *Connection // nil for a host that can't be reached
@@ -54,7 +54,8 @@ type callOptions struct {
 	metadata map[string]string // is not changed
 }
 
-// With returns what makes calls with the given options.
+// With returns what makes calls with the given options. It is of this Connection, and of no use any
+// more once that is: see [ErrHostRemoved].
 func (c *Connection) With(o CallOptions) *Caller { return newCaller(c, nil, o) }
 
 // With is [Connection.With] for calls to handlers under the subroute.
@@ -66,7 +67,7 @@ func (s *Subroute) With(o CallOptions) *Caller {
 }
 
 // WithTimeout is [Connection.With] for the option Timeout alone, but that with a d of 0 or less all
-// calls fail.
+// calls fail. Like that it is of this Connection, and ends with the host.
 func (c *Connection) WithTimeout(d time.Duration) *Caller { return c.With(timeoutAlone(d)) }
 
 // WithTimeout is [Connection.WithTimeout] for calls to handlers under the subroute.
@@ -88,7 +89,7 @@ func newCaller(c *Connection, s *Subroute, o CallOptions) *Caller {
 // SingleRequest is [Connection.SingleRequest] with the options of the Caller.
 func (c *Caller) SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error) {
 	if err := c.check(); err != nil {
-		return nil, err
+		return nil, nameOf(c, id).error(err)
 	}
 	if c.sub != nil {
 		return c.sub.request(ctx, id, payload, c.options)
@@ -108,7 +109,7 @@ func (c *Caller) StartStream(ctx context.Context, id HandlerID, payload []byte) 
 
 func (c *Caller) openStream(ctx context.Context, id HandlerID, payload []byte, caps capacities) (*muxClient, error) {
 	if err := c.check(); err != nil {
-		return nil, err
+		return nil, nameOf(c, id).error(err)
 	}
 	caps.options = c.options
 	if c.sub != nil {

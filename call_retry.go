@@ -52,9 +52,11 @@ func CanRetry(err error) bool {
 func unsent(err error) error {
 	switch e := err.(type) {
 	case *disconnectError:
-		return &disconnectError{host: e.host, reason: e.reason, unsent: true, refused: e.refused}
+		return &disconnectError{host: e.host, reason: e.reason, unsent: true, kind: e.kind}
 	case *limitError:
 		return &limitError{e.option, e.text, true}
+	case *callError:
+		return &callError{name: e.name, err: unsent(e.err)}
 	}
 	return err
 }

@@ -3,7 +3,6 @@ package grid
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"maps"
 	"sync"
@@ -21,8 +20,11 @@ import (
 )
 
 // Connection is the way to one remote host. It is made by [NewManager], dials or waits to be
-// dialled, reconnects by itself, and lives as long as its Manager. All methods may be called
-// concurrently, and on a nil *Connection, which is a host that can't be reached.
+// dialled, reconnects by itself, and lives as long as its Manager, or until its host is removed.
+// From then on all calls over it fail with [ErrHostRemoved], also when the host is added again:
+// that is another Connection. So who removes hosts asks [Manager.Connection] for each call, or
+// after that error. All methods may be called concurrently, and on a nil *Connection, which is a
+// host that can't be reached.
 type Connection struct {
 	// Set once.
 	local, remote string
@@ -143,6 +145,14 @@ func (c *Connection) SingleRequest(ctx context.Context, id HandlerID, payload []
 
 // request makes a single request under a subroute, whose name is route; sub is nil for none.
 func (c *Connection) request(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, o callOptions) ([]byte, error) {
+	answer, err := c.requestUnnamed(ctx, id, route, sub, payload, o)
+	if err != nil {
+		return nil, callName{c, route, id}.error(err)
+	}
+	return answer, nil
+}
+
+func (c *Connection) requestUnnamed(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, o callOptions) ([]byte, error) {
 	if c != nil && c.intercepts() {
 		return c.interceptRequest(ctx, id, route, sub, payload, o)
 	}
@@ -163,6 +173,8 @@ func (c *Connection) interceptRequest(ctx context.Context, id HandlerID, route s
 	answer, err = c.single(ctx, id, sub, payload, metadata, o)
 	if err == nil {
 		seen.received(len(answer), true)
+	} else {
+		err = callName{c, route, id}.error(err)
 	}
 	seen.end(err)
 	return answer, err
@@ -194,10 +206,11 @@ func (c *Connection) NewStream(ctx context.Context, id HandlerID, payload []byte
 
 // StartStream is [Connection.NewStream] without the wait, once a stream to that handler has been
 // started over the link before: what is sent goes with the opening, as far as the handler's
-// InCapacity. That saves a way there and back. So an error of the remote, such as that it has no such
-// handler or is overloaded, comes from Results, All and Send; what was sent then is lost. The errors
-// that are found here are returned, and all of them are where it waits: the first time, where the
-// handler takes no input, with a payload above 64 KiB, and with hosts that do not tell capacities.
+// InCapacity. That saves a way there and back. So an error of the remote, such as that it has no
+// such handler or is overloaded, comes from Results, All and Send; what was sent then is lost. The
+// errors that are found here are returned, and all of them are where it waits: the first time,
+// where the handler takes no input, with a payload above 64 KiB, and with hosts that do not tell
+// capacities.
 func (c *Connection) StartStream(ctx context.Context, id HandlerID, payload []byte) (*Stream, error) {
 	return rawStream(c.openStream(ctx, id, payload, capacities{early: true}))
 }
@@ -215,6 +228,15 @@ func rawStream(m *muxClient, err error) (*Stream, error) {
 
 // open opens a stream under a subroute, whose name is route; sub is nil for none.
 func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, caps capacities) (*muxClient, error) {
+	caps.name = callName{c, route, id}
+	m, err := c.openUnnamed(ctx, id, route, sub, payload, caps)
+	if err != nil {
+		return nil, caps.name.error(err)
+	}
+	return m, nil
+}
+
+func (c *Connection) openUnnamed(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, caps capacities) (*muxClient, error) {
 	if c == nil || !c.intercepts() {
 		metadata, err := encodeMetadata(caps.options.metadata)
 		if err != nil {
@@ -234,6 +256,7 @@ func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *
 	}
 	m, err := c.openObserved(ctx, id, sub, payload, metadata, seen, caps)
 	if err != nil {
+		err = caps.name.error(err)
 		seen.end(err)
 		return nil, err
 	}
@@ -252,7 +275,7 @@ func (c *Connection) openObserved(ctx context.Context, id HandlerID, sub *subHan
 	if !caps.known {
 		// What is registered here under the same name tells a version 1 peer's capacities.
 		if h := c.handlers.lookup(id, sub).stream; h != nil {
-			caps = capacities{out: h.outCapacity, in: h.inCapacity, known: !s.caps.wide(), early: caps.early, options: caps.options}
+			caps.out, caps.in, caps.known = h.outCapacity, h.inCapacity, !s.caps.wide()
 		}
 	}
 	return s.openStream(ctx, id, sub, payload, metadata, seen, caps)
@@ -408,7 +431,7 @@ func (c *Connection) WaitForConnect(ctx context.Context) error {
 	case err == errEnded:
 		return c.unavailable()
 	case err != nil:
-		return fmt.Errorf("%w: %s: %w", err, c.remote, c.absence())
+		return &waitError{err, c.remote, c.absence()}
 	}
 	return nil
 }

@@ -180,6 +180,7 @@ func (c *Connection) beginCall(ctx context.Context, o *observed, about CallInfo)
 	})
 	if err == nil {
 		if metadata, err = encodeMetadata(info.Metadata); err != nil {
+			err = callName{c, info.Subroute, info.Handler}.error(err)
 			o.end(err)
 		}
 	}

@@ -35,7 +35,7 @@ func (s *Subroute) request(ctx context.Context, id HandlerID, payload []byte, o 
 		return nil, errNoConnection
 	}
 	if s.err != nil {
-		return nil, s.err
+		return nil, nameOf(s, id).error(s.err)
 	}
 	sub := s.hash.withHandler(id)
 	return s.conn.request(ctx, id, s.route, &sub, payload, o)
@@ -56,7 +56,7 @@ func (s *Subroute) openStream(ctx context.Context, id HandlerID, payload []byte,
 		return nil, errNoConnection
 	}
 	if s.err != nil {
-		return nil, s.err
+		return nil, nameOf(s, id).error(s.err)
 	}
 	sub := s.hash.withHandler(id)
 	return s.conn.open(ctx, id, s.route, &sub, payload, caps)

@@ -14,6 +14,9 @@ import (
 
 // Errors that arise on this side. None of them ever stands for something that the remote host said;
 // that is a [RemoteErr].
+//
+// A call and a stream return them wrapped, with the host and the handler in the text: so test for
+// them with [errors.Is]. A RemoteErr has the text that the remote sent, and no more.
 var (
 	// ErrDisconnected is returned, wrapped with the host and the reason, when there is no
 	// connection to the host, when it is lost while a call or stream is under way, and by every
@@ -28,6 +31,12 @@ var (
 	// host; those of calls are [ErrDisconnected] as well. Attempts go on, since the remote may think
 	// better of it.
 	ErrNotAccepted = errors.New("grid: not accepted by the remote host")
+
+	// ErrHostRemoved says that the host of a [Connection] was removed, by [Manager.RemoveHost] or
+	// [Manager.SetHosts], so that all calls over it fail from then on, and those that were under way
+	// have. It is wrapped by errors that are [ErrDisconnected] as well. Where the host was added
+	// again, [Manager.Connection] has another Connection to it.
+	ErrHostRemoved = errors.New("grid: host removed")
 
 	// ErrUnknownHandler is returned for the reserved handler ID 0.
 	ErrUnknownHandler = errors.New("grid: unknown handler")
@@ -64,7 +73,7 @@ var (
 
 // packageErrors are all of them.
 var packageErrors = []error{
-	ErrDisconnected, ErrNotAccepted, ErrUnknownHandler, ErrHandlerAlreadyExists, ErrIncorrectSequence, ErrFlowControl,
+	ErrDisconnected, ErrNotAccepted, ErrHostRemoved, ErrUnknownHandler, ErrHandlerAlreadyExists, ErrIncorrectSequence, ErrFlowControl,
 	ErrMessageTooLarge, ErrOverloaded, ErrProtocol,
 }
 
@@ -156,13 +165,27 @@ func disconnected(host string, reason error) error {
 	if e, ok := reason.(*disconnectError); ok {
 		reason = e.reason
 	}
-	return &disconnectError{host: host, reason: clip.Error(reason), refused: errors.Is(reason, ErrNotAccepted)}
+	e := &disconnectError{host: host, reason: clip.Error(reason)}
+	switch {
+	case reason == errRemoved:
+		e.kind = ErrHostRemoved
+	case errors.Is(reason, ErrNotAccepted):
+		e.kind = ErrNotAccepted
+	}
+	return e
 }
 
 // withoutHost is err for where the host is named anyway.
 func withoutHost(err error) error {
-	if e, ok := err.(*disconnectError); ok && e.host != "" {
-		return &disconnectError{reason: e.reason, refused: e.refused}
+	switch e := err.(type) {
+	case *disconnectError:
+		if e.host != "" {
+			return &disconnectError{reason: e.reason, kind: e.kind}
+		}
+	case *waitError:
+		return &waitError{err: e.err, reason: e.reason}
+	case *callError:
+		return &callError{name: e.name, err: withoutHost(e.err), noHost: true}
 	}
 	return err
 }
@@ -170,10 +193,10 @@ func withoutHost(err error) error {
 // disconnectError is ErrDisconnected with its reason in the text only: a lost connection must not
 // be mistaken for whatever caused the loss.
 type disconnectError struct {
-	host    string // empty where it is the manager that takes nothing more
-	reason  error
-	unsent  bool // the call has not been sent, or not in whole
-	refused bool // the reason is that the remote did not accept this host
+	host   string // empty where it is the manager that takes nothing more
+	reason error
+	unsent bool  // the call has not been sent, or not in whole
+	kind   error // ErrNotAccepted or ErrHostRemoved where that is the reason, else nil
 }
 
 func (e *disconnectError) Error() string {
@@ -184,10 +207,10 @@ func (e *disconnectError) Error() string {
 	return text + e.reason.Error()
 }
 
-// Is reports whether target is ErrDisconnected, or ErrNotAccepted if that is so, and never whether
-// the reason is anything else.
+// Is reports whether target is ErrDisconnected, or the kind, and never whether the reason is
+// anything else.
 func (e *disconnectError) Is(target error) bool {
-	return target == ErrDisconnected || e.refused && target == ErrNotAccepted
+	return target == ErrDisconnected || e.kind != nil && target == e.kind
 }
 
 // contextError is why a call ends whose context has ended; nil while it has not. It is ctx.Err(),
@@ -242,7 +265,8 @@ func notEOF(err error) error {
 func isOfCall(err error) (is bool) {
 	is = true
 	defer func() { _ = recover() }()
-	return IsRemoteErr(err) || slices.ContainsFunc(packageErrors, func(e error) bool { return errors.Is(err, e) })
+	var call *callError
+	return IsRemoteErr(err) || errors.As(err, &call) || slices.ContainsFunc(packageErrors, func(e error) bool { return errors.Is(err, e) })
 }
 
 // endedContext is the error of a context, with the text of its cause.

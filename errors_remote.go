@@ -199,7 +199,11 @@ var localConditions = []error{
 func isLocal(err error) (is bool) {
 	is = true
 	defer func() { _ = recover() }()
-	if _, ok := err.(*endedContext); ok || slices.Contains(localConditions, err) {
+	switch err.(type) {
+	case *endedContext, *callError:
+		return true
+	}
+	if slices.Contains(localConditions, err) {
 		return true
 	}
 	return slices.ContainsFunc(packageErrors, func(e error) bool { return errors.Is(err, e) })

@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,7 +50,9 @@ type StreamHandler struct {
 	// Handle serves it over channels. That takes another goroutine, which stands between them and
 	// the stream.
 	Handle StreamHandlerFn
-	// Subroute, if not empty, is where the handler is registered.
+	// Subroute, if not empty, is where the handler is registered: the subroute as a whole, its parts
+	// joined with "/". It is for those who keep StreamHandlers in a table; else give the parts to
+	// RegisterStreamingHandler, as to all that registers.
 	Subroute string
 	// OutCapacity is how many messages may be on their way to the client at first, from 1 to 65536;
 	// the default is 1. Between two peers of this implementation it grows with a client that keeps
@@ -70,8 +73,8 @@ type StreamHandler struct {
 // has before there was time to call the handler, that is not called. A caller of version 1 does not
 // say that it gives up before its deadline (protocol section 8, extension 128).
 //
-// [GetCaller], which says how far its answer is proved, [GetSubroute], [Metadata] and [Draining] work
-// on it.
+// [GetCaller], which says how far its answer is proved, [GetSubroute], [Metadata] and [Draining]
+// work on it.
 type SingleHandlerContextFn func(ctx context.Context, payload []byte) ([]byte, *RemoteErr)
 
 // singleEntry is a registered handler of single requests.
@@ -100,8 +103,8 @@ type streamEntry struct {
 }
 
 // before is the largest InCapacity of the handlers that were unregistered so far: clients may still
-// go by one of them, until they have an ack. An entry that asked when it was added would not know of
-// one that was taken out of its way a moment later.
+// go by one of them, until they have an ack. An entry that asked when it was added would not know
+// of one that was taken out of its way a moment later.
 func (e *streamEntry) before() int {
 	if e.retired == nil {
 		return 0
@@ -321,13 +324,22 @@ func (m *Manager) RegisterSingleHandlerContext(id HandlerID, h SingleHandlerCont
 	}}, subroute)
 }
 
-// RegisterStreamingHandler makes h serve streams to id. It may be called at any time, also while
-// serving, and concurrently.
+// RegisterStreamingHandler makes h serve streams to id, under the subroute whose parts are given,
+// as [Manager.RegisterSingleHandler] has it, or under StreamHandler.Subroute. It may be called at
+// any time, also while serving, and concurrently.
 //
 // It returns [ErrHandlerAlreadyExists] if there is a handler of either kind for that ID and
-// subroute, [ErrUnknownHandler] for ID 0, and an error for bad capacities, or where not one of
-// Serve and Handle is set.
-func (m *Manager) RegisterStreamingHandler(id HandlerID, h StreamHandler) error {
+// subroute, [ErrUnknownHandler] for ID 0, and an error for bad capacities, an empty subroute or two
+// that differ, or where not one of Serve and Handle is set.
+func (m *Manager) RegisterStreamingHandler(id HandlerID, h StreamHandler, subroute ...string) error {
+	route, err := registeredSubroute(subroute)
+	if err != nil {
+		return err
+	}
+	if route != "" && h.Subroute != "" && route != h.Subroute {
+		return fmt.Errorf("grid: handler %s: subroute %q is given, and StreamHandler.Subroute is %q", m.opts.handlerText(id, ""), route, h.Subroute)
+	}
+	h.Subroute = cmp.Or(route, h.Subroute)
 	e, err := rawStreamEntry(h)
 	if err != nil {
 		return err
@@ -336,8 +348,9 @@ func (m *Manager) RegisterStreamingHandler(id HandlerID, h StreamHandler) error 
 }
 
 // Unregister takes away the handler of an ID, of either kind, under the subroute whose parts are
-// given. Calls that come from then on are answered that there is no such handler, or by the one that
-// is registered next; those that run, streams among them, go on. It reports whether there was one.
+// given. Calls that come from then on are answered that there is no such handler, or by the one
+// that is registered next; those that run, streams among them, go on. It reports whether there was
+// one.
 //
 // A call that was on its way while Unregister was called may still start the handler.
 func (m *Manager) Unregister(id HandlerID, subroute ...string) bool {

@@ -68,8 +68,8 @@ func (o *ManagerOptions) checkScheme(host string) error {
 // awaited. It does nothing if the host is there already.
 //
 // A host is to be added on all others, and they on it, in any order: one that does not know the
-// other yet refuses it, and is tried again within MaxBackoff. Where the others have an AcceptHost, it
-// is enough to add one of them on the new host.
+// other yet refuses it, and is tried again within MaxBackoff. Where the others have an AcceptHost,
+// it is enough to add one of them on the new host.
 //
 // An error says what is wrong with the name; after Shutdown or Close it wraps [ErrDisconnected].
 // AddHost, RemoveHost and SetHosts may be called concurrently, and while calls are made.
@@ -93,8 +93,9 @@ func (m *Manager) AddHost(host string) error {
 // sides, the contexts of its handlers end, and its link is closed. It does nothing if there is no
 // such host.
 //
-// Its [Connection] is of no use any more, also when the host is added again: [Manager.Connection]
-// returns another one then.
+// Its [Connection] is of no use any more, nor what was made of it by Subroute, With or WithTimeout,
+// also when the host is added again: [Manager.Connection] returns another one then. Calls over the
+// old one fail with [ErrHostRemoved], and so does WaitForConnect.
 //
 // It is an error to remove the local host, and after Shutdown or Close, as for AddHost.
 func (m *Manager) RemoveHost(host string) error {
@@ -113,8 +114,8 @@ func (m *Manager) SetHosts(hosts []string) error {
 	return m.changeHosts("", func([]string) []string { return hosts })
 }
 
-// changeHosts makes the hosts what change makes of them. One that is arriving, if it is not empty, is
-// not asked to dial.
+// changeHosts makes the hosts what change makes of them. One that is arriving, if it is not empty,
+// is not asked to dial.
 func (m *Manager) changeHosts(arriving string, change func(hosts []string) []string) error {
 	// Close takes the lock after its end has been decided, so it finds all those that are added
 	// here, and waits until those that are removed have ended.

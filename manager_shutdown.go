@@ -20,9 +20,11 @@ var (
 //
 // The remote hosts are told (protocol section 8). From then on they find the host disconnected, and
 // wait for it to come back, while what they have under way goes on; calls that were on their way
-// are refused with a [RemoteErr] that says so. Those of hosts that do not know the extension are
-// dropped without a reason, as by a lost connection. Connections that are lost meanwhile are not
-// made again.
+// are refused with a [RemoteErr] that says so, and the connection is not closed before the remote
+// has said that no more are. So [CanRetry] is true for each call that has not run because of it.
+// That takes a way there and back, and no longer than a second. Those of hosts that do not know the
+// extension are dropped without a reason, as by a lost connection. Connections that are lost
+// meanwhile are not made again.
 //
 // Nothing waits for a peer that does not read for longer than WriteTimeout, or ctx if that ends
 // first. Calling it again, or Close meanwhile, is allowed; Close ends the wait. A handler or an
@@ -38,6 +40,7 @@ func (m *Manager) Shutdown(ctx context.Context) error {
 			s.announceShutdown()
 		}
 	}
+	m.waitDrained(ctx)
 	err := m.waitIdle(ctx)
 	if err == nil {
 		m.hangUp(ctx)
@@ -46,8 +49,26 @@ func (m *Manager) Shutdown(ctx context.Context) error {
 	return err
 }
 
-// hangUpTime is how long the peers may take to read the last answers.
-const hangUpTime = time.Second
+const (
+	// drainTime is how long the peers may take to take in the announcement, and to say so.
+	drainTime = time.Second
+	// hangUpTime is how long they may take to read the last answers.
+	hangUpTime = time.Second
+)
+
+// waitDrained waits until the peers have nothing on its way here that they began before they knew
+// of the shutdown: all of it is answered, so that none of it is lost without anybody's knowing
+// whether its handler has run.
+func (m *Manager) waitDrained(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, drainTime)
+	defer cancel()
+	defer context.AfterFunc(m.ctx, cancel)()
+	for _, c := range m.connections() {
+		for _, s := range c.sessions() {
+			s.awaitDrained(ctx)
+		}
+	}
+}
 
 // hangUp ends the sending side of all connections, and waits until the peers have closed theirs: a
 // socket that is closed with something unread in it takes back what the peer has not read yet.

@@ -46,6 +46,11 @@ type message struct {
 	slot *limit.Slots `msg:"-"`
 }
 
+// begins reports whether the message asks for a call or a stream: the first fragment, or the whole.
+func (m *message) begins() bool {
+	return (m.Op == opRequest || m.Op == opConnectMux) && m.Handler != 0
+}
+
 // freeSlot frees the slot that the message holds, if any.
 func (m *message) freeSlot() {
 	if m.slot != nil {

@@ -43,8 +43,9 @@ type capacities struct {
 	known   bool
 	// early says that the caller does not wait for the ack, where an earlier one has told enough.
 	early bool
-	// options are those of the call.
+	// options are those of the call, and name is for its errors.
 	options callOptions
+	name    callName
 }
 
 // ending says what goes with the end of a stream besides its error.
@@ -57,6 +58,8 @@ const (
 	tellPeer
 	// tellReason sends it with the error's text.
 	tellReason
+	// asIs keeps the error as it is, which is the application's own.
+	asIs
 )
 
 // creditBuffer has room for an encoded number of credits, so that none has to be allocated: what is

@@ -39,6 +39,7 @@ type muxClient struct {
 	host       clientHost
 	id         uint64
 	handler    HandlerID
+	name       callName        // for errors
 	wide       bool            // the peer has wide credits
 	tellsBoth  bool            // its ack names both capacities
 	takesData  bool            // the handler takes input; published by opened
@@ -245,6 +246,10 @@ func (m *muxClient) finish(err error, how ending) {
 		m.mu.Unlock()
 		return
 	}
+	reason := err // as the peer hears of it
+	if err != nil && how&asIs == 0 {
+		err = m.name.error(err)
+	}
 	m.ended, m.err = true, err
 	stop, over := m.stop, m.over
 	m.over = nil
@@ -254,7 +259,7 @@ func (m *muxClient) finish(err error, how ending) {
 	if how&(tellPeer|tellReason) != 0 {
 		msg := message{MuxID: m.id, Op: opDisconnectServerMux}
 		if how&tellReason != 0 {
-			msg.setError(err.Error())
+			msg.setError(reason.Error())
 		}
 		m.host.post(msg, &m.sendSeq)
 	}

@@ -14,7 +14,7 @@ func (m *muxClient) results(next func([]byte) error) error {
 	returned := false
 	defer func() {
 		if !returned {
-			_ = m.stopConsuming(errConsumerLeft)
+			_ = m.stopConsuming(m.name.error(errConsumerLeft))
 		}
 	}()
 	err := m.consume(next)
@@ -27,7 +27,7 @@ var errConsumerLeft = errors.New("grid: the consumer of the stream has panicked,
 
 func (m *muxClient) consume(next func([]byte) error) error {
 	for {
-		b, ok, err := m.take()
+		b, ok, err := m.take(context.Background())
 		if !ok {
 			return err
 		}
@@ -37,24 +37,30 @@ func (m *muxClient) consume(next func([]byte) error) error {
 	}
 }
 
-// take returns the next message, which is the caller's, waiting for one until the stream ends. With
-// ok false there is none any more, and err is how the stream has ended.
-func (m *muxClient) take() (b []byte, ok bool, err error) {
+// take returns the next message, which is the caller's, waiting for one until the stream ends, or
+// ctx. With ok false there is none, and err is how the stream has ended, or the error of ctx.
+func (m *muxClient) take(ctx context.Context) (b []byte, ok bool, err error) {
+	done := ctx.Done()
+	if done != nil && ctx.Err() != nil {
+		return nil, false, m.name.error(doneError(ctx))
+	}
 	for {
 		msg, grant, ok, ended, err := m.in.take()
 		switch {
 		case ok && m.caller.Err() != nil:
 			msg.drop()
-			return nil, false, m.stopConsuming(contextError(m.caller))
+			return nil, false, m.stopConsuming(m.name.error(contextError(m.caller)))
 		case ok:
 			m.grant(grant)
 			return msg.join(), true, nil
 		case ended && err == nil && m.skipped.Load():
-			return nil, false, errSkipped
+			return nil, false, m.name.error(errSkipped)
 		case ended:
 			return nil, false, err
 		default:
-			<-m.in.signal
+			if !m.in.await(done) {
+				return nil, false, m.name.error(doneError(ctx))
+			}
 		}
 	}
 }
@@ -70,8 +76,8 @@ func (m *muxClient) skip(cause error) {
 }
 
 // recv is take with io.EOF for an end that is good, and for no other.
-func (m *muxClient) recv() ([]byte, error) {
-	b, ok, err := m.take()
+func (m *muxClient) recv(ctx context.Context) ([]byte, error) {
+	b, ok, err := m.take(ctx)
 	switch {
 	case ok:
 		return b, nil
@@ -112,7 +118,7 @@ func (m *muxClient) drain(ctx context.Context) error {
 
 // stopConsuming drops what has arrived, also where the stream itself has ended.
 func (m *muxClient) stopConsuming(cause error) error {
-	m.cancel(cause)
+	m.finish(cause, dropWaiting|tellPeer|asIs)
 	m.in.drop(cause)
 	return cause
 }

@@ -14,7 +14,7 @@ import (
 // the caller's.
 func (m *muxClient) send(ctx context.Context, b []byte) error {
 	if err := m.sendSize.check(len(b)); err != nil {
-		return err
+		return m.name.error(err)
 	}
 	switch {
 	case m.sendEnded.Load():
@@ -22,9 +22,9 @@ func (m *muxClient) send(ctx context.Context, b []byte) error {
 		if m.hasEnded() {
 			return m.sendError(ctx, errSendCancelled)
 		}
-		return errSendClosed
+		return m.name.error(errSendClosed)
 	case !m.takesData:
-		return errNoInput
+		return m.name.error(errNoInput)
 	case ctx.Done() != nil && ctx.Err() != nil:
 		return m.sendError(ctx, errSendCancelled)
 	}
@@ -90,9 +90,13 @@ func (m *muxClient) sendError(ctx context.Context, err error) error {
 	case stopped && m.hasEnded():
 		return cmp.Or(m.endError(), io.EOF)
 	case stopped:
-		return doneError(ctx)
+		return m.name.error(doneError(ctx))
 	}
-	return err
+	switch _, lost := err.(*disconnectError); {
+	case lost, err == errSendClosed, err == errNoInput:
+		return m.name.error(err)
+	}
+	return err // with which the stream has ended
 }
 
 // closeSend tells the handler that no more input comes. Who waits for a credit by then sends
@@ -110,7 +114,7 @@ func (m *muxClient) closeSend() error {
 	msg := message{MuxID: m.id, Op: opMuxClientMsg, Flags: flagEOF}
 	if err := m.host.send(m.done, msg, &m.sendSeq); err != nil {
 		if err != errSendCancelled {
-			return err
+			return m.name.error(err)
 		}
 		return m.endError()
 	}

@@ -225,12 +225,14 @@ type ManagerOptions struct {
 	// arrived only in part, and of answers that wait to be sent, or go in fragments. What would go
 	// beyond is refused, and its caller gets [ErrOverloaded]: a request, a stream, or an answer
 	// that would have to wait; a stream's message ends its stream with that error on both sides.
-	// Each message that waits counts 168 bytes more, for what is around it. What a typed handler is
-	// given counts four times, as decoded it takes more than it did on the wire, but for [*Bytes]; an
-	// [*MSS], [*URLValues] or [*Array] what it takes in memory if that is more, while [*JSON] and
-	// generated code are not looked into. The windows of streams do not grow to where they might
-	// fill more than half of the limit, or leave no room for a message of MaxMessageSize. At least
-	// MaxMessageSize; the default is 256 MiB, or eight times MaxMessageSize if that is more.
+	// Each message that waits counts 168 bytes more, for what is around it. The metadata of a call
+	// counts as well, while its handler can ask for it, and four times where there are
+	// ServeInterceptors. What a typed handler is given counts four times, as decoded it takes more
+	// than it did on the wire, but for [*Bytes]; an [*MSS], [*URLValues] or [*Array] what it takes
+	// in memory if that is more, while [*JSON] and generated code are not looked into. The windows
+	// of streams do not grow to where they might fill more than half of the limit, or leave no room
+	// for a message of MaxMessageSize. At least MaxMessageSize; the default is 256 MiB, or eight
+	// times MaxMessageSize if that is more.
 	MaxHostBytes int
 
 	// MaxStreamBytes is how many bytes may wait in a stream for its consumer, in each direction,

@@ -51,6 +51,12 @@ type session struct {
 	announced atomic.Bool // that this side is shutting down
 	leaving   atomic.Bool // the peer is shutting down; see Connection.setAside
 
+	// The number of the ping behind the announcement, 0 before, and what is closed once the peer has
+	// answered it: nothing new comes from it then.
+	drainPing atomic.Uint64
+	drainPong sync.Once
+	drained   chan struct{}
+
 	drainOnce sync.Once
 	draining  chan struct{} // closed by beginDraining; see [Draining]
 
@@ -79,6 +85,7 @@ func newSession(c *Connection, ws *wsconn.Conn, p peer) *session {
 		done:   make(chan struct{}),
 
 		draining: make(chan struct{}),
+		drained:  make(chan struct{}),
 	}
 	if s.caps == 0 {
 		s.muxBase = mux1Base
@@ -160,10 +167,37 @@ func (s *session) untilIdle() <-chan struct{} {
 // announceShutdown tells the peer, if it knows what that means, and then what is under way here: so
 // a peer whose stream ends because of it knows already that it must look for another link.
 func (s *session) announceShutdown() {
+	s.sender.out.refuseOpenings(s.disconnected(errShuttingDown))
 	if s.caps&capDrain != 0 && !s.announced.Swap(true) {
+		id := s.nextMuxID()
+		s.drainPing.Store(id)
 		s.sender.post(message{Op: opDisconnect}, nil)
+		s.sender.post(message{MuxID: id, Op: opPing}, nil)
 	}
 	s.beginDraining()
+}
+
+// awaitDrained waits until the peer has nothing on its way that it began before it knew of the
+// shutdown, the session ends, or ctx. The peer answers the ping, of a stream that it does not know,
+// behind all that it had to say before, and begins nothing after.
+func (s *session) awaitDrained(ctx context.Context) {
+	if !s.announced.Load() {
+		return
+	}
+	select {
+	case <-s.drained:
+	case <-s.done:
+	case <-ctx.Done():
+	}
+}
+
+// pongOfDrain takes in a pong of a stream. It reports whether it is that of the announcement.
+func (s *session) pongOfDrain(id uint64) bool {
+	if id != s.drainPing.Load() {
+		return false
+	}
+	s.drainPong.Do(func() { close(s.drained) })
+	return true
 }
 
 // beginDraining tells what is under way that the session will end, or has.

@@ -104,7 +104,7 @@ func (s *session) openStream(ctx context.Context, id HandlerID, sub *subHandlerI
 	if c.early && s.caps.bothCapacities() && len(payload) <= wholeSize && !(c.known && c.in == 0) {
 		m.startEarly(&s.told, newToldKey(id, sub))
 	}
-	m.openingTime = c.options.timeout
+	m.openingTime, m.name = c.options.timeout, c.name
 	if !s.streams.add(m.id, m) {
 		return nil, unsent(s.endError())
 	}

@@ -33,7 +33,7 @@ func TestLimits_StreamsThatNobodyReadsAreRefusedBeyondMaxStreams(t *testing.T) {
 				}
 				require.ErrorIs(t, err, grid.ErrOverloaded)
 				require.True(t, grid.IsRemoteErr(err))
-				require.EqualError(t, err, fmt.Sprintf("grid: overloaded: handler %d refused: %d streams are running for this host, the limit of MaxStreams", rig.Handler, limit))
+				require.EqualError(t, err, fmt.Sprintf("grid: overloaded: handler %d refused: %d streams are running for this host, the limit of MaxStreams (%s)", rig.Handler, limit, c.HostName()))
 			}
 			synctest.Wait()
 			_, err := c.SingleRequest(ctx, rig.Echo, nil)

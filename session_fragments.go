@@ -149,10 +149,10 @@ type arrived struct {
 // counts is how many bytes were taken of the budget.
 func (a arrived) counts() int { return a.size() + a.decoded }
 
-// decodes counts times its size more for the payload, for what it is decoded to. Alone it is never
-// too much.
-func (a *arrived) decodes(times int) error {
-	n := decodedSize(a.size(), times)
+// decodes counts times its size more for the payload, for what it is decoded to, and so many bytes
+// that are kept beside it. Alone that is never too much.
+func (a *arrived) decodes(times, beside int) error {
+	n := min(decodedSize(a.size(), times), math.MaxInt-a.size()-beside) + beside
 	if exceeded := a.budget.Grow(a.size(), n, 0); exceeded != nil {
 		return bytesError(exceeded)
 	}

@@ -96,14 +96,27 @@ func (o *opener) open(p parcel) (workers.Task, error) {
 
 // begin makes the task of an opening that is complete, and has a slot, or refuses it.
 func (o *opener) begin(as *admission, p parcel, h handler, payload arrived, deadline time.Time) (workers.Task, error) {
-	if err := payload.decodes(h.decodes()); err != nil {
+	if err := payload.decodes(h.decodes(), o.keptMetadata(p.message, h)); err != nil {
 		payload.drop()
 		return nil, o.turnAway(as, p, h, err)
 	}
 	return as.task(p, h, payload, deadline), nil
 }
 
-// turnAway refuses an opening that has a slot if err is that of a limit. It returns any other error.
+// keptMetadata is how many bytes the metadata of an opening takes while its handler runs: those for
+// a handler that can ask for it, and for interceptors a map of it as well.
+func (o *opener) keptMetadata(m *message, h handler) int {
+	switch {
+	case len(o.s.opts.ServeInterceptors) > 0:
+		return (1 + decodedCost[*MSS]()) * len(m.Metadata)
+	case h.wantsMetadata():
+		return len(m.Metadata)
+	}
+	return 0
+}
+
+// turnAway refuses an opening that has a slot if err is that of a limit. It returns any other
+// error.
 func (o *opener) turnAway(as *admission, p parcel, h handler, err error) error {
 	h.calls().turnAway()
 	as.slots.Release()
@@ -233,9 +246,10 @@ type opening struct {
 	seq      uint32         // of the last fragment; the reader's own
 	heard    monotime.Stamp // when a fragment last came
 
-	mu    sync.Mutex // guards what follows
-	parts *assembly
-	gone  bool // given up
+	mu     sync.Mutex // guards what follows
+	parts  *assembly
+	charge limit.Charge // for the metadata
+	gone   bool         // given up
 }
 
 // add takes in a fragment, unless the opening was given up.
@@ -255,6 +269,28 @@ func (g *opening) drop() {
 	g.gone = true
 	g.parts.abandon()
 	g.parts = nil
+	g.dischargeLocked()
+}
+
+// keep keeps the metadata, which counts until the opening is complete or given up.
+func (g *opening) keep(metadata []byte, budget *limit.Budget) error {
+	if exceeded := budget.Take(len(metadata)); exceeded != nil {
+		return bytesError(exceeded)
+	}
+	g.metadata, g.charge = bytes.Clone(metadata), limit.Charge{Budget: budget, Bytes: len(metadata)}
+	return nil
+}
+
+// discharge has the metadata not count any more, for who counts it in its place.
+func (g *opening) discharge() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.dischargeLocked()
+}
+
+func (g *opening) dischargeLocked() {
+	g.charge.Release()
+	g.charge = limit.Charge{}
 }
 
 // release frees the slot of an opening that will not be one.
@@ -283,11 +319,11 @@ func (o *opener) collect(p parcel, h handler, as *admission) error {
 		id: p.MuxID, op: p.Op, handler: p.Handler, found: h, deadline: p.deadline(p.now),
 		began: p.now, as: as, seq: p.Seq,
 	}
-	if h.wantsMetadata() || len(o.s.opts.ServeInterceptors) > 0 {
-		pending.metadata = bytes.Clone(p.Metadata)
-	}
 	pending.heard.Store(monotime.Of(p.now))
 	_, _, err := pending.add(p)
+	if err == nil && o.keptMetadata(p.message, h) > 0 {
+		err = pending.keep(p.Metadata, p.budget)
+	}
 	if err != nil {
 		pending.drop()
 		return o.turnAway(as, p, h, err)
@@ -332,6 +368,7 @@ func (o *opener) resume(p parcel) (workers.Task, error) {
 		return nil, nil
 	}
 	p.Handler, p.Metadata = pending.handler, pending.metadata
+	pending.discharge()
 	return o.begin(pending.as, p, pending.found, payload, pending.deadline)
 }
 

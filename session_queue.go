@@ -73,6 +73,8 @@ type outQueue struct {
 	number uint64     // of batch, one more with each swap
 	empty  limit.Idle // of everything being written
 	err    error      // set by close
+	// refused is why no call or stream may be begun any more, nil while it may.
+	refused error
 }
 
 // sequence numbers what one side sends on a mux. The queue's lock guards it.
@@ -231,6 +233,16 @@ func (q *outQueue) sendInTurn(t *turn, m *message, seq *sequence) error {
 	return err
 }
 
+// refuseOpenings has what would begin a call or a stream fail with err from now on, unless it does
+// already. So what is queued after it is behind the last of them.
+func (q *outQueue) refuseOpenings(err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.refused == nil {
+		q.refused = err
+	}
+}
+
 // endTurn ends a turn for which nothing is sent.
 func (q *outQueue) endTurn(t *turn) {
 	q.mu.Lock()
@@ -240,6 +252,9 @@ func (q *outQueue) endTurn(t *turn) {
 }
 
 func (q *outQueue) sendLocked(r *room, m *message, seq *sequence) error {
+	if q.refused != nil && m.begins() {
+		return q.refused
+	}
 	m.Flags |= q.crc
 	n, ok := q.addLocked(m, seq)
 	if !ok {

@@ -287,6 +287,7 @@ func (r *reader) onDisconnect(m *message) error {
 	if r.s.caps&capDrain == 0 || m.MuxID != 0 {
 		return errPeerClosed
 	}
+	r.s.sender.out.refuseOpenings(r.s.disconnected(errPeerShuttingDown))
 	r.s.conn.setAside(r.s)
 	r.s.beginDraining()
 	return nil
@@ -336,7 +337,9 @@ func (r *reader) onPong(m *message) error {
 		r.s.watch.pong(r.now, &p)
 		return nil
 	}
-	r.toClient(m, func(c *muxClient, _ *message) { c.onPong(&p) })
+	if !r.s.pongOfDrain(m.MuxID) {
+		r.toClient(m, func(c *muxClient, _ *message) { c.onPong(&p) })
+	}
 	return nil
 }
 

@@ -10,10 +10,10 @@ import (
 
 // Stream is the opening end of a two-way stream; see [Connection.NewStream].
 //
-// One goroutine consumes it, with Results, All, Recv or Reader; that may happen while others send.
-// A stream that is not consumed to its end must be ended by Finish or its context, or it holds
-// resources here and on the remote host. It ends when the handler has returned, when the context
-// ends, when the consumer stops early, or with the connection.
+// One goroutine consumes it, with Results, All, Recv, RecvContext or Reader; that may happen while
+// others send. A stream that is not consumed to its end must be ended by Finish or its context, or
+// it holds resources here and on the remote host. It ends when the handler has returned, when the
+// context ends, when the consumer stops early, or with the connection.
 type Stream struct {
 	// Requests takes the messages for the handler; nil if it takes none. Closing it tells the
 	// handler that the input has ended, and must be done once there is no more, also where none was
@@ -85,7 +85,12 @@ func (s *Stream) Finish(ctx context.Context) error { return s.mux.drain(ctx) }
 // Recv returns the next message from the handler, which is the caller's from then on. After the
 // last one it returns [io.EOF], only if the handler returned nil; otherwise the error that Results
 // would. Whoever does not go on to the end ends the stream by Finish or its context.
-func (s *Stream) Recv() ([]byte, error) { return s.mux.recv() }
+func (s *Stream) Recv() ([]byte, error) { return s.mux.recv(context.Background()) }
+
+// RecvContext is Recv that waits no longer than ctx. If that ends first, or has ended before, it
+// returns the error of it; nothing was received, and the stream lives on: the next Recv goes on
+// with the next message.
+func (s *Stream) RecvContext(ctx context.Context) ([]byte, error) { return s.mux.recv(ctx) }
 
 // Results calls next with every message from the handler, in order, until the stream ends. The
 // buffer is next's from then on.
@@ -162,7 +167,7 @@ func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req
 			b, err := encode(v)
 			encoding = false
 			if err == nil {
-				if err = m.send(context.Background(), b); err != errSendClosed && !errors.Is(err, ErrMessageTooLarge) {
+				if err = m.send(context.Background(), b); !errors.Is(err, errSendClosed) && !errors.Is(err, ErrMessageTooLarge) {
 					err = nil
 				}
 				PutByteBuffer(b)

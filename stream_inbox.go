@@ -299,6 +299,21 @@ func (b *inbox) take() (msg arrived, grant int, ok, ended bool, err error) {
 	return msg, grant, ok, ended, err
 }
 
+// await waits until the consumer should look. It reports false if done, which may be nil, was
+// closed first.
+func (b *inbox) await(done <-chan struct{}) bool {
+	if done == nil {
+		<-b.signal
+		return true
+	}
+	select {
+	case <-b.signal:
+		return true
+	case <-done:
+		return false
+	}
+}
+
 // setHolder says who calls hold, and the decodedCost of what it then has.
 func (b *inbox) setHolder(h holder, times int) {
 	b.mu.Lock()

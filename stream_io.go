@@ -33,7 +33,7 @@ type StreamReader struct {
 
 // Reader returns a reader of what the handler sends. It consumes the stream, as Recv does.
 func (s *Stream) Reader() *StreamReader {
-	return &StreamReader{recv: s.mux.recv, stop: func() { _ = s.mux.stopConsuming(errReaderClosed) }}
+	return &StreamReader{recv: s.Recv, stop: func() { _ = s.mux.stopConsuming(errReaderClosed) }}
 }
 
 // Reader returns a reader of the client's input. It receives, as Recv does.
@@ -185,7 +185,8 @@ func (s *Stream) Writer(ctx context.Context) *StreamWriter {
 	return &StreamWriter{end: s.mux, ctx: ctx}
 }
 
-// Writer returns a writer to the client, which sends as Send does with ctx.
+// Writer returns a writer to the client, which sends as SendContext does with ctx. That may be the
+// handler's own.
 func (s *ServerStream) Writer(ctx context.Context) *StreamWriter {
 	return &StreamWriter{end: &s.serverEnd, ctx: ctx}
 }
@@ -292,9 +293,13 @@ func (m *muxClient) sendPart(ctx context.Context, b []byte) error {
 	return err
 }
 
-func (m *muxClient) partSize() int        { return min(ioSize, m.sendSize.bytes) }
-func (m *muxClient) endParts() error      { return m.closeInput() }
-func (m *muxClient) breakParts(err error) { m.sendUsed.Store(true); m.cancel(err) }
+func (m *muxClient) partSize() int   { return min(ioSize, m.sendSize.bytes) }
+func (m *muxClient) endParts() error { return m.closeInput() }
+
+func (m *muxClient) breakParts(err error) {
+	m.sendUsed.Store(true)
+	m.finish(err, dropWaiting|tellPeer|asIs)
+}
 
 func (e *serverEnd) sendPart(ctx context.Context, b []byte) error { return e.send(ctx, b) }
 func (e *serverEnd) partSize() int                                { return min(ioSize, e.m.sendSize.bytes) }

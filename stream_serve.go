@@ -22,9 +22,9 @@ import (
 type StreamServeFn func(ctx context.Context, payload []byte, s *ServerStream) *RemoteErr
 
 // ServerStream is the serving end of a stream, for a [StreamServeFn]. One goroutine may receive,
-// with Recv or All, while others send.
+// with Recv, RecvContext, All or Reader, while others send.
 //
-// Reader and Writer are for handlers that copy bytes.
+// Its methods are those of [Stream] by the same names. The end is the handler's return.
 type ServerStream struct{ serverEnd }
 
 // Recv returns the next message from the client, which is the caller's from then on; a buffer of it
@@ -36,27 +36,39 @@ type ServerStream struct{ serverEnd }
 // and what still waited is thrown away. So a handler that acts at io.EOF has had the whole of its
 // input.
 func (s *ServerStream) Recv() ([]byte, error) {
-	msg, err := s.take(false)
+	return s.RecvContext(context.Background())
+}
+
+// RecvContext is Recv that waits no longer than ctx. If that ends first, or has ended before, it
+// returns the error of it; nothing was received, and the stream lives on: the next Recv goes on
+// with the next message. ctx may be the handler's, whose end is that of the stream: then it is
+// Recv.
+func (s *ServerStream) RecvContext(ctx context.Context) ([]byte, error) {
+	msg, err := s.take(ctx, false)
 	if err != nil {
 		return nil, err
 	}
 	return msg.join(), nil
 }
 
-// All is Recv as an iterator. An end other than io.EOF is yielded last, with a nil message. Breaking
-// off ends nothing: another loop goes on with the next message.
+// All is Recv as an iterator. An end other than io.EOF is yielded last, with a nil message.
+// Breaking off ends nothing: another loop goes on with the next message.
 func (s *ServerStream) All() iter.Seq2[[]byte, error] { return received(s.Recv) }
 
 // Send sends one message to the client, waiting while that has not kept up, and while the link has
 // no room. b stays the caller's, and nil arrives as empty.
 //
-// It returns nil once the message is queued, which is before it has arrived. If ctx ends first, it
-// returns the error of that, and nothing was sent; a message above 64 KiB that has got its credit
-// goes on until the stream ends. If the stream was aborted it returns the reason, as Recv does. A
+// It returns nil once the message is queued, which is before it has arrived. If the stream was
+// aborted it returns the reason, as Recv does, so it does not outlast the handler's context. A
 // message above the size limit is refused with [ErrMessageTooLarge], and the stream lives on.
 //
-// ctx is that of the handler, or one of the caller's. Send may be called concurrently.
-func (s *ServerStream) Send(ctx context.Context, b []byte) error { return s.send(ctx, b) }
+// Send may be called concurrently.
+func (s *ServerStream) Send(b []byte) error { return s.send(s.m.ctx, b) }
+
+// SendContext is Send that waits no longer than ctx. If that ends first it returns the error of it,
+// nothing was sent, and the stream lives on; a message above 64 KiB that has got its credit goes on
+// until the stream ends.
+func (s *ServerStream) SendContext(ctx context.Context, b []byte) error { return s.send(ctx, b) }
 
 // received makes an iterator of a Recv method.
 func received[T any](recv func() (T, error)) iter.Seq2[T, error] {
@@ -118,9 +130,16 @@ func (e *serverEnd) finish() {
 	m.sendResult()
 }
 
-// take returns the next message. If held is set, it counts as held until handedOn is called.
-func (e *serverEnd) take(held bool) (msg arrived, err error) {
+// take returns the next message, waiting for one until the stream ends, or ctx. If held is set, it
+// counts as held until handedOn is called.
+func (e *serverEnd) take(ctx context.Context, held bool) (msg arrived, err error) {
 	m := e.m
+	var done <-chan struct{}
+	if ctx != m.ctx { // which ends with the stream
+		if done = ctx.Done(); done != nil && ctx.Err() != nil {
+			return arrived{}, e.endedWait(ctx, errSendCancelled)
+		}
+	}
 	for {
 		if m.hasReturned() {
 			return arrived{}, errHandlerReturned
@@ -151,7 +170,9 @@ func (e *serverEnd) take(held bool) (msg arrived, err error) {
 			m.refuse(err)
 			return arrived{}, err
 		default:
-			<-m.in.signal
+			if !m.in.await(done) {
+				return arrived{}, e.endedWait(ctx, errSendCancelled)
+			}
 		}
 	}
 }
@@ -166,7 +187,7 @@ func (e *serverEnd) send(ctx context.Context, b []byte) error {
 		return contextError(ctx)
 	}
 	if err := e.sending.Take(ctx); err != nil {
-		return e.sendError(ctx, err)
+		return e.endedWait(ctx, err)
 	}
 	defer e.sending.Leave()
 	if err := e.awaitCredit(ctx); err != nil {
@@ -177,7 +198,7 @@ func (e *serverEnd) send(ctx context.Context, b []byte) error {
 	msg.setPayload(notNil(b))
 	if err := e.queue(ctx, msg); err != nil {
 		_ = m.credits.Add(1) // for the next one, if the stream goes on
-		return e.sendError(ctx, err)
+		return e.endedWait(ctx, err)
 	}
 	return nil
 }
@@ -196,7 +217,7 @@ func (e *serverEnd) awaitCredit(ctx context.Context) error {
 		select {
 		case <-credit:
 		case <-ctx.Done():
-			return e.sendError(ctx, errSendCancelled)
+			return e.endedWait(ctx, errSendCancelled)
 		case <-m.returned:
 		}
 	}
@@ -218,8 +239,8 @@ func (e *serverEnd) queue(ctx context.Context, msg message) error {
 	return m.host.send(ctx.Done(), msg, &m.sendSeq)
 }
 
-// sendError is why a message could not be sent, where a wait has ended with err.
-func (e *serverEnd) sendError(ctx context.Context, err error) error {
+// endedWait is why a message was not sent, or received, where a wait has ended with err.
+func (e *serverEnd) endedWait(ctx context.Context, err error) error {
 	switch aborted := e.m.abortCause(); {
 	case aborted != nil && aborted != errStreamOver:
 		return aborted

@@ -148,7 +148,7 @@ func (h *SingleHandler[Req, Resp]) Call(ctx context.Context, conn Requester, req
 	}
 	payload, err := encode(req)
 	if err != nil {
-		return zero, fmt.Errorf("grid: handler %s: request: %w", handlerLabel(conn, h.id), err)
+		return zero, nameOf(conn, h.id).error(fmt.Errorf("grid: handler %s: request: %w", handlerLabel(conn, h.id), err))
 	}
 	answer, err := conn.SingleRequest(ctx, h.id, payload)
 	PutByteBuffer(payload)
@@ -171,7 +171,7 @@ func (h *SingleHandler[Req, Resp]) response(conn Requester, answer []byte) (Resp
 	err := decode(resp, answer, maxNesting(conn))
 	PutByteBuffer(answer)
 	if err != nil {
-		return zero, fmt.Errorf("grid: handler %s: response: %w", handlerLabel(conn, h.id), err)
+		return zero, nameOf(conn, h.id).error(fmt.Errorf("grid: handler %s: response: %w", handlerLabel(conn, h.id), err))
 	}
 	return resp, nil
 }

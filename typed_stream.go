@@ -7,13 +7,6 @@ import (
 	"sync/atomic"
 )
 
-// Streamer opens streams: a [*Connection], a [*Subroute] or a [*Caller].
-type Streamer interface {
-	NewStream(ctx context.Context, id HandlerID, payload []byte) (*Stream, error)
-
-	openStream(ctx context.Context, id HandlerID, payload []byte, caps capacities) (*muxClient, error)
-}
-
 // StreamTypeHandler is a stream with typed messages, for both sides: one Registers it, the other
 // Calls it. Make it with [NewStream], usually as a package variable; once configured it is safe for
 // concurrent use, and may be registered with several managers.
@@ -195,10 +188,15 @@ type TypedServerStream[Req, Resp RoundTripper] struct {
 // Recv is [ServerStream.Recv]. The value is the caller's from then on, who may give it to
 // PutRequest. A message that can't be decoded ends the stream with an error on both sides.
 func (s *TypedServerStream[Req, Resp]) Recv() (Req, error) {
+	return s.RecvContext(context.Background())
+}
+
+// RecvContext is [ServerStream.RecvContext]; the rest is as with Recv.
+func (s *TypedServerStream[Req, Resp]) RecvContext(ctx context.Context) (Req, error) {
 	var zero Req
 	m := s.m
 	counts := m.handler.inputDecodes > 0
-	msg, err := s.take(counts)
+	msg, err := s.take(ctx, counts)
 	if err != nil {
 		return zero, err
 	}
@@ -223,7 +221,10 @@ func (s *TypedServerStream[Req, Resp]) All() iter.Seq2[Req, error] { return rece
 
 // Send is [ServerStream.Send]. v stays the caller's, who may give it to PutResponse. One that can't
 // be encoded is refused, and the stream lives on.
-func (s *TypedServerStream[Req, Resp]) Send(ctx context.Context, v Resp) error {
+func (s *TypedServerStream[Req, Resp]) Send(v Resp) error { return s.SendContext(s.m.ctx, v) }
+
+// SendContext is [ServerStream.SendContext]; the rest is as with Send.
+func (s *TypedServerStream[Req, Resp]) SendContext(ctx context.Context, v Resp) error {
 	b, err := encode(v)
 	if err != nil {
 		return fmt.Errorf("grid: handler %s: encoding a message: %w", s.m.handler.label, err)
@@ -304,8 +305,8 @@ func decodeNext[T RoundTripper](p *valuePool[T], b []byte, nesting int) (v T, er
 	return v, nil
 }
 
-// Call opens the stream over conn, a [*Connection] or a [*Subroute]. payload stays the caller's,
-// and is not looked at without WithPayload. The rest is as with [Connection.NewStream], and a local
+// Call opens the stream over conn, such as a [*Connection]. payload stays the caller's, and is not
+// looked at without WithPayload. The rest is as with [Connection.NewStream], and a local
 // error for a payload that can't be encoded.
 func (h *StreamTypeHandler[Payload, Req, Resp]) Call(ctx context.Context, conn Streamer, payload Payload) (*TypedStream[Req, Resp], error) {
 	return h.open(ctx, conn, payload, false)
@@ -325,15 +326,15 @@ func (h *StreamTypeHandler[Payload, Req, Resp]) open(ctx context.Context, conn S
 	if h.withPayload() {
 		var err error
 		if b, err = encode(payload); err != nil {
-			return nil, fmt.Errorf("grid: handler %s: payload: %w", handlerLabel(conn, h.id), err)
+			return nil, nameOf(conn, h.id).error(fmt.Errorf("grid: handler %s: payload: %w", handlerLabel(conn, h.id), err))
 		}
 		defer PutByteBuffer(b)
 	}
-	m, err := conn.openStream(ctx, h.id, b, capacities{out: h.OutCapacity, in: h.inCapacity(), known: true, early: early})
+	m, err := openThrough(ctx, conn, h.id, b, h.options(early))
 	if err != nil {
 		return nil, err
 	}
-	s := &TypedStream[Req, Resp]{mux: m, conn: conn, id: h.id, resps: &h.resps}
+	s := &TypedStream[Req, Resp]{mux: m, resps: &h.resps}
 	if m.takesData {
 		reqs := make(chan Req)
 		s.Requests = reqs
@@ -350,8 +351,6 @@ type TypedStream[Req, Resp RoundTripper] struct {
 	Requests chan<- Req
 
 	mux   *muxClient
-	conn  Streamer
-	id    HandlerID
 	resps *valuePool[Resp]
 }
 
@@ -366,7 +365,7 @@ func (s *TypedStream[Req, Resp]) SendContext(ctx context.Context, req Req) error
 	b, err := encode(req)
 	if err != nil {
 		s.mux.sendUsed.Store(true)
-		return fmt.Errorf("grid: handler %s: %w", handlerLabel(s.conn, s.id), err)
+		return s.mux.name.error(fmt.Errorf("grid: handler %s: %w", s.mux.name.label(), err))
 	}
 	defer PutByteBuffer(b)
 	return s.mux.sendInput(ctx, b)
@@ -381,7 +380,12 @@ func (s *TypedStream[Req, Resp]) Finish(ctx context.Context) error { return s.mu
 // Recv is [Stream.Recv]. The value is the caller's from then on, who may give it to PutResponse. A
 // message that can't be decoded ends the stream with an error on both sides.
 func (s *TypedStream[Req, Resp]) Recv() (Resp, error) {
-	b, err := s.mux.recv()
+	return s.RecvContext(context.Background())
+}
+
+// RecvContext is [Stream.RecvContext]; the rest is as with Recv.
+func (s *TypedStream[Req, Resp]) RecvContext(ctx context.Context) (Resp, error) {
+	b, err := s.mux.recv(ctx)
 	if err != nil {
 		var zero Resp
 		return zero, err
@@ -391,10 +395,11 @@ func (s *TypedStream[Req, Resp]) Recv() (Resp, error) {
 
 // decode decodes a message. It owns b.
 func (s *TypedStream[Req, Resp]) decode(b []byte) (Resp, error) {
-	v, err := decodeNext(s.resps, b, maxNesting(s.conn))
+	v, err := decodeNext(s.resps, b, s.mux.name.nesting())
 	if err != nil {
-		err = fmt.Errorf("grid: handler %s: %w", handlerLabel(s.conn, s.id), err)
+		err = fmt.Errorf("grid: handler %s: %w", s.mux.name.label(), err)
 		s.mux.fail(err)
+		err = s.mux.name.error(err)
 		s.mux.skip(err)
 	}
 	return v, err

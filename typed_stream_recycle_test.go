@@ -116,7 +116,7 @@ func TestTyped_StreamsGiveEverythingBack(t *testing.T) {
 			}
 			synctest.Wait()
 			cancel()
-			require.Equal(t, context.Canceled, s.Results(nil))
+			require.ErrorIs(t, s.Results(nil), context.Canceled)
 			require.NotEqual(t, io.EOF, s.Send(grid.NewBytesWith(nil)))
 		}
 		synctest.Wait()

@@ -155,7 +155,7 @@ func (t *Transport) appendAll(ctx, life context.Context, s *grid.ServerStream) e
 		if err != nil {
 			return err
 		}
-		err = s.Send(ctx, answer)
+		err = s.SendContext(ctx, answer)
 		grid.PutByteBuffer(answer)
 		if err != nil {
 			return err
@@ -179,7 +179,7 @@ func (t *Transport) serveSnapshot(ctx context.Context, payload []byte, s *grid.S
 	if err != nil {
 		return grid.NewRemoteErr(err)
 	}
-	return grid.NewRemoteErr(s.Send(ctx, answer))
+	return grid.NewRemoteErr(s.SendContext(ctx, answer))
 }
 
 // snapshotReader reads a snapshot. Once the handler has returned it returns an error.

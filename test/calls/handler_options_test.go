@@ -65,7 +65,7 @@ func TestHandlerOptions_ASlowHandlerLeavesSlotsToOthers(t *testing.T) {
 			err := <-call
 			require.ErrorIs(t, err, grid.ErrOverloaded)
 			require.True(t, grid.CanRetry(err))
-			require.EqualError(t, err, "grid: overloaded: handler "+text)
+			require.EqualError(t, err, "grid: overloaded: handler "+text+" ("+g.Host(2)+")")
 		}
 		for range 3 {
 			a, b := g.Conn(0, 2), g.Conn(1, 2)
@@ -285,7 +285,7 @@ func TestHandlerOptions_TimeoutEndsAStream(t *testing.T) {
 							_, err = s.Recv()
 						}
 						for kind == "sends" && err == nil {
-							err = s.Send(ctx, nil)
+							err = s.SendContext(ctx, nil)
 						}
 						cause <- err
 						if kind != "returned" {

@@ -85,7 +85,7 @@ func TestCanRetry_OnlyWhereNothingHasRun(t *testing.T) {
 		g.Net.Stall(g.Addr(1), g.Addr(0), false)
 		err = <-late
 		require.True(t, grid.IsRemoteErr(err))
-		require.EqualError(t, err, "grid: the manager is shutting down")
+		require.EqualError(t, err, "grid: the manager is shutting down (handler 1 of "+g.Host(1)+")")
 		can(err)
 		can(call(rig.Echo))
 		require.NoError(t, st.Err())

@@ -206,7 +206,7 @@ func TestLimits_TooManyHandlersAreRefusedAtOnce(t *testing.T) {
 
 		// The callers leave, the handlers stay.
 		cancel()
-		require.Equal(t, context.Canceled, <-ended)
+		require.ErrorIs(t, <-ended, context.Canceled)
 		require.Equal(t, context.Canceled, <-ended)
 		<-stream.Done()
 		synctest.Wait()

@@ -214,7 +214,7 @@ func TestRequest_ReturnsAtOnceWhenItsContextEnds(t *testing.T) {
 			_, err := c.SingleRequest(ctx, rig.Handler, nil)
 			require.ErrorIs(t, err, context.Canceled)
 			require.ErrorIs(t, err, why)
-			require.EqualError(t, err, "context canceled: changed my mind")
+			require.ErrorContains(t, err, "context canceled: changed my mind")
 		}))
 		require.Zero(t, rig.Elapsed(func() {
 			ctx, cancel := context.WithCancel(t.Context())
@@ -246,7 +246,7 @@ func TestRequest_ReturnsAtOnceAlsoWhileThePeerReadsNothing(t *testing.T) {
 		for range 20 {
 			callers.Go(func() {
 				_, err := c.SingleRequest(ctx, rig.Echo, make([]byte, rig.PendingLimit/2))
-				require.Equal(t, context.DeadlineExceeded, err)
+				require.ErrorIs(t, err, context.DeadlineExceeded)
 			})
 		}
 		require.Equal(t, time.Second, rig.Elapsed(callers.Wait))
@@ -283,10 +283,11 @@ func TestRequest_AnswersThatComeAsTheCallerLeavesAreNeverMixedUp(t *testing.T) {
 						t.Errorf("%q was answered %q", payload, answer)
 					}
 					grid.PutByteBuffer(answer)
-				case context.Canceled:
-					gaveUp.Add(1)
 				default:
-					t.Error(err)
+					if !errors.Is(err, context.Canceled) {
+						t.Error(err)
+					}
+					gaveUp.Add(1)
 				}
 				cancel()
 			}

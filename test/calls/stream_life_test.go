@@ -44,7 +44,7 @@ func TestStream_HandlerSeesWhyItsContextEnded(t *testing.T) {
 		ctx, stop := context.WithTimeout(t.Context(), time.Second)
 		defer stop()
 		s = rig.OpenStream(t, ctx, c)
-		require.Equal(t, time.Second, rig.Elapsed(func() { require.Equal(t, context.DeadlineExceeded, s.Results(nil)) }))
+		require.Equal(t, time.Second, rig.Elapsed(func() { require.ErrorIs(t, s.Results(nil), context.DeadlineExceeded) }))
 		require.Equal(t, context.DeadlineExceeded, <-causes)
 
 		s = rig.OpenStream(t, t.Context(), c)
@@ -130,7 +130,7 @@ func TestStream_UnreadResponsesThenCancelEndTheHandler(t *testing.T) {
 				require.Empty(t, causes, "the handler waits")
 				cancel()
 				require.Equal(t, context.Canceled, <-causes)
-				require.Equal(t, context.Canceled, s.Results(nil))
+				require.ErrorIs(t, s.Results(nil), context.Canceled)
 				synctest.Wait()
 				require.Zero(t, g.Conn(1, 0).Stats().Handlers)
 				require.Zero(t, c.Stats().Streams)

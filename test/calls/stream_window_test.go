@@ -201,13 +201,13 @@ func TestWindow_StalledConsumerHoldsNoMore(t *testing.T) {
 				if test.warmUp == 0 {
 					look()
 				}
-				require.Equal(t, context.Canceled, s.Results(func(b []byte) error {
+				require.ErrorIs(t, s.Results(func(b []byte) error {
 					grid.PutByteBuffer(b)
 					if n++; n == test.warmUp {
 						look()
 					}
 					return nil
-				}))
+				}), context.Canceled)
 			})
 		})
 	}
@@ -251,7 +251,7 @@ func TestWindow_StalledHandlerIsSentNoMore(t *testing.T) {
 				require.LessOrEqual(t, sent-test.warmUp, test.most+1)
 				require.GreaterOrEqual(t, sent-test.warmUp, test.least)
 				cancel()
-				require.Equal(t, context.Canceled, <-stopped)
+				require.ErrorIs(t, <-stopped, context.Canceled)
 			})
 		})
 	}

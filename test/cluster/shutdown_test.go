@@ -44,7 +44,7 @@ func TestShutdown_LetsWhatRunsFinish(t *testing.T) {
 		_, err = g.Conn(1, 0).SingleRequest(t.Context(), rig.Echo, nil)
 		require.ErrorIs(t, err, grid.ErrDisconnected)
 		_, err = g.Conn(0, 1).SingleRequest(t.Context(), rig.Echo, nil)
-		require.EqualError(t, err, "grid: disconnected: http://node1:9000: the remote host is shutting down")
+		require.EqualError(t, err, "grid: disconnected: http://node1:9000: the remote host is shutting down (handler 1)")
 		require.ErrorIs(t, err, grid.ErrDisconnected)
 		_, err = g.Conn(0, 1).NewStream(t.Context(), rig.TwoWay, nil)
 		require.ErrorIs(t, err, grid.ErrDisconnected)

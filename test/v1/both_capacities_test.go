@@ -97,7 +97,7 @@ func TestAck_ThatMakesNoSenseEndsTheStream(t *testing.T) {
 			require.ErrorContains(r, err, why)
 			told := r.Peer.Expect(rawpeer.OpDisconnectServerMux)
 			require.Equal(r, c.id, told.MuxID)
-			require.Equal(r, err.Error(), string(told.Payload))
+			require.Equal(r, fmt.Sprintf("%s (handler 50 of %s)", told.Payload, r.Conn.HostName()), err.Error())
 			// What its server says before it knows.
 			c.say(serverMsg("x"))
 			r.Expect(rawpeer.Msg{MuxID: c.id, Op: rawpeer.OpDisconnectServerMux, Flags: rawpeer.FlagCRC})

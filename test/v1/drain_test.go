@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"net/http"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -75,12 +76,12 @@ func TestShutdown_OfAPeerFinishesWhatIsUnderWay(t *testing.T) {
 		synctest.Wait()
 
 		require.Equal(r, grid.StateConnectionError, r.Conn.State())
-		for _, err := range []error{
-			func() error { _, err := r.Conn.SingleRequest(r.Context(), rig.Echo, nil); return err }(),
-			func() error { _, err := r.Conn.NewStream(r.Context(), rig.TwoWay, nil); return err }(),
+		for id, err := range map[grid.HandlerID]error{
+			rig.Echo:   func() error { _, err := r.Conn.SingleRequest(r.Context(), rig.Echo, nil); return err }(),
+			rig.TwoWay: func() error { _, err := r.Conn.NewStream(r.Context(), rig.TwoWay, nil); return err }(),
 		} {
 			require.ErrorIs(r, err, grid.ErrDisconnected)
-			require.EqualError(r, err, "grid: disconnected: "+r.Conn.HostName()+": the remote host is shutting down")
+			require.EqualError(r, err, "grid: disconnected: "+r.Conn.HostName()+": the remote host is shutting down (handler "+strconv.Itoa(int(id))+")")
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
 		defer cancel()

@@ -171,7 +171,7 @@ func TestFragments_OfAResponseThatEndsOtherwise(t *testing.T) {
 		ctx, cancel := context.WithCancel(r.Context())
 		id, done = ask(ctx)
 		cancel()
-		require.Equal(r, rig.Outcome{Err: context.Canceled}, <-done)
+		require.ErrorIs(r, (<-done).Err, context.Canceled)
 		r.Peer.Send(rawpeer.Fragment(rawpeer.OpResponse, id, 0, 0))
 		r.Peer.Send(rawpeer.Msg{MuxID: id, Op: rawpeer.OpResponse, Flags: rawpeer.FlagEOF, Payload: []byte("late")})
 		r.Alive()

@@ -372,7 +372,7 @@ func TestFragments_OfOpeningsWhoseContextsEndAtAnyTime(t *testing.T) {
 		_, err := g.Conn(0, 1).NewStream(ctx, rig.Block, payload)
 		cancel()
 		if err != nil {
-			require.Equal(t, context.Canceled, err)
+			require.ErrorIs(t, err, context.Canceled)
 		}
 	}
 	require.Eventually(t, func() bool { return g.Conn(1, 0).Stats().Handlers == 0 }, 10*time.Second, 10*time.Millisecond)

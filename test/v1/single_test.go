@@ -124,7 +124,7 @@ func TestV1Request_AnswersThatNobodyWaitsForAreDropped(t *testing.T) {
 		defer cancel()
 		done := r.Call(ctx, 50, nil)
 		r.Peer.Expect(rawpeer.OpRequest)
-		require.Equal(r, context.DeadlineExceeded, (<-done).Err)
+		require.ErrorIs(r, (<-done).Err, context.DeadlineExceeded)
 		r.Quiet()
 		late := rawpeer.Msg{MuxID: 1, Op: rawpeer.OpResponse, Flags: rig.CRCEOF, Payload: []byte("late")}
 		r.Peer.Send(late)
@@ -133,7 +133,7 @@ func TestV1Request_AnswersThatNobodyWaitsForAreDropped(t *testing.T) {
 		// So does that of a context without one.
 		done = r.Call(r.Context(), 50, nil)
 		r.Peer.Expect(rawpeer.OpRequest)
-		took := rig.Elapsed(func() { require.Equal(r, context.DeadlineExceeded, (<-done).Err) })
+		took := rig.Elapsed(func() { require.ErrorIs(r, (<-done).Err, context.DeadlineExceeded) })
 		require.InDelta(r, time.Minute, took, float64(2*time.Second))
 
 		cause := errors.New("cause")

@@ -158,7 +158,7 @@ func TestV1Stream_IsDroppedByItsServer(t *testing.T) {
 		defer cancel()
 		s := r.open(ctx)
 		s.unnumbered(rawpeer.Msg{Op: rawpeer.OpDisconnectClientMux, Flags: rig.CRCErr, Payload: []byte("context deadline exceeded")})
-		require.Equal(r, context.DeadlineExceeded, s.s.Results(nil))
+		require.ErrorIs(r, s.s.Results(nil), context.DeadlineExceeded)
 		r.Alive()
 	})
 }

@@ -193,7 +193,7 @@ func TestV1Stream_IsRefused(t *testing.T) {
 		ctx, cancel := context.WithTimeout(r.Context(), time.Second)
 		defer cancel()
 		c, _, opened = r.opening(ctx)
-		require.Equal(r, context.DeadlineExceeded, <-opened)
+		require.ErrorIs(r, <-opened, context.DeadlineExceeded)
 		c.expect(0, rawpeer.OpDisconnectServerMux, rawpeer.FlagCRC)
 		c.unnumbered(rawpeer.Msg{Op: rawpeer.OpAckMux})
 		c.expect(0, rawpeer.OpDisconnectServerMux, rawpeer.FlagCRC)
