@@ -135,7 +135,7 @@ func TestErrors_NameHostAndHandlerOnce(t *testing.T) {
 			}, io.ErrClosedPipe, ""},
 			"finish": {func(t *testing.T) error { return open(t, t.Context()).Finish(short(t)) }, context.DeadlineExceeded, ""},
 		} {
-			t.Run(name, func(t *testing.T) {
+			func() {
 				err := test.run(t)
 				require.Error(t, err)
 				if test.is != nil {
@@ -144,13 +144,13 @@ func TestErrors_NameHostAndHandlerOnce(t *testing.T) {
 				if test.text != "" {
 					require.EqualError(t, err, test.text)
 				}
-				require.Equal(t, 1, strings.Count(err.Error(), host), err)
+				require.Equal(t, 1, strings.Count(err.Error(), host), "%s: %v", name, err)
 				if name != "handler 0" {
-					require.Equal(t, 1, strings.Count(err.Error(), "handler 6"), err)
+					require.Equal(t, 1, strings.Count(err.Error(), "handler 6"), "%s: %v", name, err)
 				}
 				again := fmt.Errorf("wrapped: %w", err)
-				require.Equal(t, 1, strings.Count(again.Error(), host))
-			})
+				require.Equal(t, 1, strings.Count(again.Error(), host), name)
+			}()
 		}
 		synctest.Wait()
 

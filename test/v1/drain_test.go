@@ -38,6 +38,8 @@ func TestShutdown_IsAnnouncedOnceToWhoUnderstands(t *testing.T) {
 				ended := r.shutdownInBackground()
 				if caps&uint64(rawpeer.CapDrain) != 0 {
 					r.Expect(rawpeer.Msg{Op: rawpeer.OpDisconnect, Flags: rawpeer.FlagCRC})
+					// Of a stream that the peer does not know: it has to answer behind all else.
+					require.NotZero(r, r.Peer.Expect(rawpeer.OpPing).MuxID)
 				}
 				again := r.shutdownInBackground()
 				r.Quiet()
