@@ -13,6 +13,10 @@ import (
 	"github.com/gridrpc/grid"
 )
 
+// connectTime is what a call has that finds no link, with the wait for one. Raft waits for its calls
+// when it is shut down, and closes the transport only then.
+const connectTime = time.Second
+
 // to returns the way to a server, unless it was disconnected, and what calls to it run in.
 func (t *Transport) to(id raft.ServerID, target raft.ServerAddress) (context.Context, *grid.Caller, error) {
 	ctx := t.life.Load().ctx
@@ -27,6 +31,9 @@ func (t *Transport) to(id raft.ServerID, target raft.ServerAddress) (context.Con
 		return nil, nil, fmt.Errorf("%w: %s", ErrDisconnected, conn.HostName())
 	}
 	o := grid.CallOptions{Timeout: t.opts.Timeout, WaitForLink: true}
+	if conn.State() != grid.StateConnected {
+		o.Timeout = min(connectTime, o.Timeout)
+	}
 	if t.opts.Group != "" {
 		return ctx, conn.Subroute(t.opts.Group).With(o), nil
 	}

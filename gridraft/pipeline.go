@@ -34,7 +34,7 @@ func (t *Transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAd
 		stream: stream,
 		cancel: cancel,
 		late:   time.AfterFunc(t.opts.Timeout, func() { cancel(ErrTimeout) }),
-		sent:   make(chan *future, t.opts.MaxRPCsInFlight-2),
+		sent:   make(chan *future, t.opts.MaxRPCsInFlight-1),
 		done:   make(chan raft.AppendFuture, t.opts.MaxRPCsInFlight),
 	}
 	p.late.Stop()
@@ -50,19 +50,30 @@ type pipeline struct {
 	target raft.ServerAddress
 	stream *grid.Stream
 	cancel context.CancelCauseFunc // of the stream
-	late   *time.Timer             // ends the stream, when an answer takes too long
-	sent   chan *future            // to receive, which has one more in hand
+	late   *time.Timer             // ends the stream when an answer takes too long
+	sent   chan *future            // to receive, in the order of their answers
 	done   chan raft.AppendFuture  // to the consumer
 	open   context.Context         // until Close
 	close  context.CancelFunc
 
-	// sending is held while a request is sent, so that its parts stay together, and those that are
-	// sent are in the order of their answers.
+	// sending is held while a request is sent, so that its parts stay together, and until it is in
+	// sent. It is not mu, because it may last.
 	sending sync.Mutex
+
+	mu      sync.Mutex // guards awaited, and changes of late
+	awaited int        // answers
 }
+
+// errDraining has raft leave the pipeline and close it, so that the host's shutdown need not wait.
+var errDraining = fmt.Errorf("%w: one of the hosts is shutting down", grid.ErrDisconnected)
 
 // AppendEntries implements [raft.AppendPipeline].
 func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	select {
+	case <-p.stream.Draining():
+		return nil, p.failed(errDraining)
+	default:
+	}
 	f := &future{start: time.Now(), args: args, resp: resp, done: make(chan struct{}), closed: p.open.Done()}
 	p.sending.Lock()
 	defer p.sending.Unlock()
@@ -89,6 +100,7 @@ func (p *pipeline) send(args *raft.AppendEntriesRequest) error {
 	case len(b) > p.opts.MaxRequestSize:
 		return fmt.Errorf("%w: %d bytes to %s", ErrRequestTooLarge, len(b), p.target)
 	}
+	p.await(1)
 	// Of a request that is not sent whole, the end of the stream is all that follows.
 	err = sendParts(func(b []byte) error { return p.stream.SendContext(p.open, b) }, b, p.opts.PartSize)
 	if err != nil && p.open.Err() != nil {
@@ -105,17 +117,28 @@ func (p *pipeline) failed(err error) error {
 	return failed(pipelineID, p.target, err)
 }
 
+// await counts answers that are to come. While there are any, one has to come in time.
+func (p *pipeline) await(answers int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.awaited += answers; p.awaited > 0 {
+		p.late.Reset(p.opts.Timeout)
+	} else {
+		p.late.Stop()
+	}
+}
+
 // receive takes the answers, until Close.
 func (p *pipeline) receive() {
 	defer p.cancel(nil)
-	draining := p.stream.Draining()
 	for {
+		b, err := p.stream.Recv()
+		if err == nil {
+			p.await(-1)
+		}
 		select {
 		case f := <-p.sent:
-			p.take(f)
-		case <-draining: // so that the shutdown of a host does not wait for us
-			draining = nil
-			p.finish()
+			p.answer(f, b, err)
 		case <-p.open.Done():
 			p.finish()
 			return
@@ -123,11 +146,8 @@ func (p *pipeline) receive() {
 	}
 }
 
-// take takes the answer to a request, and hands it to the consumer.
-func (p *pipeline) take(f *future) {
-	p.late.Reset(p.opts.Timeout)
-	b, err := p.stream.Recv()
-	p.late.Stop()
+// answer ends a request, and hands it to the consumer.
+func (p *pipeline) answer(f *future, b []byte, err error) {
 	if f.claim() {
 		if err == nil {
 			err = decodeMessage(b, f.resp)
@@ -136,15 +156,27 @@ func (p *pipeline) take(f *future) {
 	}
 	select {
 	case p.done <- f:
+		return
+	default:
+	}
+	// It is the consumer that takes its time: what has been answered meanwhile waits in the stream.
+	p.await(-unlimited)
+	select {
+	case p.done <- f:
 	case <-p.open.Done():
 	}
+	p.await(unlimited)
 }
+
+// unlimited is more answers than are ever awaited.
+const unlimited = 1 << 30
 
 // finish ends the stream behind what was sent.
 func (p *pipeline) finish() {
 	ctx, cancel := context.WithTimeout(context.Background(), p.opts.Timeout)
 	defer cancel()
 	_ = p.stream.Finish(ctx)
+	p.late.Stop()
 }
 
 // Consumer implements [raft.AppendPipeline].
@@ -154,7 +186,12 @@ func (p *pipeline) Consumer() <-chan raft.AppendFuture { return p.done }
 // what was sent still arrives: raft closes a pipeline right after the last entries for a server that
 // leaves.
 func (p *pipeline) Close() error {
+	if p.open.Err() != nil {
+		return nil
+	}
 	p.close()
+	p.await(1)              // the end of the stream, with which receive ends
+	go p.stream.CloseSend() // may have to wait for the link
 	return nil
 }
 

@@ -30,11 +30,9 @@ func (t *Transport) register() error {
 		preVoteID:    func() any { return new(raft.RequestPreVoteRequest) },
 		timeoutNowID: func() any { return new(raft.TimeoutNowRequest) },
 	} {
-		err := t.manager.RegisterSingleHandlerContext(t.opts.FirstID+id, t.server(command), t.route()...)
-		if err != nil {
+		if err := t.registerSingle(id, t.server(command)); err != nil {
 			return err
 		}
-		t.registered = append(t.registered, id)
 	}
 	for id, h := range map[grid.HandlerID]grid.StreamHandler{
 		pipelineID: {Serve: t.servePipeline, InCapacity: inputCapacity, OutCapacity: pipelineOutput},
@@ -47,6 +45,14 @@ func (t *Transport) register() error {
 		t.registered = append(t.registered, id)
 	}
 	return nil
+}
+
+func (t *Transport) registerSingle(id grid.HandlerID, h grid.SingleHandlerContextFn) error {
+	err := t.manager.RegisterSingleHandlerContext(t.opts.FirstID+id, h, t.route()...)
+	if err == nil {
+		t.registered = append(t.registered, id)
+	}
+	return err
 }
 
 func (t *Transport) unregister() {

@@ -24,6 +24,7 @@ const (
 	timeoutNowID
 	pipelineID
 	snapshotID
+	joinID
 
 	handlerIDs // how many there are
 )
@@ -39,6 +40,7 @@ var handlerNames = [handlerIDs]string{
 	timeoutNowID: "raft timeout now",
 	pipelineID:   "raft pipeline",
 	snapshotID:   "raft snapshot",
+	joinID:       "raft join",
 }
 
 // HandlerNames names the handlers of transports with that FirstID, for ManagerOptions.HandlerNames.
@@ -52,18 +54,19 @@ func HandlerNames(first grid.HandlerID) map[grid.HandlerID]string {
 
 // Options are the options of [New]. FirstID is required, and the same on all hosts.
 type Options struct {
-	// FirstID is the first of the [HandlerIDs] consecutive handler IDs that are used. From 1 to 249.
+	// FirstID is the first of the [HandlerIDs] consecutive handler IDs that are used. From 1 to 248.
 	FirstID grid.HandlerID
 
 	// Group is the subroute of the handlers: transports of several groups on one manager have
 	// different ones and may have the same FirstID. By default they have no subroute.
 	Group string
 
-	// Timeout bounds each call, with the wait for a link where there is none, and how long a request
-	// of a pipeline waits for its answer. A snapshot has as many times Timeout as it has 256 KiB, at
-	// least one, as with [raft.NetworkTransport]. A host that is dead is noticed by the pings of its
-	// link, which takes no longer than three times ManagerOptions.PingInterval, so this is for those
-	// that live and do not answer. At least 1 ms; the default is 10 s.
+	// Timeout bounds each call, and how long a request of a pipeline waits for its answer. A
+	// snapshot has as many times Timeout as it has 256 KiB, at least one, as with
+	// [raft.NetworkTransport]. A host that is dead is noticed by the pings of its link, which takes
+	// no longer than three times ManagerOptions.PingInterval, so this is for those that live and
+	// do not answer. Where there is no link, a call has a second at most, with the wait for one. At
+	// least 1 ms; the default is 10 s.
 	Timeout time.Duration
 
 	// MaxRPCsInFlight is how many requests of a pipeline may be unanswered. With 1 there are no

@@ -846,9 +846,8 @@ func TestTransport_Addresses(t *testing.T) {
 }
 
 func TestTransport_WaitsForALink(t *testing.T) {
-	edit := func(_ int, o *gridraft.Options) { o.Timeout = 3 * time.Second }
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, 2, edit)
+		r := newRig(t, 2, nil)
 		serve(t, r.at(1), appended)
 		r.Stop(1)
 		data, args := snapshot(10)
@@ -873,7 +872,7 @@ func TestTransport_WaitsForALink(t *testing.T) {
 		for name, call := range calls {
 			start := time.Now()
 			require.ErrorIs(t, call(), context.DeadlineExceeded, name)
-			require.InDelta(t, 3*time.Second, time.Since(start), float64(100*time.Millisecond), name)
+			require.InDelta(t, time.Second, time.Since(start), float64(100*time.Millisecond), name)
 		}
 		// A host that comes back within that is called; and a closed transport waits for none.
 		done := make(chan error)
@@ -915,15 +914,24 @@ func TestPipeline_EndsWhereAHostShutsDown(t *testing.T) {
 				serve(t, r.at(1), appended)
 				p, err := r.at(0).AppendEntriesPipeline("one", r.addr(1))
 				require.NoError(t, err)
-				defer p.Close()
-				f, err := p.AppendEntries(entries(1), new(raft.AppendEntriesResponse))
-				require.NoError(t, err)
-				require.NoError(t, f.Error())
+				var leader sync.WaitGroup
+				leader.Go(func() { // as raft does
+					defer p.Close()
+					for {
+						f, err := p.AppendEntries(entries(1), new(raft.AppendEntriesResponse))
+						if err != nil {
+							assert.ErrorIs(t, err, grid.ErrDisconnected)
+							return
+						}
+						assert.NoError(t, f.Error())
+						<-p.Consumer()
+						time.Sleep(10 * time.Millisecond)
+					}
+				})
 				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 				defer cancel()
 				require.NoError(t, r.Manager(node).Shutdown(ctx), "within that")
-				_, err = p.AppendEntries(entries(1), new(raft.AppendEntriesResponse))
-				require.Error(t, err)
+				leader.Wait()
 			})
 		})
 	}
@@ -966,7 +974,7 @@ func TestOptions_OutOfBoundsAreRefused(t *testing.T) {
 		g := gridtest.New(t, 1)
 		for _, o := range []gridraft.Options{
 			{},
-			{FirstID: 250},
+			{FirstID: 249},
 			{FirstID: 1, Timeout: time.Microsecond},
 			{FirstID: 1, Timeout: -1},
 			{FirstID: 1, MaxRPCsInFlight: -1},
@@ -978,7 +986,7 @@ func TestOptions_OutOfBoundsAreRefused(t *testing.T) {
 			_, err := gridraft.New(g.Manager(0), o)
 			require.ErrorContains(t, err, "gridraft: ", "%+v", o)
 		}
-		tr, err := gridraft.New(g.Manager(0), gridraft.Options{FirstID: 249, PartSize: 32<<20 - 1})
+		tr, err := gridraft.New(g.Manager(0), gridraft.Options{FirstID: 248, PartSize: 32<<20 - 1})
 		require.NoError(t, err)
 		require.NoError(t, tr.Close())
 		// One that fails leaves nothing behind.
@@ -996,7 +1004,7 @@ func TestHandlerNames_AreThoseOfTheHandlers(t *testing.T) {
 	names := gridraft.HandlerNames(firstID)
 	require.Len(t, names, gridraft.HandlerIDs)
 	require.Equal(t, "raft heartbeat", names[firstID])
-	require.Equal(t, "raft snapshot", names[firstID+grid.HandlerID(gridraft.HandlerIDs)-1])
+	require.Equal(t, "raft join", names[firstID+grid.HandlerID(gridraft.HandlerIDs)-1])
 }
 
 // What is no request ends where it is decoded, and raft is not told.
