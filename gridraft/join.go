@@ -92,7 +92,7 @@ func (t *Transport) Join(ctx context.Context, id raft.ServerID, host string) err
 			continue
 		case errors.Is(err, raft.ErrTransportShutdown) && t.IsShutdown():
 			return err
-		case ctx.Err() == nil || last == nil:
+		case last == nil || !errors.Is(err, context.DeadlineExceeded): // that may be of ctx
 			last = cmp.Or(err, errNoLeader)
 		}
 		at = host // which may know a leader by then
