@@ -49,10 +49,23 @@ type knocking struct {
 	wanted   chan struct{} // the present pause is over; has room for one
 }
 
+// heardPause is after which time a knock is repeated that was answered well, and brought no
+// connection: the host that has answered may have ended since, and its successor not know this one.
+const heardPause = time.Minute
+
+// knockAnswer is what is to follow a knock.
+type knockAnswer uint8
+
+const (
+	knockOver  knockAnswer = iota // nothing: another knock would be answered alike
+	knockAgain                    // another one: it has not come to whom it is for, or may be answered otherwise then
+	knockHeard                    // the connection; where that does not come, another one
+)
+
 // knock asks the other side to dial, if there is no connection after the time given, or when
 // somebody wants one before. Where it is not reached, or does not know this side, it is asked again,
-// with pauses like those between attempts to dial: it may not dial by itself. knock waits for
-// nothing. While another knock is under way it ends the pause of that where after is 0, and does
+// with pauses like those between attempts to dial: it may not dial by itself. One that has said that
+// it dials is asked again after heardPause, or MaxBackoff if that is more. knock waits for nothing. While another knock is under way it ends the pause of that where after is 0, and does
 // nothing else. One that was withdrawn is not under way, though it may still be returning: the
 // connection that has withdrawn it may be gone already.
 func (c *Connection) knock(after time.Duration) {
@@ -73,11 +86,21 @@ func (c *Connection) knock(after time.Duration) {
 		if !c.opts.waitUnblocked(ctx) {
 			return
 		}
-		pauses := backoff.New(c.opts.MinBackoff, c.opts.MaxBackoff)
-		for again := true; again && k.wait(ctx, after) && !c.draining.Load(); after = pauses.Next() {
-			var err error
-			if again, err = c.sendKnock(ctx); err != nil && err != errWithdrawn {
+		rest := max(heardPause, c.opts.MaxBackoff)
+		pauses, heard := backoff.New(c.opts.MinBackoff, c.opts.MaxBackoff), backoff.New(rest, rest)
+		for k.wait(ctx, after) && !c.draining.Load() {
+			answer, err := c.sendKnock(ctx)
+			if err != nil && err != errWithdrawn {
 				c.log.Debug("grid: knock failed", "error", err)
+			}
+			switch answer {
+			case knockOver:
+				return
+			case knockAgain:
+				after = pauses.Next()
+			case knockHeard:
+				pauses.Reset()
+				after = heard.Next()
 			}
 		}
 	})
@@ -116,35 +139,38 @@ func (k *knocking) wait(ctx context.Context, d time.Duration) bool {
 	return ctx.Err() == nil
 }
 
-// sendKnock knocks. again says that this has not come to whom it is for, or that the answer may be
-// another one next time.
-func (c *Connection) sendKnock(ctx context.Context) (again bool, err error) {
+// sendKnock knocks.
+func (c *Connection) sendKnock(ctx context.Context) (knockAnswer, error) {
 	answer, err := attemptTo(ctx, c, c.post, func(wsconn.Answer, error) {})
 	if context.Cause(ctx) == errWithdrawn {
-		return false, errWithdrawn
+		return knockOver, errWithdrawn
 	}
 	if err != nil {
-		return true, err
+		return knockAgain, err
 	}
 	if answer.Status/100 == 2 {
-		return false, nil
+		return knockHeard, nil
 	}
 	err = fmt.Errorf("knock refused: %d %s: %s", answer.Status, http.StatusText(answer.Status), clip.Text(answer.Text))
 	// Others, which do not know what a knock is, say the like, but not so.
 	knows := strings.HasPrefix(answer.Text, "grid: ")
+	next := knockOver
 	switch answer.Status {
 	case http.StatusForbidden, http.StatusNotFound:
-		if again = knows; knows {
-			err = c.notAccepted(err)
+		if knows {
+			next, err = knockAgain, c.notAccepted(err)
 		}
 	case http.StatusConflict, http.StatusMisdirectedRequest:
 	default:
-		return answer.Status/100 == 5, err
+		if answer.Status/100 == 5 {
+			next = knockAgain
+		}
+		return next, err
 	}
 	if knows && c.session.Load() == nil {
 		c.stats.fault(err)
 	}
-	return again, err
+	return next, err
 }
 
 // post sends the request that is a knock.

@@ -211,7 +211,7 @@ func ExampleConnection_NewStream() {
 				if err != nil { // given up, not at its end
 					return grid.NewRemoteErr(err)
 				}
-				if err := s.Send(bytes.ToUpper(word)); err != nil {
+				if err := s.Send(ctx, bytes.ToUpper(word)); err != nil {
 					return grid.NewRemoteErr(err)
 				}
 			}
@@ -400,7 +400,7 @@ func ExampleNewStream() {
 	err := list.RegisterServe(server, func(ctx context.Context, req *grid.MSS, s *grid.TypedServerStream[grid.NoPayload, *grid.JSON[entry]]) *grid.RemoteErr {
 		for i := range 3 {
 			e := entries.NewJSONWith(&entry{Name: fmt.Sprint(req.Get("dir"), "/", i), Size: int64(i) << 10})
-			if err := s.Send(e); err != nil {
+			if err := s.Send(ctx, e); err != nil {
 				return grid.NewRemoteErr(err)
 			}
 			list.PutResponse(e)
@@ -552,7 +552,7 @@ func ExampleConnection_SingleRequest_deadline() {
 		Serve: func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
 			var err error
 			for i := 0; err == nil; i++ {
-				err = s.Send(fmt.Append(nil, "tick ", i)) // waits no more once ctx has ended
+				err = s.Send(ctx, fmt.Append(nil, "tick ", i)) // waits no more once ctx has ended
 			}
 			stopped <- err
 			return nil

@@ -217,7 +217,7 @@ func (s *fuzzStream) streamHandler() StreamHandler {
 	}
 	h.Serve = func(ctx context.Context, payload []byte, st *ServerStream) *RemoteErr {
 		return s.serve(ctx, payload, st.Recv, func(b []byte) {
-			err := st.SendContext(ctx, b)
+			err := st.Send(ctx, b)
 			s.r.quiet.pass()
 			if cause := context.Cause(ctx); err != nil && err != cause {
 				s.r.t.Errorf("stream %d: handler's send: %v; its context has ended with %v", s.i, err, cause)

@@ -223,7 +223,7 @@ func (s *session) send(done <-chan struct{}, m message, seq *sequence) error {
 }
 
 func (s *session) trySend(m message, seq *sequence) (full bool, err error) {
-	return s.sender.out.trySend(&m, seq)
+	return s.sender.trySend(&m, seq)
 }
 
 func (s *session) sendOpening(done <-chan struct{}, m message, seq *sequence, deadline time.Time) error {

@@ -67,6 +67,7 @@ type outQueue struct {
 	hint   int        // size of the last batch
 	idle   bool       // the writer waits on wake, and no token is in it; nobody writes for it
 	lone   int        // batches of one message in a row, while nothing else came; see trySendLone
+	heard  int64      // frames that had arrived when a stream's message was last alone
 	poked  bool       // the writer has something other than batches to look after
 	small  room       // for all that is sent but the next
 	large  room       // for the parts of large payloads; see sendFragments
@@ -147,17 +148,23 @@ func (q *outQueue) trySendLocked(m *message, seq *sequence) (full bool, err erro
 // trySendLone is trySend for a message that may be the only one for a while, as one of a single
 // caller is: where the last ones were, and the writer has nothing to do, it returns a batch of the
 // message alone. Whoever gets that is the writer until it has called endLone.
-func (q *outQueue) trySendLone(m *message) (lone batch, full bool, err error) {
+//
+// A caller waits for its answer before it sends again. A stream need not: more of it is expected to
+// follow at once unless something has arrived since. heard is how many frames have.
+func (q *outQueue) trySendLone(m *message, seq *sequence, heard int64) (lone batch, full bool, err error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if !q.idle || q.lone < lonely {
-		full, err = q.trySendLocked(m, nil)
+	if !q.idle || q.lone < lonely || seq != nil && q.heard == heard {
+		full, err = q.trySendLocked(m, seq)
 		return batch{}, full, err
 	}
 	q.idle = false // so nobody wakes the writer
-	if full, err = q.trySendLocked(m, nil); err != nil || full {
+	if full, err = q.trySendLocked(m, seq); err != nil || full {
 		q.idle = true
 		return batch{}, full, err
+	}
+	if seq != nil {
+		q.heard = heard
 	}
 	lone = q.batch
 	q.batch = batch{}

@@ -685,7 +685,7 @@ func TestOutQueue_LoneSenderIsTheWriter(t *testing.T) {
 		"nothing":  {meanwhile: func(*outQueue) {}},
 		"its rest": {meanwhile: func(*outQueue) {}, rest: true, wakes: true},
 		"sent": {wakes: true, meanwhile: func(q *outQueue) {
-			lone, full, err := q.trySendLone(&message{Op: opRequest})
+			lone, full, err := q.trySendLone(&message{Op: opRequest}, nil, 0)
 			require.Zero(t, lone)
 			require.False(t, full)
 			require.NoError(t, err)
@@ -699,7 +699,7 @@ func TestOutQueue_LoneSenderIsTheWriter(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				out := bytepool.Out()
 				q, woken := loneQueue(t)
-				lone, full, err := q.trySendLone(&message{Op: opRequest, Payload: make([]byte, 10*pendingLimit)})
+				lone, full, err := q.trySendLone(&message{Op: opRequest, Payload: make([]byte, 10*pendingLimit)}, nil, 0)
 				require.NoError(t, err)
 				require.False(t, full)
 				require.EqualValues(t, 1, lone.count)
@@ -728,6 +728,40 @@ func TestOutQueue_LoneSenderIsTheWriter(t *testing.T) {
 	}
 }
 
+// A stream may go on at once: only where something has arrived since its last message was alone is
+// the next one taken to be.
+func TestOutQueue_StreamIsAloneOnlyInItsTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q, woken := loneQueue(t)
+		var seq sequence
+		send := func(seq *sequence, heard int64) (alone bool) {
+			lone, full, err := q.trySendLone(&message{Op: opMuxClientMsg}, seq, heard)
+			require.NoError(t, err)
+			require.False(t, full)
+			if alone = lone.count > 0; alone {
+				lone.release()
+				q.endLone(false)
+			}
+			return alone
+		}
+		require.True(t, send(&seq, 1))
+		require.True(t, send(&seq, 2))
+		require.True(t, send(nil, 2), "a request waits for its answer")
+		require.True(t, send(&seq, 3))
+		require.False(t, send(&seq, 3))
+		require.NoError(t, <-woken)
+		takeMessages(t, q)
+		require.EqualValues(t, 4, seq.next)
+
+		seq.ended = true
+		q, _ = loneQueue(t)
+		_, _, err := q.trySendLone(&message{Op: opMuxClientMsg}, &seq, 1)
+		require.Equal(t, errSendCancelled, err)
+		require.True(t, send(nil, 1), "nobody is the writer")
+		q.poke()
+	})
+}
+
 // Where the session ends while a lone sender writes, what that has left is nobody's but the writer's.
 func TestSender_GivesBackWhatALoneOneHasLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -737,7 +771,7 @@ func TestSender_GivesBackWhatALoneOneHasLeft(t *testing.T) {
 		snd.out.lone = lonely
 		go snd.run()
 		synctest.Wait()
-		lone, _, err := snd.out.trySendLone(&message{Op: opRequest})
+		lone, _, err := snd.out.trySendLone(&message{Op: opRequest}, nil, 0)
 		require.NoError(t, err)
 		require.EqualValues(t, 1, lone.count)
 		snd.out.close(errors.New("gone"))

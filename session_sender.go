@@ -15,7 +15,9 @@ import (
 // sender is the part of a session that sends: whole or in fragments, with a wait for room or
 // without, and, on a goroutine of its own, from the queue to the websocket.
 type sender struct {
-	s *session // set once
+	// Set once.
+	s      *session
+	canTry bool // senders may write
 
 	out     outQueue
 	rest    batch         // that writeLone has not written in whole; of who is the writer
@@ -28,6 +30,7 @@ type sender struct {
 
 func (snd *sender) init(s *session) {
 	snd.s = s
+	snd.canTry = s.ws.CanTry()
 	snd.stopped = make(chan struct{})
 	crc := s.conn.crc
 	if s.caps.frameChecksum() {
@@ -113,13 +116,16 @@ func (snd *sender) send(done <-chan struct{}, m message, seq *sequence) error {
 		_, err := snd.sendFragments(done, &m, seq, time.Time{}, nil)
 		return err
 	}
+	if full, err := snd.trySend(&m, seq); !full {
+		return err
+	}
 	return snd.out.send(done, &m, seq)
 }
 
 // sendRequest queues a request, waiting for room until its deadline: that of ctx, or a timeout that
 // is not 0.
 func (snd *sender) sendRequest(ctx context.Context, c *call, m *message, timeout time.Duration) error {
-	if full, err := snd.trySend(m); !full {
+	if full, err := snd.trySend(m, nil); !full {
 		return err
 	}
 	if timeout != 0 {
@@ -153,7 +159,7 @@ func (snd *sender) sendRequest(ctx context.Context, c *call, m *message, timeout
 // It returns why the answer has not been sent, or not all of it; nil once it is queued.
 func (snd *sender) sendResponse(m *message, buf []byte, t *singleTask) (dropped error) {
 	defer func() { PutByteBuffer(buf) }()
-	if full, err := snd.trySend(m); !full {
+	if full, err := snd.trySend(m, nil); !full {
 		return err
 	}
 	charge := limit.Charge{Budget: &snd.s.conn.taken.bytes, Bytes: len(m.Payload)}
@@ -195,16 +201,15 @@ func (snd *sender) sendAnswer(m message, t *singleTask) error {
 	return snd.sendInTime(done, &m, nil, t.deadline)
 }
 
-// trySend queues m, which is not of a stream, if that takes neither fragments nor a wait. full says
-// that it does.
-func (snd *sender) trySend(m *message) (full bool, err error) {
+// trySend queues m if that takes neither fragments nor a wait. full says that it does.
+func (snd *sender) trySend(m *message, seq *sequence) (full bool, err error) {
 	if snd.isLarge(m) {
 		return true, nil
 	}
-	if !snd.s.ws.CanTry() {
-		return snd.out.trySend(m, nil)
+	if !snd.canTry {
+		return snd.out.trySend(m, seq)
 	}
-	lone, full, err := snd.out.trySendLone(m)
+	lone, full, err := snd.out.trySendLone(m, seq, snd.s.reader.frames.Load())
 	if lone.count > 0 {
 		snd.writeLone(lone)
 	}

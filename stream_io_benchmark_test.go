@@ -54,7 +54,7 @@ func BenchmarkBulk(b *testing.B) {
 		},
 		down: func(ctx context.Context, payload []byte, s *grid.ServerStream) *grid.RemoteErr {
 			for range bulkSize / len(payload) {
-				if err := s.Send(payload); err != nil {
+				if err := s.Send(ctx, payload); err != nil {
 					return grid.NewRemoteErr(err)
 				}
 			}

@@ -24,7 +24,8 @@ type StreamServeFn func(ctx context.Context, payload []byte, s *ServerStream) *R
 // ServerStream is the serving end of a stream, for a [StreamServeFn]. One goroutine may receive,
 // with Recv, RecvContext, All or Reader, while others send.
 //
-// Its methods are those of [Stream] by the same names. The end is the handler's return.
+// Its methods are those of [Stream] by the same names, but for Send, which takes a context as
+// SendContext does there: a handler has one. The end is the handler's return.
 type ServerStream struct{ serverEnd }
 
 // Recv returns the next message from the client, which is the caller's from then on; a buffer of it
@@ -58,17 +59,14 @@ func (s *ServerStream) All() iter.Seq2[[]byte, error] { return received(s.Recv) 
 // Send sends one message to the client, waiting while that has not kept up, and while the link has
 // no room. b stays the caller's, and nil arrives as empty.
 //
-// It returns nil once the message is queued, which is before it has arrived. If the stream was
-// aborted it returns the reason, as Recv does, so it does not outlast the handler's context. A
-// message above the size limit is refused with [ErrMessageTooLarge], and the stream lives on.
+// It returns nil once the message is queued, which is before it has arrived. If ctx ends first, it
+// returns the error of that, nothing was sent, and the stream lives on; a message above 64 KiB that
+// has got its credit goes on until the stream ends. If the stream was aborted it returns the reason,
+// as Recv does. A message above the size limit is refused with [ErrMessageTooLarge], and the stream
+// lives on.
 //
-// Send may be called concurrently.
-func (s *ServerStream) Send(b []byte) error { return s.send(s.m.ctx, b) }
-
-// SendContext is Send that waits no longer than ctx. If that ends first it returns the error of it,
-// nothing was sent, and the stream lives on; a message above 64 KiB that has got its credit goes on
-// until the stream ends.
-func (s *ServerStream) SendContext(ctx context.Context, b []byte) error { return s.send(ctx, b) }
+// ctx is that of the handler, or one of the caller's. Send may be called concurrently.
+func (s *ServerStream) Send(ctx context.Context, b []byte) error { return s.send(ctx, b) }
 
 // received makes an iterator of a Recv method.
 func received[T any](recv func() (T, error)) iter.Seq2[T, error] {

@@ -18,13 +18,13 @@ import (
 
 func echoServed(ctx context.Context, p *failing, s *grid.TypedServerStream[*failing, *failing]) *grid.RemoteErr {
 	if p != nil {
-		if err := s.SendContext(ctx, p); err != nil {
+		if err := s.Send(ctx, p); err != nil {
 			return grid.NewRemoteErr(err)
 		}
 	}
 	for v, err := range s.All() {
 		if err == nil {
-			err = s.SendContext(ctx, v)
+			err = s.Send(ctx, v)
 		}
 		if err != nil {
 			return grid.NewRemoteErr(err)
@@ -132,11 +132,11 @@ func TestTypedServe_SendOfTheUnencodableIsRefusedAndTheStreamLivesOn(t *testing.
 		h := newFailingStream()
 		require.NoError(t, h.RegisterServe(g.Manager(1), func(ctx context.Context, _ *failing, s *grid.TypedServerStream[*failing, *failing]) *grid.RemoteErr {
 			for _, text := range []string{marshalError, marshalPanic} {
-				if err := s.SendContext(ctx, &failing{Text: text}); err == nil || ctx.Err() != nil {
+				if err := s.Send(ctx, &failing{Text: text}); err == nil || ctx.Err() != nil {
 					return grid.NewRemoteErrf("%v", err)
 				}
 			}
-			return grid.NewRemoteErr(s.SendContext(ctx, &failing{Text: "good"}))
+			return grid.NewRemoteErr(s.Send(ctx, &failing{Text: "good"}))
 		}))
 		s, err := h.Call(t.Context(), c, newFailing())
 		require.NoError(t, err)
@@ -157,7 +157,7 @@ func TestTypedServe_RecyclesNothingByItself(t *testing.T) {
 			v := &counted{failing{times: &times}}
 			for n := range 10 {
 				v.Text = fmt.Sprint(n)
-				if err := s.SendContext(ctx, v); err != nil {
+				if err := s.Send(ctx, v); err != nil {
 					return grid.NewRemoteErr(err)
 				}
 			}
@@ -183,7 +183,7 @@ func TestTypedServe_GivesEveryBufferBack(t *testing.T) {
 		require.NoError(t, h.RegisterServe(g.Manager(1), func(ctx context.Context, p *grid.Bytes, s *grid.TypedServerStream[*grid.Bytes, *grid.Bytes]) *grid.RemoteErr {
 			for v, err := range s.All() {
 				if err == nil {
-					err = s.SendContext(ctx, v)
+					err = s.Send(ctx, v)
 				}
 				if err != nil {
 					return grid.NewRemoteErr(err)
@@ -314,7 +314,7 @@ func TestTyped_UndecodableMessageIsNoEOF(t *testing.T) {
 			require.NoError(t, h.RegisterServe(g.Manager(1), func(ctx context.Context, _ grid.NoPayload, s *grid.TypedServerStream[*endless, *endless]) *grid.RemoteErr {
 				v, err := s.Recv()
 				if err == nil {
-					return grid.NewRemoteErr(s.SendContext(ctx, v))
+					return grid.NewRemoteErr(s.Send(ctx, v))
 				}
 				served <- err
 				return nil
@@ -333,7 +333,7 @@ func TestTyped_UndecodableMessageIsNoEOF(t *testing.T) {
 
 			require.True(t, g.Manager(1).Unregister(rig.Handler))
 			require.NoError(t, h.RegisterServe(g.Manager(1), func(ctx context.Context, _ grid.NoPayload, s *grid.TypedServerStream[*endless, *endless]) *grid.RemoteErr {
-				return grid.NewRemoteErr(s.SendContext(ctx, &endless{failing{Text: text}}))
+				return grid.NewRemoteErr(s.Send(ctx, &endless{failing{Text: text}}))
 			}))
 			s = open()
 			<-s.Done() // well

@@ -221,10 +221,7 @@ func (s *TypedServerStream[Req, Resp]) All() iter.Seq2[Req, error] { return rece
 
 // Send is [ServerStream.Send]. v stays the caller's, who may give it to PutResponse. One that can't
 // be encoded is refused, and the stream lives on.
-func (s *TypedServerStream[Req, Resp]) Send(v Resp) error { return s.SendContext(s.m.ctx, v) }
-
-// SendContext is [ServerStream.SendContext]; the rest is as with Send.
-func (s *TypedServerStream[Req, Resp]) SendContext(ctx context.Context, v Resp) error {
+func (s *TypedServerStream[Req, Resp]) Send(ctx context.Context, v Resp) error {
 	b, err := encode(v)
 	if err != nil {
 		return fmt.Errorf("grid: handler %s: encoding a message: %w", s.m.handler.label, err)

@@ -234,7 +234,7 @@ func registerGridHandlers(m *grid.Manager, c config) error {
 		gridResponses: {Serve: func(ctx context.Context, payload []byte, s *grid.ServerStream) *grid.RemoteErr {
 			defer grid.PutByteBuffer(payload)
 			for range gridCountOf(payload) {
-				if err := s.Send(payload); err != nil {
+				if err := s.Send(ctx, payload); err != nil {
 					return grid.NewRemoteErr(err)
 				}
 			}
@@ -252,7 +252,7 @@ func registerGridHandlers(m *grid.Manager, c config) error {
 		gridTwoWay: {InCapacity: gridCapacity, Serve: func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
 			for b, err := range s.All() {
 				if err == nil {
-					err = s.Send(b)
+					err = s.Send(ctx, b)
 				}
 				if err != nil {
 					return grid.NewRemoteErr(err)

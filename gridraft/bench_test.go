@@ -31,6 +31,25 @@ var transports = []struct {
 	{"net", netTransports},
 }
 
+// withMemory are those and raft's own without a network: what is left of the time is not the
+// transport's.
+var withMemory = append(slices.Clone(transports), struct {
+	name string
+	make func(t testing.TB, n int) []raft.Transport
+}{"memory", memoryTransports})
+
+func memoryTransports(_ testing.TB, n int) (all []raft.Transport) {
+	for range n {
+		_, t := raft.NewInmemTransport("")
+		for _, other := range all {
+			t.Connect(other.LocalAddr(), other)
+			other.(*raft.InmemTransport).Connect(t.LocalAddr(), t)
+		}
+		all = append(all, t)
+	}
+	return all
+}
+
 // gridTransports are hosts like those of a program: a manager and an HTTP server each.
 func gridTransports(t testing.TB, n int) (all []raft.Transport) {
 	listeners, hosts := make([]net.Listener, n), make([]string, n)
@@ -123,7 +142,7 @@ func startServers(b *testing.B, trans []raft.Transport) *raft.Raft {
 // memory.
 func BenchmarkApply(b *testing.B) {
 	for _, writers := range []int{1, 8, 64} {
-		for _, tr := range transports {
+		for _, tr := range withMemory {
 			b.Run(fmt.Sprintf("writers=%d/%s", writers, tr.name), func(b *testing.B) {
 				leader := startServers(b, tr.make(b, 3))
 				command := bytes.Repeat([]byte("x"), 256)

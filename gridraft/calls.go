@@ -1,6 +1,7 @@
 package gridraft
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,134 +13,95 @@ import (
 	"github.com/gridrpc/grid"
 )
 
-// connectTime is how long a call waits for a link that is not there.
+// connectTime is what a call has that finds no link, with the wait for one. Raft waits for its calls
+// when it is shut down, and closes the transport only then.
 const connectTime = time.Second
 
-// peer is another server of the group.
-type peer struct {
-	conn    *grid.Connection
-	request grid.Requester // with the timeout
-	streams interface {
-		StartStream(ctx context.Context, id grid.HandlerID, payload []byte) (*grid.Stream, error)
+// to returns the way to a server, unless it was disconnected, and what calls to it run in.
+func (t *Transport) to(id raft.ServerID, target raft.ServerAddress) (context.Context, *grid.Caller, error) {
+	ctx := t.life.Load().ctx
+	if ctx.Err() != nil {
+		return nil, nil, context.Cause(ctx)
 	}
-}
-
-// peer returns the peer that is a server, unless it was disconnected.
-func (t *Transport) peer(id raft.ServerID, target raft.ServerAddress) (*peer, error) {
-	addr := t.address(id, target)
-	conn := t.manager.Connection(string(addr))
-	if conn == nil {
-		t.peers.Delete(addr)
-		_, err := t.manager.Lookup(string(addr))
-		return nil, fmt.Errorf("gridraft: server %s: %w", id, err)
+	conn, err := t.manager.Lookup(string(t.address(id, target)))
+	if err != nil {
+		return nil, nil, fmt.Errorf("gridraft: server %s: %w", id, err)
 	}
 	if t.cut.Load().has(conn.HostName()) {
-		return nil, fmt.Errorf("%w: %s", ErrDisconnected, addr)
+		return nil, nil, fmt.Errorf("%w: %s", ErrDisconnected, conn.HostName())
 	}
-	// A host that was removed and added again has another connection.
-	if p, ok := t.peers.Load(addr); ok && p.(*peer).conn == conn {
-		return p.(*peer), nil
+	o := grid.CallOptions{Timeout: t.opts.Timeout, WaitForLink: true}
+	if conn.State() != grid.StateConnected {
+		o.Timeout = min(connectTime, o.Timeout)
 	}
-	p := &peer{conn: conn, request: conn.WithTimeout(t.opts.Timeout), streams: conn}
 	if t.opts.Group != "" {
-		sub := conn.Subroute(t.opts.Group)
-		p.request, p.streams = sub.WithTimeout(t.opts.Timeout), sub
+		return ctx, conn.Subroute(t.opts.Group).With(o), nil
 	}
-	t.peers.Store(addr, p)
-	return p, nil
+	return ctx, conn.With(o), nil
 }
 
-// connected waits for the link, for a while.
-func (t *Transport) connected(ctx context.Context, p *peer) error {
-	if p.conn.State() == grid.StateConnected {
+// begin is to, and encodes a request.
+func (t *Transport) begin(e *encoder, id raft.ServerID, target raft.ServerAddress, args any) (ctx context.Context, to *grid.Caller, b []byte, err error) {
+	if ctx, to, err = t.to(id, target); err == nil {
+		b, err = e.encode(args)
+	}
+	return ctx, to, b, err
+}
+
+// failed is the error of a call, nil if it has none.
+func failed(id grid.HandlerID, target raft.ServerAddress, err error) error {
+	if err == nil {
 		return nil
-	}
-	ctx, cancel := context.WithTimeout(ctx, min(connectTime, t.opts.Timeout))
-	defer cancel()
-	return p.conn.WaitForConnect(ctx)
-}
-
-// failed is the error of a call that ran in ctx: why that has ended, if it has.
-func failed(ctx context.Context, id grid.HandlerID, target raft.ServerAddress, err error) error {
-	if cause := context.Cause(ctx); cause != nil {
-		err = cause
-	}
-	if err == raft.ErrTransportShutdown {
-		return err // which some compare
 	}
 	return fmt.Errorf("gridraft: %s to %s: %w", handlerNames[id], target, err)
 }
 
 // call makes a single request.
 func (t *Transport) call(id grid.HandlerID, server raft.ServerID, target raft.ServerAddress, args, resp any) error {
-	ctx := t.life.Load().ctx
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	p, err := t.peer(server, target)
-	if err != nil {
-		return err
-	}
 	e := getEncoder()
 	defer e.put()
-	b, err := e.encode(args)
+	ctx, to, b, err := t.begin(e, server, target, args)
 	if err != nil {
 		return err
 	}
-	if err := t.connected(ctx, p); err != nil {
-		return failed(ctx, id, target, err)
-	}
 	if len(b) > t.opts.PartSize {
-		return t.callInParts(ctx, p, target, b, resp)
+		return failed(id, target, t.callInParts(ctx, to, b, resp))
 	}
-	answer, err := p.request.SingleRequest(ctx, t.opts.FirstID+id, b)
-	if err != nil {
-		return failed(ctx, id, target, err)
+	answer, err := to.SingleRequest(ctx, t.opts.FirstID+id, b)
+	if err == nil {
+		err = decodeMessage(answer, resp)
 	}
-	err = decodeAnswer(answer, resp)
-	grid.PutByteBuffer(answer)
-	return err
+	return failed(id, target, err)
 }
 
 // callInParts is a pipeline of one request.
-func (t *Transport) callInParts(ctx context.Context, p *peer, target raft.ServerAddress, b []byte, resp any) error {
+func (t *Transport) callInParts(ctx context.Context, to *grid.Caller, b []byte, resp any) error {
 	if len(b) > t.opts.MaxRequestSize {
-		return fmt.Errorf("%w: %d bytes to %s", ErrRequestTooLarge, len(b), target)
+		return fmt.Errorf("%w: %d bytes", ErrRequestTooLarge, len(b))
 	}
 	ctx, cancel := context.WithTimeout(ctx, t.opts.Timeout)
 	defer cancel()
-	stream, err := p.streams.StartStream(ctx, t.opts.FirstID+pipelineID, nil)
+	stream, err := to.StartStream(ctx, t.opts.FirstID+pipelineID, nil)
 	if err != nil {
-		return failed(ctx, appendID, target, err)
+		return err
 	}
 	_ = sendParts(stream.Send, b, t.opts.PartSize) // the stream's end says why
-	return answered(ctx, stream, appendID, target, resp)
+	return answered(ctx, stream, resp)
 }
 
-var errNoAnswer = errors.New("gridraft: stream ended without an answer")
-
-// answered ends the input of a stream, and decodes its one answer.
-func answered(ctx context.Context, stream *grid.Stream, id grid.HandlerID, target raft.ServerAddress, resp any) error {
-	stream.CloseSend()
-	var (
-		answer error
-		got    bool
-	)
-	err := stream.Results(func(b []byte) error {
-		if !got {
-			got, answer = true, decodeAnswer(b, resp)
-		}
-		grid.PutByteBuffer(b)
-		return nil
-	})
-	if err == nil && !got {
-		err = errNoAnswer
+// answered takes the one answer of a stream, and ends it.
+func answered(ctx context.Context, stream *grid.Stream, resp any) error {
+	b, err := stream.Recv()
+	if err == io.EOF {
+		return errNoAnswer
+	} else if err != nil {
+		return err
 	}
-	if err != nil {
-		return failed(ctx, id, target, err)
-	}
-	return answer
+	err = decodeMessage(b, resp)
+	return cmp.Or(stream.Finish(ctx), err)
 }
+
+var errNoAnswer = errors.New("the stream has ended without an answer")
 
 // AppendEntries implements [raft.Transport].
 func (t *Transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
@@ -177,53 +139,22 @@ const timeoutScale = raft.DefaultTimeoutScale
 // InstallSnapshot implements [raft.Transport]. It sends args.Size bytes of data, and fails if there
 // are less.
 func (t *Transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
-	ctx := t.life.Load().ctx
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	p, err := t.peer(id, target)
-	if err != nil {
-		return err
-	}
 	e := getEncoder()
 	defer e.put()
-	b, err := e.encode(args)
+	ctx, to, b, err := t.begin(e, id, target, args)
 	if err != nil {
 		return err
 	}
-	if err := t.connected(ctx, p); err != nil {
-		return failed(ctx, snapshotID, target, err)
-	}
-	timeout := t.opts.Timeout * time.Duration(max(1, args.Size/timeoutScale))
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, t.opts.Timeout*time.Duration(max(1, args.Size/timeoutScale)))
 	defer cancel()
-	ctx, giveUp := context.WithCancelCause(ctx)
-	defer giveUp(nil)
-	stream, err := p.streams.StartStream(ctx, t.opts.FirstID+snapshotID, b)
+	stream, err := to.StartStream(ctx, t.opts.FirstID+snapshotID, b)
 	if err != nil {
-		return failed(ctx, snapshotID, target, err)
+		return failed(snapshotID, target, err)
 	}
-	if err := t.sendSnapshot(stream, args.Size, data); err != nil {
-		giveUp(fmt.Errorf("read the snapshot: %w", err)) // its end tells of the cause
+	w := stream.Writer(ctx)
+	if _, err = io.CopyN(w, data, args.Size); err == io.EOF {
+		err = io.ErrUnexpectedEOF
 	}
-	return answered(ctx, stream, snapshotID, target, resp)
-}
-
-// sendSnapshot returns errors of data only: those of the stream are told by its end.
-func (t *Transport) sendSnapshot(stream *grid.Stream, size int64, data io.Reader) error {
-	buf := make([]byte, min(int64(t.opts.PartSize), size))
-	for size > 0 {
-		n := int(min(int64(len(buf)), size))
-		if _, err := io.ReadFull(data, buf[:n]); err != nil {
-			if err == io.EOF {
-				err = io.ErrUnexpectedEOF
-			}
-			return err
-		}
-		if stream.Send(buf[:n]) != nil {
-			return nil
-		}
-		size -= int64(n)
-	}
-	return nil
+	_ = w.CloseWithError(err) // the stream's end tells of it
+	return failed(snapshotID, target, answered(ctx, stream, resp))
 }

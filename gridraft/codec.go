@@ -1,14 +1,12 @@
 package gridraft
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"sync"
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
-	"github.com/hashicorp/raft"
 
 	"github.com/gridrpc/grid"
 )
@@ -53,41 +51,29 @@ func (e *encoder) encode(v any) ([]byte, error) {
 	return e.buf[:len(e.buf)-1], nil
 }
 
-// encodeAnswer returns an answer in a buffer that is the caller's: the text of the error, empty for
-// none, and the response, as with raft.NetworkTransport.
-func encodeAnswer(r raft.RPCResponse) ([]byte, error) {
+// encodeMessage returns the encoding of v in a buffer that is the caller's.
+func encodeMessage(v any) ([]byte, error) {
 	e := getEncoder()
 	defer e.put()
-	text := ""
-	if r.Error != nil {
-		text = r.Error.Error()
-	}
-	b, err := e.encode(text)
+	b, err := e.encode(v)
 	if err != nil {
 		return nil, err
 	}
-	answer := append(grid.GetByteBuffer(), b...)
-	if b, err = e.encode(r.Response); err != nil {
-		grid.PutByteBuffer(answer)
-		return nil, err
-	}
-	return append(answer, b...), nil
+	return append(grid.GetByteBuffer(), b...), nil
 }
 
 var decoders = sync.Pool{New: func() any { return codec.NewDecoderBytes([]byte{}, handle) }}
 
-// decode decodes b, of which nothing is kept, into values. What is left over is an error.
-func decode(b []byte, values ...any) error {
+// decode decodes b, of which nothing is kept, into v. What is left over is an error.
+func decode(b []byte, v any) error {
 	d := decoders.Get().(*codec.Decoder)
 	defer decoders.Put(d)
 	if b == nil {
 		b = []byte{} // else it would be the message before
 	}
 	d.ResetBytes(b)
-	for _, v := range values {
-		if err := d.Decode(v); err != nil {
-			return fmt.Errorf("gridraft: decode: %w", err)
-		}
+	if err := d.Decode(v); err != nil {
+		return fmt.Errorf("gridraft: decode: %w", err)
 	}
 	if n := d.NumBytesRead(); n != len(b) {
 		return fmt.Errorf("gridraft: decode: %d bytes too many", len(b)-n)
@@ -95,16 +81,10 @@ func decode(b []byte, values ...any) error {
 	return nil
 }
 
-// decodeAnswer decodes an answer into resp, and returns the error that is in it.
-func decodeAnswer(b []byte, resp any) error {
-	var text string
-	if err := decode(b, &text, resp); err != nil {
-		return err
-	}
-	if text != "" {
-		return grid.NewRemoteErrString(text)
-	}
-	return nil
+// decodeMessage is decode that owns b.
+func decodeMessage(b []byte, v any) error {
+	defer grid.PutByteBuffer(b)
+	return decode(b, v)
 }
 
 // A message of a pipeline ends with a byte that says whether the request goes on in the next.
@@ -140,84 +120,36 @@ type partReader struct {
 
 // next decodes the next request into v. It returns io.EOF where there is none.
 func (p *partReader) next(v any) error {
-	msg, rest, more, err := p.part()
+	whole, more, err := p.part(nil)
+	for more && err == nil {
+		if whole, more, err = p.part(whole); err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+	}
 	if err != nil {
 		return err
 	}
-	if !more {
-		err := decode(rest, v)
-		grid.PutByteBuffer(msg)
-		return err
-	}
-	r := &joinedParts{from: p, msg: msg, rest: rest, more: true, left: p.max - len(rest)}
-	br := bufio.NewReader(r) // the decoder asks for single bytes
-	err = codec.NewDecoder(br, handle).Decode(v)
-	switch {
-	case r.err != nil && r.err != io.EOF:
-		return r.err // rather than what the decoder makes of it
-	case err != nil:
-		return fmt.Errorf("gridraft: decode: %w", err)
-	}
-	if n, err := io.Copy(io.Discard, br); err != nil {
-		return err
-	} else if n > 0 {
-		return fmt.Errorf("gridraft: decode: %d bytes too many", n)
-	}
-	return nil
+	return decodeMessage(whole, v)
 }
 
-// part returns a message, what is of the request in it, and whether there is more.
-func (p *partReader) part() (msg, part []byte, more bool, err error) {
-	if msg, err = p.recv(); err != nil {
-		return nil, nil, false, err
+// part adds a message to what there is of a request, and reports whether there is more.
+func (p *partReader) part(before []byte) (b []byte, more bool, err error) {
+	msg, err := p.recv()
+	if err != nil {
+		return nil, false, err
 	}
 	last := len(msg) - 1
-	if last < 0 || msg[last] > morePart || (last == 0 && msg[last] == morePart) {
-		return nil, nil, false, errBadPart
+	switch {
+	case last < 0 || msg[last] > morePart || last == 0 && msg[last] == morePart:
+		return nil, false, errBadPart
+	case len(before)+last > p.max:
+		return nil, false, ErrRequestTooLarge
 	}
-	if last > p.max {
-		return nil, nil, false, ErrRequestTooLarge
+	more = msg[last] == morePart
+	if before == nil {
+		return msg[:last], more, nil
 	}
-	return msg, msg[:last], msg[last] == morePart, nil
-}
-
-// joinedParts reads a request that came in several messages, as they arrive.
-type joinedParts struct {
-	from      *partReader
-	msg, rest []byte // the message, and what is to be read of it
-	more      bool
-	left      int // bytes that there may still be
-	err       error
-}
-
-func (j *joinedParts) Read(b []byte) (int, error) {
-	for len(j.rest) == 0 {
-		if err := j.advance(); err != nil {
-			return 0, err
-		}
-	}
-	n := copy(b, j.rest)
-	j.rest = j.rest[n:]
-	return n, nil
-}
-
-// advance goes on to the next message.
-func (j *joinedParts) advance() error {
-	if j.err != nil {
-		return j.err
-	}
-	grid.PutByteBuffer(j.msg)
-	j.msg = nil
-	if !j.more {
-		j.err = io.EOF
-		return j.err
-	}
-	j.msg, j.rest, j.more, j.err = j.from.part()
-	if j.err == io.EOF {
-		j.err = io.ErrUnexpectedEOF
-	}
-	if j.left -= len(j.rest); j.left < 0 && j.err == nil {
-		j.err = ErrRequestTooLarge
-	}
-	return j.err
+	before = append(before, msg[:last]...)
+	grid.PutByteBuffer(msg)
+	return before, more, nil
 }

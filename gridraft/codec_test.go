@@ -2,7 +2,6 @@ package gridraft
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -28,16 +27,16 @@ func TestDecode_KeepsNothingOfTheMessage(t *testing.T) {
 }
 
 func TestDecode_RefusesWhatIsLeftOver(t *testing.T) {
-	answer, err := encodeAnswer(raft.RPCResponse{Response: &raft.AppendEntriesResponse{Term: 3}, Error: errors.New("text")})
+	b, err := encodeMessage(&raft.AppendEntriesResponse{Term: 3})
 	require.NoError(t, err)
 	var resp raft.AppendEntriesResponse
-	require.EqualError(t, decodeAnswer(answer, &resp), "text")
+	require.NoError(t, decode(b, &resp))
 	require.EqualValues(t, 3, resp.Term)
-	require.ErrorContains(t, decodeAnswer(append(answer, 0), &resp), "1 bytes too many")
-	for n := range answer {
-		require.ErrorContains(t, decodeAnswer(answer[:n], &resp), "gridraft: decode: ")
+	require.ErrorContains(t, decode(append(b, 0), &resp), "1 bytes too many")
+	for n := range b {
+		require.ErrorContains(t, decode(b[:n], &resp), "gridraft: decode: ")
 	}
-	require.Error(t, decodeAnswer(nil, &resp))
+	require.Error(t, decode(nil, &resp))
 }
 
 // parted returns the messages of a request, and how they are received.

@@ -8,8 +8,10 @@
 //	r, err := raft.NewRaft(conf, fsm, logs, stable, snaps, trans)
 //
 // The address of a server, in raft's configuration, is the base URL of its host. So a server can
-// be called that is among the hosts of the manager, and no other: who adds a voter adds the host
-// first, and who removes a server may remove the host when raft has.
+// be called that is among the hosts of the manager, and no other. A new server that knows one of
+// the others gets in by [Transport.Join], where these have an AcceptHost and [Transport.ServeJoin].
+// Otherwise who adds a voter adds the host first. Who removes a server may remove the host when raft
+// has.
 //
 // # What goes how
 //

@@ -2,9 +2,10 @@ package gridraft
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -12,41 +13,32 @@ import (
 	"github.com/gridrpc/grid"
 )
 
-// AppendEntriesPipeline implements [raft.Transport]: a pipeline is a stream.
+// AppendEntriesPipeline implements [raft.Transport]: a pipeline is a stream. It must be closed.
 func (t *Transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
 	if t.opts.MaxRPCsInFlight == 1 {
 		return nil, raft.ErrPipelineReplicationNotSupported
 	}
-	ctx := t.life.Load().ctx
-	if ctx.Err() != nil {
-		return nil, context.Cause(ctx)
-	}
-	to, err := t.peer(id, target)
+	ctx, to, err := t.to(id, target)
 	if err != nil {
 		return nil, err
 	}
-	if err := t.connected(ctx, to); err != nil {
-		return nil, failed(ctx, pipelineID, target, err)
+	ctx, cancel := context.WithCancelCause(ctx)
+	stream, err := to.StartStream(ctx, t.opts.FirstID+pipelineID, nil)
+	if err != nil {
+		cancel(nil)
+		return nil, failed(pipelineID, target, err)
 	}
 	p := &pipeline{
 		opts:   &t.opts,
 		target: target,
+		stream: stream,
+		cancel: cancel,
+		late:   time.AfterFunc(t.opts.Timeout, func() { cancel(ErrTimeout) }),
+		sent:   make(chan *future, t.opts.MaxRPCsInFlight-1),
 		done:   make(chan raft.AppendFuture, t.opts.MaxRPCsInFlight),
-		room:   make(chan struct{}, 1),
-		ended:  make(chan struct{}),
-		closed: make(chan struct{}),
 	}
-	p.ctx, p.cancel = context.WithCancelCause(ctx)
-	opening := time.AfterFunc(t.opts.Timeout, p.giveUp)
-	p.stream, err = to.streams.StartStream(p.ctx, t.opts.FirstID+pipelineID, nil)
-	opening.Stop()
-	if err != nil {
-		err = failed(p.ctx, pipelineID, target, err)
-		p.cancel(nil)
-		return nil, err
-	}
-	p.timer = time.AfterFunc(t.opts.Timeout, p.giveUp)
-	p.timer.Stop()
+	p.late.Stop()
+	p.open, p.close = context.WithCancel(context.Background())
 	go p.receive()
 	return p, nil
 }
@@ -57,190 +49,134 @@ type pipeline struct {
 	opts   *Options
 	target raft.ServerAddress
 	stream *grid.Stream
-	ctx    context.Context // of the stream
-	cancel context.CancelCauseFunc
-	timer  *time.Timer            // gives up
-	done   chan raft.AppendFuture // to the consumer
-	room   chan struct{}          // holds a token when there may be room for another
-	ended  chan struct{}          // closed with the stream
-	closed chan struct{}          // by Close
+	cancel context.CancelCauseFunc // of the stream
+	late   *time.Timer             // ends the stream when an answer takes too long
+	sent   chan *future            // to receive, in the order of their answers
+	done   chan raft.AppendFuture  // to the consumer
+	open   context.Context         // until Close
+	close  context.CancelFunc
 
-	// sending is held while a request is sent, so that its parts stay together. It is not mu, because
-	// it may last.
+	// sending is held while a request is sent, so that its parts stay together, and until it is in
+	// sent. It is not mu, because it may last.
 	sending sync.Mutex
 
-	mu         sync.Mutex
-	flight     []*future // sent, and not answered
-	delivering bool      // receive waits for the consumer, not for the peer
-	isClosed   bool
-	err        error // why the stream has ended
+	mu      sync.Mutex // guards awaited, and changes of late
+	awaited int        // answers
 }
 
-func (p *pipeline) giveUp() { p.cancel(ErrTimeout) }
+// errDraining has raft leave the pipeline and close it, so that the host's shutdown need not wait.
+var errDraining = fmt.Errorf("%w: one of the hosts is shutting down", grid.ErrDisconnected)
 
 // AppendEntries implements [raft.AppendPipeline].
 func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
-	f := &future{start: time.Now(), args: args, resp: resp, done: make(chan struct{})}
-	if err := p.send(f); err != nil {
-		return nil, err
-	}
-	// What raft appends while this waits goes with the next request, as one.
-	for waited := false; ; waited = true {
-		p.mu.Lock()
-		full, closed, err := len(p.flight) >= p.opts.MaxRPCsInFlight, p.isClosed, p.err
-		p.mu.Unlock()
-		switch {
-		case closed:
-			return nil, raft.ErrPipelineShutdown
-		case err != nil:
-			return nil, err
-		case !full:
-			if waited {
-				p.makeRoom() // for another that waits, as the token may have stood for two
-			}
-			return f, nil
-		}
-		select {
-		case <-p.room:
-		case <-p.ended:
-		case <-p.closed:
-		}
-	}
-}
-
-func (p *pipeline) send(f *future) error {
-	e := getEncoder()
-	defer e.put()
-	b, err := e.encode(f.args)
-	if err != nil {
-		return err
-	}
-	if len(b) > p.opts.MaxRequestSize {
-		return fmt.Errorf("%w: %d bytes to %s", ErrRequestTooLarge, len(b), p.target)
-	}
-	p.sending.Lock()
-	defer p.sending.Unlock()
-	if err := p.begin(f); err != nil {
-		return err
-	}
-	if err := sendParts(p.stream.Send, b, p.opts.PartSize); err != nil {
-		p.cancel(err) // if it has not ended: the rest would be taken for another request
-		<-p.ended
-		return p.endError()
-	}
-	return nil
-}
-
-// begin adds a request to those under way, before it can be answered.
-func (p *pipeline) begin(f *future) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	switch {
-	case p.isClosed:
-		return raft.ErrPipelineShutdown
-	case p.err != nil:
-		return p.err
-	}
-	p.flight = append(p.flight, f)
-	if len(p.flight) == 1 && !p.delivering {
-		p.timer.Reset(p.opts.Timeout)
-	}
-	return nil
-}
-
-func (p *pipeline) endError() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.isClosed {
-		return raft.ErrPipelineShutdown
-	}
-	return p.err
-}
-
-var (
-	errUnasked = errors.New("gridraft: answer to no request")
-	errNoMore  = errors.New("gridraft: the peer has ended the pipeline")
-)
-
-// receive takes answers until the stream ends.
-func (p *pipeline) receive() {
-	err := p.stream.Results(p.answer)
-	if cause := context.Cause(p.ctx); cause != nil {
-		err = cause
-	} else if err == nil {
-		err = errNoMore
-	}
-	if err != raft.ErrTransportShutdown {
-		err = fmt.Errorf("gridraft: %s to %s: %w", handlerNames[pipelineID], p.target, err)
-	}
-	p.cancel(nil)
-	p.mu.Lock()
-	p.err = err
-	p.timer.Stop()
-	left := p.flight
-	p.flight = nil
-	p.mu.Unlock()
-	for _, f := range left {
-		f.respond(err)
-	}
-	close(p.ended)
-	for _, f := range left {
-		p.deliver(f)
-	}
-}
-
-// answer takes one.
-func (p *pipeline) answer(b []byte) error {
-	defer grid.PutByteBuffer(b)
-	p.mu.Lock()
-	if p.isClosed {
-		p.mu.Unlock()
-		return nil // of a request that Close has ended
-	}
-	if len(p.flight) == 0 {
-		p.mu.Unlock()
-		return errUnasked
-	}
-	f := p.flight[0]
-	p.mu.Unlock()
-
-	err := decodeAnswer(b, f.resp)
-
-	p.mu.Lock()
-	if p.isClosed {
-		p.mu.Unlock()
-		return nil
-	}
-	p.flight = p.flight[1:]
-	p.delivering = true
-	p.timer.Stop()
-	p.mu.Unlock()
-	f.respond(err)
-	p.makeRoom()
-	p.deliver(f)
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.delivering = false
-	if len(p.flight) > 0 && !p.isClosed {
-		p.timer.Reset(p.opts.Timeout)
-	}
-	return nil
-}
-
-// makeRoom has one that waits for room look.
-func (p *pipeline) makeRoom() {
 	select {
-	case p.room <- struct{}{}:
+	case <-p.stream.Draining():
+		return nil, p.failed(errDraining)
 	default:
 	}
+	f := &future{start: time.Now(), args: args, resp: resp, done: make(chan struct{}), closed: p.open.Done()}
+	p.sending.Lock()
+	defer p.sending.Unlock()
+	if err := p.send(args); err != nil {
+		return nil, err
+	}
+	// While as many as may be are unanswered this waits. What raft appends meanwhile goes with the
+	// next request, as one.
+	select {
+	case p.sent <- f:
+		return f, nil
+	case <-p.open.Done():
+		return nil, raft.ErrPipelineShutdown
+	}
 }
 
-// deliver hands a request that is over to the consumer.
-func (p *pipeline) deliver(f *future) {
+func (p *pipeline) send(args *raft.AppendEntriesRequest) error {
+	e := getEncoder()
+	defer e.put()
+	b, err := e.encode(args)
+	switch {
+	case err != nil:
+		return err
+	case len(b) > p.opts.MaxRequestSize:
+		return fmt.Errorf("%w: %d bytes to %s", ErrRequestTooLarge, len(b), p.target)
+	}
+	p.await(1)
+	// Of a request that is not sent whole, the end of the stream is all that follows.
+	err = sendParts(func(b []byte) error { return p.stream.SendContext(p.open, b) }, b, p.opts.PartSize)
+	if err != nil && p.open.Err() != nil {
+		return raft.ErrPipelineShutdown
+	}
+	return p.failed(err)
+}
+
+// failed is the error of a request, nil if it has none.
+func (p *pipeline) failed(err error) error {
+	if err == io.EOF {
+		err = errNoAnswer
+	}
+	return failed(pipelineID, p.target, err)
+}
+
+// await counts answers that are to come. While there are any, one has to come in time.
+func (p *pipeline) await(answers int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.awaited += answers; p.awaited > 0 {
+		p.late.Reset(p.opts.Timeout)
+	} else {
+		p.late.Stop()
+	}
+}
+
+// receive takes the answers, until Close.
+func (p *pipeline) receive() {
+	defer p.cancel(nil)
+	for {
+		b, err := p.stream.Recv()
+		if err == nil {
+			p.await(-1)
+		}
+		select {
+		case f := <-p.sent:
+			p.answer(f, b, err)
+		case <-p.open.Done():
+			p.finish()
+			return
+		}
+	}
+}
+
+// answer ends a request, and hands it to the consumer.
+func (p *pipeline) answer(f *future, b []byte, err error) {
+	if f.claim() {
+		if err == nil {
+			err = decodeMessage(b, f.resp)
+		}
+		f.respond(p.failed(err))
+	}
 	select {
 	case p.done <- f:
-	case <-p.closed:
+		return
+	default:
 	}
+	// It is the consumer that takes its time: what has been answered meanwhile waits in the stream.
+	p.await(-unlimited)
+	select {
+	case p.done <- f:
+	case <-p.open.Done():
+	}
+	p.await(unlimited)
+}
+
+// unlimited is more answers than are ever awaited.
+const unlimited = 1 << 30
+
+// finish ends the stream behind what was sent.
+func (p *pipeline) finish() {
+	ctx, cancel := context.WithTimeout(context.Background(), p.opts.Timeout)
+	defer cancel()
+	_ = p.stream.Finish(ctx)
+	p.late.Stop()
 }
 
 // Consumer implements [raft.AppendPipeline].
@@ -250,41 +186,28 @@ func (p *pipeline) Consumer() <-chan raft.AppendFuture { return p.done }
 // what was sent still arrives: raft closes a pipeline right after the last entries for a server that
 // leaves.
 func (p *pipeline) Close() error {
-	p.mu.Lock()
-	if p.isClosed {
-		p.mu.Unlock()
+	if p.open.Err() != nil {
 		return nil
 	}
-	p.isClosed = true
-	close(p.closed)
-	left := p.flight
-	p.flight = nil
-	p.mu.Unlock()
-	for _, f := range left {
-		f.respond(raft.ErrPipelineShutdown)
-	}
-	if !p.sending.TryLock() {
-		p.cancel(raft.ErrPipelineShutdown) // a request half sent
-		return nil
-	}
-	defer p.sending.Unlock()
-	p.stream.CloseSend()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.err == nil {
-		p.timer.Reset(p.opts.Timeout)
-	}
+	p.close()
+	p.await(1)              // the end of the stream, with which receive ends
+	go p.stream.CloseSend() // may have to wait for the link
 	return nil
 }
 
 // future is a request of a pipeline.
 type future struct {
-	start time.Time
-	args  *raft.AppendEntriesRequest
-	resp  *raft.AppendEntriesResponse
-	done  chan struct{}
-	err   error // set before done is closed
+	start  time.Time
+	args   *raft.AppendEntriesRequest
+	resp   *raft.AppendEntriesResponse
+	closed <-chan struct{} // with the pipeline
+	over   atomic.Bool     // somebody is to respond
+	done   chan struct{}   // closed by respond
+	err    error           // set before that
 }
+
+// claim reports whether the caller is the one to respond.
+func (f *future) claim() bool { return !f.over.Swap(true) }
 
 func (f *future) respond(err error) {
 	f.err = err
@@ -293,7 +216,14 @@ func (f *future) respond(err error) {
 
 // Error implements [raft.Future].
 func (f *future) Error() error {
-	<-f.done
+	select {
+	case <-f.done:
+	case <-f.closed:
+		if f.claim() {
+			f.respond(raft.ErrPipelineShutdown)
+		}
+		<-f.done
+	}
 	return f.err
 }
 

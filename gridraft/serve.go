@@ -30,11 +30,9 @@ func (t *Transport) register() error {
 		preVoteID:    func() any { return new(raft.RequestPreVoteRequest) },
 		timeoutNowID: func() any { return new(raft.TimeoutNowRequest) },
 	} {
-		err := t.manager.RegisterSingleHandlerContext(t.opts.FirstID+id, t.server(command), t.route()...)
-		if err != nil {
+		if err := t.registerSingle(id, t.server(command)); err != nil {
 			return err
 		}
-		t.registered = append(t.registered, id)
 	}
 	for id, h := range map[grid.HandlerID]grid.StreamHandler{
 		pipelineID: {Serve: t.servePipeline, InCapacity: inputCapacity, OutCapacity: pipelineOutput},
@@ -47,6 +45,14 @@ func (t *Transport) register() error {
 		t.registered = append(t.registered, id)
 	}
 	return nil
+}
+
+func (t *Transport) registerSingle(id grid.HandlerID, h grid.SingleHandlerContextFn) error {
+	err := t.manager.RegisterSingleHandlerContext(t.opts.FirstID+id, h, t.route()...)
+	if err == nil {
+		t.registered = append(t.registered, id)
+	}
+	return err
 }
 
 func (t *Transport) unregister() {
@@ -66,19 +72,29 @@ func (t *Transport) route() []string {
 // server makes the handler of single requests that are decoded into what command returns.
 func (t *Transport) server(command func() any) grid.SingleHandlerContextFn {
 	return func(ctx context.Context, payload []byte) ([]byte, *grid.RemoteErr) {
-		life, err := t.admit(ctx)
-		if err != nil {
-			return nil, grid.NewRemoteErr(err)
-		}
 		c := command()
-		err = decode(payload, c)
-		grid.PutByteBuffer(payload)
+		answer, err := t.answer(ctx, payload, c, nil)
 		if err != nil {
 			return nil, grid.NewRemoteErr(err)
 		}
-		answer, err := t.process(ctx, life, c, nil)
-		return answer, grid.NewRemoteErr(err)
+		b, err := encodeMessage(answer)
+		return b, grid.NewRemoteErr(err)
 	}
+}
+
+// answer has raft answer the request that a handler was called with. It owns payload.
+func (t *Transport) answer(ctx context.Context, payload []byte, command any, data io.Reader) (any, error) {
+	life, err := t.admit(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := decodeMessage(payload, command); err != nil {
+		return nil, err
+	}
+	if c, ok := command.(*raft.InstallSnapshotRequest); ok {
+		data = io.LimitReader(data, c.Size) // whatever else is sent
+	}
+	return t.process(ctx, life, command, data)
 }
 
 // admit returns the life that a handler runs in, unless its caller is disconnected.
@@ -93,7 +109,7 @@ func (t *Transport) admit(ctx context.Context) (context.Context, error) {
 }
 
 // process has raft answer a command, until ctx ends, which is the handler's, or life.
-func (t *Transport) process(ctx, life context.Context, command any, reader io.Reader) ([]byte, error) {
+func (t *Transport) process(ctx, life context.Context, command any, reader io.Reader) (any, error) {
 	if err := check(command); err != nil {
 		return nil, err
 	}
@@ -116,7 +132,7 @@ func (t *Transport) process(ctx, life context.Context, command any, reader io.Re
 	}
 	select {
 	case r := <-answer:
-		return encodeAnswer(r)
+		return r.Response, r.Error
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	case <-life.Done():
@@ -155,59 +171,31 @@ func (t *Transport) appendAll(ctx, life context.Context, s *grid.ServerStream) e
 		if err != nil {
 			return err
 		}
-		err = s.SendContext(ctx, answer)
-		grid.PutByteBuffer(answer)
-		if err != nil {
+		if err := send(ctx, s, answer); err != nil {
 			return err
 		}
 	}
 }
 
-// serveSnapshot has raft install a snapshot.
+// send sends an answer by a stream.
+func send(ctx context.Context, s *grid.ServerStream, answer any) error {
+	e := getEncoder()
+	defer e.put()
+	b, err := e.encode(answer)
+	if err != nil {
+		return err
+	}
+	return s.Send(ctx, b)
+}
+
+// serveSnapshot has raft install a snapshot. Once it has returned, what reads that gets an error.
 func (t *Transport) serveSnapshot(ctx context.Context, payload []byte, s *grid.ServerStream) *grid.RemoteErr {
-	life, err := t.admit(ctx)
-	if err != nil {
-		return grid.NewRemoteErr(err)
-	}
 	command := new(raft.InstallSnapshotRequest)
-	err = decode(payload, command)
-	grid.PutByteBuffer(payload)
-	if err != nil {
-		return grid.NewRemoteErr(err)
+	answer, err := t.answer(ctx, payload, command, s.Reader())
+	if err == nil {
+		err = send(ctx, s, answer)
 	}
-	answer, err := t.process(ctx, life, command, &snapshotReader{stream: s, left: command.Size})
-	if err != nil {
-		return grid.NewRemoteErr(err)
-	}
-	return grid.NewRemoteErr(s.SendContext(ctx, answer))
-}
-
-// snapshotReader reads a snapshot. Once the handler has returned it returns an error.
-type snapshotReader struct {
-	stream    *grid.ServerStream
-	msg, rest []byte // the message, and what is to be read of it
-	left      int64  // of the snapshot
-	err       error
-}
-
-func (r *snapshotReader) Read(b []byte) (int, error) {
-	for len(r.rest) == 0 {
-		if r.left <= 0 {
-			return 0, io.EOF
-		}
-		if r.err != nil {
-			return 0, r.err
-		}
-		grid.PutByteBuffer(r.msg)
-		if r.msg, r.err = r.stream.Recv(); r.err == io.EOF {
-			r.err = io.ErrUnexpectedEOF
-		}
-		r.rest = r.msg[:min(int64(len(r.msg)), r.left)]
-	}
-	n := copy(b, r.rest)
-	r.rest = r.rest[n:]
-	r.left -= int64(n)
-	return n, nil
+	return grid.NewRemoteErr(err)
 }
 
 // check refuses what raft would panic at: entries that are missing, and configurations that can't

@@ -24,6 +24,7 @@ const (
 	timeoutNowID
 	pipelineID
 	snapshotID
+	joinID
 
 	handlerIDs // how many there are
 )
@@ -39,6 +40,7 @@ var handlerNames = [handlerIDs]string{
 	timeoutNowID: "raft timeout now",
 	pipelineID:   "raft pipeline",
 	snapshotID:   "raft snapshot",
+	joinID:       "raft join",
 }
 
 // HandlerNames names the handlers of transports with that FirstID, for ManagerOptions.HandlerNames.
@@ -52,7 +54,7 @@ func HandlerNames(first grid.HandlerID) map[grid.HandlerID]string {
 
 // Options are the options of [New]. FirstID is required, and the same on all hosts.
 type Options struct {
-	// FirstID is the first of the [HandlerIDs] consecutive handler IDs that are used. From 1 to 249.
+	// FirstID is the first of the [HandlerIDs] consecutive handler IDs that are used. From 1 to 248.
 	FirstID grid.HandlerID
 
 	// Group is the subroute of the handlers: transports of several groups on one manager have
@@ -63,17 +65,18 @@ type Options struct {
 	// snapshot has as many times Timeout as it has 256 KiB, at least one, as with
 	// [raft.NetworkTransport]. A host that is dead is noticed by the pings of its link, which takes
 	// no longer than three times ManagerOptions.PingInterval, so this is for those that live and
-	// do not answer. Where there is no link, a call waits for it for no longer than this, and
-	// a second at most. At least 1 ms; the default is 10 s.
+	// do not answer. Where there is no link, a call has a second at most, with the wait for one. At
+	// least 1 ms; the default is 10 s.
 	Timeout time.Duration
 
 	// MaxRPCsInFlight is how many requests of a pipeline may be unanswered. With 1 there are no
 	// pipelines. At least 1; the default is that of raft, 2, which says why more seldom helps.
 	MaxRPCsInFlight int
 
-	// PartSize is how many bytes of a snapshot, or of a request that is larger than that, go in
-	// one message. It must be less than ManagerOptions.MaxMessageSize of all hosts. From 1 KiB to
-	// 1 GiB; the default is 64 KiB less one byte, the largest message that grid sends whole.
+	// PartSize is how many bytes of a request that is larger than that go in one message. It must be
+	// less than ManagerOptions.MaxMessageSize of all hosts, which [New] checks for its own. From
+	// 1 KiB to 1 GiB; the default is 64 KiB less one byte, the largest message that grid sends
+	// whole, or what MaxMessageSize has room for.
 	PartSize int
 
 	// MaxRequestSize is how many bytes a request to append entries may have, in either direction:
@@ -87,11 +90,11 @@ type Options struct {
 	ServerAddressProvider raft.ServerAddressProvider
 }
 
-// fill checks the options and sets defaults.
-func (o *Options) fill() error {
+// fill checks the options and sets defaults. A message has one byte more than a part.
+func (o *Options) fill(maxMessage int) error {
 	o.Timeout = cmp.Or(o.Timeout, 10*time.Second)
 	o.MaxRPCsInFlight = cmp.Or(o.MaxRPCsInFlight, raft.DefaultMaxRPCsInFlight)
-	o.PartSize = cmp.Or(o.PartSize, 64<<10-1)
+	o.PartSize = cmp.Or(o.PartSize, min(64<<10, maxMessage)-1)
 	o.MaxRequestSize = cmp.Or(o.MaxRequestSize, max(256<<20, o.PartSize))
 	switch {
 	case o.FirstID < 1 || int(o.FirstID) > math.MaxUint8+1-HandlerIDs:
@@ -102,6 +105,8 @@ func (o *Options) fill() error {
 		return fmt.Errorf("gridraft: MaxRPCsInFlight is %d, must be at least 1", o.MaxRPCsInFlight)
 	case o.PartSize < 1<<10 || o.PartSize > 1<<30:
 		return fmt.Errorf("gridraft: PartSize is %d, must be 1024 to %d", o.PartSize, 1<<30)
+	case o.PartSize >= maxMessage:
+		return fmt.Errorf("gridraft: PartSize is %d, must be less than MaxMessageSize, %d", o.PartSize, maxMessage)
 	case o.MaxRequestSize < o.PartSize:
 		return fmt.Errorf("gridraft: MaxRequestSize is %d, must be at least PartSize, %d", o.MaxRequestSize, o.PartSize)
 	}
@@ -110,7 +115,8 @@ func (o *Options) fill() error {
 
 // Errors of calls, beside those of package grid and [raft.ErrTransportShutdown], which is that of a
 // call, in either direction, whose transport is closed. All are to be tested with errors.Is. What
-// the other server has answered is a [grid.RemoteErr] with the text of its error.
+// the other server has answered is a [grid.RemoteErr]: errors.Is finds what its error wraps as well,
+// and [grid.ErrorCode] its code.
 var (
 	// ErrRequestTooLarge is returned for a request above MaxRequestSize.
 	ErrRequestTooLarge = errors.New("gridraft: request is larger than MaxRequestSize")
@@ -131,7 +137,6 @@ type Transport struct {
 	consumer chan raft.RPC
 
 	heartbeat atomic.Pointer[func(raft.RPC)]
-	peers     sync.Map // raft.ServerAddress to *peer
 	cut       atomic.Pointer[cut]
 	life      atomic.Pointer[life]
 
@@ -158,7 +163,7 @@ func newLife() *life {
 // It returns an error for options out of their bounds, and [grid.ErrHandlerAlreadyExists] if a
 // handler ID is taken, as it is while another transport of the same Group is open.
 func New(m *grid.Manager, o Options) (*Transport, error) {
-	if err := o.fill(); err != nil {
+	if err := o.fill(m.MaxMessageSize()); err != nil {
 		return nil, err
 	}
 	t := &Transport{manager: m, opts: o, consumer: make(chan raft.RPC)}

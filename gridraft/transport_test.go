@@ -161,20 +161,41 @@ func TestTransport_CallsArriveAndAreAnswered(t *testing.T) {
 					require.NoError(t, call.call(r.at(0), r.addr(1), call.args, call.into))
 					require.Equal(t, call.resp, call.into)
 				}
-				fail = fmt.Errorf("as it is: %w", raft.ErrRaftShutdown)
+				fail = fmt.Errorf("at last: %w", raft.ErrRaftShutdown)
 				err := call.call(r.at(0), r.addr(1), call.args, call.into)
-				require.EqualError(t, err, fail.Error())
+				require.ErrorContains(t, err, string(r.addr(1))+": "+fail.Error())
+				require.ErrorIs(t, err, raft.ErrRaftShutdown)
 				require.True(t, grid.IsRemoteErr(err))
 			})
 		})
 	}
 }
 
-func TestTransport_ErrorOfTheOtherServerIsKnownByItsText(t *testing.T) {
+// What the error of the other server wraps is found, and its code.
+func TestTransport_ErrorsOfTheOtherServerAreTold(t *testing.T) {
 	inBoth(t, nil, func(t *testing.T, r *rig) {
-		serve(t, r.at(1), func(rpc raft.RPC) { rpc.Respond(nil, raft.ErrRaftShutdown) })
-		err := r.at(0).TimeoutNow("one", r.addr(1), new(raft.TimeoutNowRequest), new(raft.TimeoutNowResponse))
-		require.ErrorIs(t, err, raft.ErrRaftShutdown)
+		serve(t, r.at(1), func(rpc raft.RPC) {
+			if rpc.Reader != nil {
+				_, _ = io.Copy(io.Discard, rpc.Reader)
+			}
+			rpc.Respond(nil, grid.NewRemoteErrCode("down", fmt.Errorf("group 7: %w", raft.ErrRaftShutdown)))
+		})
+		told := func(err error) {
+			t.Helper()
+			require.ErrorContains(t, err, "group 7: ")
+			require.ErrorIs(t, err, raft.ErrRaftShutdown)
+			require.Equal(t, "down", grid.ErrorCode(err))
+		}
+		told(r.at(0).TimeoutNow("one", r.addr(1), new(raft.TimeoutNowRequest), new(raft.TimeoutNowResponse)))
+		told(r.at(0).AppendEntries("one", r.addr(1), big(1<<20), new(raft.AppendEntriesResponse)))
+		data, args := snapshot(1 << 20)
+		told(r.at(0).InstallSnapshot("one", r.addr(1), args, new(raft.InstallSnapshotResponse), bytes.NewReader(data)))
+		p, err := r.at(0).AppendEntriesPipeline("one", r.addr(1))
+		require.NoError(t, err)
+		defer p.Close()
+		f, err := p.AppendEntries(entries(1), new(raft.AppendEntriesResponse))
+		require.NoError(t, err)
+		told(f.Error())
 	})
 }
 
@@ -290,30 +311,35 @@ func TestPipeline_AnswersComeInOrder(t *testing.T) {
 	}
 }
 
-// A refusal is no error of the pipeline.
+// A refusal is no error, and the pipeline goes on. An error ends it, with what is behind that.
 func TestPipeline_GoesOnAfterARefusal(t *testing.T) {
 	inBoth(t, nil, func(t *testing.T, r *rig) {
 		serve(t, r.at(1), func(rpc raft.RPC) {
-			if rpc.Command.(*raft.AppendEntriesRequest).PrevLogEntry == 1 {
-				rpc.Respond(&raft.AppendEntriesResponse{Term: 8}, errors.New("no"))
-				return
+			switch rpc.Command.(*raft.AppendEntriesRequest).PrevLogEntry {
+			case 1:
+				rpc.Respond(&raft.AppendEntriesResponse{Term: 8}, nil)
+			case 3:
+				rpc.Respond(&raft.AppendEntriesResponse{Term: 8}, errors.New("disk is broken"))
+			default:
+				appended(rpc)
 			}
-			appended(rpc)
 		})
 		p, err := r.at(0).AppendEntriesPipeline("one", r.addr(1))
 		require.NoError(t, err)
 		defer p.Close()
-		for i := range uint64(3) {
+		for i := range uint64(4) {
 			f, err := p.AppendEntries(entries(i), new(raft.AppendEntriesResponse))
 			require.NoError(t, err)
 			require.Equal(t, f, <-p.Consumer())
-			if i == 1 {
-				require.EqualError(t, f.Error(), "no")
-				require.EqualValues(t, 8, f.Response().Term)
-			} else {
+			if i < 3 {
 				require.NoError(t, f.Error())
+				require.Equal(t, i != 1, f.Response().Success)
+			} else {
+				require.ErrorContains(t, f.Error(), "disk is broken")
 			}
 		}
+		_, err = p.AppendEntries(entries(4), new(raft.AppendEntriesResponse))
+		require.ErrorContains(t, err, "disk is broken")
 	})
 }
 
@@ -501,7 +527,7 @@ func TestSnapshot_IsRefused(t *testing.T) {
 				})
 				data, args := snapshot(8 << 20)
 				err := r.at(0).InstallSnapshot("one", r.addr(1), args, new(raft.InstallSnapshotResponse), bytes.NewReader(data))
-				require.EqualError(t, err, "disk is full")
+				require.ErrorContains(t, err, ": disk is full")
 			})
 		})
 	}
@@ -625,10 +651,11 @@ func TestParts_LargeEntriesArriveInThem(t *testing.T) {
 // Messages are no larger than the hosts take.
 func TestParts_FitSmallMessages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		r := newRig(t, 2, func(_ int, o *gridraft.Options) { o.PartSize = 1 << 10 },
-			gridtest.WithOptions(func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = 1<<10 + 1 }))
+		r := newRig(t, 2, nil, gridtest.WithOptions(func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = 1<<10 + 1 }))
 		serve(t, r.at(1), appended)
 		require.NoError(t, r.at(0).AppendEntries("one", r.addr(1), big(1<<20), new(raft.AppendEntriesResponse)))
+		_, err := gridraft.New(r.Manager(0), gridraft.Options{FirstID: firstID, PartSize: 1<<10 + 1})
+		require.ErrorContains(t, err, "MaxMessageSize, 1025")
 	})
 }
 
@@ -724,7 +751,7 @@ func TestTransport_Close(t *testing.T) {
 		require.NoError(t, tr.Close())
 		require.NoError(t, tr.Close())
 		require.True(t, tr.IsShutdown())
-		require.Equal(t, raft.ErrTransportShutdown, <-out)
+		require.ErrorIs(t, <-out, raft.ErrTransportShutdown)
 		require.ErrorIs(t, <-in, raft.ErrTransportShutdown)
 		// And nothing begins.
 		require.Equal(t, raft.ErrTransportShutdown, tr.TimeoutNow("one", r.addr(1), new(raft.TimeoutNowRequest), new(raft.TimeoutNowResponse)))
@@ -818,28 +845,96 @@ func TestTransport_Addresses(t *testing.T) {
 	})
 }
 
-func TestTransport_WaitsForALinkForAWhile(t *testing.T) {
+func TestTransport_WaitsForALink(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 2, nil)
 		serve(t, r.at(1), appended)
 		r.Stop(1)
-		start := time.Now()
-		err := r.at(0).AppendEntries("one", r.addr(1), entries(1), new(raft.AppendEntriesResponse))
-		require.ErrorIs(t, err, context.DeadlineExceeded)
-		require.Equal(t, time.Second, time.Since(start))
-		_, err = r.at(0).AppendEntriesPipeline("one", r.addr(1))
-		require.Error(t, err)
-		require.Error(t, r.at(0).InstallSnapshot("one", r.addr(1), new(raft.InstallSnapshotRequest), new(raft.InstallSnapshotResponse), zeros{}))
-		// A host that comes back within that is called.
+		data, args := snapshot(10)
+		calls := map[string]func() error{
+			"single": func() error {
+				return r.at(0).AppendEntries("one", r.addr(1), entries(1), new(raft.AppendEntriesResponse))
+			},
+			"parts": func() error {
+				return r.at(0).AppendEntries("one", r.addr(1), big(1<<20), new(raft.AppendEntriesResponse))
+			},
+			"snapshot": func() error {
+				return r.at(0).InstallSnapshot("one", r.addr(1), args, new(raft.InstallSnapshotResponse), bytes.NewReader(data))
+			},
+			"pipeline": func() error {
+				p, err := r.at(0).AppendEntriesPipeline("one", r.addr(1))
+				if err == nil {
+					p.Close()
+				}
+				return err
+			},
+		}
+		for name, call := range calls {
+			start := time.Now()
+			require.ErrorIs(t, call(), context.DeadlineExceeded, name)
+			require.InDelta(t, time.Second, time.Since(start), float64(100*time.Millisecond), name)
+		}
+		// A host that comes back within that is called; and a closed transport waits for none.
 		done := make(chan error)
-		go func() {
-			done <- r.at(0).AppendEntries("one", r.addr(1), entries(1), new(raft.AppendEntriesResponse))
-		}()
+		for _, call := range calls {
+			go func() { done <- call() }()
+		}
 		time.Sleep(100 * time.Millisecond)
 		r.Start(1)
-		serve(t, r.at(1), appended)
-		require.NoError(t, <-done)
+		serve(t, r.at(1), func(rpc raft.RPC) {
+			if rpc.Reader != nil {
+				_, _ = io.Copy(io.Discard, rpc.Reader)
+				rpc.Respond(new(raft.InstallSnapshotResponse), nil)
+				return
+			}
+			appended(rpc)
+		})
+		for range calls {
+			require.NoError(t, <-done)
+		}
+		r.Stop(1)
+		for _, call := range calls {
+			go func() { done <- call() }()
+		}
+		synctest.Wait()
+		r.at(0).Close()
+		start := time.Now()
+		for range calls {
+			require.ErrorIs(t, <-done, raft.ErrTransportShutdown)
+		}
+		require.Zero(t, time.Since(start))
 	})
+}
+
+// A host that shuts down, be it this one or the other, does not wait for its pipelines.
+func TestPipeline_EndsWhereAHostShutsDown(t *testing.T) {
+	for node := range 2 {
+		t.Run(fmt.Sprint(node), func(t *testing.T) {
+			inBoth(t, nil, func(t *testing.T, r *rig) {
+				serve(t, r.at(1), appended)
+				p, err := r.at(0).AppendEntriesPipeline("one", r.addr(1))
+				require.NoError(t, err)
+				var leader sync.WaitGroup
+				leader.Go(func() { // as raft does
+					defer p.Close()
+					for {
+						f, err := p.AppendEntries(entries(1), new(raft.AppendEntriesResponse))
+						if err != nil {
+							assert.ErrorIs(t, err, grid.ErrDisconnected)
+							return
+						}
+						assert.NoError(t, f.Error())
+						<-p.Consumer()
+						time.Sleep(10 * time.Millisecond)
+					}
+				})
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				defer cancel()
+				require.NoError(t, r.Manager(node).Shutdown(ctx), "within that")
+				leader.Wait()
+			})
+		})
+	}
 }
 
 func TestTransport_CallsHaveATimeout(t *testing.T) {
@@ -879,7 +974,7 @@ func TestOptions_OutOfBoundsAreRefused(t *testing.T) {
 		g := gridtest.New(t, 1)
 		for _, o := range []gridraft.Options{
 			{},
-			{FirstID: 250},
+			{FirstID: 249},
 			{FirstID: 1, Timeout: time.Microsecond},
 			{FirstID: 1, Timeout: -1},
 			{FirstID: 1, MaxRPCsInFlight: -1},
@@ -891,7 +986,7 @@ func TestOptions_OutOfBoundsAreRefused(t *testing.T) {
 			_, err := gridraft.New(g.Manager(0), o)
 			require.ErrorContains(t, err, "gridraft: ", "%+v", o)
 		}
-		tr, err := gridraft.New(g.Manager(0), gridraft.Options{FirstID: 249, PartSize: 1 << 30})
+		tr, err := gridraft.New(g.Manager(0), gridraft.Options{FirstID: 248, PartSize: 32<<20 - 1})
 		require.NoError(t, err)
 		require.NoError(t, tr.Close())
 		// One that fails leaves nothing behind.
@@ -909,7 +1004,7 @@ func TestHandlerNames_AreThoseOfTheHandlers(t *testing.T) {
 	names := gridraft.HandlerNames(firstID)
 	require.Len(t, names, gridraft.HandlerIDs)
 	require.Equal(t, "raft heartbeat", names[firstID])
-	require.Equal(t, "raft snapshot", names[firstID+grid.HandlerID(gridraft.HandlerIDs)-1])
+	require.Equal(t, "raft join", names[firstID+grid.HandlerID(gridraft.HandlerIDs)-1])
 }
 
 // What is no request ends where it is decoded, and raft is not told.

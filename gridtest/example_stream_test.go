@@ -45,8 +45,8 @@ func (f *flaky) OpenStream(ctx context.Context, id grid.HandlerID, payload []byt
 func TestLines_ClientOfATypedStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := gridtest.New(t, 2, gridtest.WithHandlers(func(_ int, m *grid.Manager) error {
-			return lines.RegisterServe(m, func(_ context.Context, _ grid.NoPayload, s *grid.TypedServerStream[grid.NoPayload, *grid.Bytes]) *grid.RemoteErr {
-				return grid.NewRemoteErr(s.Send(grid.NewBytesWith([]byte("sky"))))
+			return lines.RegisterServe(m, func(ctx context.Context, _ grid.NoPayload, s *grid.TypedServerStream[grid.NoPayload, *grid.Bytes]) *grid.RemoteErr {
+				return grid.NewRemoteErr(s.Send(ctx, grid.NewBytesWith([]byte("sky"))))
 			})
 		}))
 		conn := &flaky{Streamer: g.Conn(0, 1)}

@@ -114,7 +114,7 @@ func (n *node) serveCount(grid.NoPayload) (*tally, *grid.RemoteErr) {
 func (n *node) serveWalk(ctx context.Context, req *walkRequest, s *grid.TypedServerStream[grid.NoPayload, *entry]) *grid.RemoteErr {
 	send := func(e *entry) error {
 		defer walks.PutResponse(e)
-		return s.Send(e)
+		return s.Send(ctx, e)
 	}
 	err := walk(ctx, n.dir, send)
 	for req.Forever && err == nil {

@@ -64,7 +64,7 @@ type process struct {
 	lines []string
 }
 
-// cluster is three of them.
+// cluster is three of them, the second and the third of which know the one before.
 type cluster struct {
 	t     *testing.T
 	addrs []string
@@ -83,9 +83,11 @@ func newCluster(t *testing.T) *cluster {
 
 func (c *cluster) start(i int) {
 	p := &process{cmd: exec.Command(os.Args[0]), addr: c.addrs[i]}
-	p.cmd.Env = append(os.Environ(), argsEnv+"="+strings.Join([]string{
-		"-listen", c.addrs[i], "-hosts", "http://" + strings.Join(c.addrs, ",http://"), "-secret", "0123456789abcdef", "-dir", c.dirs[i],
-	}, " "))
+	args := []string{"-listen", c.addrs[i], "-secret", "0123456789abcdef", "-dir", c.dirs[i]}
+	if i > 0 {
+		args = append(args, "-join", "http://"+c.addrs[i-1])
+	}
+	p.cmd.Env = append(os.Environ(), argsEnv+"="+strings.Join(args, " "))
 	out, err := p.cmd.StdoutPipe()
 	require.NoError(c.t, err)
 	require.NoError(c.t, p.cmd.Start())

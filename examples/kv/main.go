@@ -13,7 +13,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 	"time"
 
@@ -36,10 +35,10 @@ func main() {
 // run is a node, until ctx ends.
 func run(ctx context.Context, args []string, w io.Writer) (err error) {
 	fl := flag.NewFlagSet("kv", flag.ContinueOnError)
-	listen := fl.String("listen", "127.0.0.1:9001", "`address` to listen at; http:// and it must be in -hosts")
-	hosts := fl.String("hosts", "http://127.0.0.1:9001,http://127.0.0.1:9002,http://127.0.0.1:9003", "base `URLs` of all nodes")
+	listen := fl.String("listen", "127.0.0.1:9001", "`address` to listen at")
+	join := fl.String("join", "", "base `URL` of a node whose cluster to join, if this one is in none; without it that is a new cluster")
 	secret := fl.String("secret", "not a secret at all", "`key` that all nodes share, of 16 characters or more")
-	dir := fl.String("dir", "", "`folder` of the node's log, which must be there (required)")
+	dir := fl.String("dir", "", "`folder` of the node's log (required)")
 	if err := fl.Parse(args); err != nil {
 		return err
 	}
@@ -47,11 +46,24 @@ func run(ctx context.Context, args []string, w io.Writer) (err error) {
 		return errors.New("-dir is required (see -help)")
 	}
 
+	if err := os.MkdirAll(*dir, 0o700); err != nil {
+		return err
+	}
+	l, err := net.Listen("tcp", *listen)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+
 	names := gridraft.HandlerNames(raftID)
 	maps.Copy(names, map[grid.HandlerID]string{forwardID: "forward", statusID: "status"})
+	local := "http://" + *listen
 	m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
-		Local:        "http://" + *listen,
-		Hosts:        strings.Split(*hosts, ","),
+		Local: local,
+		Hosts: []string{local},
+		// Whoever has the key is taken in.
+		AcceptHost:   func(context.Context, string, *http.Request) error { return nil },
+		MaxHosts:     maxHosts,
 		SharedSecret: [][]byte{[]byte(*secret)},
 		HandlerNames: names,
 	})
@@ -59,7 +71,7 @@ func run(ctx context.Context, args []string, w io.Writer) (err error) {
 		return err
 	}
 	defer m.Close()
-	n, err := startNode(m, *dir)
+	n, err := startNode(m, *dir, *join == "")
 	if err != nil {
 		return err
 	}
@@ -75,15 +87,14 @@ func run(ctx context.Context, args []string, w io.Writer) (err error) {
 	mux.Handle(grid.RoutePath, m.Handler())
 	mux.Handle("/status", status)
 	n.routes(mux)
-	l, err := net.Listen("tcp", *listen)
-	if err != nil {
-		return err
-	}
 	web := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	served := make(chan error, 1)
 	go func() { served <- web.Serve(l) }()
 	fmt.Fprintf(w, "process %d listens at %s\n", os.Getpid(), m.HostName())
 
+	if err := n.join(ctx, *join); err != nil && ctx.Err() == nil {
+		return err
+	}
 	select {
 	case err := <-served:
 		return err
@@ -98,6 +109,9 @@ func run(ctx context.Context, args []string, w io.Writer) (err error) {
 	stop = func() error { return nil }
 	return errors.Join(err, n.stop(), m.Shutdown(last))
 }
+
+// maxHosts bounds how many hosts the key lets in.
+const maxHosts = 16
 
 // tellLeaders prints who leads, whenever that changes.
 func (n *node) tellLeaders(w io.Writer) {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -38,17 +37,18 @@ type node struct {
 	m     *grid.Manager
 	store *store
 	raft  *raft.Raft
+	trans *gridraft.Transport
 	disk  *raftboltdb.BoltStore
 	// ready is the term for which everything that earlier leaders have acknowledged is in the store,
 	// if this node leads in it.
 	ready atomic.Uint64
 }
 
-// startNode starts one whose log and votes are in a folder.
-func startNode(m *grid.Manager, dir string) (*node, error) {
+// startNode starts one whose log and votes are in a folder. With alone, one that has none yet is a
+// cluster of its own, which others may join.
+func startNode(m *grid.Manager, dir string, alone bool) (_ *node, err error) {
 	n := &node{m: m, store: newStore()}
-	trans, err := gridraft.New(m, gridraft.Options{FirstID: raftID})
-	if err != nil {
+	if n.trans, err = gridraft.New(m, gridraft.Options{FirstID: raftID}); err != nil {
 		return nil, err
 	}
 	conf := raft.DefaultConfig()
@@ -61,31 +61,42 @@ func startNode(m *grid.Manager, dir string) (*node, error) {
 	if n.disk, err = raftboltdb.NewBoltStore(filepath.Join(dir, "log")); err != nil {
 		return nil, err
 	}
-	if err := bootstrap(m, conf, n.disk, snaps, trans); err != nil {
+	if alone {
+		me := raft.Server{ID: conf.LocalID, Address: n.trans.LocalAddr()}
+		err := raft.BootstrapCluster(conf, n.disk, n.disk, snaps, n.trans, raft.Configuration{Servers: []raft.Server{me}})
+		if err != nil && err != raft.ErrCantBootstrap { // it has been started before
+			return nil, errors.Join(err, n.disk.Close())
+		}
+	}
+	if n.raft, err = raft.NewRaft(conf, n.store, n.disk, n.disk, snaps, n.trans); err != nil {
 		return nil, errors.Join(err, n.disk.Close())
 	}
-	if n.raft, err = raft.NewRaft(conf, n.store, n.disk, n.disk, snaps, trans); err != nil {
-		return nil, errors.Join(err, n.disk.Close())
-	}
-	if err := forward.Register(m, n.forwarded); err != nil {
+	if err := errors.Join(forward.Register(m, n.forwarded), n.trans.ServeJoin(n.raft)); err != nil {
 		return nil, errors.Join(err, n.stop())
 	}
 	return n, nil
 }
 
-// bootstrap writes the first configuration, the same on all nodes, where there is nothing yet.
-func bootstrap(m *grid.Manager, conf *raft.Config, disk *raftboltdb.BoltStore, snaps raft.SnapshotStore, trans raft.Transport) error {
-	has, err := raft.HasExistingState(disk, disk, snaps)
-	if err != nil || has {
+// join makes the node one of the cluster that another is in. One that has been in a cluster before
+// has only to know the hosts again, and its log has them.
+func (n *node) join(ctx context.Context, host string) error {
+	f := n.raft.GetConfiguration()
+	if err := f.Error(); err != nil {
 		return err
 	}
-	hosts := append(m.Targets(), m.HostName())
-	slices.Sort(hosts)
-	var all raft.Configuration
-	for _, host := range hosts {
-		all.Servers = append(all.Servers, raft.Server{ID: raft.ServerID(host), Address: raft.ServerAddress(host)})
+	all := f.Configuration().Servers
+	if len(all) == 0 {
+		return n.trans.Join(ctx, raft.ServerID(n.m.HostName()), host)
 	}
-	return raft.BootstrapCluster(conf, disk, disk, snaps, trans, all)
+	for _, s := range all {
+		if s.Address == n.trans.LocalAddr() {
+			continue
+		}
+		if err := n.m.AddHost(string(s.Address)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // stop ends the raft server, after it has handed its leadership over.

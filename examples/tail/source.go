@@ -72,7 +72,7 @@ func (s *source) serve(ctx context.Context, from *grid.JSON[position], follower 
 	err := r.run(ctx, from.ValueOrZero(), s.poll, func(c *chunk) error {
 		v := chunks.NewJSONWith(c)
 		defer tails.PutResponse(v)
-		if err := follower.Send(v); err != nil { // waits while the follower does not keep up
+		if err := follower.Send(ctx, v); err != nil { // waits while the follower does not keep up
 			return cmp.Or(context.Cause(ctx), err)
 		}
 		s.sent.Add(int64(len(c.Data)))

@@ -16,8 +16,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -40,17 +38,26 @@ func main() {
 // run is a server, until ctx ends.
 func run(ctx context.Context, args []string, w io.Writer) error {
 	fl := flag.NewFlagSet("example", flag.ContinueOnError)
-	listen := fl.String("listen", "127.0.0.1:9001", "`address` to listen at; http:// and it must be in -hosts")
-	hosts := fl.String("hosts", "http://127.0.0.1:9001,http://127.0.0.1:9002,http://127.0.0.1:9003", "base `URLs` of all servers")
+	listen := fl.String("listen", "127.0.0.1:9001", "`address` to listen at")
+	join := fl.String("join", "", "base `URL` of a server whose cluster to join; none for a cluster of its own")
 	secret := fl.String("secret", "not a secret at all", "`key` that all servers share, of 16 characters or more")
 	if err := fl.Parse(args); err != nil {
 		return err
 	}
 
-	// The grid: all hosts, and a key by which they know each other.
+	l, err := net.Listen("tcp", *listen)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+
+	// The grid: whoever has the key is taken in as a host.
+	local := "http://" + *listen
 	m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
-		Local:        "http://" + *listen,
-		Hosts:        strings.Split(*hosts, ","),
+		Local:        local,
+		Hosts:        []string{local},
+		AcceptHost:   func(context.Context, string, *http.Request) error { return nil },
+		MaxHosts:     maxHosts,
 		SharedSecret: [][]byte{[]byte(*secret)},
 		HandlerNames: gridraft.HandlerNames(firstID),
 	})
@@ -58,17 +65,17 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 		return err
 	}
 	defer m.Close()
+	trans, err := gridraft.New(m, gridraft.Options{FirstID: firstID})
+	if err != nil {
+		return err
+	}
 	s := &server{store: newStore()}
-	if s.raft, err = startRaft(m, s.store); err != nil {
+	if s.raft, err = startRaft(trans, s.store, *join == ""); err != nil {
 		return err
 	}
 	go tellLeaders(s.raft, w)
 
 	// One HTTP server for the grid and for clients.
-	l, err := net.Listen("tcp", *listen)
-	if err != nil {
-		return err
-	}
 	mux := http.NewServeMux()
 	mux.Handle(grid.RoutePath, m.Handler())
 	mux.HandleFunc("GET /keys/{key}", s.get)
@@ -78,6 +85,11 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 	go func() { served <- web.Serve(l) }()
 	fmt.Fprintf(w, "process %d listens at %s\n", os.Getpid(), m.HostName())
 
+	if *join != "" {
+		if err := trans.Join(ctx, raft.ServerID(m.HostName()), *join); err != nil && ctx.Err() == nil {
+			return errors.Join(err, s.raft.Shutdown().Error())
+		}
+	}
 	select {
 	case err := <-served:
 		return err
@@ -93,28 +105,31 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 	return errors.Join(err, m.Shutdown(last), web.Shutdown(last))
 }
 
-// firstID is the first of the handler IDs of raft.
-const firstID grid.HandlerID = 100
+const (
+	// firstID is the first of the handler IDs of raft.
+	firstID grid.HandlerID = 100
+	// maxHosts bounds how many hosts the key lets in.
+	maxHosts = 16
+)
 
-// startRaft starts the raft server of a host: all hosts are voters.
-func startRaft(m *grid.Manager, fsm raft.FSM) (*raft.Raft, error) {
-	trans, err := gridraft.New(m, gridraft.Options{FirstID: firstID})
+// startRaft starts the raft server of a host: alone is for one that is its own cluster at first,
+// which others may join.
+func startRaft(trans *gridraft.Transport, fsm raft.FSM, alone bool) (*raft.Raft, error) {
+	conf := raft.DefaultConfig()
+	conf.LocalID = raft.ServerID(trans.LocalAddr())
+	conf.Logger = hclog.NewNullLogger()
+	logs, snaps := raft.NewInmemStore(), raft.NewInmemSnapshotStore()
+	if alone {
+		me := raft.Server{ID: conf.LocalID, Address: trans.LocalAddr()}
+		if err := raft.BootstrapCluster(conf, logs, logs, snaps, trans, raft.Configuration{Servers: []raft.Server{me}}); err != nil {
+			return nil, err
+		}
+	}
+	r, err := raft.NewRaft(conf, fsm, logs, logs, snaps, trans)
 	if err != nil {
 		return nil, err
 	}
-	conf := raft.DefaultConfig()
-	conf.LocalID = raft.ServerID(m.HostName())
-	conf.Logger = hclog.NewNullLogger()
-	var all raft.Configuration
-	for _, host := range append(m.Targets(), m.HostName()) {
-		all.Servers = append(all.Servers, raft.Server{ID: raft.ServerID(host), Address: raft.ServerAddress(host)})
-	}
-	slices.SortFunc(all.Servers, func(a, b raft.Server) int { return strings.Compare(string(a.ID), string(b.ID)) })
-	logs, snaps := raft.NewInmemStore(), raft.NewInmemSnapshotStore()
-	if err := raft.BootstrapCluster(conf, logs, logs, snaps, trans, all); err != nil {
-		return nil, err
-	}
-	return raft.NewRaft(conf, fsm, logs, logs, snaps, trans)
+	return r, trans.ServeJoin(r)
 }
 
 // tellLeaders prints who leads, whenever that changes.

@@ -249,7 +249,7 @@ func TestWaitForLink_OverTCP(t *testing.T) {
 			m.RegisterSingleHandler(rig.Echo, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }),
 			m.RegisterStreamingHandler(rig.Stream, grid.StreamHandler{
 				Serve: func(ctx context.Context, b []byte, s *grid.ServerStream) *grid.RemoteErr {
-					return grid.NewRemoteErr(s.SendContext(ctx, b))
+					return grid.NewRemoteErr(s.Send(ctx, b))
 				},
 			}))
 	}))

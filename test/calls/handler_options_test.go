@@ -285,7 +285,7 @@ func TestHandlerOptions_TimeoutEndsAStream(t *testing.T) {
 							_, err = s.Recv()
 						}
 						for kind == "sends" && err == nil {
-							err = s.SendContext(ctx, nil)
+							err = s.Send(ctx, nil)
 						}
 						cause <- err
 						if kind != "returned" {

@@ -17,8 +17,6 @@ import (
 type end[M any] interface {
 	Recv() (M, error)
 	RecvContext(ctx context.Context) (M, error)
-	Send(m M) error
-	SendContext(ctx context.Context, m M) error
 }
 
 var (
@@ -73,7 +71,7 @@ func TestRecvContext_AtTheFourEnds(t *testing.T) {
 					}
 					<-come
 					for _, m := range both {
-						_ = s.Send([]byte(m))
+						_ = s.Send(ctx, []byte(m))
 					}
 					return nil
 				}}, "raw"))
@@ -84,7 +82,7 @@ func TestRecvContext_AtTheFourEnds(t *testing.T) {
 					}
 					<-come
 					for _, m := range both {
-						_ = s.Send(grid.NewBytesWith([]byte(m)))
+						_ = s.Send(ctx, grid.NewBytesWith([]byte(m)))
 					}
 					return nil
 				}, "typed"))

@@ -31,7 +31,7 @@ func countInput(g *rig.Grid, answers int, result *grid.RemoteErr) <-chan inputEn
 		}
 		ends <- end
 		for i := range answers {
-			if err := s.SendContext(ctx, []byte{byte(i)}); err != nil {
+			if err := s.Send(ctx, []byte{byte(i)}); err != nil {
 				return grid.NewRemoteErr(err)
 			}
 		}

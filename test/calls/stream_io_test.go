@@ -452,7 +452,7 @@ func TestIO_ReaderTakesMessagesApart(t *testing.T) {
 		messages := []string{"", "one", "", "", "two and more", "three", ""}
 		serve(g, 10, 0, func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
 			for _, m := range messages {
-				if err := s.SendContext(ctx, []byte(m)); err != nil {
+				if err := s.Send(ctx, []byte(m)); err != nil {
 					return grid.NewRemoteErr(err)
 				}
 			}
@@ -546,7 +546,7 @@ func TestIO_ReaderThatIsClosed(t *testing.T) {
 			if b, err := s.Recv(); err != nil || string(b) != "next" {
 				t.Error(string(b), err)
 			}
-			if err := s.SendContext(ctx, []byte("answer")); err != nil {
+			if err := s.Send(ctx, []byte("answer")); err != nil {
 				t.Error(err)
 			}
 			<-ctx.Done()

@@ -40,7 +40,7 @@ func TestServe_ShapesAndCapacities(t *testing.T) {
 					Serve: func(ctx context.Context, payload []byte, s *grid.ServerStream) *grid.RemoteErr {
 						got = nil
 						for i := range int(payload[0]) {
-							if err := s.SendContext(ctx, fmt.Append(nil, "message ", i)); err != nil {
+							if err := s.Send(ctx, fmt.Append(nil, "message ", i)); err != nil {
 								return grid.NewRemoteErr(err)
 							}
 						}
@@ -50,7 +50,7 @@ func TestServe_ShapesAndCapacities(t *testing.T) {
 							}
 							got = append(got, string(b))
 							if payload[1] != 0 {
-								if err := s.SendContext(ctx, b); err != nil {
+								if err := s.Send(ctx, b); err != nil {
 									return grid.NewRemoteErr(err)
 								}
 							}
@@ -104,7 +104,7 @@ func TestServe_SentBuffersStayTheHandlers(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		sizes := []int{1, 1000, 70_000, 3, 300_000, 64 << 10}
 		serve(g, 2, 0, func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
-			if err := s.SendContext(ctx, nil); err != nil {
+			if err := s.Send(ctx, nil); err != nil {
 				return grid.NewRemoteErr(err)
 			}
 			buf := make([]byte, 300_000)
@@ -112,7 +112,7 @@ func TestServe_SentBuffersStayTheHandlers(t *testing.T) {
 				for at := range buf {
 					buf[at] = byte(i)
 				}
-				if err := s.SendContext(ctx, buf[:n]); err != nil {
+				if err := s.Send(ctx, buf[:n]); err != nil {
 					return grid.NewRemoteErr(err)
 				}
 				clear(buf)
@@ -170,7 +170,7 @@ func TestServe_HalfAnInputIsNotTakenForAWholeOne(t *testing.T) {
 						_, err := s.Recv()
 						if err != nil {
 							_, again := s.Recv()
-							ends <- end{err, again, context.Cause(ctx), s.SendContext(ctx, nil)}
+							ends <- end{err, again, context.Cause(ctx), s.Send(ctx, nil)}
 							return nil
 						}
 						if test.busy {
@@ -213,14 +213,14 @@ func TestServe_BadEndsAreErrorsAndNothingLeaks(t *testing.T) {
 						switch when {
 						case "after sending":
 							for _, text := range numbered(5) {
-								if err := s.SendContext(ctx, []byte(text)); err != nil {
+								if err := s.Send(ctx, []byte(text)); err != nil {
 									t.Error(err)
 								}
 							}
 						case "with a goroutine that sends":
 							go func() {
 								for {
-									if err := s.SendContext(t.Context(), []byte("from the goroutine")); err != nil {
+									if err := s.Send(t.Context(), []byte("from the goroutine")); err != nil {
 										left <- err
 										return
 									}
@@ -286,7 +286,7 @@ func TestServe_AfterTheReturnNothingIsTouched(t *testing.T) {
 		require.Zero(t, g.Conn(1, 0).Stats().KeptBytes)
 		require.Zero(t, g.Conn(1, 0).Stats().Handlers)
 		for _, ctx := range []context.Context{t.Context(), handlerCtx} {
-			require.ErrorContains(t, kept.SendContext(ctx, []byte("late")), "handler has returned")
+			require.ErrorContains(t, kept.Send(ctx, []byte("late")), "handler has returned")
 		}
 		_, err = kept.Recv()
 		require.ErrorContains(t, err, "handler has returned")
@@ -307,16 +307,16 @@ func TestServe_SendEndsWithItsContext(t *testing.T) {
 			var err error
 			took := rig.Elapsed(func() {
 				for ; err == nil; n++ {
-					err = s.SendContext(short, []byte{byte(n)})
+					err = s.Send(short, []byte{byte(n)})
 				}
 			})
 			if n != 4 || took != time.Second || !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("message %d failed after %v: %v", n, took, err)
 			}
-			if err := s.SendContext(short, nil); !errors.Is(err, context.DeadlineExceeded) {
+			if err := s.Send(short, nil); !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("with a context that has ended: %v", err)
 			}
-			return grid.NewRemoteErr(s.SendContext(ctx, []byte{3}))
+			return grid.NewRemoteErr(s.Send(ctx, []byte{3}))
 		})
 		s := rig.OpenStream(t, t.Context(), c)
 		time.Sleep(2 * time.Second)
@@ -340,7 +340,7 @@ func TestServe_SendThatFindsNoRoomKeepsItsCredit(t *testing.T) {
 			for _, size := range []int{10_000, 0} {
 				for {
 					short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-					err := s.SendContext(short, make([]byte, size))
+					err := s.Send(short, make([]byte, size))
 					cancel()
 					if err != nil {
 						break
@@ -357,11 +357,11 @@ func TestServe_SendThatFindsNoRoomKeepsItsCredit(t *testing.T) {
 				<-full
 				short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
 				defer cancel()
-				if err := s.SendContext(short, []byte("late")); !errors.Is(err, context.DeadlineExceeded) {
+				if err := s.Send(short, []byte("late")); !errors.Is(err, context.DeadlineExceeded) {
 					return grid.NewRemoteErrf("sent without room: %v", err)
 				}
 				<-healed
-				return grid.NewRemoteErr(s.SendContext(ctx, []byte("in time")))
+				return grid.NewRemoteErr(s.Send(ctx, []byte("in time")))
 			},
 		}))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -392,7 +392,7 @@ func TestServe_SendIsSafeForConcurrentUse(t *testing.T) {
 					b := make([]byte, 1+i%3*70_000) // some in fragments
 					for n := range each {
 						b[0], b[len(b)-1] = byte(i), byte(i)
-						if err := s.SendContext(ctx, b); err != nil {
+						if err := s.Send(ctx, b); err != nil {
 							t.Errorf("message %d of %d: %v", n, i, err)
 						}
 					}
@@ -437,10 +437,10 @@ func TestServe_MessageAboveTheSizeLimitIsRefusedAndTheStreamLivesOn(t *testing.T
 	edit := func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = 100_000 }
 	rig.InPair(t, edit, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		serve(g, 1, 0, func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
-			if err := s.SendContext(ctx, make([]byte, 100_001)); !errors.Is(err, grid.ErrMessageTooLarge) {
+			if err := s.Send(ctx, make([]byte, 100_001)); !errors.Is(err, grid.ErrMessageTooLarge) {
 				return grid.NewRemoteErrf("it says %v", err)
 			}
-			return grid.NewRemoteErr(s.SendContext(ctx, make([]byte, 100_000)))
+			return grid.NewRemoteErr(s.Send(ctx, make([]byte, 100_000)))
 		})
 		n := 0
 		require.NoError(t, rig.OpenStream(t, t.Context(), c).Results(func(b []byte) error { n += len(b); return nil }))
@@ -499,7 +499,7 @@ func TestServe_InterceptorsSeeTheStream(t *testing.T) {
 				if err != nil {
 					t.Error(err)
 				}
-				if err := s.SendContext(ctx, b); err != nil {
+				if err := s.Send(ctx, b); err != nil {
 					t.Error(err)
 				}
 			}

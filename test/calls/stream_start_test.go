@@ -17,7 +17,7 @@ func startEcho(g *rig.Grid, outCapacity, inCapacity int) {
 	serve(g, outCapacity, inCapacity, func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
 		for b, err := range s.All() {
 			if err == nil {
-				err = s.SendContext(ctx, b)
+				err = s.Send(ctx, b)
 			}
 			if err != nil {
 				return grid.NewRemoteErr(err)
@@ -196,7 +196,7 @@ func TestStart_UnderASubrouteAndTyped(t *testing.T) {
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
 		h := grid.NewStream(rig.Handler, grid.NewBytes, grid.NewBytes, grid.NewBytes)
 		require.NoError(t, h.RegisterServe(g.Manager(1), func(ctx context.Context, p *grid.Bytes, s *grid.TypedServerStream[*grid.Bytes, *grid.Bytes]) *grid.RemoteErr {
-			return grid.NewRemoteErr(s.SendContext(ctx, p))
+			return grid.NewRemoteErr(s.Send(ctx, p))
 		}, "a"))
 		for range 3 {
 			s, err := h.Start(t.Context(), c.Subroute("a"), grid.NewBytesWith([]byte("payload")))

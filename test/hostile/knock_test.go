@@ -369,3 +369,60 @@ func TestKnock_AgainWhereTheHandshakeIsNotAnswered(t *testing.T) {
 		require.Greater(t, asked.Load(), int64(1))
 	})
 }
+
+// Who has said that it dials may end before it has. Its successor, which may know nobody, hears of
+// who waits within about a minute; once there is a link, or no such host, it hears nothing more.
+func TestKnock_AgainWhereTheHostThatHasAnsweredEnds(t *testing.T) {
+	for name, end := range map[string]func(t *testing.T, m *grid.Manager, raw string) error{
+		"removed":  func(_ *testing.T, m *grid.Manager, raw string) error { return m.RemoveHost(raw) },
+		"closed":   func(_ *testing.T, m *grid.Manager, _ string) error { return m.Close() },
+		"shutdown": func(t *testing.T, m *grid.Manager, _ string) error { return m.Shutdown(t.Context()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			rig.InBubble(t, func(t *testing.T) {
+				n := faultconn.NewNetwork()
+				raw := rig.PeerHost(t, true)
+				var asked atomic.Int64
+				serve := func() *http.Server {
+					l, err := n.Listen(rig.HostAddr(raw))
+					require.NoError(t, err)
+					s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+						asked.Add(1)
+						w.WriteHeader(http.StatusAccepted)
+					})}
+					go s.Serve(l)
+					return s
+				}
+				knocks := func(d time.Duration) int64 {
+					before := asked.Load()
+					time.Sleep(d)
+					return asked.Load() - before
+				}
+				first := serve()
+				g, _ := rig.NewLone(t, n, true, nil)
+				g.Guests = true
+				synctest.Wait()
+				require.EqualValues(t, 1, asked.Load())
+				first.Close()
+				time.Sleep(10 * time.Minute)
+
+				second := serve()
+				defer second.Close()
+				require.NotZero(t, knocks(10*time.Second), "one that is not reached is asked soon")
+				require.InDelta(t, 70, knocks(time.Hour), 20, "and one that has answered about once a minute")
+				second.Close()
+				third := serve()
+				defer third.Close()
+				require.NotZero(t, knocks(65*time.Second), "a successor whose predecessor was not missed")
+
+				p := rawpeer.DialConfig(t, rig.LoneHost, rawpeer.Config{Host: raw, Token: rig.Token, Dial: n.Dialer(rig.HostAddr(rig.LoneHost))})
+				rig.WaitState(t, g.Manager(0).Connection(raw), grid.StateConnected)
+				require.Zero(t, knocks(time.Hour), "there is a link")
+				p.Close()
+				require.NotZero(t, knocks(10*time.Second), "it was lost")
+				require.NoError(t, end(t, g.Manager(0), raw))
+				require.Zero(t, knocks(time.Hour))
+			})
+		})
+	}
+}
