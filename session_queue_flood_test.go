@@ -379,7 +379,8 @@ func TestLimits_LargeAnswersThatAreNotRead(t *testing.T) {
 				require.LessOrEqual(a, answered.Load(), int64(1000))
 				kept := a.Conn.Stats().KeptBytes
 				require.LessOrEqual(a, kept, int64(s.Opts.MaxHostBytes))
-				require.GreaterOrEqual(a, kept, int64(s.Opts.MaxHostBytes-size))
+				// One of the answers that wait may have found room after the last handler had run.
+				require.GreaterOrEqual(a, kept, int64(s.Opts.MaxHostBytes-2*size))
 				require.LessOrEqual(a, a.Conn.Stats().Handlers, s.Opts.MaxHandlers)
 				time.Sleep(2 * time.Second) // workers that are idle are let go
 				require.LessOrEqual(a, rig.BubbleGoroutines()-before, s.Opts.MaxHandlers+10)

@@ -61,6 +61,14 @@ func (f *flow) arrival() time.Time {
 	return at
 }
 
+// last is arrival for what nothing follows: it is never zero.
+func (f *flow) last() time.Time {
+	if at := f.arrival(); !at.IsZero() {
+		return at
+	}
+	return time.Now()
+}
+
 // readable is how many bytes may be read now. If there are none, c is woken when that changes by
 // time alone.
 func (f *flow) readable(c *sync.Cond) int {

@@ -40,6 +40,8 @@ type end struct {
 	// The rest is guarded by p.mu.
 	in            flow     // from the peer
 	hangup        deadline // passes when the peer's close arrives
+	finish        deadline // passes when the end of what it writes does
+	finished      bool     // writes no more
 	dead          bool     // has lost the connection, of which the peer is not told
 	orphaned      bool     // the peer is dead
 	writing       bool     // a Write has its turn
@@ -123,7 +125,7 @@ func (e *end) Read(b []byte) (int, error) {
 				e.p.changed.Broadcast()
 				return n, nil
 			}
-			if e.in.buf.Len() == 0 && e.peerGoneLocked() {
+			if e.in.buf.Len() == 0 && (e.peerGoneLocked() || e.finish.passed && !e.in.silent) {
 				return 0, io.EOF
 			}
 		}
@@ -145,7 +147,7 @@ func (e *end) Write(b []byte) (n int, _ error) {
 	}()
 	for {
 		err := e.failureLocked("write", &e.writeDeadline)
-		if err == nil && e.peerGoneLocked() && !e.peer.in.silent {
+		if err == nil && (e.finished || e.peerGoneLocked() && !e.peer.in.silent) {
 			err = os.NewSyscallError("write", syscall.EPIPE)
 		}
 		if err != nil {
@@ -204,15 +206,24 @@ func (e *end) shut() (last bool, _ error) {
 	e.readDeadline.stop()
 	e.writeDeadline.stop()
 	e.hangup.stop()
+	e.finish.stop()
 	if !e.peer.closed {
-		at := e.peer.in.arrival()
-		if at.IsZero() {
-			at = time.Now()
-		}
-		e.peer.hangup.set(&e.p.changed, at)
+		e.peer.hangup.set(&e.p.changed, e.peer.in.last())
 	}
 	e.p.changed.Broadcast()
 	return e.peer.closed, nil
+}
+
+// CloseWrite follows [net.TCPConn.CloseWrite]: the peer reads what it was sent, then io.EOF, and may
+// go on writing.
+func (e *end) CloseWrite() error {
+	return e.set(func() {
+		if !e.finished && !e.peer.closed {
+			e.finished = true
+			e.peer.finish.set(&e.p.changed, e.peer.in.last())
+			e.p.changed.Broadcast()
+		}
+	})
 }
 
 // SetLinger follows [net.TCPConn.SetLinger]: with 0, Close resets the connection. Other values mean

@@ -50,6 +50,34 @@ func TestPipe_CloseIsSeenAfterWhatWasSent(t *testing.T) {
 	})
 }
 
+// The end of what one side writes leaves the other direction open.
+func TestPipe_CloseWriteEndsOneDirection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := NewNetwork()
+		n.Delay(hostA, hostB, time.Second)
+		near, far := dialPair(t, n, hostA, hostB)
+		_, err := near.Write([]byte("last"))
+		require.NoError(t, err)
+		require.NoError(t, near.(*end).CloseWrite())
+		require.NoError(t, near.(*end).CloseWrite())
+		_, err = near.Write([]byte("more"))
+		require.ErrorIs(t, err, syscall.EPIPE)
+		began := time.Now()
+		all, err := io.ReadAll(far)
+		require.NoError(t, err)
+		require.Equal(t, "last", string(all))
+		require.Equal(t, time.Second, time.Since(began))
+		_, err = far.Write([]byte("answer"))
+		require.NoError(t, err)
+		require.NoError(t, far.Close())
+		all, err = io.ReadAll(near)
+		require.NoError(t, err)
+		require.Equal(t, "answer", string(all))
+		require.NoError(t, near.Close())
+		require.ErrorIs(t, near.(*end).CloseWrite(), net.ErrClosed)
+	})
+}
+
 func TestPipe_OwnCloseEndsWaitingCalls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

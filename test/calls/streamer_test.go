@@ -25,12 +25,12 @@ func TestStreamer_OfTheApplicationsCarriesTypedStreams(t *testing.T) {
 	h := grid.NewStream[*grid.MSS, *grid.Bytes, *grid.Bytes](rig.Handler, grid.NewMSS, grid.NewBytes, grid.NewBytes)
 	h.InCapacity, h.OutCapacity = 3, 0 // 0 is 1
 	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
-		require.NoError(t, h.RegisterServe(g.Manager(1), func(_ context.Context, p *grid.MSS, s *grid.TypedServerStream[*grid.Bytes, *grid.Bytes]) *grid.RemoteErr {
+		require.NoError(t, h.RegisterServe(g.Manager(1), func(ctx context.Context, p *grid.MSS, s *grid.TypedServerStream[*grid.Bytes, *grid.Bytes]) *grid.RemoteErr {
 			for b, err := range s.All() {
 				if err != nil {
 					return grid.NewRemoteErr(err)
 				}
-				if err := s.Send(grid.NewBytesWith(append([]byte(p.Get("k")), *b...))); err != nil {
+				if err := s.Send(ctx, grid.NewBytesWith(append([]byte(p.Get("k")), *b...))); err != nil {
 					return grid.NewRemoteErr(err)
 				}
 			}
