@@ -402,10 +402,12 @@ func (r *hostileRun) consume(ctx context.Context, c *hostileCall, st *Stream, fo
 			case err == io.EOF:
 				return nil
 			case err != nil:
-				if !errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+				short, ok := err.(*cutShort)
+				if !ok || !errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 					r.t.Errorf("a reader has ended with %v", err)
+					return err
 				}
-				return err
+				return short.cause // which is what Recv would return
 			}
 		}
 	}
