@@ -11,14 +11,15 @@ import (
 )
 
 // wireRules holds what two hosts say to each other on streams against section 5 of the protocol:
-// numbers, credits, and what may follow what.
+// numbers, credits, and what may follow what; and on requests against that on cancels.
 type wireRules struct {
-	t     *testing.T
-	r     *streamsRun
-	muxes map[wireMux]*muxRules
+	t        *testing.T
+	r        *streamsRun
+	muxes    map[wireMux]*muxRules
+	requests map[wireMux]*requestRules
 }
 
-// wireMux names a stream: both hosts count, each for what it opens.
+// wireMux names a stream or a request: both hosts count, each for what it opens.
 type wireMux struct {
 	client int
 	id     uint64
@@ -41,7 +42,7 @@ type sideRules struct {
 }
 
 func newWireRules(t *testing.T, r *streamsRun) *wireRules {
-	return &wireRules{t: t, r: r, muxes: map[wireMux]*muxRules{}}
+	return &wireRules{t: t, r: r, muxes: map[wireMux]*muxRules{}, requests: map[wireMux]*requestRules{}}
 }
 
 // find returns the stream that a message of host from belongs to, and the side that sends it; nil
@@ -59,20 +60,27 @@ func (w *wireRules) find(from int, m rawpeer.Msg) (x *muxRules, side int) {
 	key := wireMux{from, m.MuxID}
 	if w.muxes[key] == nil {
 		require.Equal(w.t, uint8(rawpeer.OpConnectMux), m.Op, "%v of a stream that was not opened", m)
-		require.Positive(w.t, m.Handler)
-		w.muxes[key] = &muxRules{stream: w.r.streams[m.Handler-1]}
+		s := w.r.stream(m.Payload)
+		require.Equal(w.t, uint8(s.handler()), m.Handler)
+		require.Equal(w.t, s.metadata != nil && w.r.caps&capMetadata != 0, m.Flags&rawpeer.FlagMetadata != 0, "%v", m)
+		w.muxes[key] = &muxRules{stream: s}
 	}
 	return w.muxes[key], side
 }
 
 // sent is told what a host has written.
 func (w *wireRules) sent(from int, m rawpeer.Msg) {
+	if m.MuxID != 0 {
+		require.Equal(w.t, w.r.hosts[0].conn.crc != 0, m.Flags&rawpeer.FlagCRC != 0, "%v", m)
+	}
+	if w.request(from, m) {
+		return
+	}
 	x, side := w.find(from, m)
 	if x == nil {
 		require.Contains(w.t, []uint8{rawpeer.OpPing, rawpeer.OpPong}, m.Op)
 		return
 	}
-	require.Equal(w.t, w.r.hosts[0].conn.crc != 0, m.Flags&rawpeer.FlagCRC != 0, "%v", m)
 	s := &x.side[side]
 	if m.Flags&rawpeer.FlagDetails != 0 {
 		require.True(w.t, w.r.caps&capErrors != 0 && m.Op == rawpeer.OpMuxServerMsg && m.Flags&rawpeer.FlagPayloadIsErr != 0, "%v", m)
@@ -129,7 +137,8 @@ func creditsIn(m rawpeer.Msg) int {
 
 // delivered is told what is about to be given to the other host.
 func (w *wireRules) delivered(from int, m rawpeer.Msg) {
-	if x, side := w.find(from, m); x != nil && (m.Op == rawpeer.OpUnblockSrvMux || m.Op == rawpeer.OpUnblockClMux) {
+	if m.Op == rawpeer.OpUnblockSrvMux || m.Op == rawpeer.OpUnblockClMux {
+		x, side := w.find(from, m)
 		x.side[1-side].had += creditsIn(m)
 	}
 }
@@ -139,14 +148,18 @@ func (w *wireRules) delivered(from int, m rawpeer.Msg) {
 func (w *wireRules) check() {
 	for _, x := range w.muxes {
 		for side := range 2 {
+			s := x.stream
+			if side == 0 && (s.left.Load() || s.consumer >= byReader) || side == 1 && s.reads {
+				continue // nobody counts what is consumed
+			}
 			// The client's consumer may hold one that it has not counted.
-			consumed := []int{x.stream.clientGot + 1, x.stream.handlerGot}[side]
+			consumed := []int{s.down.taken + 1, s.up.taken}[side]
 			granted, capacity := x.side[side].granted, w.begun(x, 1-side)
 			if !w.r.caps.wide() {
-				require.LessOrEqual(w.t, granted, consumed, "stream %d: credits for nothing", x.stream.i)
+				require.LessOrEqual(w.t, granted, consumed, "stream %d: credits for nothing", s.i)
 				continue
 			}
-			require.LessOrEqual(w.t, capacity+granted-consumed, max(capacity, credit.MaxWindow), "stream %d: the window is too wide", x.stream.i)
+			require.LessOrEqual(w.t, capacity+granted-consumed, max(capacity, credit.MaxWindow), "stream %d: the window is too wide", s.i)
 		}
 	}
 }

@@ -2,6 +2,8 @@ package grid
 
 import (
 	"errors"
+	"strconv"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,8 +38,36 @@ func FuzzStreams(f *testing.F) {
 		for kind := range byte(16) {
 			// The stream's client, the forms of its ends, its capacities, its deadline.
 			f.Add([]byte(string([]byte{kind, 0, 0, kind & 7, 1 + kind&7>>1, 3 - kind>>1&2, 0}) + steps))
+			f.Add([]byte(string([]byte{secondKind | kind, kind & 3 * 7, 0, 0, kind & 7, 1 + kind&7>>1, 3 - kind>>1&2, 0, kind % 5, kind, 1, 0, 0}) + steps))
 		}
 		f.Add([]byte("\x02\x01\x00\x01\x04\x04\x05\x01\x00\x00\x00\x00" + steps + "\x00\x01\x05\x01\x04\x0f"))
+	}
+	const (
+		gated, gatedLarge  = "\x10\x00\x04", "\x10\x00\x08"
+		handlerGated, gate = "\x11\x00\x04", "\x12\x00"
+		giveUp             = "\x13\x00" // Finish
+		breakOff           = "\x07\x00\x04"
+		single, singleSub  = "\x14\x02\x04\x00\x01", "\x14\x00\x09\x00\x00"
+		large2             = "\x14\x03\x08\x03\x00"
+		answer, wrap       = "\x15\x00\x00", "\x15\x00\x01"
+		cancelled          = "\x16\x00"
+	)
+	for _, steps := range []string{
+		opened + send + serve + consume + enough + settle + serve + settle + well, opened + serve + serve + serve + settle + enough + consume + settle + fail, opened + enough + down + giveUp + settle + serve,
+		opened + send + send + gated + gated + gate + input + settle + send + close + well, opened + gatedLarge + gatedLarge + up + gate + settle + input + well, opened + serve + handlerGated + handlerGated + gate + settle + consume + serve + well,
+		opened + serve + breakOff + settle + consume, opened + send + enough + serve + send + settle + well, opened + large + large + enough + up + input + settle + well, opened + serveLarge + enough + consume + settle + boom,
+		opened + stall + large + gated + gated + gate + send + settle + input + serve + consume + well, opened + "\x0d\x00" + serve + handlerGated + handlerGated + handlerGated + gate + settle + consume + serve + well,
+		single + down + settle + answer + settle, single + settle + cancelled + settle + wrap + settle, single + cancelled + settle + answer, singleSub + settle + cancelled + settle + answer, large2 + settle + wrap + settle,
+		single + single + single + single + settle + answer + settle, single + settle + wait + wait + cancelled, large2 + down + cancelled + settle, single + settle + answer + cancelled + settle, stall + single + cancelled + settle,
+		opened + single + settle + cancelled + cut + settle, "\x00\x01" + opened + settle + "\x07\x01\x00" + settle + "\x00\x02" + settle, opened + wait + wait + serve + settle,
+	} {
+		for _, kind := range []byte{0, 1, 2, 3, 6, 10} {
+			for consumer := range byte(5) {
+				// Also what goes with requests and not with streams.
+				f.Add([]byte(string([]byte{secondKind | kind | consumer&1<<4, consumer, 0, 0, kind, 2, 2, 0, consumer, 3*kind + consumer, kind & 1, consumer, 0}) + steps))
+			}
+		}
+		f.Add([]byte("\x82\x00\x02\x00\x02\x02\x02\x00\x00\x00\x01\x00\x00\x00\x03\x02\x02\x00\x01\x00\x00\x00\x01\x00\x03\x02\x02\x00\x04\x01\x00\x00\x01" + steps))
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if len(data) > 600 {
@@ -61,13 +91,20 @@ type streamsRun struct {
 	quiet   fence
 	t       *testing.T
 	p       *program
+	second  bool // see secondKind
 	caps    caps
 	hosts   [2]*fuzzHost
 	pending [2][]rawpeer.Msg // what a host has sent, and the other one has not been given
 	rules   *wireRules
 	streams []*fuzzStream
+	calls   []*fuzzCall
+	running [2][2]atomic.Int32 // of the calls' handlers, by host
 	began   time.Time
 }
+
+// secondKind is the bit of runs that have single requests as well, more forms of streams, metadata,
+// and limits of handlers. What others mean must not change: they are the corpus.
+const secondKind = 0x80
 
 const fuzzMaxMessage = 200 << 10
 
@@ -77,19 +114,38 @@ func newStreamsRun(t *testing.T, p *program) *streamsRun {
 	if kind&8 != 0 {
 		caps ^= capBothCapacities
 	}
-	r := &streamsRun{t: t, p: p, caps: caps, began: time.Now()}
+	r := &streamsRun{t: t, p: p, second: kind&secondKind != 0, caps: caps, began: time.Now()}
+	if r.second {
+		r.caps ^= pick(p, 0, capCancel, capErrors, capMetadata, capCancel|capErrors|capMetadata)
+	}
+	for i := range 1 + p.n(3) {
+		r.streams = append(r.streams, newFuzzStream(r, i))
+	}
+	options := map[HandlerKey]HandlerOptions{
+		{ID: plainCalls}:   {MaxRunning: maxRunningCalls},
+		{ID: contextCalls}: {MaxRunning: maxRunningCalls, Timeout: callsTimeout},
+	}
+	for _, s := range r.streams {
+		options[HandlerKey{ID: s.handler()}] = s.home.options
+	}
 	for i := range r.hosts {
-		r.hosts[i] = newFuzzHost(t, i, caps, func(o *ManagerOptions) { o.MaxMessageSize = fuzzMaxMessage })
+		r.hosts[i] = newFuzzHost(t, i, r.caps, func(o *ManagerOptions) {
+			o.MaxMessageSize, o.HandlerOptions = fuzzMaxMessage, options
+			if r.second && kind&16 != 0 {
+				o.MaxQueuedBytes = minQueued // so that a stalled link has no room
+			}
+		})
+		r.registerCalls(i)
 		if kind&4 != 0 {
 			r.hosts[i].conn.crc, r.hosts[i].sess.sender.out.crc = 0, 0
 		}
 	}
 	r.rules = newWireRules(t, r)
-	for i := range 1 + p.n(3) {
-		s := newFuzzStream(r, i)
-		r.streams = append(r.streams, s)
+	for _, s := range r.streams {
 		for _, h := range r.hosts { // a version 1 client has to know the capacities
-			require.NoError(t, h.RegisterStreamingHandler(s.handler(), s.streamHandler()))
+			if s.home == s {
+				require.NoError(t, h.RegisterStreamingHandler(s.handler(), s.streamHandler()))
+			}
 		}
 	}
 	for _, h := range r.hosts {
@@ -99,9 +155,20 @@ func newStreamsRun(t *testing.T, p *program) *streamsRun {
 	return r
 }
 
+// stream is the one that is opened with the payload.
+func (r *streamsRun) stream(payload []byte) *fuzzStream {
+	i, err := strconv.Atoi(string(payload))
+	require.NoError(r.t, err)
+	return r.streams[i]
+}
+
 // step is one instruction.
 func (r *streamsRun) step() {
-	op := r.p.n(16)
+	ops := 16
+	if r.second {
+		ops = 23
+	}
+	op := r.p.n(ops)
 	switch op {
 	case 8:
 		r.move(r.p.n(2), 1<<10, true)
@@ -122,13 +189,26 @@ func (r *streamsRun) step() {
 	case 15:
 		r.settle()
 		return
+	case 20:
+		r.call()
+		return
+	case 21, 22:
+		if len(r.calls) == 0 {
+			return
+		}
+		if c := pick(r.p, r.calls...); op == 21 {
+			c.answer(r.p.n(4))
+		} else {
+			c.giveUp()
+		}
+		return
 	}
 	s := pick(r.p, r.streams...)
 	switch op {
 	case 0:
 		s.open()
 	case 1:
-		s.clientSends(r.p)
+		s.clientSends(r.p, nil)
 	case 2:
 		offer(s.permits, 1+r.p.n(20), true)
 	case 3:
@@ -136,15 +216,28 @@ func (r *streamsRun) step() {
 	case 4:
 		offer(s.taking, 1+r.p.n(20), true)
 	case 5, 6:
-		s.handlerDoes(handlerStep{size: size(r.p)})
+		s.handlerDoes(fuzzStep{size: size(r.p)})
 	case 7:
-		s.handlerDoes(handlerStep{returns: true, how: r.p.n(4)})
+		hows := 4
+		if r.second {
+			hows = 5
+		}
+		s.handlerDoes(fuzzStep{returns: true, how: r.p.n(hows)})
 	case 10:
 		s.cause(errFuzzCancel)
 		s.cancelled = true
 		s.cancel(errFuzzCancel)
 	case 11:
 		s.stopEarly()
+	case 16:
+		s.clientSends(r.p, s.gate.ctx)
+	case 17:
+		s.handlerDoes(fuzzStep{size: size(r.p), ctx: s.gate.ctx})
+	case 18:
+		s.closeGate()
+	case 19:
+		s.cause(errFuzzFinish)
+		s.finish.cancel(errFuzzFinish)
 	}
 }
 
@@ -205,6 +298,19 @@ func (r *streamsRun) settle() {
 		r.check()
 	}
 	r.checkCredits()
+	for _, c := range r.calls {
+		c.check(true)
+	}
+}
+
+// isLost reports whether the link is.
+func (r *streamsRun) isLost() bool {
+	for _, h := range r.hosts {
+		if h.ended() || h.wire.ended {
+			return true
+		}
+	}
+	return false
 }
 
 // checkCredits requires that the client of a stream knows what its server has: nothing is on its
@@ -253,6 +359,9 @@ func (r *streamsRun) check() {
 	for _, s := range r.streams {
 		s.check()
 	}
+	for _, c := range r.calls {
+		c.check(false)
+	}
 }
 
 // finish lets the program's streams come to their end, and looks at it.
@@ -277,6 +386,9 @@ func (r *streamsRun) finish() {
 		}
 		close(s.steps)
 	}
+	for _, c := range r.calls {
+		close(c.answers)
+	}
 	r.settle()
 	r.check()
 	for _, s := range r.streams {
@@ -284,6 +396,10 @@ func (r *streamsRun) finish() {
 			s.checkEnd()
 		}
 	}
+	for _, c := range r.calls {
+		c.checkEnd()
+	}
+	r.checkHandlers()
 	for i, h := range r.hosts {
 		c := h.sess
 		require.Zero(r.t, c.streams.size(), "streams are left")
@@ -292,6 +408,43 @@ func (r *streamsRun) finish() {
 		require.Zero(r.t, h.conn.Stats().Handlers, "slots of handlers are left")
 		require.Zero(r.t, h.conn.taken.bytes.Used(), "bytes are counted that nobody keeps")
 		require.Equal(r.t, lost, h.ended(), "host %d: %v", i, c.err)
+	}
+}
+
+// checkHandlers compares what is counted for each handler with what has run.
+func (r *streamsRun) checkHandlers() {
+	type counts struct{ runs, failed, refused int64 }
+	var want [2]map[HandlerID]counts
+	add := func(client int, id HandlerID, runs int, failed *RemoteErr, err error) {
+		if want[1-client] == nil {
+			want[1-client] = map[HandlerID]counts{}
+		}
+		c := want[1-client][id]
+		c.runs += int64(runs)
+		if failed != nil {
+			c.failed++
+		}
+		if errors.Is(err, ErrOverloaded) {
+			c.refused++
+		}
+		want[1-client][id] = c
+	}
+	for _, s := range r.streams {
+		add(s.client, s.handler(), s.runs, s.result, s.err)
+	}
+	for _, c := range r.calls {
+		add(c.client, c.handler(), c.runs, c.failure(), c.err)
+	}
+	for i, h := range r.hosts {
+		for _, st := range h.HandlerStats() {
+			c := want[i][st.ID]
+			require.Zero(r.t, st.Running, "%+v", st)
+			require.Equal(r.t, c.failed, st.Failed, "%+v", st)
+			// Some did not run because nobody waited for them any more, and of some refusals nobody
+			// has heard.
+			require.GreaterOrEqual(r.t, st.Calls-st.Refused, c.runs, "%+v", st)
+			require.GreaterOrEqual(r.t, st.Refused, c.refused, "%+v", st)
+		}
 	}
 }
 
@@ -306,6 +459,13 @@ func (r *streamsRun) stop() {
 			}()
 		}
 	}
+	for _, c := range r.calls {
+		c.cancel(nil)
+		func() {
+			defer func() { _ = recover() }() // closed already
+			close(c.answers)
+		}()
+	}
 	for _, h := range r.hosts {
 		h.wire.stall(false)
 		h.Close()
@@ -315,4 +475,6 @@ func (r *streamsRun) stop() {
 var (
 	errFuzzCancel = errors.New("cancelled by the program")
 	errFuzzStop   = errors.New("consumed enough")
+	errFuzzGate   = errors.New("the context of the send has ended")
+	errFuzzFinish = errors.New("the context of Finish has ended")
 )

@@ -2,8 +2,10 @@ package grid
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
+	"io"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -70,6 +72,17 @@ func FuzzHostilePeer(f *testing.F) {
 	waits, drop := say(rawpeer.OpRequest, 0, 1, 0, text), say(rawpeer.OpDisconnectServerMux, 0, 0, 0, none)
 	details := "\x09\x00\x01\x02\x01\x03\x00" // a text, a code and two that are wrapped
 	lying := "\x09\x02\x02\x1f" + string(bytes.Repeat([]byte{2}, 31)) + "\x00"
+	opens := func(form byte) string { return string([]byte{4, form}) }
+	for form := range byte(32) {
+		open := opens(form)
+		for _, steps := range []string{
+			open + ack + consume + message + message + message + end + consume, open + ack + message + consume + say(rawpeer.OpMuxServerMsg, 0, 0, isErr, text), open + ack + part + end + consume + consume,
+			open + ack + consume + message + "\x09\x00" + message, open + ack + consume + message + message + consume + say(rawpeer.OpDisconnectClientMux, 0, 0, 0, none), open + ack + consume + message + wait + say(rawpeer.OpUnblockClMux, 0, 0, 0, two) + end,
+		} {
+			f.Add([]byte("\x04" + steps))
+			f.Add([]byte("\x00" + steps))
+		}
+	}
 	for _, steps := range []string{
 		waits, waits + drop, drop + waits, waits + drop + drop + serve, waits + serve + drop, waits + waits + drop + wait + serve, waits + say(rawpeer.OpDisconnectServerMux, 3, 0, 0, none),
 		waits + waits + waits + waits + waits + drop, say(rawpeer.OpRequest, 0, 1, more, text) + drop + say(rawpeer.OpRequest, 0, 0, 0, text), call + giveUp, call + giveUp + say(rawpeer.OpResponse, 0, 0, eof, text), call + say(rawpeer.OpResponse, 0, 0, more, text) + giveUp,
@@ -101,6 +114,7 @@ const (
 	hostileMaxStreamBytes = 7000
 	hostileMaxHostBytes   = 12_000
 	hostileMaxHandlers    = 4
+	hostileMaxRunning     = 2
 )
 
 // hostileRun is one host whose peer is the program.
@@ -131,6 +145,8 @@ type hostileCall struct {
 	out      int  // what the first ack has named, where it does
 	granted  int  // credits that we were returned
 	took     int  // messages
+	reads    bool // it is consumed by a reader, which takes messages apart
+	finishes bool // the rest is thrown away
 	broken   bool // a second time, which ends it with an error
 	gaveUp   bool // by the program
 	told     bool // the peer, that it was given up
@@ -153,6 +169,7 @@ func newHostileRun(t *testing.T, p *program) *hostileRun {
 	r.h = newFuzzHost(t, 0, hostileCaps[kind&7], func(o *ManagerOptions) {
 		o.MaxMessageSize, o.MaxHandlers = hostileMaxMessage, hostileMaxHandlers
 		o.MaxStreamBytes, o.MaxHostBytes, o.MaxPings = hostileMaxStreamBytes, hostileMaxHostBytes, 20
+		o.HandlerOptions = map[HandlerKey]HandlerOptions{{ID: 5}: {MaxRunning: hostileMaxRunning, Timeout: 10 * time.Second}}
 	})
 	require.NoError(t, r.h.RegisterSingleHandler(1, func(b []byte) ([]byte, *RemoteErr) { return b, nil }))
 	require.NoError(t, r.h.RegisterSingleHandler(3, func([]byte) ([]byte, *RemoteErr) {
@@ -187,6 +204,7 @@ func (r *hostileRun) wait(ctx context.Context, b []byte) ([]byte, *RemoteErr) {
 	case <-r.permits:
 	}
 	r.quiet.pass()
+	_ = Metadata(ctx)
 	if cause := context.Cause(ctx); errors.Is(cause, context.Canceled) && (!r.dropped || r.h.sess.caps&capCancel == 0) {
 		r.t.Error("the context of a handler was cancelled by nobody")
 	}
@@ -215,7 +233,7 @@ func (r *hostileRun) step() {
 		}
 		r.h.put(rawpeer.EncodeMerged(msgs...))
 	case 4:
-		r.open(r.p.n(2) == 0)
+		r.open(r.p.byte())
 	case 5:
 		r.call()
 	case 6:
@@ -304,36 +322,101 @@ func (r *hostileRun) newCall(list *[]*hostileCall) (context.Context, *hostileCal
 	return ctx, c, []byte{byte(len(*list) - 1)}
 }
 
-func (r *hostileRun) open(sends bool) {
+// open opens a stream, whose ends are of one of the forms that there are.
+func (r *hostileRun) open(form byte) {
 	if len(r.streams) == 5 {
 		return
 	}
 	ctx, c, payload := r.newCall(&r.streams)
 	go func() {
-		st, err := r.h.conn.NewStream(ctx, 2, payload)
+		st, err := r.h.conn.With(CallOptions{Metadata: map[string]string{"k": "v"}}).NewStream(ctx, 2, payload)
 		if err != nil {
 			r.quiet.pass()
 			c.over, c.err = true, err
 			return
 		}
 		if st.Requests != nil {
-			go func() {
-				for n := 0; sends && n < 100 && st.Send([]byte("sent")) == nil; n++ {
-				}
-				close(st.Requests)
-			}()
+			go r.send(ctx, st, form&1 == 0, form>>3&3)
 		}
-		err = st.Results(func(b []byte) error {
-			<-c.permits
-			r.quiet.pass()
-			c.got = append(c.got, b...)
-			c.took++
-			PutByteBuffer(b)
-			return nil
-		})
+		err = r.consume(ctx, c, st, form>>1&3)
 		r.quiet.pass()
 		c.over, c.err = true, err
 	}()
+}
+
+// send sends some messages, or none, and ends the input.
+func (r *hostileRun) send(ctx context.Context, st *Stream, sends bool, form byte) {
+	const most = 100
+	switch {
+	case !sends:
+		close(st.Requests)
+	case form == 1:
+		short, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		for n := 0; n < most && st.SendContext(short, []byte("sent")) == nil; n++ {
+		}
+		st.CloseSend()
+	case form == 2:
+		w := st.Writer(ctx)
+		_, err := w.Write(make([]byte, 3*hostileMaxMessage))
+		_ = w.CloseWithError(err)
+	default:
+		for n := 0; n < most && st.Send([]byte("sent")) == nil; n++ {
+		}
+		close(st.Requests)
+	}
+}
+
+// consume returns how a stream has ended, nil if well.
+func (r *hostileRun) consume(ctx context.Context, c *hostileCall, st *Stream, form byte) error {
+	take := func(b []byte) {
+		r.quiet.pass()
+		c.got = append(c.got, b...)
+		c.took++
+	}
+	switch form {
+	case 1, 2: // to the end, or to the second message
+		for n := byte(0); form == 1 || n < 2; n++ {
+			<-c.permits
+			b, err := st.Recv()
+			switch err {
+			case nil:
+			case io.EOF:
+				return nil
+			default:
+				return err
+			}
+			take(b)
+			PutByteBuffer(b)
+		}
+		c.finishes = true
+		return st.Finish(ctx)
+	case 3:
+		rd, buf := st.Reader(), make([]byte, 3)
+		c.reads = true
+		for {
+			<-c.permits
+			n, err := rd.Read(buf)
+			take(buf[:n])
+			switch {
+			case err == io.EOF:
+				return nil
+			case err != nil:
+				short, ok := err.(*cutShort)
+				if !ok || !errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+					r.t.Errorf("a reader has ended with %v", err)
+					return err
+				}
+				return short.cause // which is what Recv would return
+			}
+		}
+	}
+	return st.Results(func(b []byte) error {
+		<-c.permits
+		take(b)
+		PutByteBuffer(b)
+		return nil
+	})
 }
 
 func (r *hostileRun) call() {
@@ -355,7 +438,11 @@ func (r *hostileRun) check() {
 	require.LessOrEqual(t, r.h.conn.taken.bytes.Used(), int64(hostileMaxHostBytes), "more is kept than MaxHostBytes")
 	require.GreaterOrEqual(t, r.h.conn.taken.bytes.Used(), int64(0))
 	require.LessOrEqual(t, s.opener.openings.size(), hostileMaxHandlers)
-	require.LessOrEqual(t, s.cancellable.size(), stats.Handlers)
+	require.LessOrEqual(t, s.cancellable.size(), min(stats.Handlers, hostileMaxRunning))
+	for _, st := range r.h.HandlerStats() {
+		require.GreaterOrEqual(t, st.Running, 0, "%+v", st)
+		require.LessOrEqual(t, st.Running, cmp.Or(st.MaxRunning, hostileMaxHandlers), "%+v", st)
+	}
 	require.LessOrEqual(t, s.streams.size(), len(r.streams))
 	require.LessOrEqual(t, len(s.reader.lostStreams), maxAnsweredIDs)
 	require.LessOrEqual(t, len(s.reader.lostServed), maxAnsweredIDs)
@@ -376,7 +463,9 @@ func (r *hostileRun) check() {
 		capacity := 2
 		if c := r.muxes[m.id]; m.tellsBoth && c != nil && c.acked {
 			capacity = c.out
-			require.LessOrEqual(t, c.took+m.in.waiting(), c.out+c.granted, "more came than the peer had credits for")
+			if !c.reads {
+				require.LessOrEqual(t, c.took+m.in.waiting(), c.out+c.granted, "more came than the peer had credits for")
+			}
 		} else if m.wide {
 			capacity = 0 // which its server knows
 		}
@@ -400,7 +489,7 @@ func (r *hostileRun) check() {
 		require.True(t, bytes.HasPrefix(c.said, c.got), "what nobody has said, or in another order: %x of %x", c.got, c.said)
 		if c.over && c.err == nil {
 			require.True(t, c.saidEnd, "an end that nobody has said")
-			require.Equal(t, len(c.said), len(c.got), "a good end, but not all that was said")
+			require.True(t, c.finishes || len(c.said) == len(c.got), "a good end, but not all that was said")
 		}
 	}
 	for _, c := range r.calls {
@@ -432,6 +521,9 @@ func (r *hostileRun) finish() {
 		require.False(r.t, c.broken && c.err == nil, "a stream that was acked twice ended well")
 	}
 	require.Zero(r.t, r.h.conn.Stats().Handlers, "slots of handlers are left")
+	for _, st := range r.h.HandlerStats() {
+		require.Zero(r.t, st.Running, "%+v", st)
+	}
 	require.Zero(r.t, r.h.conn.taken.bytes.Used(), "bytes are counted that nobody keeps")
 	require.Zero(r.t, r.h.sess.streams.size())
 	require.Zero(r.t, r.h.sess.served.size())

@@ -12,16 +12,25 @@ import (
 )
 
 // NewCollector returns a collector of the Stats of m, with a label for the remote host of each
-// connection, and of one number of m itself. Every scrape calls [grid.Manager.Stats] once, so that
-// its numbers are of one moment.
-// What is exposed of a host vanishes when it is removed, and begins at zero if it is added again.
+// connection; of its HandlerStats, with labels for the handler's name and kind; and of one number of
+// m itself. Every scrape calls [grid.Manager.Stats] and [grid.Manager.HandlerStats] once, so that
+// the numbers of each are of one moment. What is exposed of a host vanishes when it is removed, and
+// begins at zero if it is added again.
+//
+// Handlers that have the same name and kind, such as those of one ID under all its subroutes, are
+// counted together, and so is what each of them counted before it was unregistered. Of more than
+// 1000 names the ones that come later are counted under the name "other".
 //
 // It goes on to work after m was closed.
-func NewCollector(m *grid.Manager) prometheus.Collector { return &collector{stats: m.Stats} }
+func NewCollector(m *grid.Manager) prometheus.Collector {
+	return &collector{stats: m.Stats, handlers: m.HandlerStats}
+}
 
-// collector has no state of its own.
+// collector keeps what it needs for the counters of handlers never to fall.
 type collector struct {
-	stats func() grid.ManagerStats
+	stats    func() grid.ManagerStats
+	handlers func() []grid.HandlerStats
+	served   served
 }
 
 // connectionMetric is a metric with one number for each connection.
@@ -143,6 +152,7 @@ var limits = []string{"MaxHandlers", "MaxStreams", "MaxHostBytes", "MaxStreamByt
 // Describe implements [prometheus.Collector].
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- missedDesc
+	describeHandlers(ch)
 	ch <- stateDesc
 	ch <- limitsDesc
 	for i := range connectionMetrics {
@@ -157,6 +167,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	for i := range st.Connections {
 		collectConnection(ch, &st.Connections[i])
 	}
+	c.served.collect(ch, c.handlers)
 }
 
 func collectConnection(ch chan<- prometheus.Metric, c *grid.ConnectionStats) {

@@ -41,7 +41,7 @@ func TestCollector_NumbersAreThoseOfTheirFields(t *testing.T) {
 			QueuedBytes: 18, QueuedSenders: 19, Refused: 20, Attempts: 24, Knocks: 25,
 			LimitsReached: map[string]int64{"MaxStreams": 21, "MaxOfTomorrow": 22},
 		}}}
-	}}
+	}, handlers: noHandlers}
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(c)
 	families, err := reg.Gather()
@@ -104,7 +104,12 @@ func TestScrape_AsksOnce(t *testing.T) {
 	c := &collector{stats: func() grid.ManagerStats {
 		asked++
 		return grid.ManagerStats{Connections: make([]grid.ConnectionStats, 1)}
+	}, handlers: func() []grid.HandlerStats {
+		asked++
+		return nil
 	}}
 	require.NotZero(t, testutil.CollectAndCount(c))
-	require.Equal(t, 1, asked)
+	require.Equal(t, 2, asked)
 }
+
+func noHandlers() []grid.HandlerStats { return nil }

@@ -39,7 +39,7 @@ func TestPromInterceptor_NamesThatAreNotUTF8(t *testing.T) {
 	}
 	c := &collector{stats: func() grid.ManagerStats {
 		return grid.ManagerStats{Connections: []grid.ConnectionStats{{HostName: "http://a\xff"}}}
-	}}
+	}, handlers: noHandlers}
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(i, c)
 	_, err := reg.Gather()

@@ -27,7 +27,7 @@ func allMetrics(t *testing.T) *prometheus.Registry {
 	}
 	c := &collector{stats: func() grid.ManagerStats {
 		return grid.ManagerStats{Connections: []grid.ConnectionStats{{HostName: "http://a", RoundTrip: time.Second}}}
-	}}
+	}, handlers: func() []grid.HandlerStats { return []grid.HandlerStats{{Name: "x", MaxRunning: 1}} }}
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(i, c)
 	return reg

@@ -1,6 +1,6 @@
 // Package gridstatus is a page on which an operator sees a whole grid, served by any of its hosts:
 // which hosts are connected, as each of the two sides sees it, the round-trip times, the traffic,
-// what waits in queues, the streams, and the last errors.
+// what waits in queues, the streams, the last errors, and what each host's handlers have served.
 //
 // Every host makes a [Status] with the same handler ID, through which the others ask for what it
 // sees, and mounts it where its operators, and nobody else, can reach it:
@@ -20,7 +20,7 @@
 //
 // Nothing happens while nobody looks. However many pages are open on a host, it asks each other
 // host once in Options.Every, with one small request. The answer has 200 to 400 bytes for each
-// link, and a host makes it anew twice in Options.Every at most, in a time that is in proportion to
+// link and 50 to 150 for each handler, and a host makes it anew twice in Options.Every at most, in a time that is in proportion to
 // its open streams. So for 100 hosts, of which one is looked at, 3 MB come to that one in 2 s, and
 // 30 KB go out from each other. Its page has 630 KB then, some 30 KB of them with gzip, and takes
 // some 50 ms of one core, once for all readers who have chosen the same host; the JSON has 2 to 4
@@ -37,8 +37,8 @@
 //
 // Views come from hosts that have the grid's token, and what they say is shown as text. One that
 // has more than 4 MiB or 5000 links, or calls its host by another name, is refused. Texts are cut
-// at 300 bytes. The page lists 50 errors, 20 of them by one host, and 1000 links of the host that
-// is chosen. Nothing of that is an option.
+// at 300 bytes, and handlers after the first 1000 are left out. The page lists 50 errors, 20 of them
+// by one host, and 1000 links of the host that is chosen. Nothing of that is an option.
 //
 // A host that this one is not connected to, that has no handler for the ID, or that does not answer
 // within Options.Timeout has no row in the matrix; the page says why. Hosts may run different

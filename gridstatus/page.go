@@ -12,6 +12,7 @@ import (
 	"math"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -95,6 +96,12 @@ type chosen struct {
 	Name, Err string
 	Links     []linkRow
 	More      int
+	Handlers  []handlerRow
+}
+
+type handlerRow struct {
+	*Handler
+	Kind, Limit string
 }
 
 type linkRow struct {
@@ -400,6 +407,17 @@ func chosenOf(n *Node, names map[string]string) *chosen {
 		}
 		r.Limits = strings.Join(limits, ", ")
 		c.Links = append(c.Links, r)
+	}
+	for i := range n.View.Handlers {
+		h := &n.View.Handlers[i]
+		r := handlerRow{Handler: h, Kind: "requests"}
+		if h.Stream {
+			r.Kind = "streams"
+		}
+		if h.MaxRunning > 0 {
+			r.Limit = strconv.Itoa(h.MaxRunning)
+		}
+		c.Handlers = append(c.Handlers, r)
 	}
 	return c
 }

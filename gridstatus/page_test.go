@@ -153,6 +153,22 @@ func TestPage_FiguresAreInTheirColumns(t *testing.T) {
 	requireIn(t, page, `<a href="?node=https%3A%2F%2Fnode2.example%3A9000#links">`)
 }
 
+func TestPage_ListsTheHandlersOfTheHostThatIsChosen(t *testing.T) {
+	m := madeUp(2)
+	requireNotIn := func(page, text string) { t.Helper(); require.NotContains(t, page, text) }
+	requireNotIn(render(t, m, ""), `id="handlers"`)
+	m.Nodes[1].View.Handlers = []Handler{
+		{ID: 1, Name: "lock<", Running: 2, MaxRunning: 3, Calls: 4, Failed: 5, Refused: 6},
+		{ID: 7, Name: "7", Subroute: "a/b", Stream: true, Running: 1, Calls: 1},
+	}
+	requireNotIn(render(t, m, ""), `id="handlers"`)
+	require.Equal(t, [][]string{
+		{"Handler", "ID", "Subroute", "Serves", "Running", "Limit", "Calls", "Errors", "Refused"},
+		{"lock<", "1", "", "requests", "2", "3", "4", "5", "wait:6"},
+		{"7", "7", "a/b", "streams", "1", "–", "1", "0", ":0"},
+	}, table(render(t, m, m.Nodes[1].Host), "handlers"))
+}
+
 // What hosts and their errors are called is text.
 func TestPage_TextsAreEscaped(t *testing.T) {
 	const bad = `"><script>alert(1)</script><b>&amp;`

@@ -3,6 +3,7 @@ package gridstatus
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -22,6 +23,23 @@ type View struct {
 	Time time.Time
 	// Links are in the order of [grid.Manager.Targets].
 	Links []Link
+	// Handlers are those that the host serves, in the order of [grid.Manager.HandlerStats]; of a
+	// host with more than 1000 they are the first.
+	Handlers []Handler `json:",omitempty"`
+}
+
+// Handler is a handler of a host, and what has become of its calls: see [grid.HandlerStats].
+type Handler struct {
+	ID       int
+	Name     string
+	Subroute string `json:",omitzero"`
+	Stream   bool   `json:",omitzero"`
+
+	Running    int   `json:",omitzero"`
+	MaxRunning int   `json:",omitzero"` // 0 for no limit
+	Calls      int64 `json:",omitzero"`
+	Failed     int64 `json:",omitzero"`
+	Refused    int64 `json:",omitzero"`
 }
 
 // Link is a connection to another host, as one of its two hosts sees it. What is not explained here
@@ -89,7 +107,18 @@ func viewOf(m *grid.Manager) *View {
 	for i := range st.Connections {
 		v.Links[i] = linkOf(&st.Connections[i])
 	}
+	handlers := m.HandlerStats()
+	for _, h := range handlers[:min(len(handlers), maxHandlers)] {
+		v.Handlers = append(v.Handlers, handlerOf(&h))
+	}
 	return v
+}
+
+func handlerOf(h *grid.HandlerStats) Handler {
+	return Handler{
+		ID: int(h.ID), Name: clip(h.Name, maxText), Subroute: clip(h.Subroute, maxText), Stream: h.Stream,
+		Running: h.Running, MaxRunning: h.MaxRunning, Calls: h.Calls, Failed: h.Failed, Refused: h.Refused,
+	}
 }
 
 func linkOf(c *grid.ConnectionStats) Link {
@@ -110,11 +139,13 @@ func linkOf(c *grid.ConnectionStats) Link {
 
 // What another host may say, so that one that lies can't make a page grow without bounds.
 const (
-	maxView   = 4 << 20 // bytes
-	maxLinks  = 5000
-	maxText   = 300 // bytes
-	maxID     = 64
-	maxLimits = 20
+	maxView  = 4 << 20 // bytes
+	maxLinks = 5000
+	// Of more handlers the first are taken.
+	maxHandlers = 1000
+	maxText     = 300 // bytes
+	maxID       = 64
+	maxLimits   = 20
 )
 
 // decodeView reads what host has said. Of what it returns nothing is larger than the limits above.
@@ -122,11 +153,11 @@ func decodeView(host string, b []byte) (*View, error) {
 	if len(b) > maxView {
 		return nil, fmt.Errorf("its view has %d bytes, the limit is %d", len(b), maxView)
 	}
-	// Links one by one: decoded at once, 4 MiB of empty ones would take gigabytes.
+	// Links and handlers one by one: decoded at once, 4 MiB of empty ones would take gigabytes.
 	var said struct {
-		Host, ID string
-		Time     time.Time
-		Links    json.RawMessage
+		Host, ID        string
+		Time            time.Time
+		Links, Handlers json.RawMessage
 	}
 	if err := json.Unmarshal(b, &said); err != nil {
 		return nil, fmt.Errorf("its view can't be read: %w", err)
@@ -135,29 +166,60 @@ func decodeView(host string, b []byte) (*View, error) {
 		return nil, fmt.Errorf("it calls itself %q", clip(said.Host, maxText))
 	}
 	v := &View{Host: host, ID: clip(said.ID, maxID), Time: said.Time.UTC()}
-	if len(said.Links) == 0 || string(said.Links) == "null" {
-		return v, nil
-	}
-	links := json.NewDecoder(bytes.NewReader(said.Links))
-	if t, err := links.Token(); err != nil || t != json.Delim('[') {
-		return nil, fmt.Errorf("its view can't be read: Links is no array")
-	}
 	seen := map[string]bool{host: true, "": true}
-	for n := 0; links.More(); n++ {
+	err := eachOf("Links", said.Links, func(n int, links *json.Decoder) error {
 		if n == maxLinks {
-			return nil, fmt.Errorf("its view has more than %d links", maxLinks)
+			return fmt.Errorf("its view has more than %d links", maxLinks)
 		}
 		var l Link
 		if err := links.Decode(&l); err != nil {
-			return nil, fmt.Errorf("its view can't be read: link %d: %w", n, err)
+			return fmt.Errorf("its view can't be read: link %d: %w", n, err)
 		}
 		l.clean()
 		if !seen[l.Host] {
 			seen[l.Host] = true
 			v.Links = append(v.Links, l)
 		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = eachOf("Handlers", said.Handlers, func(n int, handlers *json.Decoder) error {
+		if n == maxHandlers {
+			return errEnough
+		}
+		var h Handler
+		if err := handlers.Decode(&h); err != nil {
+			return fmt.Errorf("its view can't be read: handler %d: %w", n, err)
+		}
+		h.Name, h.Subroute = clip(h.Name, maxText), clip(h.Subroute, maxText)
+		v.Handlers = append(v.Handlers, h)
+		return nil
+	})
+	if err != nil && err != errEnough {
+		return nil, err
 	}
 	return v, nil
+}
+
+var errEnough = errors.New("enough")
+
+// eachOf calls decode for each value of an array, which may be missing.
+func eachOf(name string, array json.RawMessage, decode func(n int, values *json.Decoder) error) error {
+	if len(array) == 0 || string(array) == "null" {
+		return nil
+	}
+	values := json.NewDecoder(bytes.NewReader(array))
+	if t, err := values.Token(); err != nil || t != json.Delim('[') {
+		return fmt.Errorf("its view can't be read: %s is no array", name)
+	}
+	for n := 0; values.More(); n++ {
+		if err := decode(n, values); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (l *Link) clean() {

@@ -73,11 +73,39 @@ func TestView_IsReadAsItWasWritten(t *testing.T) {
 		l := &v.Links[i]
 		l.Dials, l.Since, l.LastDisconnect = true, l.Since.UTC(), l.LastDisconnect.UTC()
 	}
+	v.Handlers = []Handler{{ID: 1, Name: "lock", Subroute: "a/b", Stream: true, Running: 2, MaxRunning: 3, Calls: 4, Failed: 5, Refused: 6}, {ID: 2, Name: "2"}}
 	b, err := json.Marshal(v)
 	require.NoError(t, err)
 	got, err := decodeView("h", b)
 	require.NoError(t, err)
 	require.Equal(t, v, got)
+}
+
+// All that a Handler has is what HandlerStats has under that name.
+func TestView_HandlerHasWhatTheManagerHas(t *testing.T) {
+	st := grid.HandlerStats{ID: 1, Name: "lock", Subroute: "a", Stream: true, Running: 2, MaxRunning: 3, Calls: 4, Failed: 5, Refused: 6}
+	h := handlerOf(&st)
+	from, to := reflect.ValueOf(st), reflect.ValueOf(h)
+	require.Equal(t, from.NumField(), to.NumField())
+	for i := range to.NumField() {
+		name := to.Type().Field(i).Name
+		require.Equal(t, fmt.Sprint(from.FieldByName(name).Interface()), fmt.Sprint(to.Field(i).Interface()), name)
+	}
+}
+
+// Whatever a host says of its handlers, it is bounded.
+func TestView_HandlersAreBounded(t *testing.T) {
+	v, err := decodeView("h", []byte(`{"Host":"h","Handlers":[`+many(`{"Name":"`+strings.Repeat("x", 1000)+`"}`, 3*maxHandlers)+`]}`))
+	require.NoError(t, err)
+	require.Len(t, v.Handlers, maxHandlers)
+	require.Len(t, v.Handlers[0].Name, maxText+len(" ..."))
+	for said, want := range map[string]string{
+		`{"Host":"h","Handlers":{}}`:     "its view can't be read: Handlers is no array",
+		`{"Host":"h","Handlers":[{},0]}`: "its view can't be read: handler 1: ",
+	} {
+		_, err := decodeView("h", []byte(said))
+		require.ErrorContains(t, err, want)
+	}
 }
 
 // Another version may say more, and of states that are not known here.
@@ -122,13 +150,15 @@ func TestView_DoesNotBurst(t *testing.T) {
 		"links without end":  many(`{"LimitsReached":{"a":1}}`, maxLinks*20),
 		"limits without end": `{"LimitsReached":{` + many(`"a":1`, maxView/6-100) + `}}`,
 	} {
-		b := []byte(`{"Host":"h","Links":[` + links + `]}`)
-		require.LessOrEqual(t, len(b), maxView)
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		_, _ = decodeView("h", b)
-		runtime.ReadMemStats(&after)
-		require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(64<<20), name)
+		for _, array := range []string{"Links", "Handlers"} {
+			b := []byte(`{"Host":"h","` + array + `":[` + links + `]}`)
+			require.LessOrEqual(t, len(b), maxView)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, _ = decodeView("h", b)
+			runtime.ReadMemStats(&after)
+			require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(64<<20), "%s: %s", array, name)
+		}
 	}
 }
 

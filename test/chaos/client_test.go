@@ -44,11 +44,25 @@ func (c *client) callAnything() error {
 	life := c.cluster.nodes[c.from].life.Load()
 	call := &call{note: n, conn: life.Connection(c.cluster.names[c.to]), over: life.over, calm: c.calm}
 	patience := c.patience()
-	var cancel context.CancelFunc
-	call.ctx, cancel = patience.context()
-	defer cancel()
 	c.choose(call)
-	if c.rng.IntN(100) < 12 {
+	kind := c.rng.IntN(100)
+	if kind < 4 && !c.calm {
+		// It has nothing but its cancel to end by.
+		call.traits |= waitsForEnd
+		patience.deadline, patience.cancel = 0, time.Duration(1+c.rng.IntN(15_000))*time.Microsecond
+	}
+	var cancel context.CancelFunc
+	call.ctx, cancel = patience.context(func() {
+		m.mark(n.call, gaveUp)
+	})
+	defer cancel()
+	switch {
+	case kind < 8:
+		call.what, call.id = "cancellable request", cancellable
+		return c.cluster.send(call, call.encode(c.size()), false)
+	case kind < 12:
+		return c.many(call)
+	case kind < 24:
 		return c.stream(call)
 	}
 	return c.single(call)
@@ -58,6 +72,9 @@ func (c *client) callAnything() error {
 func (c *client) choose(call *call) {
 	n := &call.note
 	n.size = uint32(c.size())
+	if c.rng.IntN(4) == 0 {
+		n.traits |= isTagged
+	}
 	if c.calm {
 		return
 	}
@@ -115,15 +132,19 @@ func (c *client) patience() patience {
 	return patience{deadline: longEnough}
 }
 
-func (p patience) context() (context.Context, context.CancelFunc) {
+// context calls before just before it gives up.
+func (p patience) context(before func()) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	wait, cause := p.cancel, errGaveUp
-	if p.deadline == 0 {
+	if p.deadline == 0 && p.cancel == 0 {
 		wait, cause = tooLong, errHung
 	}
 	stop := func() bool { return true }
 	if wait > 0 {
-		stop = time.AfterFunc(wait, func() { cancel(cause) }).Stop
+		stop = time.AfterFunc(wait, func() {
+			before()
+			cancel(cause)
+		}).Stop
 	}
 	release := context.CancelFunc(func() {})
 	if p.deadline > 0 {
@@ -137,18 +158,32 @@ func (p patience) context() (context.Context, context.CancelFunc) {
 }
 
 // requester is the connection, or the subroute, that a call is to.
-func (c *call) requester() interface {
+func (c *call) requester() requester {
+	return c.requesterOver(c.conn)
+}
+
+type requester interface {
 	grid.Requester
 	grid.Streamer
-} {
-	switch route := routes[c.route]; route {
+}
+
+// requesterOver is that over another connection.
+func (c *call) requesterOver(conn *grid.Connection) requester {
+	options := grid.CallOptions{Metadata: c.tag()}
+	sub := conn.Subroute(routes[c.route])
+	switch routes[c.route] {
 	case "":
-		return c.conn
+		if options.Metadata != nil {
+			return conn.With(options)
+		}
+		return conn
 	case "pool/disk2":
-		return c.conn.Subroute("pool").Subroute("disk2")
-	default:
-		return c.conn.Subroute(route)
+		sub = conn.Subroute("pool").Subroute("disk2")
 	}
+	if options.Metadata != nil {
+		return sub.With(options)
+	}
+	return sub
 }
 
 // single makes a single request.
@@ -180,7 +215,7 @@ func (c *cluster) send(call *call, payload []byte, isTyped bool) error {
 		}
 		req.Recycle()
 	} else {
-		answer, err = intercepted(func() ([]byte, error) { return call.requester().SingleRequest(call.ctx, single, payload) })
+		answer, err = intercepted(func() ([]byte, error) { return call.requester().SingleRequest(call.ctx, call.id, payload) })
 		defer grid.PutByteBuffer(answer)
 		grid.PutByteBuffer(payload)
 	}

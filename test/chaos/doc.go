@@ -43,7 +43,14 @@
 //   - The messages of a stream come in order, none missing and none twice. It
 //     ends well only if its handler did, and all has come. An input that ends while
 //     the handler's context lives is complete.
-//   - No call runs twice, on another host, or under another subroute.
+//   - No call runs twice, on another host, or under another subroute; nor does one that a
+//     Retrier takes from host to host. What grid.CanRetry allows has not run, and never will.
+//   - A handler that has a context sees it end when its caller has given up, and is not
+//     cancelled otherwise.
+//   - A stream ends well by Finish only if its handler did, and has had all that was sent.
+//     A message whose context has ended was not sent.
+//   - What a handler's error wraps, its code, and the metadata of calls are what they were.
+//   - Calls to many yield one answer of each; a quorum is as many as it should be.
 //   - A call that was lost never runs, see below.
 //   - After a heal every host can call every other within two seconds, while the
 //     load goes on; and once more, after all connections of one host have become

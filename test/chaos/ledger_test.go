@@ -34,15 +34,28 @@ const (
 	runsMask = 1<<8 - 1
 	ranWell  = 1 << 8 // its handler is about to return without an error
 	isLost   = 1 << 9 // it failed, and can't have arrived
+	// Its caller was told that it has not run and will not.
+	isRefused = 1 << 10
+	gaveUp    = 1 << 11 // its caller is about to
+	// Its handler has come to the end of the input, after as many messages as the bits above
+	// inputsShift say. Only of streams whose client may end that early.
+	hasInputs   = 1 << 12
+	inputsShift = 16
 )
 
 func newLedger() *ledger { return &ledger{pages: make(map[uint64]*page)} }
 
 // begin returns the number of a new call.
-func (l *ledger) begin() uint64 {
-	id := l.last.Add(1)
-	l.page(id, true)
-	return id
+func (l *ledger) begin() uint64 { return l.beginMany(1) }
+
+// beginMany returns the first of n numbers.
+func (l *ledger) beginMany(n uint64) (first uint64) {
+	last := l.last.Add(n)
+	first = last - n + 1
+	for id := first; id <= last; id++ {
+		l.page(id, true)
+	}
+	return first
 }
 
 // page returns nil for calls that are forgotten, or were never made.

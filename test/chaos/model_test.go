@@ -92,6 +92,8 @@ func (m *model) ran(n note, host int) {
 		m.violation("call %d from %d to %d runs %d times", n.call, n.from, n.to, state&runsMask)
 	case state&isLost != 0:
 		m.violation("call %d from %d to %d runs after it has failed, and was lost on its way", n.call, n.from, n.to)
+	case state&isRefused != 0:
+		m.violation("call %d from %d to %d runs, though its caller was told that it would not", n.call, n.from, n.to)
 	}
 	if int(n.to) != host {
 		m.violation("call %d from %d to %d runs on %d", n.call, n.from, n.to, host)
@@ -108,9 +110,11 @@ type call struct {
 	began time.Time
 	ctx   context.Context
 
-	largest    int  // of its payloads
-	stopsEarly bool // its consumer does
-	calm       bool // nothing is to go wrong with it
+	finishes   atomic.Bool // its consumer has, by Finish
+	inputEnded atomic.Bool // by a Finish, that of the clean-up as well
+	largest    int         // of its payloads
+	stopsEarly bool        // its consumer does
+	calm       bool        // nothing is to go wrong with it
 
 	absence           *absence // of its handler
 	possible, certain uint64   // absence, when it began
@@ -162,8 +166,20 @@ func (m *model) failed(c *call) {
 	}
 }
 
+// refused is called with the error of a call. One that may be made again must not run.
+func (m *model) refused(c *call, err error) {
+	if !grid.CanRetry(err) {
+		return
+	}
+	m.tally.refused.Add(1)
+	if m.mark(c.call, isRefused)&runsMask > 0 {
+		m.violation("%v ran, and ended with %q, as if it had not", c, err)
+	}
+}
+
 // judge checks how a call has ended: that err is one that it could have.
 func (m *model) judge(c *call, err error) {
+	m.refused(c, err)
 	count, reason := m.outcome(c, err)
 	if reason != "" {
 		m.violation("%v ended with %T %q: %s", c, err, fmt.Sprint(err), reason)
@@ -200,9 +216,14 @@ func (m *model) outcome(c *call, err error) (count *atomic.Int64, reason string)
 	case errors.As(err, &hook):
 		return expect(c.felt(&m.nodes[c.from].panicked[hook.callback]), &t.broken, "it was not to panic")
 	case errors.As(err, &remote):
+		if c.end == endsInError && remote.Error() == failure(c.call) {
+			return expect(errors.Is(err, errPlanned) && grid.ErrorCode(err) == plannedCode, &t.failed, "it has lost what it wraps, or its code")
+		}
 		return m.answerOutcome(c, remote.Error())
 	case errors.Is(err, grid.ErrDisconnected):
 		return &t.disconnected, ""
+	case c.finishes.Load() && errors.Is(err, io.ErrClosedPipe):
+		return &t.ended, "" // what was sent through Requests behind Finish
 	case errors.Is(err, errStopped):
 		return expect(c.stopsEarly, &t.ended, "its consumer did not stop")
 	case errors.Is(err, errGaveUp):
@@ -262,7 +283,9 @@ func (m *model) judgeSend(c *call, err error) {
 	switch {
 	case errors.Is(err, io.EOF): // it ended well
 		return
-	case c.stopsEarly && err.Error() == "grid: the consumer of the stream broke off":
+	case c.stopsEarly && (err.Error() == "grid: the consumer of the stream broke off" || errors.Is(err, context.Canceled)):
+		return
+	case c.inputEnded.Load() && errors.Is(err, io.ErrClosedPipe):
 		return
 	}
 	if _, reason := m.outcome(c, err); reason != "" {
@@ -270,8 +293,11 @@ func (m *model) judgeSend(c *call, err error) {
 	}
 }
 
-// judgeCause checks why the context of a stream's handler has ended.
+// judgeCause checks why the context of a handler has ended.
 func (m *model) judgeCause(n note, cause error) {
+	if n.traits&waitsForEnd != 0 && cause == context.Canceled && m.mark(n.call, 0)&gaveUp == 0 {
+		m.violation("the context of call %d was cancelled, though its caller has not given up", n.call)
+	}
 	for _, known := range []error{
 		context.Canceled, context.DeadlineExceeded, grid.ErrDisconnected,
 		grid.ErrIncorrectSequence, grid.ErrFlowControl, grid.ErrProtocol,
@@ -281,7 +307,7 @@ func (m *model) judgeCause(n note, cause error) {
 		}
 	}
 	if !grid.IsRemoteErr(cause) {
-		m.violation("the context of stream %d ended with %T %q, which is not documented", n.call, cause, fmt.Sprint(cause))
+		m.violation("the context of call %d ended with %T %q, which is not documented", n.call, cause, fmt.Sprint(cause))
 	}
 }
 
@@ -295,6 +321,12 @@ type tally struct {
 	disconnected atomic.Int64
 	broken       atomic.Int64 // by corruption, slowness, a shutdown
 	lost         atomic.Int64 // of which it is known that they can't have arrived
+	refused      atomic.Int64 // of which their callers know that they have not run
+	cancelled    atomic.Int64 // whose handlers were told so
+	wentOn       atomic.Int64 // whose handlers could not be
+	finished     atomic.Int64 // well, by Finish
+	asked        atomic.Int64 // beside each other
+	retried      atomic.Int64 // by a Retrier that has had an answer
 	slowest      atomic.Int64 // until all pairs worked after a heal, in nanoseconds
 }
 
@@ -304,6 +336,8 @@ func (t *tally) notGood() int64 {
 }
 
 func (t *tally) String() string {
-	return fmt.Sprintf("%d ended well, %d as their handlers failed, %d as their callers wished, %d disconnected, %d otherwise; %d were lost for certain",
-		t.good.Load(), t.failed.Load(), t.ended.Load(), t.disconnected.Load(), t.broken.Load(), t.lost.Load())
+	return fmt.Sprintf("%d ended well, %d as their handlers failed, %d as their callers wished, %d disconnected, %d otherwise; %d were lost for certain, %d refused; "+
+		"%d handlers were cancelled, %d could not be; %d streams were finished well; %d calls beside each other, %d by Retriers",
+		t.good.Load(), t.failed.Load(), t.ended.Load(), t.disconnected.Load(), t.broken.Load(), t.lost.Load(), t.refused.Load(),
+		t.cancelled.Load(), t.wentOn.Load(), t.finished.Load(), t.asked.Load(), t.retried.Load())
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"strconv"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -27,6 +28,32 @@ type note struct {
 	inputs uint32 // messages that the handler is sent
 	count  uint32 // messages that it reads or sends before it ends
 	size   uint32 // of each answer
+	traits traits
+}
+
+// traits are what else a call is like.
+type traits uint8
+
+const (
+	// isTagged has its number as metadata.
+	isTagged traits = 1 << iota
+	// waitsForEnd has the handler wait for the end of its context, which the caller will make.
+	waitsForEnd
+	// endsShort has a client that may end the input before all was sent.
+	endsShort
+	// toMany is made to several hosts: the call that one has to do with is behind this one by as
+	// much as its number.
+	toMany
+	// toAny is made to one after the other of them, of which one runs it at most.
+	toAny
+)
+
+// tag is the metadata of a call, nil for none.
+func (n note) tag() map[string]string {
+	if n.traits&isTagged == 0 {
+		return nil
+	}
+	return map[string]string{"call": strconv.FormatUint(n.call, 10)}
 }
 
 // ending is how a handler ends.
@@ -39,7 +66,7 @@ const (
 )
 
 const (
-	noteSize = 8 + 4 + 1 + 1 + 1 + 1 + 1 + 1 + 4 + 4 + 4
+	noteSize = 8 + 4 + 1 + 1 + 1 + 1 + 1 + 1 + 4 + 4 + 4 + 1
 	// minPayload is the size of the smallest payload: a note and its checksum.
 	minPayload = noteSize + 4
 )
@@ -61,6 +88,7 @@ func (n note) encode(size int) []byte {
 	le.PutUint32(b[18:], n.inputs)
 	le.PutUint32(b[22:], n.count)
 	le.PutUint32(b[26:], n.size)
+	b[30] = byte(n.traits)
 	// No two payloads are filled alike.
 	fill := n.call*0x9e3779b97f4a7c15 + uint64(n.index)<<1 + uint64(b[12])
 	rest := b[noteSize : size-4]
@@ -97,6 +125,7 @@ func decode(b []byte) (n note, err error) {
 		inputs: le.Uint32(b[18:]),
 		count:  le.Uint32(b[22:]),
 		size:   le.Uint32(b[26:]),
+		traits: traits(b[30]),
 	}, nil
 }
 
@@ -126,6 +155,17 @@ func (n note) message(answer bool, index int) []byte {
 
 // failure is the text with which the handler of a call fails.
 func failure(call uint64) string { return fmt.Sprintf("call %d fails as it should", call) }
+
+// handlerError is that error, which wraps errPlanned.
+type handlerError struct{ call uint64 }
+
+func (e handlerError) Error() string { return failure(e.call) }
+func (e handlerError) Unwrap() error { return errPlanned }
+
+var errPlanned = errors.New("as it should")
+
+// plannedCode is its code.
+const plannedCode = "planned"
 
 func TestNote_PayloadsThatAreNotTheirOwnAreNoticed(t *testing.T) {
 	n := note{call: 7, from: 1, to: 2, size: 100}

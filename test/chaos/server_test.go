@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"maps"
 	"time"
 
 	"github.com/gridrpc/grid"
@@ -15,10 +16,11 @@ const (
 	requests  // a stream of inputs, and one answer
 	twoWay    // a stream that answers each input
 	typedTwoWay
+	cancellable // single requests whose handler has a context
 )
 
 // handlers is how many these are.
-const handlers = int(typedTwoWay)
+const handlers = int(cancellable)
 
 // routes are the subroutes under which each of them is registered.
 var routes = [...]string{"", "disk1", "pool/disk2"}
@@ -64,6 +66,11 @@ func (s *server) add(m *grid.Manager, id grid.HandlerID, route int) error {
 			defer grid.PutByteBuffer(b)
 			return s.single(b, route)
 		}, parts...)
+	case cancellable:
+		return m.RegisterSingleHandlerContext(id, func(ctx context.Context, b []byte) ([]byte, *grid.RemoteErr) {
+			defer grid.PutByteBuffer(b)
+			return s.cancellable(ctx, b, route)
+		}, parts...)
 	case typedSingle:
 		return typedCall.Register(m, func(req *grid.Bytes) (*grid.Bytes, *grid.RemoteErr) {
 			b, err := s.single(*req, route)
@@ -96,6 +103,16 @@ func (s *server) opening(b []byte, route int) (n note, ok bool) {
 		s.model.violation("host %d was called with %d bytes: %v, %+v", s.host, len(b), err, n)
 		return n, false
 	}
+	if n.traits&toAny != 0 {
+		// The number behind those of the hosts is that of all of them.
+		if state, ok := s.model.run(n.call + hosts); ok && (state&runsMask > 1 || state&isRefused != 0) {
+			s.model.violation("call %d from %d, to any host, runs %d times; its caller was told that it would not: %t",
+				n.call, n.from, state&runsMask, state&isRefused != 0)
+		}
+	}
+	if n.traits&toMany != 0 {
+		n.call, n.to = n.call+uint64(s.host), uint8(s.host)
+	}
 	s.model.ran(n, s.host)
 	if int(n.route) != route {
 		s.model.violation("call %d to subroute %q runs under %q", n.call, routes[n.route], routes[route])
@@ -107,7 +124,7 @@ func (s *server) opening(b []byte, route int) (n note, ok bool) {
 func (s *server) finish(n note) *grid.RemoteErr {
 	switch n.end {
 	case endsInError:
-		return grid.NewRemoteErrString(failure(n.call))
+		return grid.NewRemoteErrCode(plannedCode, handlerError{n.call})
 	case endsInPanic:
 		panic(failure(n.call))
 	}
@@ -122,10 +139,58 @@ func (s *server) single(payload []byte, route int) ([]byte, *grid.RemoteErr) {
 		return nil, grid.NewRemoteErrString("unusable payload")
 	}
 	pause(n)
+	if s.model.mark(n.call, 0)&gaveUp != 0 {
+		s.model.tally.wentOn.Add(1)
+	}
+	return s.answer(n)
+}
+
+func (s *server) answer(n note) ([]byte, *grid.RemoteErr) {
 	if err := s.finish(n); err != nil {
 		return nil, err
 	}
 	return n.message(true, 0), nil
+}
+
+// cancellable is single for a handler that has a context.
+func (s *server) cancellable(ctx context.Context, payload []byte, route int) ([]byte, *grid.RemoteErr) {
+	n, ok := s.opening(payload, route)
+	if !ok {
+		return nil, grid.NewRemoteErrString("unusable payload")
+	}
+	s.checkContext(ctx, n)
+	if n.traits&waitsForEnd != 0 {
+		late := time.NewTimer(2 * tooLong)
+		defer late.Stop()
+		select {
+		case <-ctx.Done():
+			if context.Cause(ctx) == context.Canceled {
+				s.model.tally.cancelled.Add(1)
+			}
+		case <-late.C:
+			if !s.model.corrupt(&call{note: n, began: time.Now()}) {
+				s.model.violation("the handler of call %d from %d to %d was not told that its caller has gone", n.call, n.from, n.to)
+			}
+		}
+	}
+	pause(n)
+	if ctx.Err() != nil {
+		s.model.judgeCause(n, context.Cause(ctx))
+	}
+	return s.answer(n)
+}
+
+// checkContext looks at what the context of a handler says of its call.
+func (s *server) checkContext(ctx context.Context, n note) {
+	if caller := grid.GetCaller(ctx); caller == nil || caller.Name != s.names[n.from] {
+		s.model.violation("call %d from %d has caller %v", n.call, n.from, caller)
+	}
+	if sub := grid.GetSubroute(ctx); sub != routes[n.route] {
+		s.model.violation("call %d to subroute %q has %q", n.call, routes[n.route], sub)
+	}
+	if got := grid.Metadata(ctx); !maps.Equal(got, n.tag()) {
+		s.model.violation("call %d has metadata %q in place of %q", n.call, got, n.tag())
+	}
 }
 
 func pause(n note) {
@@ -160,12 +225,7 @@ func serve[T any](s *server, ctx context.Context, id grid.HandlerID, route int, 
 	if !ok {
 		return grid.NewRemoteErrString("unusable payload")
 	}
-	if caller := grid.GetCaller(ctx); caller == nil || caller.Name != s.names[n.from] {
-		s.model.violation("stream %d from %d has caller %v", n.call, n.from, caller)
-	}
-	if sub := grid.GetSubroute(ctx); sub != routes[route] {
-		s.model.violation("stream %d to subroute %q has %q", n.call, routes[route], sub)
-	}
+	s.checkContext(ctx, n)
 	if id == responses {
 		for i := range int(n.count) {
 			pause(n)
@@ -202,7 +262,9 @@ func serve[T any](s *server, ctx context.Context, id grid.HandlerID, route int, 
 		s.model.judgeCause(n, context.Cause(ctx))
 		return grid.NewRemoteErr(context.Cause(ctx))
 	}
-	if read != int(n.inputs) {
+	if n.traits&endsShort != 0 {
+		s.model.mark(n.call, hasInputs|uint32(read)<<inputsShift)
+	} else if read != int(n.inputs) {
 		s.model.violation("the input of stream %d from %d to %d ended well after %d of %d messages", n.call, n.from, n.to, read, n.inputs)
 	}
 	if id == requests {

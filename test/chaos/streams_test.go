@@ -1,10 +1,13 @@
 package chaos
 
 import (
+	"context"
 	"errors"
+	"io"
 	"iter"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/gridrpc/grid"
@@ -13,6 +16,9 @@ import (
 // opened is a stream of either kind.
 type opened[T any] interface {
 	Send(T) error
+	SendContext(context.Context, T) error
+	Recv() (T, error)
+	Finish(context.Context) error
 	CloseSend()
 	Results(func(T) error) error
 	All() iter.Seq2[T, error]
@@ -46,11 +52,12 @@ func (c *client) stream(call *call) error {
 	if count > 40 {
 		call.pause = 0
 	}
-	payload := call.encode(c.rng.IntN(2 << 10))
 	consumer := consumer{
-		all:       c.rng.IntN(2) == 0,
-		channel:   c.rng.IntN(2) == 0,
-		stopAfter: -1,
+		form:        consumption(c.rng.IntN(3)),
+		channel:     c.rng.IntN(2) == 0,
+		hurried:     c.rng.IntN(4) == 0,
+		stopAfter:   -1,
+		finishAfter: -1,
 	}
 	if c.rng.IntN(8) == 0 {
 		consumer.slow = time.Duration(1+c.rng.IntN(4)) * time.Millisecond
@@ -58,8 +65,12 @@ func (c *client) stream(call *call) error {
 	if !c.calm && c.rng.IntN(12) == 0 {
 		call.stopsEarly = true
 		consumer.stopAfter = c.rng.IntN(10)
+	} else if !c.calm && consumer.form != byResults && c.rng.IntN(4) == 0 {
+		consumer.finishAfter = 1 + c.rng.IntN(10)
+		call.traits |= endsShort
 	}
 
+	payload := call.encode(c.rng.IntN(2 << 10))
 	call.largest = max(len(payload), int(call.size))
 	m.beginCall(call)
 	var err error
@@ -88,11 +99,23 @@ func (c *client) stream(call *call) error {
 
 // consumer is how the messages of a stream are sent and taken.
 type consumer struct {
-	all       bool          // by All, in place of Results
+	form      consumption
 	channel   bool          // by Requests, in place of Send
+	hurried   bool          // by SendContext, in place of Send
 	slow      time.Duration // pause before each message
 	stopAfter int           // messages; below 0 for never
+	// finishAfter is after how many messages it is left by Finish; below 0 for never.
+	finishAfter int
 }
+
+// consumption is by what a stream is consumed.
+type consumption int
+
+const (
+	byResults consumption = iota
+	byAll
+	byRecv
+)
 
 // answers is how many messages the handler of a call sends.
 func (c *call) answers(id grid.HandlerID) int {
@@ -112,10 +135,11 @@ func consume[T any](m *model, c *call, id grid.HandlerID, st opened[T], reqs cha
 		return st.Err()
 	}
 	sent := make(chan struct{})
+	var queued atomic.Int64 // inputs that were sent
 	go func() {
 		defer close(sent)
 		if reqs != nil {
-			send(m, c, st, reqs, kind, how.channel)
+			send(m, c, st, reqs, kind, how, &queued)
 		}
 	}()
 
@@ -134,20 +158,53 @@ func consume[T any](m *model, c *call, id grid.HandlerID, st opened[T], reqs cha
 		return nil
 	}
 	var err error
-	if how.all {
+	var before int64 // inputs that were sent before Finish
+	finish := func() error {
+		before = queued.Load()
+		c.finishes.Store(true)
+		c.inputEnded.Store(true)
+		return st.Finish(c.ctx)
+	}
+	switch how.form {
+	case byAll:
 		for v, e := range st.All() {
 			if err = e; err == nil {
 				err = next(v)
+			}
+			if err == nil && got == how.finishAfter {
+				err = finish()
+				break
 			}
 			if err != nil {
 				break
 			}
 		}
-	} else {
+	case byRecv:
+		for err == nil && got != how.finishAfter {
+			var v T
+			if v, err = st.Recv(); err == nil {
+				err = next(v)
+			}
+		}
+		switch {
+		case err == io.EOF:
+			err = nil
+		case err == nil:
+			err = finish()
+		default: // it has ended, or is to
+			c.inputEnded.Store(true)
+			_ = st.Finish(ended)
+		}
+	default:
 		err = st.Results(next)
 	}
 	m.judge(c, err)
-	if want := c.answers(id); got != want && (err == nil || isFailure(c, err)) {
+	if c.finishes.Load() {
+		<-sent
+		if err == nil {
+			m.finishedWell(c, before, queued.Load(), how)
+		}
+	} else if want := c.answers(id); got != want && (err == nil || isFailure(c, err)) {
 		m.violation("%v ended with %v after %d of %d messages", c, err, got, want)
 	}
 
@@ -168,6 +225,31 @@ func consume[T any](m *model, c *call, id grid.HandlerID, st opened[T], reqs cha
 	return err
 }
 
+// ended is a context that has ended.
+var ended = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
+// finishedWell checks what a stream whose Finish has returned nil has come to: the handler has had
+// all of before inputs, and no more than queued. What was sent by Send is one as the other.
+func (m *model) finishedWell(c *call, before, queued int64, how consumer) {
+	m.tally.finished.Add(1)
+	state := m.mark(c.call, 0)
+	if state&hasInputs == 0 {
+		return // it has not read to the end of its input
+	}
+	if how.channel {
+		queued = max(queued, before)
+	} else {
+		before = queued
+	}
+	if n := int64(state >> inputsShift); n < before || n > queued {
+		m.violation("%v was finished well, but its handler has had %d of %d inputs", c, n, queued)
+	}
+}
+
 // isFailure reports whether err is that of the call's handler, with which it ends after it has sent
 // all.
 func isFailure(c *call, err error) bool {
@@ -176,14 +258,15 @@ func isFailure(c *call, err error) bool {
 }
 
 // send sends all inputs, and their end.
-func send[T any](m *model, c *call, st opened[T], reqs chan<- T, kind messages[T], channel bool) {
-	if channel {
+func send[T any](m *model, c *call, st opened[T], reqs chan<- T, kind messages[T], how consumer, queued *atomic.Int64) {
+	if how.channel {
 		defer runtime.KeepAlive(st) // or nobody looks after reqs
 		defer close(reqs)
 		for i := range int(c.inputs) {
 			v := kind.wrap(c.message(false, i))
 			select {
 			case reqs <- v: // also where the stream has ended
+				queued.Add(1)
 			case <-c.over: // nobody looks after reqs then
 				kind.free(v)
 				<-st.Done() // or the handler would take the close for the end
@@ -194,12 +277,32 @@ func send[T any](m *model, c *call, st opened[T], reqs chan<- T, kind messages[T
 	}
 	for i := range int(c.inputs) {
 		v := kind.wrap(c.message(false, i))
-		err := st.Send(v)
+		err := sendOne(st, v, how.hurried)
 		kind.free(v)
 		if err != nil {
 			m.judgeSend(c, err)
 			return // the stream has ended, and its input with it
 		}
+		queued.Add(1)
 	}
 	st.CloseSend()
+}
+
+// sendOne sends a message: in a hurry by a context that may end before there is room, upon which
+// nothing was sent, and it is sent again.
+func sendOne[T any](st opened[T], v T, hurried bool) error {
+	for hurried {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+		err := st.SendContext(ctx, v)
+		cancel()
+		if !errors.Is(err, context.DeadlineExceeded) {
+			return err
+		}
+		select {
+		case <-st.Done():
+			hurried = false // by Send, which says how
+		default:
+		}
+	}
+	return st.Send(v)
 }

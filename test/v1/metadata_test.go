@@ -79,6 +79,54 @@ func TestMetadata_OnTheWire(t *testing.T) {
 	}
 }
 
+// What the caller gives goes with all that it opens, and with its first message alone; interceptors
+// have the last word. To a peer without the extension nothing goes.
+func TestMetadata_OfTheCallerOnTheWire(t *testing.T) {
+	t.Parallel()
+	for _, caps := range []uint64{0, rig.AllCaps &^ rawpeer.CapMetadata, rawpeer.CapMetadata, rig.AllCaps} {
+		for _, intercepted := range []bool{false, true} {
+			inWire(t, rawpeer.Config{Caps: caps}, func(o *grid.ManagerOptions) {
+				if intercepted {
+					o.CallInterceptors = []grid.CallInterceptor{tagged{"k": "theirs"}}
+				}
+			}, func(r *wire) {
+				want := map[string]string{"k": "v", "": "empty"}
+				options := grid.CallOptions{Metadata: want}
+				if intercepted {
+					want = map[string]string{"k": "theirs", "": "empty"}
+				}
+				ctx, cancel := context.WithCancel(r.Context())
+				defer cancel()
+				expect := func(op uint8) {
+					r.Helper()
+					m := r.Peer.Expect(op)
+					require.Equal(r, caps&rawpeer.CapMetadata != 0, m.Flags&rawpeer.FlagMetadata != 0)
+					if caps&rawpeer.CapMetadata == 0 {
+						require.Nil(r, m.Metadata)
+						return
+					}
+					b := rawpeer.Reader{Bytes: m.Metadata}
+					got := map[string]string{}
+					for range rawpeer.Read(&b, msgp.ReadMapHeaderBytes) {
+						key := rawpeer.Read(&b, msgp.ReadStringBytes)
+						got[key] = rawpeer.Read(&b, msgp.ReadStringBytes)
+					}
+					require.NoError(r, b.End())
+					require.Equal(r, want, got)
+				}
+				for _, caller := range []*grid.Caller{r.Conn.With(options), r.Conn.Subroute("s").With(options)} {
+					go func() { _, _ = caller.SingleRequest(ctx, rig.Unused, []byte("x")) }()
+					expect(rawpeer.OpRequest)
+					go func() { _, _ = caller.NewStream(ctx, rig.Unused, []byte("x")) }()
+					expect(rawpeer.OpConnectMux)
+					go func() { _, _ = caller.StartStream(ctx, rig.Unused, []byte("x")) }()
+					expect(rawpeer.OpConnectMux)
+				}
+			})
+		}
+	}
+}
+
 // What the peer says is taken as it is, or is an error that names it.
 func TestMetadata_FromThePeer(t *testing.T) {
 	good := msgp.AppendMapStrStr(nil, map[string]string{"a": "b", "c": ""})
