@@ -65,9 +65,10 @@ const (
 // knock asks the other side to dial, if there is no connection after the time given, or when
 // somebody wants one before. Where it is not reached, or does not know this side, it is asked again,
 // with pauses like those between attempts to dial: it may not dial by itself. One that has said that
-// it dials is asked again after heardPause, or MaxBackoff if that is more. knock waits for nothing. While another knock is under way it ends the pause of that where after is 0, and does
-// nothing else. One that was withdrawn is not under way, though it may still be returning: the
-// connection that has withdrawn it may be gone already.
+// it dials is asked again after heardPause, or MaxBackoff if that is more. knock waits for nothing.
+// While another knock is under way it ends the pause of that where after is 0, and does nothing
+// else. One that was withdrawn is not under way, though it may still be returning: the connection
+// that has withdrawn it may be gone already.
 func (c *Connection) knock(after time.Duration) {
 	c.mu.Lock()
 	if k := c.knocking; k != nil || c.session.Load() != nil {
@@ -101,6 +102,9 @@ func (c *Connection) knock(after time.Duration) {
 			case knockHeard:
 				pauses.Reset()
 				after = heard.Next()
+				if !k.rest(ctx) { // the host dials now
+					return
+				}
 			}
 		}
 	})
@@ -120,6 +124,18 @@ func (c *Connection) withdrawKnockLocked() {
 	if c.knocking != nil {
 		c.knocking.withdraw(errWithdrawn)
 		c.knocking = nil
+	}
+}
+
+// rest waits for earlyInterval, whoever wants the connection. It reports false once ctx has ended.
+func (k *knocking) rest(ctx context.Context) bool {
+	timer := time.NewTimer(earlyInterval)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 

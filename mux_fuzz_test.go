@@ -683,7 +683,7 @@ func (s *fuzzStream) checkEnd() {
 	if s.loopErr == io.EOF && !s.down.asBytes {
 		require.Equal(t, s.down.countSent(), s.down.taken+s.dropped, "stream %d: it looks as if all had come, behind Finish", s.i)
 	} else if s.loopErr != nil && s.err == nil {
-		require.True(t, s.down.asBytes || s.loopErr == errSkipped, "stream %d: %v behind Finish", s.i, s.loopErr)
+		require.True(t, s.down.asBytes || errors.Is(s.loopErr, errSkipped), "stream %d: %v behind Finish", s.i, s.loopErr)
 	}
 	switch {
 	case s.err == nil:
