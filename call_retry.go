@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -19,24 +20,25 @@ import (
 //   - [ErrDisconnected] where there was no link to begin with, or it was lost before the whole
 //     request was queued for it;
 //   - [ErrOverloaded] where a limit has refused the call before its handler ran;
+//   - [ErrNoHandler], of a host that has no such handler;
 //   - the answer of a host that refuses it because it is shutting down.
 //
 // It is false for nil and all else: after a link that was lost during the call nobody knows whether
-// the handler has run. It is also false for an error that stands for several, such as a
-// [*QuorumError], or what [errors.Join] returns.
+// the handler has run. It is false for [ErrShutdown], since this host makes no call any more. It is
+// also false for an error that stands for several, such as a [*QuorumError], or what [errors.Join]
+// returns.
 //
-// A host of version 1 says nothing of its limits.
+// A host of version 1 says neither that it has no such handler nor that a limit was reached, in
+// words that are known here.
 func CanRetry(err error) bool {
 	for err = notNilRemote(err); err != nil; {
 		switch e := err.(type) {
 		case *disconnectError:
-			return e.unsent
+			return e.unsent && e.kind != ErrShutdown
 		case *limitError:
 			return e.unsent
-		case *overloadedRemote:
-			return e.notRun
 		case *refusedRemote:
-			return true
+			return e.notRun
 		}
 		wraps, ok := err.(interface{ Unwrap() error })
 		if !ok {
@@ -70,22 +72,23 @@ func isUnsent(err error) bool {
 // refusedCall is refusal for the text of a MuxConnectError, which stands in place of an answer: the
 // handler has not run, unless it was the answer that there was no room for.
 func refusedCall(text string) error {
-	err := refusal(text)
-	switch e, overloaded := err.(*overloadedRemote); {
-	case overloaded:
+	switch err := refusal(text).(type) {
+	case *refusedRemote: // ErrOverloaded
 		// The end of a text that was clipped is not known.
-		e.notRun = len(text)+8 < clip.Most && !strings.HasSuffix(text, droppedText)
-	case text == "grid: "+errShuttingDown.Error():
-		return &refusedRemote{err}
+		err.notRun = len(text)+8 < clip.Most && !strings.HasSuffix(text, droppedText)
+		return err
+	case *RemoteErr:
+		switch {
+		case text == "grid: "+errShuttingDown.Error():
+			return &refusedRemote{remote: err, notRun: true}
+		case strings.HasPrefix(text, noRequestHandler), strings.HasPrefix(text, noStreamHandler):
+			return &refusedRemote{remote: err, kind: ErrNoHandler, notRun: true}
+		}
+		return err
+	default:
+		return err
 	}
-	return err
 }
-
-// refusedRemote is what a host says that is shutting down, a RemoteErr.
-type refusedRemote struct{ remote error }
-
-func (e *refusedRemote) Error() string { return e.remote.Error() }
-func (e *refusedRemote) Unwrap() error { return e.remote }
 
 // RetryOptions are those of a [Retrier]. The zero value of each is its documented default.
 type RetryOptions struct {
@@ -97,9 +100,9 @@ type RetryOptions struct {
 	// for ten calls. All calls of the Retrier share it. Each call adds Budget, and each retry takes
 	// 1; no more than 10 are saved up, which is also what there is at the beginning. A call that
 	// finds less than 1 is not made again, and returns the refusal. So retries add no more than
-	// that part to the load of hosts that have too much already. An attempt that found no link has
-	// cost no host anything, and the next one takes nothing of the budget. From 0.001 to 1; the
-	// default is 0.1.
+	// that part to the load of hosts that have too much already. An attempt that found no link, or no
+	// such handler, has cost no host anything to speak of, and the next one takes nothing of the
+	// budget. From 0.001 to 1; the default is 0.1.
 	Budget float64
 
 	// MinBackoff and MaxBackoff are the pauses before a host is tried again, once all have been:
@@ -133,7 +136,8 @@ const (
 // NewRetrier returns a Requester over conns, each of which is a [*Connection] or another Requester
 // to a host that will do. A request goes to the first of them; while [CanRetry] reports true for
 // its error, to the others in turn, and after a pause to all of them again, until RetryOptions say
-// that it is enough. The error is then that of the last attempt. It is also returned, and no pause
+// that it is enough. One that has no such handler ([ErrNoHandler]) is not asked again by the same
+// request. The error is then that of the last attempt. It is also returned, and no pause
 // begins, where the deadline of the context would pass in the pause. Where the context ends in it,
 // the error is that of the context, with the last attempt in its text.
 //
@@ -201,21 +205,31 @@ func (r *Retrier) SingleRequest(ctx context.Context, id HandlerID, payload []byt
 	r.calls.Add(1)
 	r.earn()
 	pauses := backoff.New(r.how.MinBackoff, r.how.MaxBackoff)
-	for attempt := 1; ; attempt++ {
-		answer, err := r.conns[(attempt-1)%len(r.conns)].SingleRequest(ctx, id, payload)
+	conns := r.conns
+	for attempt, at := 1, 0; ; attempt++ {
+		answer, err := conns[at].SingleRequest(ctx, id, payload)
 		if err == nil || attempt == r.how.Attempts || !CanRetry(err) {
 			return answer, err
 		}
 		if ctx.Err() != nil {
 			return nil, err
 		}
-		if errors.Is(err, ErrOverloaded) || IsRemoteErr(err) { // sent
+		switch {
+		case errors.Is(err, ErrNoHandler):
+			if conns = slices.Delete(slices.Clone(conns), at, at+1); len(conns) == 0 {
+				return nil, err
+			}
+		case errors.Is(err, ErrOverloaded) || IsRemoteErr(err): // sent
 			if !r.spend() {
 				r.denied.Add(1)
 				return nil, err
 			}
+			at++
+		default:
+			at++
 		}
-		if attempt%len(r.conns) == 0 {
+		if at == len(conns) {
+			at = 0
 			if err := r.pause(ctx, pauses.Next(), err); err != nil {
 				return nil, err
 			}

@@ -34,6 +34,7 @@ type Connection struct {
 	opts          *ManagerOptions
 	secret        *atomic.Pointer[token.Secret] // the manager's
 	handlers      *registry
+	hold          *holdBack   // the manager's
 	taken         *hostLimits // what the host takes up here
 	log           *slog.Logger
 	traffic       wsconn.Counters // Incoming and Outgoing
@@ -47,7 +48,9 @@ type Connection struct {
 	cancel        context.CancelCauseFunc
 	closing       <-chan struct{} // of ctx
 	managerEnds   <-chan struct{} // closed when the manager is
-	draining      *atomic.Bool    // the manager takes nothing new
+	draining      *atomic.Bool    // the manager is shutting down: no new link
+	refuses       *atomic.Bool    // nothing that the remote begins is taken any more
+	ended         *atomic.Bool    // nothing is begun here any more
 	start         func(func())    // starts a goroutine that the manager's Close waits for
 	began         time.Time
 
@@ -90,6 +93,7 @@ func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
 		opts:      m.opts,
 		secret:    &m.secret,
 		handlers:  &m.handlers,
+		hold:      &m.hold,
 		taken:     taken,
 		log:       m.opts.Logger.With("remote", remote),
 		traffic:   m.traffic,
@@ -100,6 +104,8 @@ func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
 		phase:     float64(xxh3.HashString(m.opts.Local+" "+remote)) / (1 << 64),
 		caller:    RemoteClient{Name: remote},
 		draining:  &m.draining,
+		refuses:   &m.draining,
+		ended:     &m.noCalls,
 		start:     m.start,
 		limits:    make(map[string]*errlog.Log),
 		began:     time.Now(),
@@ -132,9 +138,9 @@ func (c *Connection) caps() caps {
 // lost meanwhile; [context.Canceled] or [context.DeadlineExceeded] with the text of the cause, at
 // once when ctx ends; [ErrMessageTooLarge] and [ErrUnknownHandler], before anything is sent;
 // [ErrProtocol], also for an answer that takes longer than MessageTimeout; [ErrOverloaded], which
-// is a *[RemoteErr] as well unless it was a limit of this side that was reached; and *[RemoteErr]
-// for whatever else the remote answered: the handler's error, its panic, or that there is no such
-// handler.
+// is a *[RemoteErr] as well unless it was a limit of this side that was reached; [ErrNoHandler],
+// which is one as well; and *[RemoteErr] for whatever else the remote answered: the handler's error,
+// or its panic.
 //
 // The error of a context that has ended is its cause as well, if that is the application's own:
 // neither what a call may return, as a RemoteErr, nor the end of anything else. So the error with
@@ -298,7 +304,7 @@ func (c *Connection) ready(id HandlerID, payload []byte) (*session, error) {
 		c.hasten()
 		return nil, err
 	}
-	if c.draining.Load() {
+	if c.ended.Load() {
 		return nil, unsent(c.disconnected(errShuttingDown))
 	}
 	if err := s.terms.sendSize.check(len(payload)); err != nil {
@@ -320,9 +326,12 @@ func (c *Connection) unavailable() error {
 	switch {
 	case c.isClosing():
 		reason = context.Cause(c.ctx)
-	case c.draining.Load():
+	case c.ended.Load():
 		reason = errShuttingDown
-	case c.left == nil:
+	case c.left != nil:
+	case c.draining.Load():
+		reason = errNoNewLinks
+	default:
 		reason = c.absence()
 	}
 	return unsent(c.disconnected(reason))
@@ -338,6 +347,8 @@ func (c *Connection) absence() error {
 	text := "no connection for " + age(time.Since(since))
 	attempt := c.attempt.Load()
 	switch {
+	case c.hold.isRegistering():
+		text += ", Register has not returned"
 	case !c.dials:
 		text += ", waiting for it to dial"
 	case attempt == nil && why == "" && c.state.get() == StateUnconnected:

@@ -84,7 +84,7 @@ func (c *Connection) knock(after time.Duration) {
 	c.mu.Unlock()
 	c.start(func() {
 		defer c.endKnocking(k)
-		if !c.opts.waitUnblocked(ctx) {
+		if !c.hold.wait(ctx) {
 			return
 		}
 		rest := max(heardPause, c.opts.MaxBackoff)

@@ -77,7 +77,7 @@ type pause struct {
 // keepDialling connects, again and again, until ctx ends, or until a connection that it has made is
 // on its way out: then another goroutine does, see setAside.
 func (c *Connection) keepDialling(ctx context.Context) {
-	if !c.opts.waitUnblocked(ctx) {
+	if !c.hold.wait(ctx) {
 		return
 	}
 	p := &c.redial.pause

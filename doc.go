@@ -8,13 +8,18 @@
 //
 // Every host is named by a base URL, and knows those of all others. It makes one [Manager] with
 // [NewManager], mounts [Manager.Handler] at [RoutePath] of an HTTP server that is reached by its
-// own base URL, and registers its handlers, before or while it serves. Of each pair of hosts one
-// dials the other, by a rule that both know; the Manager does so, and reconnects, by itself.
+// own base URL. Of each pair of hosts one dials the other, by a rule that both know; the Manager does
+// so as soon as it is made, and reconnects, by itself. So the handlers are registered by
+// ManagerOptions.Register, which is called before: what is registered later may be called before it
+// is there, which the caller sees as [ErrNoHandler].
 //
 //	m, err := grid.NewManager(ctx, grid.ManagerOptions{
 //		Local:        "http://10.0.0.1:9000",
 //		Hosts:        []string{"http://10.0.0.1:9000", "http://10.0.0.2:9000"},
 //		SharedSecret: [][]byte{key}, // that all hosts have
+//		Register: func(m *grid.Manager) error {
+//			return m.RegisterSingleHandler(greet, hello)
+//		},
 //	})
 //	mux.Handle(grid.RoutePath, m.Handler())
 //

@@ -38,6 +38,18 @@ var (
 	// again, [Manager.Connection] has another Connection to it.
 	ErrHostRemoved = errors.New("grid: host removed")
 
+	// ErrShutdown says that it is this host that has ended a call, or begins none any more: its
+	// Manager was closed, or is shutting down and no handler is running that may still make calls. It
+	// is wrapped by errors that are [ErrDisconnected] as well. No other host can be asked through the
+	// Manager either, so [CanRetry] is false.
+	ErrShutdown = errors.New("grid: this host is shutting down")
+
+	// ErrNoHandler is a call or stream that the remote host has refused because it has no such handler:
+	// none for the ID and subroute, or one of the other kind. It is a [RemoteErr] as well, which
+	// [errors.As] finds. Nothing has run, so [CanRetry] is true; but the same host has the handler only
+	// when its program has registered it, or has been replaced by a newer one.
+	ErrNoHandler = errors.New("grid: no handler")
+
 	// ErrUnknownHandler is returned for the reserved handler ID 0.
 	ErrUnknownHandler = errors.New("grid: unknown handler")
 
@@ -73,8 +85,8 @@ var (
 
 // packageErrors are all of them.
 var packageErrors = []error{
-	ErrDisconnected, ErrNotAccepted, ErrHostRemoved, ErrUnknownHandler, ErrHandlerAlreadyExists, ErrIncorrectSequence, ErrFlowControl,
-	ErrMessageTooLarge, ErrOverloaded, ErrProtocol,
+	ErrDisconnected, ErrNotAccepted, ErrHostRemoved, ErrShutdown, ErrNoHandler, ErrUnknownHandler,
+	ErrHandlerAlreadyExists, ErrIncorrectSequence, ErrFlowControl, ErrMessageTooLarge, ErrOverloaded, ErrProtocol,
 }
 
 // textOf is the text of an error, if it has one: a nil pointer or an error that is not complete may
@@ -147,18 +159,26 @@ func (e *limitError) Is(target error) bool { return target == ErrOverloaded }
 func refusal(text string) error {
 	r := NewRemoteErrString(text)
 	if strings.HasPrefix(text, ErrOverloaded.Error()+": ") {
-		return &overloadedRemote{remote: r}
+		return &refusedRemote{remote: r, kind: ErrOverloaded}
 	}
 	return r
 }
 
-type overloadedRemote struct {
+// refusedRemote is a RemoteErr that is what the remote has said for itself.
+type refusedRemote struct {
 	remote *RemoteErr
-	notRun bool // the handler has not
+	kind   error // the error of this package that it is as well; nil for none
+	notRun bool  // the handler has not
 }
 
-func (e *overloadedRemote) Error() string   { return e.remote.Error() }
-func (e *overloadedRemote) Unwrap() []error { return []error{e.remote, ErrOverloaded} }
+func (e *refusedRemote) Error() string { return e.remote.Error() }
+
+func (e *refusedRemote) Unwrap() []error {
+	if e.kind == nil {
+		return []error{e.remote}
+	}
+	return []error{e.remote, e.kind}
+}
 
 // disconnected is why there is no connection to a host, or no more; host may be empty.
 func disconnected(host string, reason error) error {
@@ -169,6 +189,8 @@ func disconnected(host string, reason error) error {
 	switch {
 	case reason == errRemoved:
 		e.kind = ErrHostRemoved
+	case reason == errShuttingDown, reason == errClosed:
+		e.kind = ErrShutdown
 	case errors.Is(reason, ErrNotAccepted):
 		e.kind = ErrNotAccepted
 	}
@@ -196,7 +218,7 @@ type disconnectError struct {
 	host   string // empty where it is the manager that takes nothing more
 	reason error
 	unsent bool  // the call has not been sent, or not in whole
-	kind   error // ErrNotAccepted or ErrHostRemoved where that is the reason, else nil
+	kind   error // ErrNotAccepted, ErrHostRemoved or ErrShutdown where that is the reason, else nil
 }
 
 func (e *disconnectError) Error() string {

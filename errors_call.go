@@ -105,10 +105,16 @@ func hasHost(err error) bool {
 	return false
 }
 
-// hasHandler reports whether text names a handler, as that of a limit does, on either side.
+// hasHandler reports whether text names a handler, as that of a limit does, on either side, or that
+// of a host without it.
 func hasHandler(text string, id HandlerID) bool {
-	_, rest, ok := strings.Cut(text, "handler "+strconv.Itoa(int(id)))
-	return ok && (rest == "" || rest[0] < '0' || rest[0] > '9')
+	for _, before := range []string{"handler ", "handler with ID "} {
+		_, rest, ok := strings.Cut(text, before+strconv.Itoa(int(id)))
+		if ok && (rest == "" || rest[0] < '0' || rest[0] > '9') {
+			return true
+		}
+	}
+	return false
 }
 
 // waitError is why a wait for a link has ended: the error of a context, with the host and why there

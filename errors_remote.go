@@ -24,12 +24,12 @@ import (
 // So clip it before it is logged or kept. Of what the remote says for itself, and of all else that a
 // peer says, no more than 1 KiB is kept, logged or made part of an error.
 //
-// A call returns it as *RemoteErr, wrapped if it is [ErrOverloaded] as well. [errors.As] finds it
-// with a *RemoteErr or a RemoteErr as the target. [errors.Is] compares texts: it finds an error of
-// the application's that has the text of the RemoteErr, or of one that this wraps. So the caller can
-// tell by its own sentinel what the handler has returned, alone or wrapped. Up to 16 texts of wrapped
-// errors travel, of at most 1 KiB each and 8 KiB together; longer ones are left out, and so are the
-// outermost where there are too many.
+// A call returns it as *RemoteErr, wrapped if it is [ErrOverloaded] or [ErrNoHandler] as well.
+// [errors.As] finds it with a *RemoteErr or a RemoteErr as the target. [errors.Is] compares texts:
+// it finds an error of the application's that has the text of the RemoteErr, or of one that this
+// wraps. So the caller can tell by its own sentinel what the handler has returned, alone or
+// wrapped. Up to 16 texts of wrapped errors travel, of at most 1 KiB each and 8 KiB together;
+// longer ones are left out, and so are the outermost where there are too many.
 //
 // Local conditions are excepted. Whatever a peer sends, a RemoteErr never is an error of this
 // package, nor one that wraps such an error; never [context.Canceled] or

@@ -97,7 +97,7 @@ func TestError_OddTargetsOfIsAreNone(t *testing.T) {
 	r := NewRemoteErrString("x")
 	for _, target := range []error{
 		(*fs.PathError)(nil), &fs.PathError{}, (*url.Error)(nil), &url.Error{}, (*net.OpError)(nil), &net.OpError{},
-		(*limitError)(nil), &disconnectError{}, (*overloadedRemote)(nil), &overloadedRemote{}, (*RemoteErr)(nil),
+		(*limitError)(nil), &disconnectError{}, (*refusedRemote)(nil), &refusedRemote{}, &refusedRemote{remote: NewRemoteErrString("")}, (*RemoteErr)(nil),
 	} {
 		require.False(t, errors.Is(r, target), "%T", target)
 		require.False(t, errors.Is(fmt.Errorf("call: %w", r), target), "%T", target)

@@ -11,6 +11,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -39,13 +40,20 @@ func Example() {
 	}
 	hostA, hostB := "http://"+listenA.Addr().String(), "http://"+listenB.Addr().String()
 
-	// start is what each host does: make its manager, and serve it.
+	// start is what each host does: make its manager, which registers its
+	// handlers before anything connects, and serve it.
 	secret := []byte("16 bytes or more that all hosts share, from a file")
+	const greet grid.HandlerID = 1
 	start := func(local string, l net.Listener) *grid.Manager {
 		m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
 			Local:        local,
 			Hosts:        []string{hostA, hostB},
 			SharedSecret: [][]byte{secret},
+			Register: func(m *grid.Manager) error {
+				return m.RegisterSingleHandler(greet, func(payload []byte) ([]byte, *grid.RemoteErr) {
+					return append([]byte("hello "), payload...), nil
+				})
+			},
 		})
 		if err != nil {
 			log.Fatal(err)
@@ -56,15 +64,6 @@ func Example() {
 	a, b := start(hostA, listenA), start(hostB, listenB)
 	defer a.Close()
 	defer b.Close()
-
-	// B answers requests with ID 1.
-	const greet grid.HandlerID = 1
-	err = b.RegisterSingleHandler(greet, func(payload []byte) ([]byte, *grid.RemoteErr) {
-		return append([]byte("hello "), payload...), nil
-	})
-	if err != nil {
-		log.Fatal(err)
-	}
 
 	// A waits for the link to B, and asks.
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
@@ -501,6 +500,8 @@ func ExampleRemoteErr() {
 		switch {
 		case errors.Is(err, errNotFound):
 			fmt.Println("the handler's own error:", err, "- code:", grid.ErrorCode(err))
+		case errors.Is(err, grid.ErrNoHandler):
+			fmt.Println("no such handler there; can be asked elsewhere:", grid.CanRetry(err))
 		case errors.As(err, &remote):
 			fmt.Println("another error from the remote host:", remote)
 		case errors.Is(err, grid.ErrDisconnected):
@@ -519,7 +520,7 @@ func ExampleRemoteErr() {
 	tell(err)
 	// Output:
 	// the handler's own error: reading a.txt: file not found - code: no_file
-	// another error from the remote host: grid: no request handler with ID 2
+	// no such handler there; can be asked elsewhere: true
 	// the remote host can't be reached: grid: disconnected: nil Connection: its host was not among the Manager's hosts, or is the local one
 	// something on this side, a message too large: true
 }
@@ -890,6 +891,84 @@ func ExampleErrOverloaded() {
 	// Output:
 	// true true
 	// <nil>
+}
+
+func ExampleStream_goOn() {
+	server, conn, stop := pair()
+	defer stop()
+	ctx := context.Background()
+
+	const count grid.HandlerID = 1
+	errComeAgain := errors.New("come again") // both hosts know it
+
+	// On one host: numbers from a position on. Now and then it asks its clients to
+	// come again, as a handler does that is told by Draining.
+	err := server.RegisterStreamingHandler(count, grid.StreamHandler{
+		Serve: func(ctx context.Context, from []byte, s *grid.ServerStream) *grid.RemoteErr {
+			at, err := strconv.Atoi(string(from))
+			if err != nil {
+				return grid.NewRemoteErr(err)
+			}
+			for i := range 2 {
+				if at+i == 5 {
+					return nil // there is no more
+				}
+				if err := s.Send(ctx, strconv.AppendInt(nil, int64(at+i), 10)); err != nil {
+					return grid.NewRemoteErr(err)
+				}
+			}
+			return grid.NewRemoteErr(errComeAgain)
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// On any other. again says whether another stream may bring what is missing.
+	again := func(err error) bool {
+		switch {
+		case errors.Is(err, grid.ErrShutdown): // it is this host that ends
+			return false
+		case errors.Is(err, grid.ErrDisconnected): // the link was lost, or the other host ends
+			return true
+		}
+		return errors.Is(err, errComeAgain) || grid.CanRetry(err)
+	}
+	follow := func(ctx context.Context, at int, take func(n string)) error {
+		const least, most = 10 * time.Millisecond, time.Second
+		for pause := least; ; pause = min(2*pause, most) {
+			// An error here is final: ctx has ended, the host was removed, or this host ends.
+			if err := conn.WaitForConnect(ctx); err != nil {
+				return err
+			}
+			stream, err := conn.NewStream(ctx, count, []byte(strconv.Itoa(at)))
+			if err == nil {
+				err = stream.Results(func(n []byte) error {
+					take(string(n))
+					at++ // behind what was taken, and no sooner
+					pause = least
+					return nil
+				})
+			}
+			if err == nil || ctx.Err() != nil || !again(err) {
+				return err
+			}
+			select { // not all clients at once, and a host in trouble less and less often
+			case <-time.After(pause/2 + rand.N(pause)):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+	err = follow(ctx, 0, func(n string) { fmt.Println(n) })
+	fmt.Println("end:", err)
+	// Output:
+	// 0
+	// 1
+	// 2
+	// 3
+	// 4
+	// end: <nil>
 }
 
 // A page for operators.

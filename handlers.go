@@ -348,9 +348,8 @@ func (m *Manager) RegisterStreamingHandler(id HandlerID, h StreamHandler, subrou
 }
 
 // Unregister takes away the handler of an ID, of either kind, under the subroute whose parts are
-// given. Calls that come from then on are answered that there is no such handler, or by the one
-// that is registered next; those that run, streams among them, go on. It reports whether there was
-// one.
+// given. Calls that come from then on get [ErrNoHandler] there, or are answered by the one that is
+// registered next; those that run, streams among them, go on. It reports whether there was one.
 //
 // A call that was on its way while Unregister was called may still start the handler.
 func (m *Manager) Unregister(id HandlerID, subroute ...string) bool {

@@ -39,7 +39,10 @@ type Manager struct {
 	closing   <-chan struct{} // of ctx
 	ended     chan struct{}   // closed at the end of close
 	unwatch   func() bool     // ends the watch on the context of NewManager
-	draining  atomic.Bool     // set by Shutdown
+	hold      holdBack        // of what would connect
+	draining  atomic.Bool     // set by Shutdown: nothing is taken from other hosts any more
+	noLocal   atomic.Bool     // nor from this one
+	noCalls   atomic.Bool     // and no call is made
 	unknown   errlog.Log      // handshakes of hosts that are not known, or too many
 	forbidden errlog.Log      // upgrades that were refused
 	incoming  incoming
@@ -64,11 +67,11 @@ type Manager struct {
 	work   sync.WaitGroup // goroutines of dialling, accepting and of sessions
 }
 
-// NewManager checks the options and begins to connect to the other hosts, at once or when
-// BlockConnect is closed. Mount [Manager.Handler] so that they can reach this one. The end of ctx
-// closes the Manager, as [Manager.Close] does.
+// NewManager checks the options, calls Register of them, and begins to connect to the other hosts,
+// at once or when BlockConnect is closed. Mount [Manager.Handler] so that they can reach this one.
+// The end of ctx closes the Manager, as [Manager.Close] does.
 //
-// An error names the option that is wrong.
+// An error names the option that is wrong, or wraps that of Register.
 func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	opts, err := o.withDefaults()
 	if err != nil {
@@ -94,17 +97,33 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	m.traffic.Read = m.newMeter("Incoming", opts.Incoming)
 	m.traffic.Written = m.newMeter("Outgoing", opts.Outgoing)
 	m.hosts.Store(&hostSet{})
+	m.hold.init(opts)
 	if opts.LocalCalls {
-		if err := m.startSelf(); err != nil {
-			m.close()
-			return nil, fmt.Errorf("grid: LocalCalls: %w", err)
-		}
-	}
-	if err := m.SetHosts(opts.Hosts); err != nil {
-		return nil, err
+		m.self = newSelfLink(m)
 	}
 	m.unwatch = context.AfterFunc(ctx, m.close)
+	if err := m.open(); err != nil {
+		m.Close()
+		return nil, err
+	}
 	return m, nil
+}
+
+// open makes the connections, has the application register its handlers, and lets the connections
+// connect.
+func (m *Manager) open() error {
+	if err := m.SetHosts(m.opts.Hosts); err != nil {
+		return err
+	}
+	if err := m.register(); err != nil {
+		return fmt.Errorf("grid: Register: %w", err)
+	}
+	if m.self != nil {
+		if err := m.startSelf(); err != nil && !m.draining.Load() && m.ctx.Err() == nil {
+			return fmt.Errorf("grid: LocalCalls: %w", err)
+		}
+	}
+	return nil
 }
 
 // newMeter makes the meter of a function of the application's, nil for none.

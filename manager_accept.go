@@ -182,7 +182,7 @@ func (m *Manager) accept(w http.ResponseWriter, r *http.Request, a *arrival) *se
 	waitCtx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	defer context.AfterFunc(a.ctx, cancel)()
-	if !m.opts.waitUnblocked(waitCtx) {
+	if !m.hold.wait(waitCtx) {
 		reason := context.Cause(a.ctx)
 		if m.ctx.Err() != nil {
 			reason = errClosed

@@ -7,7 +7,8 @@ import (
 
 // Ready returns an HTTP handler that says whether this host is ready for requests of clients, for a
 // probe of Kubernetes or a load balancer: 200 where enough links are up, else 503, and so once the
-// Manager is shutting down or closed, and until BlockConnect is closed. The body is a line of text
+// Manager is shutting down or closed, and until
+// Register has returned and BlockConnect is closed. The body is a line of text
 // that says which it is, with the number of hosts and no names.
 //
 // enough is told how many other hosts are connected, and how many there are, and is called for each
@@ -27,7 +28,9 @@ func (m *Manager) Ready(enough func(connected, others int) bool) http.HandlerFun
 			respondUnavailable(w, errClosed)
 		case m.draining.Load():
 			respondUnavailable(w, errShuttingDown)
-		case m.opts.isBlocked():
+		case m.hold.isRegistering():
+			http.Error(w, "grid: not ready: Register has not returned", http.StatusServiceUnavailable)
+		case m.hold.isBlocked():
 			http.Error(w, "grid: not ready: BlockConnect is not closed", http.StatusServiceUnavailable)
 		case !enough(connected, others):
 			http.Error(w, "grid: not ready: "+links, http.StatusServiceUnavailable)
@@ -47,17 +50,4 @@ func (m *Manager) countLinks() (connected, others int) {
 		}
 	}
 	return connected, len(conns)
-}
-
-// isBlocked reports whether BlockConnect holds back what would connect.
-func (o *ManagerOptions) isBlocked() bool {
-	if o.BlockConnect == nil {
-		return false
-	}
-	select {
-	case <-o.BlockConnect:
-		return false
-	default:
-		return true
-	}
 }

@@ -25,19 +25,23 @@ func newSelfLink(m *Manager) *selfLink {
 		far:  newConnection(m, m.opts.Local, m.limits.of(farLimits)),
 	}
 	l.near.dials = true
+	// What handlers of calls from elsewhere call here is part of what they do.
+	l.near.ended, l.far.refuses = &m.noLocal, &m.noLocal
 	l.near.crc, l.far.crc = 0, 0 // nothing can happen to what is sent
 	return l
 }
 
-// startSelf makes m.self, and keeps it connected until the manager ends: a session may end before,
+// has reports whether c is one of the two.
+func (l *selfLink) has(c *Connection) bool { return l != nil && (c == l.near || c == l.far) }
+
+// startSelf connects m.self, and keeps it connected until the manager ends: a session may end before,
 // where something has broken a rule of the protocol.
 func (m *Manager) startSelf() error {
-	l := newSelfLink(m)
+	l := m.self
 	serve, err := l.connect(m)
 	if err != nil {
 		return err
 	}
-	m.self = l
 	m.start(func() {
 		var b backoff.Backoff
 		for ; m.ctx.Err() == nil; b.Wait(m.ctx) {

@@ -10,13 +10,19 @@ import (
 var (
 	errShuttingDown     = errors.New("the manager is shutting down")
 	errPeerShuttingDown = errors.New("the remote host is shutting down")
+	errNoNewLinks       = errors.New("the manager is shutting down, and makes no connection any more")
 )
 
-// Shutdown closes the Manager gracefully: no call or stream is begun any more, what is under way in
-// either direction may finish until ctx ends, with interceptors told how it has, and then it does
-// as [Manager.Close]. If that comes before everything has finished it returns the error of ctx, as
-// a call does, else nil. Handlers and streams that would not finish by themselves hear of it by
-// [Draining] and [Stream.Draining].
+// Shutdown closes the Manager gracefully: no call or stream is taken from other hosts any more, what
+// is under way in either direction may finish until ctx ends, with interceptors told how it has, and
+// then it does as [Manager.Close]. If that comes before everything has finished it returns the error
+// of ctx, as a call does, else nil. Handlers and streams that would not finish by themselves hear of
+// it by [Draining] and [Stream.Draining].
+//
+// As long as a handler is running here, calls and streams can be begun from here, over the links
+// that there are: a handler may need them to finish. Once the last one has returned, they fail with
+// [ErrShutdown]. Calls to the local host (LocalCalls) do so once no handler is running for another
+// host.
 //
 // The remote hosts are told (protocol section 8). From then on they find the host disconnected, and
 // wait for it to come back, while what they have under way goes on; calls that were on their way
@@ -37,11 +43,18 @@ func (m *Manager) Shutdown(ctx context.Context) error {
 	for _, c := range m.connections() {
 		c.state.finish()
 		for _, s := range c.sessions() {
-			s.announceShutdown()
+			if m.self.has(c) {
+				s.beginDraining() // handlers may call on
+			} else {
+				s.announceShutdown()
+			}
 		}
 	}
 	m.waitDrained(ctx)
-	err := m.waitIdle(ctx)
+	err := m.waitHandlers(ctx)
+	if err == nil {
+		err = m.waitIdle(ctx)
+	}
 	if err == nil {
 		m.hangUp(ctx)
 	}
@@ -90,6 +103,36 @@ func (m *Manager) hangUp(ctx context.Context) {
 		}
 	}
 	all.Wait()
+}
+
+// waitHandlers waits until no handler is running, and has nothing begin here any more: none is taken
+// from other hosts, so calls can't keep it from that, nor can those of this host to itself.
+func (m *Manager) waitHandlers(ctx context.Context) error {
+	others := m.hosts.Load().conns
+	for _, c := range others {
+		if err := m.waitFor(ctx, c.taken.handlers.UntilIdle); err != nil {
+			return err
+		}
+	}
+	m.noLocal.Store(true)
+	if m.self != nil {
+		m.self.near.refuseCalls()
+		if err := m.waitFor(ctx, m.self.far.taken.handlers.UntilIdle); err != nil {
+			return err
+		}
+	}
+	m.noCalls.Store(true)
+	for _, c := range others {
+		c.refuseCalls()
+	}
+	return nil
+}
+
+// refuseCalls has no call or stream begin over the connection any more.
+func (c *Connection) refuseCalls() {
+	for _, s := range c.sessions() {
+		s.refuseCalls()
+	}
 }
 
 // waitIdle waits until no call, stream or handler is under way, and interceptors know of each end.

@@ -150,8 +150,20 @@ type ManagerOptions struct {
 	// roots, and no client certificate. It is copied.
 	TLSConfig *tls.Config
 
+	// Register, if not nil, registers the handlers of this host. [NewManager] calls it once, on its own
+	// goroutine, before anything connects: so no other host can call a handler that is not there yet,
+	// which it could before the first line behind NewManager. Its error is that of NewManager, and so is
+	// a panic. Then the Manager is closed.
+	//
+	// The Manager is complete, but for its links: it has all connections, and [Manager.AddHost] and the
+	// like work. Calls return [ErrDisconnected], those to the local host included. Nothing may wait for
+	// a link in Register itself, as there is none before it has returned; goroutines that it starts may.
+	// Upgrade requests that arrive before wait for it.
+	Register func(m *Manager) error
+
 	// BlockConnect, if not nil, holds back dialling, asking to be dialled and accepting until it is
-	// closed. Upgrade requests that arrive before wait for it.
+	// closed: after Register, for a host that is to connect later than it is made. Upgrade requests
+	// that arrive before wait for it.
 	BlockConnect <-chan struct{}
 
 	// Incoming and Outgoing, if not nil, are told how many bytes were read from and written to all
@@ -496,20 +508,6 @@ func isPath(s string) bool {
 // dialURL is the websocket URL of a host.
 func (o *ManagerOptions) dialURL(host string) string {
 	return "ws" + strings.TrimPrefix(host, "http") + o.RoutePath
-}
-
-// waitUnblocked waits until BlockConnect is closed, if it is set, or ctx ends. It reports whether
-// it was closed.
-func (o *ManagerOptions) waitUnblocked(ctx context.Context) bool {
-	if o.BlockConnect == nil {
-		return true
-	}
-	select {
-	case <-o.BlockConnect:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // frameLimit is the largest websocket message that is read.

@@ -167,7 +167,6 @@ func (s *session) untilIdle() <-chan struct{} {
 // announceShutdown tells the peer, if it knows what that means, and then what is under way here: so
 // a peer whose stream ends because of it knows already that it must look for another link.
 func (s *session) announceShutdown() {
-	s.sender.out.refuseOpenings(s.disconnected(errShuttingDown))
 	if s.caps&capDrain != 0 && !s.announced.Swap(true) {
 		id := s.nextMuxID()
 		s.drainPing.Store(id)
@@ -175,6 +174,11 @@ func (s *session) announceShutdown() {
 		s.sender.post(message{MuxID: id, Op: opPing}, nil)
 	}
 	s.beginDraining()
+}
+
+// refuseCalls has no call or stream begin here any more. Those that have are under way for untilIdle.
+func (s *session) refuseCalls() {
+	s.sender.out.refuseOpenings(s.disconnected(errShuttingDown))
 }
 
 // awaitDrained waits until the peer has nothing on its way that it began before it knew of the

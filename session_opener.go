@@ -156,7 +156,7 @@ func (o *opener) admit(h handler, slots *limit.Slots) error {
 		return o.atLimit(h, slotsError(h.label(), full.Kind(), exceeded))
 	}
 	// In this order, so that a shutdown sees the slot or the handler the shutdown.
-	if s.conn.draining.Load() {
+	if s.conn.refuses.Load() {
 		slots.Release()
 		return fmt.Errorf("grid: %w", errShuttingDown)
 	}
@@ -217,13 +217,20 @@ func (o *opener) refuseOverload(m *message, err error) error {
 	return err
 }
 
+// How the text begins that says that there is no such handler. A peer tells by it that nothing has
+// run (protocol section 8).
+const (
+	noRequestHandler = "grid: no request handler with ID "
+	noStreamHandler  = "grid: no stream handler with ID "
+)
+
 // noHandlerText says that there is no handler for m, where h is of the other kind, if any.
 func (o *ManagerOptions) noHandlerText(m *message, h handler) string {
-	kind := "request"
+	text := noRequestHandler
 	if m.Op == opConnectMux {
-		kind = "stream"
+		text = noStreamHandler
 	}
-	text := fmt.Sprintf("grid: no %s handler with ID %s", kind, o.handlerText(m.Handler, ""))
+	text += o.handlerText(m.Handler, "")
 	if m.Sub != nil {
 		text += " under that subroute"
 	}

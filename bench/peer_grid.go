@@ -64,13 +64,11 @@ func newGridHost(l net.Listener, addrs []string, c config) (*gridHost, error) {
 		TLSConfig:   c.clientTLS,
 		Logger:      slog.New(slog.DiscardHandler),
 		MaxHandlers: c.limit,
+		Register:    func(m *grid.Manager) error { return registerGridHandlers(m, c) },
 	})
 	if err != nil {
 		l.Close()
 		return nil, err
-	}
-	if err := registerGridHandlers(m, c); err != nil {
-		return nil, errors.Join(err, m.Close(), l.Close())
 	}
 	mux := http.NewServeMux()
 	mux.Handle(grid.RoutePath, m.Handler())

@@ -1,11 +1,16 @@
 // Package gridraft is a transport for hashicorp/raft over the links of a grid: servers of a raft
 // cluster are hosts, and talk over the one websocket that their hosts have between them anyway.
 //
-//	m, err := grid.NewManager(ctx, grid.ManagerOptions{Local: local, Hosts: hosts, ...})
-//	...
-//	trans, err := gridraft.New(m, gridraft.Options{FirstID: 100})
-//	...
-//	r, err := raft.NewRaft(conf, fsm, logs, stable, snaps, trans)
+//	m, err := grid.NewManager(ctx, grid.ManagerOptions{Local: local, Hosts: hosts, ...,
+//		Register: func(m *grid.Manager) error { // before another host can call
+//			trans, err := gridraft.New(m, gridraft.Options{FirstID: 100})
+//			if err != nil {
+//				return err
+//			}
+//			r, err = raft.NewRaft(conf, fsm, logs, stable, snaps, trans)
+//			return err
+//		},
+//	})
 //
 // The address of a server, in raft's configuration, is the base URL of its host. So a server can
 // be called that is among the hosts of the manager, and no other. A new server that knows one of

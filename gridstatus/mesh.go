@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -81,6 +82,10 @@ func (s *Status) gather(before *Mesh) *Mesh {
 				n.View, err = decodeView(n.Host, b)
 				<-decoding
 				grid.PutByteBuffer(b)
+			}
+			var remote *grid.RemoteErr
+			if errors.As(err, &remote) {
+				err = remote // without the host, which is named beside it
 			}
 			if err != nil {
 				n.Err = clip(cmp.Or(err.Error(), "it has answered with an error that has no text"), maxText)

@@ -71,12 +71,16 @@ func New(t testing.TB, n int, opts ...Option) *Grid {
 		g.node(i)
 	}
 	ready := make(chan struct{}) // all listen
+	var started []int
 	for i := range n {
-		if !g.opts.allStopped && !slices.Contains(g.opts.stopped, i) {
-			g.start(i, ready)
+		if !g.opts.allStopped && !slices.Contains(g.opts.stopped, i) && g.start(i, ready) {
+			started = append(started, i)
 		}
 	}
 	close(ready)
+	for _, i := range started {
+		g.started(i)
+	}
 	g.WaitConnected()
 	return g
 }

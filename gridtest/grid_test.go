@@ -89,7 +89,7 @@ func TestGrid_FailuresAreTold(t *testing.T) {
 				}
 				return nil
 			}))
-		}, "gridtest: start of node 1: WithHandlers: boom"},
+		}, "gridtest: start of node 1: grid: Register: WithHandlers: boom"},
 		"options": {func(t testing.TB) {
 			New(t, 2, WithOptions(func(_ int, o *grid.ManagerOptions) { o.MaxMessageSize = -1 }))
 		}, "gridtest: start of node 0: grid: MaxMessageSize is -1"},

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"reflect"
 	"sync/atomic"
 	"time"
 
@@ -43,13 +44,25 @@ func (g *Grid) Start(i int) {
 	g.t.Helper()
 	ready := make(chan struct{})
 	close(ready)
-	g.start(i, ready)
+	if g.start(i, ready) {
+		g.started(i)
+	}
 }
 
-// start starts a node that dials nobody until ready is closed.
-func (g *Grid) start(i int, ready <-chan struct{}) {
+// start starts a node that dials nobody until ready is closed. It reports false if the node runs.
+func (g *Grid) start(i int, ready <-chan struct{}) bool {
 	g.t.Helper()
-	if err := g.node(i).start(ready); err != nil {
+	is, err := g.node(i).start(ready)
+	if err != nil {
+		g.t.Fatalf("gridtest: start of node %d: %v", i, err)
+	}
+	return is
+}
+
+// started has a node do what it does once it has been started.
+func (g *Grid) started(i int) {
+	g.t.Helper()
+	if err := g.node(i).started(); err != nil {
 		g.t.Fatalf("gridtest: start of node %d: %v", i, err)
 	}
 }
@@ -86,27 +99,28 @@ func (g *Grid) Shutdown(ctx context.Context, i int) error {
 	return err
 }
 
-func (n *node) start(ready <-chan struct{}) error {
+func (n *node) start(ready <-chan struct{}) (started bool, err error) {
 	n.turn <- struct{}{}
 	defer func() { <-n.turn }()
 	switch {
 	case n.g.ctx.Err() != nil:
-		return errors.New("the grid is closed")
+		return false, errors.New("the grid is closed")
 	case n.life.Load() != nil:
-		return nil
+		return false, nil
 	}
 	l, err := n.begin(ready)
-	if err == nil {
-		n.life.Store(l)
+	if err != nil {
+		return false, err
 	}
-	return err
+	n.life.Store(l)
+	return true, nil
 }
 
 // begin makes a life. Functions of the test's that it calls may end the goroutine.
 func (n *node) begin(ready <-chan struct{}) (*life, error) {
-	// Accepting is held back by not serving yet, dialling by this.
-	registered := make(chan struct{})
-	o, err := n.managerOptions(registered, ready)
+	// Or others would be asked to dial a node that does not listen yet.
+	listens := make(chan struct{})
+	o, err := n.managerOptions(listens, ready)
 	if err != nil {
 		return nil, err
 	}
@@ -120,11 +134,6 @@ func (n *node) begin(ready <-chan struct{}) (*life, error) {
 			l.manager.Close()
 		}
 	}()
-	for _, register := range n.g.opts.handlers {
-		if err := register(n.index, l.manager); err != nil {
-			return nil, fmt.Errorf("WithHandlers: %w", err)
-		}
-	}
 	mux := http.NewServeMux()
 	mux.Handle(cmp.Or(o.RoutePath, grid.RoutePath), l.manager.Handler())
 	for _, mount := range n.g.opts.routes {
@@ -146,7 +155,7 @@ func (n *node) begin(ready <-chan struct{}) (*life, error) {
 		_ = l.server.Serve(listener) // ends with the node
 	}()
 	done = true
-	close(registered)
+	close(listens)
 	return l, nil
 }
 
@@ -166,9 +175,19 @@ func (n *node) managerOptions(gates ...<-chan struct{}) (o grid.ManagerOptions, 
 		Dialer: g.net.dialer(n.index),
 		Logger: slog.New(g.log),
 	}
+	made, checked := codeOf(o.AuthFn), codeOf(o.AuthToken)
 	for _, edit := range g.opts.edits {
 		edit(n.index, &o)
 	}
+	if o.SharedSecret != nil || o.Insecure {
+		if codeOf(o.AuthFn) == made {
+			o.AuthFn = nil
+		}
+		if codeOf(o.AuthToken) == checked {
+			o.AuthToken = nil
+		}
+	}
+	o.Register = n.register(o.Register)
 	if o.Local != g.hosts[n.index] {
 		return o, fmt.Errorf("WithOptions: Local is %q, must stay %q", o.Local, g.hosts[n.index])
 	}
@@ -178,6 +197,40 @@ func (n *node) managerOptions(gates ...<-chan struct{}) (o grid.ManagerOptions, 
 	}
 	o.Dialer = gated(dial, gates...)
 	return o, nil
+}
+
+// codeOf tells functions apart that are written at different places.
+func codeOf(f any) uintptr { return reflect.ValueOf(f).Pointer() }
+
+// register is first, which may be nil, and then the functions of WithHandlers.
+func (n *node) register(first func(*grid.Manager) error) func(*grid.Manager) error {
+	return func(m *grid.Manager) error {
+		if first != nil {
+			if err := first(m); err != nil {
+				return err
+			}
+		}
+		for _, register := range n.g.opts.handlers {
+			if err := register(n.index, m); err != nil {
+				return fmt.Errorf("WithHandlers: %w", err)
+			}
+		}
+		return nil
+	}
+}
+
+// started calls the functions of WithStart, if the node runs.
+func (n *node) started() error {
+	l := n.life.Load()
+	for _, start := range n.g.opts.starts {
+		if l == nil {
+			break
+		}
+		if err := start(n.index, l.manager); err != nil {
+			return fmt.Errorf("WithStart: %w", err)
+		}
+	}
+	return nil
 }
 
 func (n *node) shutdown(ctx context.Context) (err error) {

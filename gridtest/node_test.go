@@ -3,6 +3,7 @@ package gridtest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -190,4 +191,85 @@ func TestGrid_HostsThatAreRemovedAreNotWaitedFor(t *testing.T) {
 		g.WaitConnected()
 		requireReach(t, g, everyone)
 	})
+}
+
+// A program that registers its handlers once it has made its manager is called before they are
+// there.
+func TestNode_WithStartShowsHandlersThatComeTooLate(t *testing.T) {
+	for name, tcp := range map[string]bool{"in memory": false, "over TCP": true} {
+		t.Run(name, func(t *testing.T) {
+			began, goOn := make(chan *grid.Manager), make(chan struct{})
+			opts := []Option{Stopped(1), WithStart(func(node int, m *grid.Manager) error {
+				if node == 1 {
+					began <- m
+					<-goOn
+				}
+				return m.RegisterSingleHandler(hold, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil })
+			})}
+			if tcp {
+				opts = append(opts, TCP())
+			}
+			g := New(t, 2, opts...)
+			var starts sync.WaitGroup
+			starts.Go(func() { g.Start(1) })
+			require.Same(t, <-began, g.Manager(1))
+			c := g.Conn(0, 1)
+			require.NoError(t, c.WaitForConnect(t.Context()))
+			_, err := c.SingleRequest(t.Context(), hold, nil)
+			require.ErrorIs(t, err, grid.ErrNoHandler)
+			close(goOn)
+			starts.Wait()
+			_, err = c.SingleRequest(t.Context(), hold, nil)
+			require.NoError(t, err)
+			g.Start(1) // which runs: nothing is begun anew
+		})
+	}
+	require.Contains(t, fail(t, func(t testing.TB) {
+		New(t, 2, WithStart(func(int, *grid.Manager) error { return errors.New("no disk") }))
+	}), "gridtest: start of node 0: WithStart: no disk")
+}
+
+// Register of the options comes before WithHandlers, and after a restart as well.
+func TestNode_RegisterOfTheOptionsIsCalledToo(t *testing.T) {
+	inBoth(t, 2, func(t *testing.T, g *Grid) {
+		for range 2 {
+			for _, id := range []grid.HandlerID{hold, hold + 1} {
+				_, err := g.Conn(0, 1).SingleRequest(t.Context(), id, nil)
+				require.NoError(t, err)
+			}
+			g.Restart(1)
+			g.WaitConnected()
+		}
+	}, WithOptions(func(_ int, o *grid.ManagerOptions) {
+		o.Register = func(m *grid.Manager) error {
+			return m.RegisterSingleHandler(hold, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil })
+		}
+	}), WithHandlers(func(_ int, m *grid.Manager) error {
+		if err := m.RegisterSingleHandler(hold, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }); !errors.Is(err, grid.ErrHandlerAlreadyExists) {
+			return fmt.Errorf("Register was not called: %w", err)
+		}
+		return m.RegisterSingleHandler(hold+1, func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil })
+	}))
+}
+
+// Whoever gives the nodes a way to tell each other from strangers need not take that of the grid away.
+func TestNode_HasATokenOfTheGridOnlyWithoutAnother(t *testing.T) {
+	for name, edit := range map[string]func(o *grid.ManagerOptions){
+		"none":         func(*grid.ManagerOptions) {},
+		"SharedSecret": func(o *grid.ManagerOptions) { o.SharedSecret = [][]byte{[]byte("0123456789abcdef")} },
+		"Insecure":     func(o *grid.ManagerOptions) { o.Insecure = true },
+		"AuthFn": func(o *grid.ManagerOptions) {
+			o.AuthFn, o.AuthToken = func() string { return "own" }, func(token string) error {
+				if token != "own" {
+					return errors.New("not mine")
+				}
+				return nil
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inBoth(t, 2, func(t *testing.T, g *Grid) { requireReach(t, g, everyone) },
+				WithOptions(func(_ int, o *grid.ManagerOptions) { edit(o) }))
+		})
+	}
 }

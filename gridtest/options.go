@@ -10,8 +10,8 @@ import (
 // then called, in their order.
 //
 // Functions that are given are called each time a node is started, those of one node never at the
-// same time. They run before the node is there, and must not call methods of the Grid that start or
-// stop it. The test's FailNow may end them.
+// same time. But for that of [WithStart] they run before the node is there, and none must call
+// methods of the Grid that start or stop it. The test's FailNow may end them.
 type Option func(o *options)
 
 type options struct {
@@ -21,6 +21,7 @@ type options struct {
 	names      []func(node int, addr string) (host string)
 	edits      []func(node int, o *grid.ManagerOptions)
 	handlers   []func(node int, m *grid.Manager) error
+	starts     []func(node int, m *grid.Manager) error
 	routes     []func(node int, mux *http.ServeMux)
 	servers    []func(node int, s *http.Server)
 	allStopped bool
@@ -45,15 +46,26 @@ func WithHosts(name func(node int, addr string) (host string)) Option {
 
 // WithOptions changes the options of a node's manager. What they hold before is a token of this
 // Grid, a Logger that is silent, unless [Log] is given, and the grid's own Dialer, which a Dialer
-// in its place should call: others know of no partitions. Local must stay as it is.
+// in its place should call: others know of no partitions. Local must stay as it is. With a
+// SharedSecret, or Insecure, the token of the Grid is taken out.
 func WithOptions(edit func(node int, o *grid.ManagerOptions)) Option {
 	return func(o *options) { o.edits = append(o.edits, edit) }
 }
 
 // WithHandlers registers the handlers of a node, before it is connected to any other: so they are
-// there after a restart too. An error ends the test.
+// there after a restart too. It is called by the Register of the manager's options, after one that
+// [WithOptions] has set. An error ends the test.
 func WithHandlers(register func(node int, m *grid.Manager) error) Option {
 	return func(o *options) { o.handlers = append(o.handlers, register) }
+}
+
+// WithStart does what a program does once it has made its manager, and serves: start is called after
+// each start of a node, which connects meanwhile, and others may call. So a test can show what
+// becomes of a program that registers its handlers too late, or goes on when a link is there. It runs
+// on the goroutine of [New], [Grid.Start] or [Grid.Restart], which waits for it. An error ends the
+// test.
+func WithStart(start func(node int, m *grid.Manager) error) Option {
+	return func(o *options) { o.starts = append(o.starts, start) }
 }
 
 // WithRoutes mounts further routes on the HTTP server of a node, beside that of its manager.

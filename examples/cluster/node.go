@@ -51,27 +51,24 @@ func startNode(ctx context.Context, name string, l net.Listener, secret, dir str
 	}
 	opts.SharedSecret = [][]byte{[]byte(secret)}
 	opts.Dialer = n.links.dial
-	// Nobody is connected who would not find the handlers.
-	registered := make(chan struct{})
-	opts.BlockConnect = registered
+	opts.Register = func(m *grid.Manager) error {
+		n.Manager = m
+		for _, peer := range m.Targets() {
+			n.pending[peer] = true
+		}
+		for _, f := range append([]func(*node) error{(*node).register}, extend...) {
+			if err := f(n); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	// The manager is ended by stop, not by ctx: an interrupt must leave time for what is under way.
 	m, err := grid.NewManager(context.WithoutCancel(ctx), opts)
 	if err != nil {
 		l.Close()
 		return nil, err
 	}
-	n.Manager = m
-	for _, peer := range m.Targets() {
-		n.pending[peer] = true
-	}
-	for _, f := range append([]func(*node) error{(*node).register}, extend...) {
-		if err := f(n); err != nil {
-			m.Close()
-			l.Close()
-			return nil, err
-		}
-	}
-	close(registered)
 	var serving context.Context
 	serving, n.hangUp = context.WithCancel(context.WithoutCancel(ctx))
 	go func() {

@@ -22,6 +22,13 @@ func main() {
 	fmt.Println(answer)
 }
 
+// register registers what a server answers, before anybody can ask it.
+func register(m *grid.Manager) error {
+	return m.RegisterSingleHandler(greet, func(name []byte) ([]byte, *grid.RemoteErr) {
+		return fmt.Appendf(nil, "hello %s", name), nil
+	})
+}
+
 func hello(name string) (string, error) {
 	var listeners [2]net.Listener
 	hosts := make([]string, 2)
@@ -37,7 +44,7 @@ func hello(name string) (string, error) {
 	var servers [2]*grid.Manager
 	for i, host := range hosts {
 		m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
-			Local: host, Hosts: hosts, SharedSecret: [][]byte{secret},
+			Local: host, Hosts: hosts, SharedSecret: [][]byte{secret}, Register: register,
 		})
 		if err != nil {
 			return "", err
@@ -45,12 +52,6 @@ func hello(name string) (string, error) {
 		defer m.Close()
 		go m.Serve(context.Background(), listeners[i], grid.ServeOptions{}) // until m is closed
 		servers[i] = m
-	}
-	err := servers[1].RegisterSingleHandler(greet, func(name []byte) ([]byte, *grid.RemoteErr) {
-		return fmt.Appendf(nil, "hello %s", name), nil
-	})
-	if err != nil {
-		return "", err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()

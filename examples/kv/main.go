@@ -58,6 +58,8 @@ func run(ctx context.Context, args []string, w io.Writer) (err error) {
 	names := gridraft.HandlerNames(raftID)
 	maps.Copy(names, map[grid.HandlerID]string{forwardID: "forward", statusID: "status"})
 	local := "http://" + *listen
+	var n *node
+	var status *gridstatus.Status
 	m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
 		Local: local,
 		Hosts: []string{local},
@@ -66,23 +68,22 @@ func run(ctx context.Context, args []string, w io.Writer) (err error) {
 		MaxHosts:     maxHosts,
 		SharedSecret: [][]byte{[]byte(*secret)},
 		HandlerNames: names,
+		Register: func(m *grid.Manager) (err error) {
+			if status, err = gridstatus.New(m, statusID, gridstatus.Options{Title: "kv"}); err != nil {
+				return err
+			}
+			n, err = startNode(m, *dir, *join == "")
+			return err
+		},
 	})
 	if err != nil {
 		return err
 	}
 	defer m.Close()
-	n, err := startNode(m, *dir, *join == "")
-	if err != nil {
-		return err
-	}
 	stop := n.stop
 	defer func() { err = errors.Join(err, stop()) }()
 	go n.tellLeaders(w)
 
-	status, err := gridstatus.New(m, statusID, gridstatus.Options{Title: "kv"})
-	if err != nil {
-		return err
-	}
 	mux := http.NewServeMux()
 	mux.Handle(grid.RoutePath, m.Handler())
 	mux.Handle("/status", status)

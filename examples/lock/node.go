@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -25,15 +24,19 @@ type node struct {
 // startNode serves at l, which it owns from then on.
 func startNode(l net.Listener, hosts []string, secret string, opts Options) (*node, error) {
 	n := &node{name: l.Addr().String(), served: make(chan struct{})}
-	// Nobody is connected who would not find the handlers.
-	registered := make(chan struct{})
 	var err error
 	n.m, err = grid.NewManager(context.Background(), grid.ManagerOptions{
 		Local:        "http://" + n.name,
 		Hosts:        hosts,
 		LocalCalls:   true, // this node votes like all others
 		SharedSecret: [][]byte{[]byte(secret)},
-		BlockConnect: registered,
+		Register: func(m *grid.Manager) (err error) {
+			if n.server, err = NewServer(m, opts); err != nil {
+				return err
+			}
+			n.Client, err = NewClient(m, opts)
+			return err
+		},
 		// What grid logs of nodes that are stopped would be noise here.
 		Logger: slog.New(slog.DiscardHandler),
 	})
@@ -41,15 +44,6 @@ func startNode(l net.Listener, hosts []string, secret string, opts Options) (*no
 		l.Close()
 		return nil, err
 	}
-	var cerr error
-	n.server, err = NewServer(n.m, opts)
-	n.Client, cerr = NewClient(n.m, opts)
-	if err := errors.Join(err, cerr); err != nil {
-		n.m.Close()
-		l.Close()
-		return nil, err
-	}
-	close(registered)
 	mux := http.NewServeMux()
 	mux.Handle(grid.RoutePath, n.m.Handler())
 	n.srv = &http.Server{Handler: mux}

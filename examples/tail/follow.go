@@ -4,16 +4,18 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"math/rand/v2"
 	"time"
 
 	"github.com/gridrpc/grid"
 )
 
-// retry is how long to wait after a stream has failed for another reason than its connection.
-const retry = time.Second
-
-// errLinkEnds is a stream whose link has ended, or is about to.
-var errLinkEnds = errors.New("tail: the link has ended")
+// The pauses between two streams: from the one, after a stream that has brought something, to the
+// other.
+const (
+	minPause = 10 * time.Millisecond
+	maxPause = time.Second
+)
 
 // follower follows the file of one host. One goroutine uses it.
 type follower struct {
@@ -22,27 +24,29 @@ type follower struct {
 	streams int      // begun so far
 }
 
-// run calls line with each line, without its end, until ctx ends, line returns an error or the host
-// says that it has no file. When the link is lost, or the host shuts down, it goes on where it was,
-// once there is a new one.
+// run calls line with each line, without its end, until ctx ends, this host shuts down, line returns
+// an error or the host says that it has no file. When the link is lost, or the host shuts down, it
+// goes on where it was, once there is a new one.
 // A line is valid until the call returns; while it runs, the handler on the other side is held up,
 // after a few chunks.
 func (f *follower) run(ctx context.Context, line func([]byte) error) error {
-	for {
+	for pause := minPause; ; pause = min(2*pause, maxPause) {
 		if err := f.conn.WaitForConnect(ctx); err != nil {
 			return err
 		}
+		from := f.at
 		ended, err := f.stream(ctx, line)
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case ended, errors.Is(err, errNoFile):
+		case ended, errors.Is(err, errNoFile), errors.Is(err, grid.ErrShutdown):
 			return err
-		case errors.Is(err, errLinkEnds), errors.Is(err, grid.ErrDisconnected):
-			continue // with the next connection, which there is no earlier than it may be
+		case f.at != from:
+			pause = minPause
 		}
+		// Whatever else it was, a lost link or a file that can't be read, may be better the next time.
 		select {
-		case <-time.After(retry):
+		case <-time.After(pause/2 + rand.N(pause)):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -69,12 +73,5 @@ func (f *follower) stream(ctx context.Context, line func([]byte) error) (ended b
 		f.at = c.Next
 		return nil
 	})
-	if !ended {
-		select {
-		case <-s.Draining():
-			err = errLinkEnds
-		default:
-		}
-	}
 	return ended, err
 }

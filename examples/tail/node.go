@@ -27,23 +27,15 @@ type node struct {
 // startNode serves at l, which it owns from then on. A nil logger is the default.
 func startNode(name, local string, l net.Listener, hosts []string, secret string, s *source, logger *slog.Logger) (*node, error) {
 	n := &node{name: name, source: s, served: make(chan struct{}), dialed: make(map[string]net.Conn)}
-	// Nobody is connected who would not find the handlers.
-	registered := make(chan struct{})
 	var err error
 	n.m, err = grid.NewManager(context.Background(), grid.ManagerOptions{
 		Local: local, Hosts: hosts, SharedSecret: [][]byte{[]byte(secret)},
-		Dialer: n.dial, Logger: logger, BlockConnect: registered,
+		Dialer: n.dial, Logger: logger, Register: s.register,
 	})
 	if err != nil {
 		l.Close()
 		return nil, err
 	}
-	if err := s.register(n.m); err != nil {
-		n.m.Close()
-		l.Close()
-		return nil, err
-	}
-	close(registered)
 	mux := http.NewServeMux()
 	mux.Handle(grid.RoutePath, n.m.Handler())
 	n.srv = &http.Server{Handler: mux}

@@ -72,7 +72,7 @@ func (p *pair) write(text string) {
 // has requires that the lines come, and no others.
 func (p *pair) has(want ...string) {
 	p.t.Helper()
-	time.Sleep(2*poll + 2*retry)
+	time.Sleep(2*poll + 2*maxPause)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	require.Equal(p.t, want, p.got)

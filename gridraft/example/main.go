@@ -53,6 +53,8 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 
 	// The grid: whoever has the key is taken in as a host.
 	local := "http://" + *listen
+	s := &server{store: newStore()}
+	var trans *gridraft.Transport
 	m, err := grid.NewManager(context.Background(), grid.ManagerOptions{
 		Local:        local,
 		Hosts:        []string{local},
@@ -60,19 +62,18 @@ func run(ctx context.Context, args []string, w io.Writer) error {
 		MaxHosts:     maxHosts,
 		SharedSecret: [][]byte{[]byte(*secret)},
 		HandlerNames: gridraft.HandlerNames(firstID),
+		Register: func(m *grid.Manager) (err error) {
+			if trans, err = gridraft.New(m, gridraft.Options{FirstID: firstID}); err != nil {
+				return err
+			}
+			s.raft, err = startRaft(trans, s.store, *join == "")
+			return err
+		},
 	})
 	if err != nil {
 		return err
 	}
 	defer m.Close()
-	trans, err := gridraft.New(m, gridraft.Options{FirstID: firstID})
-	if err != nil {
-		return err
-	}
-	s := &server{store: newStore()}
-	if s.raft, err = startRaft(trans, s.store, *join == ""); err != nil {
-		return err
-	}
 	go tellLeaders(s.raft, w)
 
 	// One HTTP server for the grid and for clients.

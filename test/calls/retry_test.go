@@ -52,8 +52,8 @@ func TestCanRetry_OnlyWhereNothingHasRun(t *testing.T) {
 		require.False(t, grid.CanRetry((*grid.RemoteErr)(nil)))
 		cannot(grid.ErrDisconnected)
 		cannot(grid.ErrOverloaded)
-		cannot(call(rig.Unused)) // the handler's own words
-		cannot(call(rig.Unused + 2))
+		cannot(call(rig.Unused))  // the handler's own words
+		can(call(rig.Unused + 2)) // which is no handler
 		cannot(call(0))
 
 		// Refused by a limit, a stream as well.

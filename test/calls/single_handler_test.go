@@ -58,15 +58,15 @@ func TestRequest_WithoutAHandlerFailsAtOnce(t *testing.T) {
 		nop := func(b []byte) ([]byte, *grid.RemoteErr) { return b, nil }
 		require.Zero(t, rig.Elapsed(func() {
 			_, err := c.SingleRequest(t.Context(), rig.Unused, nil)
-			require.Equal(t, grid.NewRemoteErrString("grid: no request handler with ID 8"), err)
+			require.EqualError(t, err, "grid: no request handler with ID 8 ("+g.Host(1)+")")
 			_, err = c.SingleRequest(t.Context(), rig.Stream, nil)
-			require.Equal(t, grid.NewRemoteErrString("grid: no request handler with ID 3, only one of the other kind"), err)
+			require.EqualError(t, err, "grid: no request handler with ID 3, only one of the other kind ("+g.Host(1)+")")
 			_, err = c.Subroute("nowhere").SingleRequest(t.Context(), rig.Echo, nil)
-			require.Equal(t, grid.NewRemoteErrString("grid: no request handler with ID 1 under that subroute"), err)
+			require.EqualError(t, err, "grid: no request handler with ID 1 under that subroute ("+g.Host(1)+")")
 			_, err = c.NewStream(t.Context(), rig.Unused, nil)
-			require.Equal(t, grid.NewRemoteErrString("grid: no stream handler with ID 8"), err)
+			require.EqualError(t, err, "grid: no stream handler with ID 8 ("+g.Host(1)+")")
 			_, err = c.NewStream(t.Context(), rig.Echo, nil)
-			require.Equal(t, grid.NewRemoteErrString("grid: no stream handler with ID 1, only one of the other kind"), err)
+			require.EqualError(t, err, "grid: no stream handler with ID 1, only one of the other kind ("+g.Host(1)+")")
 		}))
 
 		// As soon as it is there it is found.

@@ -36,7 +36,8 @@ func TestManager_DoneHoweverItEnds(t *testing.T) {
 				<-m.Done()
 				_, err = m.Connection(m.HostName()).SingleRequest(t.Context(), rig.Echo, nil)
 				require.ErrorIs(t, err, grid.ErrDisconnected)
-				require.True(t, grid.CanRetry(err))
+				require.ErrorIs(t, err, grid.ErrShutdown)
+				require.False(t, grid.CanRetry(err), "nothing else can be asked through it")
 			})
 		})
 	}
@@ -76,7 +77,7 @@ func TestWaitForConnect_EndsWithAShutdown(t *testing.T) {
 		synctest.Wait()
 		down := rig.InBackground(func() error { return g.Manager(0).Shutdown(t.Context()) })
 		synctest.Wait()
-		require.EqualError(t, <-waits, "grid: disconnected: "+g.Host(1)+": the manager is shutting down")
+		require.EqualError(t, <-waits, "grid: disconnected: "+g.Host(1)+": the manager is shutting down, and makes no connection any more")
 		require.Empty(t, down, "it waits for the handler")
 		require.NoError(t, g.Conn(0, 2).WaitForConnect(t.Context()), "which is connected still")
 		let()
