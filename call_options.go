@@ -15,8 +15,9 @@ type CallOptions struct {
 	// is more; never early. It costs next to nothing, while a context with a deadline for each call
 	// costs a timer, a channel and several allocations.
 	//
-	// Of a stream it bounds the opening, with the same error, and not the life. Below 0 all calls
-	// fail; 0 is no timeout but that of the context, and RequestTimeout.
+	// Of a stream it bounds the opening, and not the life: after it a stream that the remote has not
+	// taken on ends with the same error, also one that StartStream has returned before. Below 0 all
+	// calls fail; 0 is no timeout but that of the context, and RequestTimeout.
 	Timeout time.Duration
 
 	// WaitForLink has a call wait for a link where there is none, rather than fail at once with
@@ -135,7 +136,7 @@ func (c *Caller) String() string {
 	case c == nil:
 		return (*Connection)(nil).String()
 	case c.sub != nil:
-		return c.conn.String() + " " + c.sub.route
+		return c.sub.String()
 	}
 	return c.conn.String()
 }

@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -93,7 +94,7 @@ func refusedCall(text string) error {
 // RetryOptions are those of a [Retrier]. The zero value of each is its documented default.
 type RetryOptions struct {
 	// Attempts is how many attempts a call may have, the first included. From 1 to 1000; the default
-	// is 3, or one for each host if that is more.
+	// is 3, or one for each host that there is when the call begins, if that is more.
 	Attempts int
 
 	// Budget bounds the retries of what hosts have refused, as a part of all calls: 0.1 is one retry
@@ -114,14 +115,16 @@ type RetryOptions struct {
 
 // Retrier makes requests to several hosts of which any will do, one after the other: where one has
 // certainly not run a request, and only there, it goes to the next. It is a [Requester], so typed
-// handlers take it as well. It is made by [NewRetrier], and safe for concurrent use.
+// handlers take it as well. It is made by [NewRetrier] or [NewRetrierFunc], and safe for concurrent
+// use, also on nil, which is a host that can't be reached.
 type Retrier struct {
 	// Set once.
-	conns  []Requester
-	how    RetryOptions
-	opts   *ManagerOptions // of the first host, if it has some
-	gain   int64           // of the budget, by each call
-	budget atomic.Int64    // in units of which a retry takes retryCost
+	conns func() []Requester
+	how   RetryOptions
+	gain  int64 // of the budget, by each call
+
+	budget atomic.Int64                   // in units of which a retry takes retryCost
+	opts   atomic.Pointer[ManagerOptions] // of a host that was called, if it has some
 
 	calls, retries, denied atomic.Int64
 }
@@ -141,9 +144,13 @@ const (
 // begins, where the deadline of the context would pass in the pause. Where the context ends in it,
 // the error is that of the context, with the last attempt in its text.
 //
+// The error of an attempt is an [*AnswerError], which says which of conns it was: where CanRetry
+// reports false, that is the one that may have run the request.
+//
 // To spread requests over hosts, give Retriers orders that differ. One over a single host repeats
 // what that has refused. What [Connection.With] returns bounds each attempt; with WaitForLink a
-// request would not go on to the next host. When hosts are removed and added, make another.
+// request would not go on to the next host. Where hosts are removed and added, use
+// [NewRetrierFunc].
 //
 // An error names the option that is wrong, or says that conns are empty or have a nil interface in
 // them. conns is copied.
@@ -156,22 +163,37 @@ func NewRetrier(o RetryOptions, conns ...Requester) (*Retrier, error) {
 			return nil, fmt.Errorf("grid: NewRetrier: Requester %d of %d is nil", i+1, len(conns))
 		}
 	}
-	if err := o.complete(len(conns)); err != nil {
+	conns = slices.Clone(conns)
+	return NewRetrierFunc(o, func() []Requester { return conns })
+}
+
+// NewRetrierFunc is [NewRetrier] for hosts that come and go: conns is called when a request begins,
+// and after each pause, and returns those that will do then. So one Retrier with one budget goes on
+// while they change:
+//
+//	r, err := grid.NewRetrierFunc(grid.RetryOptions{}, func() []grid.Requester {
+//		return m.Requesters(m.Targets()...)
+//	})
+//
+// conns must be safe for concurrent use, and what it returns is not to be changed; nil in it is a
+// host that can't be reached. Where it returns none at first the request fails with an error that
+// wraps [ErrDisconnected], and after a pause with that of the last attempt.
+//
+// An error names the option that is wrong, or says that conns is nil.
+func NewRetrierFunc(o RetryOptions, conns func() []Requester) (*Retrier, error) {
+	if conns == nil {
+		return nil, errors.New("grid: NewRetrierFunc without a function")
+	}
+	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	r := &Retrier{conns: append([]Requester(nil), conns...), how: o, gain: int64(math.Round(o.Budget * retryCost))}
-	if !isNil(conns[0]) {
-		r.opts = optionsOf(conns[0])
-	}
+	r := &Retrier{conns: conns, how: o, gain: int64(math.Round(o.Budget * retryCost))}
 	r.budget.Store(maxRetries * retryCost)
 	return r, nil
 }
 
-// complete fills in the defaults, and checks the rest.
-func (o *RetryOptions) complete(hosts int) error {
-	if o.Attempts == 0 {
-		o.Attempts = min(max(3, hosts), maxAttempts)
-	}
+// complete fills in the defaults, but for Attempts, and checks the rest.
+func (o *RetryOptions) complete() error {
 	if o.Budget == 0 {
 		o.Budget = 0.1
 	}
@@ -186,7 +208,7 @@ func (o *RetryOptions) complete(hosts int) error {
 		o.MaxBackoff = max(longest, o.MinBackoff)
 	}
 	switch {
-	case o.Attempts < 1 || o.Attempts > maxAttempts:
+	case o.Attempts < 0 || o.Attempts > maxAttempts:
 		return fmt.Errorf("grid: RetryOptions.Attempts is %d, must be 1 to %d, or 0 for the default", o.Attempts, maxAttempts)
 	case !(0.001 <= o.Budget && o.Budget <= 1):
 		return fmt.Errorf("grid: RetryOptions.Budget is %v, must be 0.001 to 1, or 0 for the default", o.Budget)
@@ -202,13 +224,22 @@ func (o *RetryOptions) complete(hosts int) error {
 
 // SingleRequest is [Connection.SingleRequest] to the first host that does not refuse it.
 func (r *Retrier) SingleRequest(ctx context.Context, id HandlerID, payload []byte) ([]byte, error) {
+	if r == nil {
+		return nil, errNoConnection
+	}
 	r.calls.Add(1)
 	r.earn()
+	conns := r.conns()
+	if len(conns) == 0 {
+		return nil, errNoHosts
+	}
+	attempts := cmp.Or(r.how.Attempts, min(max(3, len(conns)), maxAttempts))
 	pauses := backoff.New(r.how.MinBackoff, r.how.MaxBackoff)
-	conns := r.conns
-	for attempt, at := 1, 0; ; attempt++ {
-		answer, err := conns[at].SingleRequest(ctx, id, payload)
-		if err == nil || attempt == r.how.Attempts || !CanRetry(err) {
+	var lacking []Requester // that have no such handler
+	next := 0               // of conns
+	for attempt := 1; ; attempt++ {
+		answer, err := r.attempt(ctx, conns[next], id, payload)
+		if err == nil || attempt == attempts || !CanRetry(err) {
 			return answer, err
 		}
 		if ctx.Err() != nil {
@@ -216,7 +247,8 @@ func (r *Retrier) SingleRequest(ctx context.Context, id HandlerID, payload []byt
 		}
 		switch {
 		case errors.Is(err, ErrNoHandler):
-			if conns = slices.Delete(slices.Clone(conns), at, at+1); len(conns) == 0 {
+			lacking = append(lacking, conns[next])
+			if len(lacking) == len(conns) {
 				return nil, err
 			}
 		case errors.Is(err, ErrOverloaded) || IsRemoteErr(err): // sent
@@ -224,18 +256,61 @@ func (r *Retrier) SingleRequest(ctx context.Context, id HandlerID, payload []byt
 				r.denied.Add(1)
 				return nil, err
 			}
-			at++
-		default:
-			at++
 		}
-		if at == len(conns) {
-			at = 0
-			if err := r.pause(ctx, pauses.Next(), err); err != nil {
-				return nil, err
+		for next++; ; next++ {
+			if next == len(conns) {
+				if err := r.pause(ctx, pauses.Next(), err); err != nil {
+					return nil, err
+				}
+				if next, conns = 0, r.conns(); !slices.ContainsFunc(conns, func(c Requester) bool { return !isAmong(c, lacking) }) {
+					return nil, err
+				}
+			}
+			if !isAmong(conns[next], lacking) {
+				break
 			}
 		}
 		r.retries.Add(1)
 	}
+}
+
+// isAmong reports whether conn asks what one of some asks.
+func isAmong(conn Requester, some []Requester) bool {
+	who, ok := identity(conn)
+	return ok && slices.ContainsFunc(some, func(other Requester) bool {
+		whose, ok := identity(other)
+		return ok && whose == who
+	})
+}
+
+// errNoHosts is for a function that has returned no hosts.
+var errNoHosts = unsent(disconnected("", errors.New("the Retrier has no hosts at present")))
+
+// attempt makes one attempt.
+func (r *Retrier) attempt(ctx context.Context, conn Requester, id HandlerID, payload []byte) ([]byte, error) {
+	if isNil(conn) {
+		return nil, errNoConnection
+	}
+	if o := optionsOf(conn); o != r.opts.Load() {
+		r.opts.Store(o)
+	}
+	answer, err := conn.SingleRequest(ctx, id, payload)
+	if err != nil {
+		return nil, answerError(conn, err)
+	}
+	return answer, nil
+}
+
+// String says which hosts it goes to at present, in their order; "<nil>" for nil.
+func (r *Retrier) String() string {
+	if r == nil {
+		return (*Connection)(nil).String()
+	}
+	var names []string
+	for _, conn := range r.conns() {
+		names = append(names, nameOfRequester(conn))
+	}
+	return "one of " + strings.Join(names, ", ")
 }
 
 // pause waits between two rounds, of which the first has ended with last.
@@ -286,5 +361,8 @@ type RetryStats struct {
 
 // Stats returns the present statistics.
 func (r *Retrier) Stats() RetryStats {
+	if r == nil {
+		return RetryStats{}
+	}
 	return RetryStats{Calls: r.calls.Load(), Retries: r.retries.Load(), Denied: r.denied.Load()}
 }

@@ -318,23 +318,24 @@ var errNoConnection = unsent(disconnected("", errors.New("nil Connection: its ho
 
 func (c *Connection) disconnected(reason error) error { return disconnected(c.remote, reason) }
 
-// unavailable is why there is no session.
-func (c *Connection) unavailable() error {
+// unavailable is the error of a call for which there is no session.
+func (c *Connection) unavailable() error { return unsent(c.disconnected(c.whyNone())) }
+
+// whyNone is why there is no session.
+func (c *Connection) whyNone() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	reason := errPeerShuttingDown
 	switch {
 	case c.isClosing():
-		reason = context.Cause(c.ctx)
+		return context.Cause(c.ctx)
 	case c.ended.Load():
-		reason = errShuttingDown
+		return errShuttingDown
 	case c.left != nil:
+		return errPeerShuttingDown
 	case c.draining.Load():
-		reason = errNoNewLinks
-	default:
-		reason = c.absence()
+		return errNoNewLinks
 	}
-	return unsent(c.disconnected(reason))
+	return c.absence()
 }
 
 // absence says for how long there has been no connection, and why. It is ErrNotAccepted where that
@@ -442,7 +443,7 @@ func (c *Connection) WaitForConnect(ctx context.Context) error {
 	case err == errEnded:
 		return c.unavailable()
 	case err != nil:
-		return &waitError{err, c.remote, c.absence()}
+		return &waitError{err, c.remote, c.whyNone()}
 	}
 	return nil
 }

@@ -75,12 +75,20 @@ func (s *Subroute) Subroute(name string) *Subroute {
 	return sub
 }
 
-// String returns the subroute's name; empty for nil.
-func (s *Subroute) String() string {
+// Name returns the subroute's name, its parts joined by "/"; empty for nil.
+func (s *Subroute) Name() string {
 	if s == nil {
 		return ""
 	}
 	return s.route
+}
+
+// String returns the base URL of the remote host and the subroute's name; "<nil>" for nil.
+func (s *Subroute) String() string {
+	if s == nil {
+		return (*Connection)(nil).String()
+	}
+	return s.conn.String() + " " + s.route
 }
 
 // State is [Connection.State].

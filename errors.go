@@ -75,7 +75,9 @@ var (
 	// [RemoteErr] as well, which [errors.As] finds. The handler of a refused call has not run,
 	// unless the text says that its answer was dropped; [CanRetry] tells.
 	//
-	// It also ends a stream that is under way, on both sides, if more waits in it than may.
+	// It also ends a stream that is under way if more waits in it than may: on the side whose limit
+	// that is, and for the client where it is the remote's. The handler of a stream gets the text of
+	// its client's limit in a RemoteErr, and not this error.
 	ErrOverloaded = errors.New("grid: overloaded")
 
 	// ErrProtocol ends a call, a stream or a connection whose remote end sent what the protocol

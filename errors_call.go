@@ -24,7 +24,7 @@ func nameOf(conn any, id HandlerID) callName {
 		}
 	case *Caller:
 		if c != nil {
-			return callName{c.conn, c.sub.String(), id}
+			return callName{c.conn, c.sub.Name(), id}
 		}
 	}
 	return callName{}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"reflect"
 	"slices"
 
 	"github.com/tinylib/msgp/msgp"
@@ -80,8 +81,9 @@ func NewRemoteErr(err error) *RemoteErr {
 	}
 	r := NewRemoteErrString(err.Error())
 	var d errorDetails
-	left := maxErrorTree
-	d.addInside(err, r.text, &left)
+	var tree errorTree
+	tree.visit(err)
+	tree.addTo(&d, err, r.text)
 	if d.code != "" || len(d.wrapped) > 0 {
 		r.more = &d
 	}
@@ -90,7 +92,7 @@ func NewRemoteErr(err error) *RemoteErr {
 
 // NewRemoteErrCode is [NewRemoteErr] with a code, for callers that would rather tell errors by that
 // than by a sentinel: see [RemoteErr.Code]. It takes the place of a code that err has. A code may
-// have 64 bytes, and is cut to that.
+// have 64 bytes; what is beyond is cut off, between two characters and without a mark.
 func NewRemoteErrCode(code string, err error) *RemoteErr {
 	old := NewRemoteErr(err)
 	if old == nil {
@@ -100,7 +102,7 @@ func NewRemoteErrCode(code string, err error) *RemoteErr {
 	if old.more != nil {
 		d = *old.more
 	}
-	d.code = clip.To(code, maxErrorCode)
+	d.code = clip.Prefix(code, maxErrorCode)
 	return &RemoteErr{old.text, &d}
 }
 
@@ -209,10 +211,34 @@ func isLocal(err error) (is bool) {
 	return slices.ContainsFunc(packageErrors, func(e error) bool { return errors.Is(err, e) })
 }
 
-// addInside adds what err wraps: the texts but for text, which is its own, and the code, if there is
-// none yet. The innermost come first, since a sentinel is innermost as a rule. left is how many more
-// errors may be looked at: an error of the application's may have a cycle.
-func (d *errorDetails) addInside(err error, text string, left *int) {
+// errorTree is an error and what it wraps, on a walk through it. An error of the application's may
+// have a cycle, or wrap more than there is time for.
+type errorTree struct {
+	seen   map[error]struct{}
+	looked int // at how many
+}
+
+// visit reports whether err is to be looked at: once, if that can be told, and not beyond the bound.
+func (t *errorTree) visit(err error) bool {
+	if t.looked++; t.looked > maxErrorTree {
+		return false
+	}
+	if !reflect.ValueOf(err).Comparable() {
+		return true
+	}
+	if _, again := t.seen[err]; again {
+		return false
+	}
+	if t.seen == nil {
+		t.seen = make(map[error]struct{})
+	}
+	t.seen[err] = struct{}{}
+	return true
+}
+
+// addTo adds what err wraps: the texts but for text, which is its own, and the code, if there is
+// none yet. The innermost come first, since a sentinel is innermost as a rule.
+func (t *errorTree) addTo(d *errorDetails, err error, text string) {
 	var inside []error
 	switch e := err.(type) {
 	case interface{ Unwrap() error }:
@@ -224,15 +250,15 @@ func (d *errorDetails) addInside(err error, text string, left *int) {
 		if e = notNilRemote(e); e == nil {
 			continue
 		}
-		if *left--; *left < 0 {
-			return
+		if !t.visit(e) {
+			continue
 		}
 		if r, ok := remoteOf(e); ok {
 			d.addRemote(r, text)
 			continue
 		}
 		its, ok := textOf(e)
-		d.addInside(e, its, left)
+		t.addTo(d, e, its)
 		if ok && its != text {
 			d.add(its)
 		}
@@ -343,7 +369,7 @@ func decodeRemoteErr(b []byte) error {
 			r.text, hasText = clipText(string(value[:min(len(value), maxErrorText+1)])), true
 		case keyCode:
 			value, b, err = msgp.ReadStringZC(b)
-			d.code = clip.To(string(value[:min(len(value), maxErrorCode+1)]), maxErrorCode)
+			d.code = clip.Prefix(string(value[:min(len(value), maxErrorCode+1)]), maxErrorCode)
 		case keyWraps:
 			b, err = d.read(b)
 		default:

@@ -119,7 +119,9 @@ func TestRemoteErr_Code(t *testing.T) {
 	require.Nil(t, NewRemoteErrCode("x", nil))
 	require.Nil(t, NewRemoteErrCode("x", noRemote))
 	long := NewRemoteErrCode(strings.Repeat("é", 100), errBusy).Code()
-	require.LessOrEqual(t, len(long), maxErrorCode)
+	require.Equal(t, strings.Repeat("é", maxErrorCode/2), long)
+	long = NewRemoteErrCode(strings.Repeat("é", 31)+"x"+"€€", errBusy).Code()
+	require.Equal(t, strings.Repeat("é", 31)+"x", long, "between two characters, and without a mark")
 	for _, none := range []error{nil, errBusy, NewRemoteErr(errBusy), noRemote, RemoteErr{}} {
 		require.Empty(t, ErrorCode(none))
 	}
@@ -147,6 +149,8 @@ func TestRemoteErr_TakesABoundedPartOfWhatAnErrorWraps(t *testing.T) {
 		"larger ones":   {fmt.Errorf("x: %w", errors.Join(errNotLeader, textError(strings.Repeat("y", 1000)), textError(strings.Repeat("z", 1<<20)))), errNotLeader},
 		"8 KiB":         {errors.Join(append([]error{errNotLeader}, largeErrors(20)...)...), errNotLeader},
 		"in circles":    {&circle{}, errors.New("in circles 1")},
+		"a cycle":       {errors.Join(newCycle(), errNotLeader), errNotLeader},
+		"behind one":    {newCycle(errNotLeader), errNotLeader},
 		"panics":        {fmt.Errorf("%w, %w", unwrapPanics{}, errNotLeader), errNotLeader},
 		"no text":       {joined{(*fs.PathError)(nil), errNotLeader}, errNotLeader},
 		"the same ones": {errors.Join(errBusy, errBusy, errBusy), errBusy},
@@ -177,6 +181,18 @@ type circle struct{ n int }
 
 func (c *circle) Error() string { return fmt.Sprintf("in circles %d", c.n%2) }
 func (c *circle) Unwrap() error { return &circle{c.n + 1} }
+
+// cycle wraps itself, several times, and others.
+type cycle struct{ wraps []error }
+
+func newCycle(others ...error) *cycle {
+	c := new(cycle)
+	c.wraps = append([]error{c, fmt.Errorf("round: %w", c), c}, others...)
+	return c
+}
+
+func (*cycle) Error() string     { return "cycle" }
+func (c *cycle) Unwrap() []error { return c.wraps }
 
 type unwrapPanics struct{}
 

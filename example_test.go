@@ -649,7 +649,7 @@ func ExampleSingleHandler_CallEach() {
 	}
 
 	// The first host asks the others.
-	others, sum := hosts[0].Requesters(), 0
+	others, sum := hosts[0].Requesters(hosts[0].Targets()...), 0
 	for answer := range free.CallEach(ctx, others, grid.NoPayload{}) {
 		if answer.Err != nil { // of answer.Conn
 			fmt.Println(answer.Err)
@@ -715,6 +715,38 @@ func ExampleNewRetrier() {
 	// Output:
 	// from the second <nil>
 	// from the first
+}
+
+func ExampleNewRetrierFunc() {
+	hosts, stop := several(3, func(*grid.ManagerOptions) {})
+	defer stop()
+	ctx := context.Background()
+	const work grid.HandlerID = 1
+	for i, m := range hosts[1:] {
+		err := m.RegisterSingleHandler(work, func([]byte) ([]byte, *grid.RemoteErr) {
+			return fmt.Appendf(nil, "from host %d", i+1), nil
+		})
+		if err != nil {
+			log.Fatal(err)
+		}
+	}
+	m := hosts[0]
+
+	either, err := grid.NewRetrierFunc(grid.RetryOptions{}, func() []grid.Requester {
+		return m.Requesters(m.Targets()...)
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// It goes on with those that are left.
+	if err := m.RemoveHost(hosts[1].HostName()); err != nil {
+		log.Fatal(err)
+	}
+	answer, err := either.SingleRequest(ctx, work, nil)
+	fmt.Println(string(answer), err)
+	// Output:
+	// from host 2 <nil>
 }
 
 func ExampleCodecOf() {

@@ -172,15 +172,23 @@ func (m *Manager) Connection(host string) *Connection {
 }
 
 // Requesters returns the connections to hosts, in their order, for a call to many such as
-// [SingleHandler.CallEach]; without any hosts, those to all of [Manager.Targets]. Each is what
-// [Manager.Connection] returns, which is nil for a host that is not known.
+// [SingleHandler.CallEach]; for all other hosts, give it those of [Manager.Targets]. Each is what
+// [Manager.Connection] returns, which is nil for a host that is not known. Without any hosts it
+// returns none, so that an empty list never stands for everybody.
 func (m *Manager) Requesters(hosts ...string) []Requester {
-	if len(hosts) == 0 {
-		hosts = m.hosts.Load().targets
-	}
 	all := make([]Requester, len(hosts))
 	for i, host := range hosts {
 		all[i] = m.Connection(host)
+	}
+	return all
+}
+
+// RequestersWith is Requesters for calls with options: each is what [Connection.With] returns, so
+// that Timeout, say, holds for each host alone.
+func (m *Manager) RequestersWith(o CallOptions, hosts ...string) []Requester {
+	all := make([]Requester, len(hosts))
+	for i, host := range hosts {
+		all[i] = m.Connection(host).With(o)
 	}
 	return all
 }

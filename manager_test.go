@@ -307,7 +307,8 @@ func TestManager_EveryMethodOfNilIsSafe(t *testing.T) {
 	require.Nil(t, c.Subroute("a"))
 	require.Nil(t, s.Subroute("a"))
 	require.Empty(t, c.HostName())
-	require.Empty(t, s.String())
+	require.Empty(t, s.Name())
+	require.Equal(t, "<nil>", s.String())
 	for _, nobody := range []interface {
 		grid.Requester
 		grid.Streamer

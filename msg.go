@@ -196,6 +196,15 @@ func (m *message) reason() error {
 	return refusal(clip.Bytes(m.Payload))
 }
 
+// clientReason is reason for one of a stream's client, which refuses nothing: it is a RemoteErr
+// whatever its text, so that no handler takes it for a limit of this host.
+func (m *message) clientReason() error {
+	if m.Flags&flagPayloadIsErr == 0 {
+		return nil
+	}
+	return NewRemoteErrString(clip.Bytes(m.Payload))
+}
+
 // setRefusal makes m, an answer, one that says which limit refuses the call.
 func (m *message) setRefusal(err error) {
 	e := muxConnectError{Error: clip.Text(err.Error())}

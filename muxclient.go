@@ -48,7 +48,8 @@ type muxClient struct {
 	caller     context.Context // the caller's
 	deadline   time.Time       // of ctx, zero for none
 	sendSize   sizeLimit
-	// openingTime is how long the opening may take, apart from the deadline; 0 for any time.
+	// openingTime is how long it may take until the ack has come, apart from the deadline; 0 for any
+	// time.
 	openingTime time.Duration
 	closing     <-chan struct{} // closed when the manager is
 	done        chan struct{}   // closed by finish
@@ -67,6 +68,7 @@ type muxClient struct {
 	sending   fifo.Lock
 	sendEnded atomic.Bool
 	skipped   atomic.Bool // a message was thrown away, though the stream may end well
+	finishing atomic.Bool // what still comes through a channel is thrown away
 
 	// How many messages may be sent before the ack has come, where that is not waited for; and
 	// where to keep what it tells.
@@ -83,11 +85,12 @@ type muxClient struct {
 	heard, pinged monotime.Stamp
 	unanswered    monotime.Time // when the first ping since it was heard of was sent; the tick's own
 
-	mu    sync.Mutex // guards what follows
-	ended bool
-	err   error
-	stop  func() bool   // ends the watch on ctx
-	over  chan struct{} // see forwarding; nil once it is closed
+	mu      sync.Mutex // guards what follows
+	ended   bool
+	err     error
+	stop    func() bool   // ends the watch on ctx
+	opening *time.Timer   // runs for openingTime; nil for none
+	over    chan struct{} // see forwarding; nil once it is closed
 }
 
 func newMuxClient(ctx context.Context, host clientHost, id uint64, handler HandlerID, c capacities, caps caps, now time.Time) *muxClient {
@@ -150,16 +153,7 @@ func (m *muxClient) connect(payload, metadata []byte, sub *subHandlerID, noInput
 	// The stream is in the session's table, so it ends with the session; done tells of that as well
 	// as of the context.
 	m.watch()
-	if m.openingTime > 0 {
-		late := func() { m.cancel(context.DeadlineExceeded) }
-		timer := time.AfterFunc(m.openingTime, late)
-		defer func() {
-			if inTime := timer.Stop(); err == nil && !inTime {
-				late() // before the stream is anybody's
-				err = m.endError()
-			}
-		}()
-	}
+	m.limitOpening()
 	if err := m.host.sendOpening(m.done, msg, &m.sendSeq, m.deadline); err != nil {
 		if err == errSendCancelled { // if it was not done that has ended the wait
 			err = cmp.Or(contextError(m.ctx), context.DeadlineExceeded)
@@ -183,6 +177,30 @@ func (m *muxClient) connect(payload, metadata []byte, sub *subHandlerID, noInput
 		}
 	}
 	return nil
+}
+
+// limitOpening ends the stream if the ack has not come when openingTime is over.
+func (m *muxClient) limitOpening() {
+	if m.openingTime == 0 {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.ended {
+		m.opening = time.AfterFunc(m.openingTime, m.openedLate)
+	}
+}
+
+func (m *muxClient) openedLate() { m.cancel(context.DeadlineExceeded) }
+
+// isOpenedInTime takes in that the ack has come, and reports whether openingTime was not over.
+func (m *muxClient) isOpenedInTime() bool {
+	if m.openingTime == 0 {
+		return true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.opening == nil || m.opening.Stop()
 }
 
 // watch ends the stream with the caller's context.
@@ -253,6 +271,9 @@ func (m *muxClient) finish(err error, how ending) {
 	m.ended, m.err = true, err
 	stop, over := m.stop, m.over
 	m.over = nil
+	if m.opening != nil {
+		m.opening.Stop()
+	}
 	m.mu.Unlock()
 
 	// Before the stream is unknown, for which the peer gets an answer without a reason.
@@ -324,6 +345,10 @@ func (m *muxClient) onAck(msg *message) {
 		return
 	}
 	m.acked = true
+	if !m.isOpenedInTime() {
+		m.openedLate() // if it is not about to anyway
+		return
+	}
 	in, limit := int(m.inCapacity), int(m.inCapacity)
 	if m.wide {
 		var err error

@@ -96,6 +96,7 @@ func (m *muxClient) drain(ctx context.Context) error {
 		}
 		defer context.AfterFunc(ctx, func() { m.cancel(doneError(ctx)) })()
 	}
+	m.finishing.Store(true)
 	if m.sendUsed.Load() {
 		_ = m.closeSend() // the end of the stream tells
 	} else {

@@ -439,7 +439,7 @@ func (m *muxServer) onPing(msg *message, now time.Time) {
 func (m *muxServer) onUnansweredPing(msg *message) { m.checkSeq(msg) }
 
 func (m *muxServer) onDisconnect(msg *message) {
-	cause := msg.reason()
+	cause := msg.clientReason()
 	if cause == nil {
 		cause = context.Canceled
 		// The client's timer may be the first to see that the deadline has passed.

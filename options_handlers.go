@@ -18,6 +18,10 @@ type HandlerKey struct {
 // HandlerOptions are what holds for one handler of single requests or of streams: see
 // ManagerOptions.HandlerOptions. A field that is zero is that of the subroute above, and there of
 // the one above that.
+//
+// They take effect when a handler is registered under the key, which may be at any time. So options
+// of an ID or a subroute that nothing is registered under are no error, and do nothing but name the
+// handler where this host calls it: [Manager.HandlerStats] says which handlers there are.
 type HandlerOptions struct {
 	// Name is what the handler is called where people read it, on both sides of a call. By default
 	// it is that of ManagerOptions.HandlerNames.

@@ -79,7 +79,8 @@ func (s *Stream) CloseSend() { _ = s.mux.closeInput() }
 // It may follow Recv, or come within a loop over All, where the rest of the answers is of no
 // interest. A consumer that has missed messages because of it gets an error, rather than an end
 // that looks good. Of a stream that is sent to through Requests, all that was received there before
-// goes before the end; closing Requests, before or later, is not needed, but allowed.
+// goes before the end, and what comes later is thrown away, so that a sender may still be at it;
+// closing Requests, before or later, is not needed, but allowed.
 func (s *Stream) Finish(ctx context.Context) error { return s.mux.drain(ctx) }
 
 // Recv returns the next message from the handler, which is the caller's from then on. After the
@@ -161,13 +162,19 @@ func forwardRequests[Owner, Req any](owner *Owner, m *muxClient, reqs <-chan Req
 				_ = m.closeSend()
 				return
 			}
+			if m.finishing.Load() && m.sendEnded.Load() {
+				continue // thrown away
+			}
 			// There is nobody to return an error to but the consumer. The end of the stream is
-			// none: that has a reason of its own.
+			// none: that has a reason of its own. Nor is that of the input by Finish, which may
+			// come while this waits for a credit.
 			encoding = true
 			b, err := encode(v)
 			encoding = false
 			if err == nil {
-				if err = m.send(context.Background(), b); !errors.Is(err, errSendClosed) && !errors.Is(err, ErrMessageTooLarge) {
+				err = m.send(context.Background(), b)
+				closed := errors.Is(err, errSendClosed) && !m.finishing.Load()
+				if !closed && !errors.Is(err, ErrMessageTooLarge) {
 					err = nil
 				}
 				PutByteBuffer(b)

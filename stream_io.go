@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 
 	"github.com/gridrpc/grid/internal/bytepool"
 )
@@ -16,7 +17,8 @@ import (
 const ioSize = wholeSize
 
 // StreamReader reads what the other end of a stream sends, as the bytes of its messages one after
-// the other: see [Stream.Reader] and [ServerStream.Reader]. One goroutine uses it.
+// the other: see [Stream.Reader] and [ServerStream.Reader]. One goroutine reads; Close may be called
+// meanwhile.
 //
 // It returns [io.EOF] only where the other side has finished: a client by ending its input, a
 // handler by returning nil. Whatever else ends the stream, such as a lost link, a deadline, a
@@ -24,8 +26,13 @@ const ioSize = wholeSize
 // and is what Recv would return as well, for [errors.Is] and [errors.As]. So half a file can't be
 // taken for a whole one.
 type StreamReader struct {
+	// Set once.
 	recv func() ([]byte, error)
 	stop func() // may be nil
+
+	closed, ended atomic.Bool // by Close, and by who reads
+
+	// Of who reads.
 	buf  []byte // the message; nil for none
 	rest []byte // what was not read of it
 	err  error
@@ -88,26 +95,31 @@ func (r *StreamReader) WriteTo(w io.Writer) (n int64, err error) {
 
 var errInvalidWrite = errors.New("grid: a writer has returned an invalid count from Write")
 
-// Close ends the reading: what follows is an error. A stream that was opened here ends with it, and
-// so does the context of its handler, unless the end was read before.
+// Close ends the reading: what follows is an error, but for an end that was read before. A stream
+// that was opened here ends with it, and so does the context of its handler; a Read that waits
+// returns. In a handler nothing ends with it: a Read that waits there goes on until a message comes,
+// or the end.
 func (r *StreamReader) Close() error {
-	if r.err == nil {
-		r.end(errReaderClosed)
-		if r.stop != nil {
-			r.stop()
-		}
+	if !r.closed.Swap(true) && !r.ended.Load() && r.stop != nil {
+		r.stop()
 	}
 	return nil
 }
 
 // next sees to it that there is something to read, if it returns nil.
 func (r *StreamReader) next() error {
+	if r.closed.Load() && r.err == nil {
+		r.end(errReaderClosed)
+	}
 	for len(r.rest) == 0 {
 		if r.err != nil {
 			return r.err
 		}
 		b, err := r.recv()
 		switch {
+		case r.closed.Load() && err != io.EOF:
+			bytepool.Put(b)
+			r.end(errReaderClosed)
 		case err == io.EOF:
 			r.end(err)
 		case err != nil:
@@ -131,6 +143,7 @@ func (r *StreamReader) took(n int) {
 // end has what is read from now on be err.
 func (r *StreamReader) end(err error) {
 	r.err = err
+	r.ended.Store(true)
 	r.took(len(r.rest))
 }
 
@@ -165,13 +178,16 @@ type writerEnd interface {
 //
 // The other side takes what it has got for the whole only once it is told so. A client has to Close
 // its writer: as long as that is not done the handler waits for more, and where the stream's
-// context ends, or the link, it gets an error. For a handler the end is that it returns nil.
+// context ends, or the link, it gets an error. The input is the stream's, whoever writes it: Finish,
+// CloseSend and another writer's Close end it as well, whether this one has written all or not. So
+// look at the errors of a writer before. For a handler the end is that it returns nil.
 //
 // A write that fails, and in ReadFrom a source that does, breaks off: a stream that was opened here
 // is ended, so that its handler gets an error; of a handler the nil that it returns becomes an
 // error. io.Copy has a writer know of its source, unless that has a WriteTo of its own which tells
 // nothing. CloseWithError does in all cases: with what io.Copy has returned it is the best way to
-// close a writer.
+// close a writer. A write after the input has ended is an error that is [io.ErrClosedPipe], and
+// breaks nothing off.
 type StreamWriter struct {
 	end    writerEnd
 	ctx    context.Context
@@ -298,7 +314,9 @@ func (m *muxClient) endParts() error { return m.closeInput() }
 
 func (m *muxClient) breakParts(err error) {
 	m.sendUsed.Store(true)
-	m.finish(err, dropWaiting|tellPeer|asIs)
+	if !errors.Is(err, errSendClosed) { // nothing was broken by a write that came too late
+		m.finish(err, dropWaiting|tellPeer|asIs)
+	}
 }
 
 func (e *serverEnd) sendPart(ctx context.Context, b []byte) error { return e.send(ctx, b) }

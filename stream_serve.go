@@ -113,7 +113,7 @@ func (e *serverEnd) serve(m *muxServer, handle func(ctx context.Context, payload
 // unwritten is the result of a handler that has returned nil, and has not written all.
 func (e *serverEnd) unwritten() *RemoteErr {
 	if err := e.broken.Load(); err != nil {
-		return NewRemoteErrf("grid: handler %s has written a part only: %v", e.m.handler.label, *err)
+		return NewRemoteErrf("grid: handler %s has written a part only: %w", e.m.handler.label, *err)
 	}
 	return nil
 }

@@ -103,7 +103,7 @@ func (h *SingleHandler[Req, Resp]) serve(t *singleTask, payload []byte, handle f
 	n := len(payload)
 	PutByteBuffer(payload)
 	if err != nil {
-		return nil, NewRemoteErrf("grid: handler %s: request: %v", label, err)
+		return nil, NewRemoteErrf("grid: handler %s: request: %w", label, err)
 	}
 	if !t.hold(heldBytes(req, n)) {
 		h.reqs.put(req)
@@ -127,7 +127,7 @@ func (h *SingleHandler[Req, Resp]) encodeResponse(label string, resp Resp, rerr 
 	}
 	b, err := encode(resp)
 	if err != nil {
-		return nil, NewRemoteErrf("grid: handler %s: response: %v", label, err)
+		return nil, NewRemoteErrf("grid: handler %s: response: %w", label, err)
 	}
 	return b, nil
 }
@@ -188,7 +188,7 @@ func optionsOf(conn any) *ManagerOptions {
 			return c.conn.opts
 		}
 	case *Retrier:
-		return c.opts
+		return c.opts.Load()
 	}
 	return nil
 }
@@ -207,7 +207,7 @@ func routeOf(conn any) string {
 	case *Subroute:
 		return c.route
 	case *Caller:
-		return c.sub.String()
+		return c.sub.Name()
 	}
 	return ""
 }

@@ -173,7 +173,7 @@ func (d *streamDecoder[Payload, Req, Resp]) payload(m *muxServer, has bool, b []
 	n := len(b)
 	PutByteBuffer(b)
 	if failed != nil {
-		return p, false, NewRemoteErrf("grid: handler %s: payload: %v", d.label, failed)
+		return p, false, NewRemoteErrf("grid: handler %s: payload: %w", d.label, failed)
 	}
 	return p, m.hold(heldBytes(p, n)), nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/gob"
 	"errors"
+	"fmt"
 	"math/big"
 	"testing"
 	"time"
@@ -175,5 +176,55 @@ func TestCoded_FunctionsThatFailOrPanic(t *testing.T) {
 			require.ErrorContains(t, err, "cannot")
 			require.Nil(t, resp)
 		}
+	})
+}
+
+// An error of the application's functions is found by the caller on whichever side it happens.
+func TestCoded_ErrorsAreFoundFromBothSides(t *testing.T) {
+	bad := errors.New("cannot")
+	good := grid.CodecOf(func(*int) ([]byte, error) { return nil, nil }, func(*int, []byte) error { return nil })
+	encodes := grid.CodecOf(func(*int) ([]byte, error) { return nil, bad }, func(*int, []byte) error { return nil })
+	decodes := grid.CodecOf(func(*int) ([]byte, error) { return nil, nil }, func(*int, []byte) error { return bad })
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		single := func(req, resp *grid.Codec[int]) {
+			h := grid.NewSingleHandler(rig.Handler, req.New, resp.New)
+			g.Manager(1).Unregister(rig.Handler)
+			require.NoError(t, h.Register(g.Manager(1), func(*grid.Coded[int]) (*grid.Coded[int], *grid.RemoteErr) {
+				return resp.NewWith(new(int)), nil
+			}))
+		}
+		calls := grid.NewSingleHandler(rig.Handler, good.New, good.New)
+		single(decodes, good)
+		_, err := calls.Call(t.Context(), c, good.NewWith(new(int)))
+		require.ErrorContains(t, err, "request: decoding")
+		require.ErrorIs(t, err, bad)
+		single(good, encodes)
+		_, err = calls.Call(t.Context(), c, good.NewWith(new(int)))
+		require.ErrorContains(t, err, "response: encoding")
+		require.ErrorIs(t, err, bad)
+
+		opens := grid.NewStream[*grid.Coded[int], grid.NoPayload, *grid.Coded[int]](rig.Stream, good.New, nil, good.New)
+		serves := grid.NewStream[*grid.Coded[int], grid.NoPayload, *grid.Coded[int]](rig.Stream, decodes.New, nil, good.New)
+		g.Manager(1).Unregister(rig.Stream)
+		require.NoError(t, serves.RegisterServe(g.Manager(1), func(context.Context, *grid.Coded[int], *grid.TypedServerStream[grid.NoPayload, *grid.Coded[int]]) *grid.RemoteErr {
+			return nil
+		}))
+		s, err := opens.Call(t.Context(), c, good.NewWith(new(int)))
+		require.NoError(t, err)
+		err = s.Finish(t.Context())
+		require.ErrorContains(t, err, "payload: decoding")
+		require.ErrorIs(t, err, bad)
+
+		// So is that of a writer that has broken off.
+		g.Manager(1).Unregister(rig.Stream)
+		require.NoError(t, g.Manager(1).RegisterStreamingHandler(rig.Stream, grid.StreamHandler{Serve: func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
+			_ = s.Writer(ctx).CloseWithError(fmt.Errorf("disk: %w", bad))
+			return nil
+		}}))
+		raw, err := c.NewStream(t.Context(), rig.Stream, nil)
+		require.NoError(t, err)
+		err = raw.Finish(t.Context())
+		require.ErrorContains(t, err, "has written a part only: disk: cannot")
+		require.ErrorIs(t, err, bad)
 	})
 }

@@ -28,11 +28,20 @@ func To(s string, most int) string {
 	if len(s) <= most {
 		return s
 	}
-	n := most - len(mark)
-	for most := n; n > 0 && most-n < utf8.UTFMax && !utf8.RuneStart(s[n]); {
+	return Prefix(s, most-len(mark)) + mark
+}
+
+// Prefix returns no more than most bytes of s, and nothing in the place of the rest. It cuts between
+// two characters.
+func Prefix(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	n := most
+	for n > 0 && most-n < utf8.UTFMax && !utf8.RuneStart(s[n]) {
 		n--
 	}
-	return s[:n] + mark
+	return s[:n]
 }
 
 // Error returns err, or where its text is long an error that has the beginning of that and nothing

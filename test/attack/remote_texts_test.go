@@ -81,3 +81,37 @@ func TestError_TextOfALocalConditionFromAServerIsNone(t *testing.T) {
 type unequal struct{ _ []func() }
 
 func (u unequal) Error() string { panic("not complete") }
+
+// What a client says of why it gives a stream up is never an error of this side, to a handler: not
+// even that of a limit, as which a server's refusal is known.
+func TestStream_ReasonOfAClientIsNoLocalCondition(t *testing.T) {
+	rig.InAttackByDialler(t, rawpeer.Config{Caps: rig.AllCaps}, nil, func(a *rig.Attacked) {
+		causes := make(chan [2]error, 1)
+		require.NoError(a, a.Node.RegisterStreamingHandler(rig.Unused, grid.StreamHandler{InCapacity: 1, Serve: func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
+			_, err := s.Recv()
+			causes <- [2]error{err, context.Cause(ctx)}
+			return nil
+		}}))
+		p := a.Next()
+		local := []error{
+			grid.ErrOverloaded, grid.ErrDisconnected, grid.ErrProtocol, grid.ErrNotAccepted, grid.ErrFlowControl,
+			io.EOF, io.ErrUnexpectedEOF, context.Canceled, context.DeadlineExceeded,
+		}
+		id := uint64(9)
+		for _, of := range local {
+			for _, text := range []string{of.Error(), of.Error() + ": x", of.Error() + ": handler 1 refused"} {
+				id++
+				p.Send(rawpeer.Msg{MuxID: id, Handler: uint8(rig.Unused), Op: rawpeer.OpConnectMux})
+				p.Send(rawpeer.Msg{MuxID: id, Seq: 1, Op: rawpeer.OpDisconnectServerMux, Flags: rawpeer.FlagPayloadIsErr, Payload: []byte(text)})
+				for _, err := range <-causes {
+					require.True(a, grid.IsRemoteErr(err), "%q: %v", text, err)
+					require.EqualError(a, err, text)
+					require.False(a, grid.CanRetry(err))
+					for _, target := range local {
+						require.NotErrorIs(a, err, target, text)
+					}
+				}
+			}
+		}
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -43,13 +44,17 @@ func asked(t *testing.T, n int, edit func(i int, o *grid.ManagerOptions)) (g *ri
 	return g, ended
 }
 
+// othersOf are the connections to all other hosts.
+func othersOf(m *grid.Manager) []grid.Requester { return m.Requesters(m.Targets()...) }
+
 func ask(refuse string) *grid.MSS { return grid.NewMSSWith(map[string]string{"refuse": refuse}) }
 
 func TestCallEach_YieldsAnswersAsTheyCome(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
 		g, _ := asked(t, 6, nil)
 		m := g.Manager(0)
-		require.Len(t, m.Requesters(), 5)
+		require.Len(t, othersOf(m), 5)
+		require.Empty(t, m.Requesters(), "nobody is not everybody")
 		conns := m.Requesters(g.Host(4), "http://unknown:1", g.Host(2), g.Host(5), g.Host(1), g.Host(3))
 		conns = append(conns, nil)
 		g.Net.Cut(g.Addr(0), g.Addr(5)) // comes again
@@ -76,7 +81,7 @@ const noConnection = "grid: disconnected: nil Connection: its host was not among
 func TestCallEach_BrokenOffEndsTheRest(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
 		g, _ := asked(t, 5, nil)
-		answers := whoAmI.CallEach(t.Context(), g.Manager(0).Requesters(), ask(""))
+		answers := whoAmI.CallEach(t.Context(), othersOf(g.Manager(0)), ask(""))
 		for range 2 {
 			for a := range answers {
 				require.Equal(t, "1", a.Value.Get("node"))
@@ -108,13 +113,13 @@ func TestCallEach_EndsWithItsContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
 		defer cancel()
 		n := 0
-		for a := range whoAmI.CallEach(ctx, g.Manager(0).Requesters(), ask("")) {
+		for a := range whoAmI.CallEach(ctx, othersOf(g.Manager(0)), ask("")) {
 			if n++; n > 1 {
 				rig.RequireKind(t, a.Err, rig.IsDeadline, "late")
 			}
 		}
 		require.Equal(t, 3, n)
-		_, err := whoAmI.CallQuorum(ctx, 2, g.Manager(0).Requesters(), ask(""))
+		_, err := whoAmI.CallQuorum(ctx, 2, othersOf(g.Manager(0)), ask(""))
 		rig.RequireKind(t, err, rig.IsDeadline, "quorum")
 		for range whoAmI.CallEach(ctx, nil, ask("")) {
 			require.Fail(t, "nobody was asked")
@@ -125,7 +130,8 @@ func TestCallEach_EndsWithItsContext(t *testing.T) {
 func TestCallQuorum_IsTheFirstWhoAgree(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
 		g, _ := asked(t, 6, nil)
-		conns := g.Manager(0).Requesters()
+		m := g.Manager(0)
+		conns := othersOf(g.Manager(0))
 		nodes := func(answers []grid.Answer[*grid.MSS]) (all string) {
 			for _, a := range answers {
 				all += a.Value.Get("node")
@@ -164,7 +170,8 @@ func TestCallQuorum_IsTheFirstWhoAgree(t *testing.T) {
 
 		g.Net.Split([]string{g.Addr(0)}, []string{g.Addr(1), g.Addr(2), g.Addr(3), g.Addr(4), g.Addr(5)})
 		synctest.Wait()
-		_, err = whoAmI.CallQuorum(t.Context(), 1, append(conns, conns...), ask(""))
+		conns = append(conns, m.RequestersWith(grid.CallOptions{Timeout: time.Second}, m.Targets()...)...)
+		_, err = whoAmI.CallFirst(t.Context(), conns, ask(""))
 		require.ErrorIs(t, err, grid.ErrDisconnected)
 		require.ErrorContains(t, err, "; and 5 more")
 		require.False(t, grid.CanRetry(err))
@@ -223,7 +230,134 @@ func TestCallEach_RequestersThatPanicOrExit(t *testing.T) {
 	_, err := whoAmI.CallFirst(t.Context(), []grid.Requester{exits}, ask(""))
 	require.ErrorContains(t, err, "the goroutine of the call was ended")
 	panics := standIn(func([]byte) ([]byte, error) { panic("oops") })
-	require.PanicsWithValue(t, "oops", func() { _, _ = whoAmI.CallFirst(t.Context(), []grid.Requester{panics}, ask("")) })
+	func() {
+		defer func() {
+			err, ok := recover().(error)
+			require.True(t, ok)
+			require.ErrorContains(t, err, "has panicked: oops\n")
+			require.ErrorContains(t, err, "TestCallEach_RequestersThatPanicOrExit", "the stack")
+		}()
+		_, _ = whoAmI.CallFirst(t.Context(), []grid.Requester{panics}, ask(""))
+	}()
+	wrapped := standIn(func([]byte) ([]byte, error) { panic(errNo) })
+	func() {
+		defer func() { require.ErrorIs(t, recover().(error), errNo) }()
+		_, _ = whoAmI.CallFirst(t.Context(), []grid.Requester{wrapped}, ask(""))
+	}()
+}
+
+// A panic is not lost where nobody waits for its call any more, whether it came before the loop was
+// left or later.
+func TestCallEach_APanicAfterTheLoopIsLogged(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		var book rig.LogBook
+		old := slog.Default()
+		slog.SetDefault(slog.New(slog.NewTextHandler(&book, nil)))
+		defer slog.SetDefault(old)
+		release, let := rig.Gate(t)
+		good := standIn(func(b []byte) ([]byte, error) { return append([]byte(nil), b...), nil })
+		early := standIn(func([]byte) ([]byte, error) { time.Sleep(time.Second); panic("early") })
+		late := standIn(func([]byte) ([]byte, error) { <-release; panic("late") })
+		for range whoAmI.CallEach(t.Context(), []grid.Requester{good, early, late}, ask("")) {
+			time.Sleep(2 * time.Second)
+			break
+		}
+		require.Len(t, book.About("panic=early"), 1)
+		let()
+		synctest.Wait()
+		require.Len(t, book.About("panic=late"), 1)
+		require.Contains(t, book.About("panic=late")[0], "TestCallEach_APanicAfterTheLoopIsLogged")
+		require.Len(t, book.About("panic"), 2)
+	})
+}
+
+// The same request goes out in each loop, though its value is reused after the first.
+func TestCallEach_LoopsAnewWithAPooledRequest(t *testing.T) {
+	h := grid.NewSingleHandler(rig.Unused, grid.NewMSS, grid.NewMSS).AllowCallRequestPool(true)
+	echo := standIn(func(b []byte) ([]byte, error) { return append([]byte(nil), b...), nil })
+	answers := h.CallEach(t.Context(), []grid.Requester{echo, echo}, ask("7"))
+	for range 3 {
+		n := 0
+		for a := range answers {
+			require.NoError(t, a.Err)
+			require.Equal(t, "7", a.Value.Get("refuse"))
+			n++
+		}
+		require.Equal(t, 2, n)
+	}
+}
+
+// Who runs out of time learns what has come until then, and who is missing.
+func TestCallQuorum_OutOfTimeSaysWhoIsMissing(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		g, _ := asked(t, 6, nil)
+		conns := othersOf(g.Manager(0))
+		ctx, cancel := context.WithTimeoutCause(t.Context(), 3500*time.Millisecond, rig.ErrCause)
+		defer cancel()
+		got, err := whoAmI.CallQuorum(ctx, 4, conns, ask("2"))
+		require.Len(t, got, 2)
+		var quorum *grid.QuorumError
+		require.ErrorAs(t, err, &quorum)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorIs(t, err, rig.ErrCause)
+		require.ErrorIs(t, err, errNo)
+		require.Equal(t, []grid.Requester{conns[3], conns[4]}, quorum.Unanswered)
+		require.Len(t, quorum.Errs, 1)
+		var one *grid.AnswerError
+		require.ErrorAs(t, quorum.Errs[0], &one)
+		require.Equal(t, conns[1], one.Conn)
+		require.EqualError(t, err, "grid: fewer than 4 of 5 have answered without an error: context deadline exceeded: "+rig.ErrCause.Error()+
+			"; no answer from "+g.Host(4)+", "+g.Host(5)+"; "+g.Host(2)+": not me")
+
+		// A timeout of each alone is an error of each.
+		conns = g.Manager(0).RequestersWith(grid.CallOptions{Timeout: 2500 * time.Millisecond}, g.Manager(0).Targets()...)
+		_, err = whoAmI.CallAll(t.Context(), conns, ask(""))
+		require.ErrorAs(t, err, &quorum)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.NoError(t, quorum.Cause)
+		require.ErrorAs(t, err, &one)
+		require.Contains(t, conns[2:], one.Conn)
+		require.ErrorContains(t, err, fmt.Sprint(one.Conn)+": context deadline exceeded")
+	})
+}
+
+// Whoever is asked under a subroute is named with the host, by the error and by itself.
+func TestCallQuorum_NamesHostAndSubroute(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		g := rig.New(t, 3, nil)
+		disk := func(i int) *grid.Subroute { return g.Conn(0, i).Subroute("disk").Subroute("1") }
+		_, err := whoAmI.CallAll(t.Context(), []grid.Requester{disk(1)}, ask(""))
+		require.ErrorContains(t, err, " have answered without an error: "+disk(1).String()+": grid: no request handler")
+		require.Equal(t, g.Host(1)+" disk/1", fmt.Sprintf("%v", disk(1)))
+		require.Equal(t, "<nil>", fmt.Sprintf("%v", (*grid.Subroute)(nil)))
+	})
+}
+
+// One host can't be a majority.
+func TestCallQuorum_OfOneHostTwiceIsRefused(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		g := rig.New(t, 3, nil)
+		var asked atomic.Int32
+		echo := func(req *grid.MSS) (*grid.MSS, *grid.RemoteErr) { asked.Add(1); return req, nil }
+		for i := 1; i < 3; i++ {
+			require.NoError(t, whoAmI.Register(g.Manager(i), echo))
+			require.NoError(t, whoAmI.Register(g.Manager(i), echo, "disk"))
+		}
+		a, b := g.Conn(0, 1), g.Conn(0, 2)
+		for name, conns := range map[string][]grid.Requester{
+			"connection": {a, b, a},
+			"options":    {a, b, a.WithTimeout(time.Second)},
+			"subroutes":  {a.Subroute("disk"), b, a.Subroute("disk").With(grid.CallOptions{})},
+		} {
+			_, err := whoAmI.CallQuorum(t.Context(), 2, conns, ask(""))
+			require.ErrorContains(t, err, "grid: CallQuorum: Requesters 1 and 3 of 3 are the same: "+g.Host(1), name)
+		}
+		require.Zero(t, asked.Load())
+		other := standIn(func(b []byte) ([]byte, error) { return append([]byte(nil), b...), nil })
+		got, err := whoAmI.CallQuorum(t.Context(), 6, []grid.Requester{a, a.Subroute("disk"), b, b.Subroute("disk"), other, other, nil, nil}, ask(""))
+		require.NoError(t, err)
+		require.Len(t, got, 6)
+	})
 }
 
 // The request is encoded once, and its buffer goes back when the last one has done with it.
@@ -258,12 +392,12 @@ func TestCallEach_OverTCP(t *testing.T) {
 	}
 	for range 100 {
 		seen := map[string]bool{}
-		for a := range whoAmI.CallEach(t.Context(), g.Manager(0).Requesters(), ask("")) {
+		for a := range whoAmI.CallEach(t.Context(), othersOf(g.Manager(0)), ask("")) {
 			seen[fmt.Sprint(a.Value.Get("node"), a.Err)] = true
 			whoAmI.PutResponse(a.Value)
 		}
 		require.Equal(t, map[string]bool{"1<nil>": true, "2<nil>": true, "not me": true}, seen)
-		_, err := whoAmI.CallQuorum(t.Context(), 2, g.Manager(0).Requesters(), ask(""))
+		_, err := whoAmI.CallQuorum(t.Context(), 2, othersOf(g.Manager(0)), ask(""))
 		require.NoError(t, err)
 	}
 }

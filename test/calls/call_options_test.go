@@ -3,6 +3,7 @@ package calls
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -225,6 +226,61 @@ func TestTimeout_OfAStreamBoundsItsOpening(t *testing.T) {
 			require.Equal(t, 2*time.Second, took)
 		}
 		require.Equal(t, 1, g.Conn(0, 1).Stats().Streams)
+	})
+}
+
+// So it is where the opening is not waited for: it goes on until the remote has taken the stream on.
+func TestTimeout_OfAStreamThatWasStartedBoundsItsOpening(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		g := rig.New(t, 2, nil)
+		var running atomic.Int32
+		require.NoError(t, g.Manager(1).RegisterStreamingHandler(rig.Unused, grid.StreamHandler{InCapacity: 1, Serve: func(ctx context.Context, _ []byte, _ *grid.ServerStream) *grid.RemoteErr {
+			running.Add(1)
+			defer running.Add(-1)
+			<-ctx.Done()
+			return nil
+		}}))
+		c := g.Conn(0, 1).WithTimeout(2 * time.Second)
+		start := func() *grid.Stream {
+			s, err := c.StartStream(t.Context(), rig.Unused, nil)
+			require.NoError(t, err)
+			return s
+		}
+		known := start() // waits, and learns of the handler
+		early := start()
+		synctest.Wait()
+
+		g.Net.Stall(g.Addr(0), g.Addr(1), true)
+		for name, end := range map[string]func(s *grid.Stream) error{
+			"Finish":  func(s *grid.Stream) error { return s.Finish(t.Context()) },
+			"Results": func(s *grid.Stream) error { return s.Results(nil) },
+			"Recv":    func(s *grid.Stream) error { _, err := s.Recv(); return err },
+		} {
+			var err error
+			took := rig.Elapsed(func() { err = end(start()) })
+			rig.RequireKind(t, err, rig.IsDeadline, name)
+			require.Equal(t, 2*time.Second, took, name)
+		}
+		// One that ends before leaves nothing behind.
+		ctx, cancel := context.WithCancel(t.Context())
+		s, err := c.StartStream(ctx, rig.Unused, nil)
+		require.NoError(t, err)
+		cancel()
+		<-s.Done()
+		require.ErrorIs(t, s.Err(), context.Canceled)
+
+		// An ack that is in time is the end of it, as long as the stream may live.
+		g.Net.Stall(g.Addr(0), g.Addr(1), false)
+		synctest.Wait()
+		require.EqualValues(t, 2, running.Load(), "those that came too late have ended")
+		g.Net.Stall(g.Addr(1), g.Addr(0), true)
+		slow := start()
+		time.Sleep(time.Second)
+		g.Net.Stall(g.Addr(1), g.Addr(0), false)
+		time.Sleep(time.Hour)
+		for _, s := range []*grid.Stream{known, early, slow} {
+			require.NoError(t, s.Err())
+		}
 	})
 }
 

@@ -293,7 +293,7 @@ func TestRetrier_HostsThatShutDown(t *testing.T) {
 		for i := 1; i < 4; i++ {
 			require.NoError(t, h.Register(g.Manager(i), func(req *grid.MSS) (*grid.MSS, *grid.RemoteErr) { return req, nil }))
 		}
-		r := newRetrier(t, grid.RetryOptions{}, g.Manager(0).Requesters()...)
+		r := newRetrier(t, grid.RetryOptions{}, othersOf(g.Manager(0))...)
 		stop := make(chan struct{})
 		served := make(chan int)
 		lost := 0
@@ -323,4 +323,96 @@ func TestRetrier_HostsThatShutDown(t *testing.T) {
 		require.Greater(t, <-served, 1000)
 		require.LessOrEqual(t, lost, 2)
 	})
+}
+
+// One Retrier goes on, with its budget, while hosts come and go.
+func TestRetrierFunc_HostsThatComeAndGo(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		unsent, overloaded := refusals(t)
+		a, b, c := &scripted{err: unsent}, &scripted{err: overloaded}, &scripted{name: "c"}
+		var hosts atomic.Pointer[[]grid.Requester]
+		set := func(to ...grid.Requester) { hosts.Store(&to) }
+		r, err := grid.NewRetrierFunc(grid.RetryOptions{MinBackoff: time.Second, MaxBackoff: time.Second}, func() []grid.Requester { return *hosts.Load() })
+		require.NoError(t, err)
+		call := func() (string, error) {
+			answer, err := r.SingleRequest(t.Context(), 1, []byte("!"))
+			return string(answer), err
+		}
+
+		set()
+		_, err = call()
+		rig.RequireKind(t, err, rig.IsDisconnected, "no hosts")
+		require.True(t, grid.CanRetry(err))
+		require.Equal(t, "one of ", r.String())
+
+		// Those that are there after the pause are asked then.
+		set(a, nil)
+		time.AfterFunc(time.Second/2, func() { set(c) })
+		answer, err := call()
+		require.NoError(t, err)
+		require.Equal(t, "c!", answer)
+		set(a)
+		time.AfterFunc(time.Second/2, func() { set() })
+		_, err = call()
+		require.Equal(t, unsent, err)
+
+		// As many attempts as there are hosts, and one budget for all lists.
+		set(a, a, a, a, c)
+		_, err = call()
+		require.NoError(t, err)
+		for range 20 {
+			set(b, c)
+			_, _ = call()
+		}
+		require.Positive(t, r.Stats().Denied)
+
+		_, err = grid.NewRetrierFunc(grid.RetryOptions{}, nil)
+		require.ErrorContains(t, err, "without a function")
+		_, err = grid.NewRetrierFunc(grid.RetryOptions{Budget: 2}, func() []grid.Requester { return nil })
+		require.ErrorContains(t, err, "Budget is 2")
+	})
+}
+
+// The error says which host may have run the call.
+func TestRetrier_ErrorsNameTheHost(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		g := rig.New(t, 3, nil)
+		release, _ := rig.Gate(t)
+		require.NoError(t, g.Manager(2).RegisterSingleHandler(rig.Unused, func(b []byte) ([]byte, *grid.RemoteErr) {
+			if len(b) == 0 {
+				return nil, grid.NewRemoteErr(errNo)
+			}
+			<-release
+			return nil, nil
+		}))
+		g.Partition([]int{1}, []int{0, 2})
+		synctest.Wait()
+		r := newRetrier(t, grid.RetryOptions{}, g.Conn(0, 1), g.Conn(0, 2))
+		named := func(payload string, cause error) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			_, err := r.SingleRequest(ctx, rig.Unused, []byte(payload))
+			require.ErrorIs(t, err, cause)
+			require.False(t, grid.CanRetry(err))
+			var of *grid.AnswerError
+			require.ErrorAs(t, err, &of)
+			require.Equal(t, grid.Requester(g.Conn(0, 2)), of.Conn)
+			require.ErrorContains(t, err, g.Host(2)+": ")
+		}
+		named("", errNo)
+		named("x", context.DeadlineExceeded)
+		time.AfterFunc(time.Second/2, func() { g.Cut(0, 2) })
+		named("x", grid.ErrDisconnected)
+		require.Equal(t, "one of "+g.Host(1)+", "+g.Host(2), fmt.Sprint(r))
+	})
+}
+
+func TestRetrier_NilIsAHostThatCannotBeReached(t *testing.T) {
+	var r *grid.Retrier
+	_, err := r.SingleRequest(t.Context(), 1, nil)
+	rig.RequireKind(t, err, rig.IsDisconnected, "request")
+	require.Equal(t, "<nil>", r.String())
+	require.Zero(t, r.Stats())
+	_, err = whoAmI.Call(t.Context(), r, ask(""))
+	rig.RequireKind(t, err, rig.IsDisconnected, "typed")
 }

@@ -333,7 +333,8 @@ func TestFinish_ConsumersThatHaveMissedMessagesHearOfIt(t *testing.T) {
 	})
 }
 
-// What is sent after the end of the input is an error that somebody hears of.
+// What is sent after the end of the input is an error that somebody hears of; but for what comes
+// through a channel after Finish, which says that it is thrown away.
 func TestFinish_WhatIsSentAfterwardsIsNotLostInSilence(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(s *grid.Stream) <-chan error{
@@ -356,7 +357,14 @@ func TestFinish_WhatIsSentAfterwardsIsNotLostInSilence(t *testing.T) {
 				require.ErrorIs(t, s.SendContext(ctx, nil), io.ErrClosedPipe)
 				require.NoError(t, s.Err(), "the stream lives on")
 				s.Requests <- rig.Pooled("x")
-				require.ErrorIs(t, <-ended, io.ErrClosedPipe)
+				if name == "Finish" {
+					synctest.Wait()
+					require.NoError(t, s.Err())
+					cancel()
+					rig.RequireKind(t, <-ended, rig.IsCanceled, "Finish")
+				} else {
+					require.ErrorIs(t, <-ended, io.ErrClosedPipe)
+				}
 				require.Equal(t, context.Canceled, <-causes)
 				cancel()
 				if name == "Finish" {
@@ -637,4 +645,53 @@ func TestRecv_EndsWithEOFOnlyWhereTheHandlerReturnedNil(t *testing.T) {
 		require.NotErrorIs(t, err, io.EOF)
 		require.Error(t, err)
 	})
+}
+
+// A sender that is still at it when the stream is finished loses what comes too late, and nothing
+// else.
+func TestFinish_BesideASenderOnRequests(t *testing.T) {
+	t.Parallel()
+	for name, use := range map[string]func(s *grid.Stream){
+		"Requests alone": func(*grid.Stream) {},
+		"Send as well":   func(s *grid.Stream) { _ = s.Send([]byte("x")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+				release, let := rig.Gate(t)
+				got := make(chan int, 1)
+				serve(g, 2, 3, func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
+					n := 0
+					for _, err := range s.All() {
+						if err != nil {
+							return grid.NewRemoteErr(err)
+						}
+						n++
+					}
+					<-release
+					got <- n
+					return nil
+				})
+				s := rig.OpenStream(t, t.Context(), c)
+				s.Requests <- rig.Pooled("first")
+				synctest.Wait()
+				use(s)
+				finished := rig.InBackground(func() error { return s.Finish(t.Context()) })
+				synctest.Wait()
+				for range 100 {
+					s.Requests <- rig.Pooled("late")
+				}
+				require.NoError(t, s.Err())
+				let()
+				require.NoError(t, <-finished)
+				require.LessOrEqual(t, <-got, 2)
+				for range 100 {
+					if name == "Requests alone" { // else nobody looks after them
+						s.Requests <- rig.Pooled("later")
+					}
+				}
+				close(s.Requests)
+				require.NoError(t, s.Finish(t.Context()))
+			})
+		})
+	}
 }

@@ -737,3 +737,87 @@ func TestIO_WritersBesideEachOther(t *testing.T) {
 		}
 	})
 }
+
+// Close may be called while another goroutine reads, which gets an error.
+func TestIO_ReaderThatIsClosedBesideARead(t *testing.T) {
+	t.Parallel()
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		serve(g, 1, 8, func(ctx context.Context, payload []byte, s *grid.ServerStream) *grid.RemoteErr {
+			r := s.Reader()
+			go func() { _ = r.Close() }()
+			_, err := io.Copy(io.Discard, r)
+			if !errors.Is(err, io.ErrClosedPipe) && !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+			for w := s.Writer(ctx); len(payload) == 0; {
+				if _, err := w.Write(make([]byte, 1000)); err != nil {
+					break
+				}
+			}
+			<-ctx.Done()
+			return nil
+		})
+		for i := range 100 {
+			payload := make([]byte, i%2) // it sends nothing
+			s, err := c.NewStream(t.Context(), rig.Handler, payload)
+			require.NoError(t, err)
+			_ = s.Send([]byte("x"))
+			r := s.Reader()
+			read := rig.InBackground(func() error {
+				_, err := io.Copy(io.Discard, r)
+				return err
+			})
+			if i%4 == 1 { // it waits for what does not come
+				synctest.Wait()
+			}
+			require.NoError(t, r.Close())
+			require.ErrorIs(t, <-read, io.ErrClosedPipe)
+			_, err = r.Read(make([]byte, 1))
+			require.ErrorIs(t, err, io.ErrClosedPipe)
+			<-s.Done()
+		}
+	})
+}
+
+// The input is the stream's: what one writer has ended is over for the others, and goes on to its
+// good end.
+func TestIO_WriteAfterTheInputHasEndedBreaksNothing(t *testing.T) {
+	t.Parallel()
+	ends := map[string]func(s *grid.Stream) error{
+		"another writer": func(s *grid.Stream) error { return s.Writer(context.Background()).Close() },
+		"CloseSend":      func(s *grid.Stream) error { s.CloseSend(); return nil },
+	}
+	writes := map[string]func(w *grid.StreamWriter) error{
+		"Write":    func(w *grid.StreamWriter) error { _, err := io.WriteString(w, "late"); return err },
+		"ReadFrom": func(w *grid.StreamWriter) error { _, err := w.ReadFrom(strings.NewReader("late")); return err },
+	}
+	for end, endInput := range ends {
+		for write, late := range writes {
+			t.Run(end+", "+write, func(t *testing.T) {
+				rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+					release, let := rig.Gate(t)
+					serve(g, 4, 4, func(ctx context.Context, _ []byte, s *grid.ServerStream) *grid.RemoteErr {
+						got, err := io.ReadAll(s.Reader())
+						<-release
+						if err != nil || string(got) != "the whole" {
+							return grid.NewRemoteErrf("%s: %v", got, err)
+						}
+						return grid.NewRemoteErr(context.Cause(ctx))
+					})
+					s := rig.OpenStream(t, t.Context(), c)
+					w := s.Writer(t.Context())
+					_, err := io.WriteString(w, "the whole")
+					require.NoError(t, err)
+					require.NoError(t, endInput(s))
+					err = late(w)
+					require.ErrorIs(t, err, io.ErrClosedPipe)
+					require.Equal(t, err, w.Close())
+					synctest.Wait()
+					require.NoError(t, s.Err())
+					let()
+					require.NoError(t, s.Finish(t.Context()))
+				})
+			})
+		}
+	}
+}
