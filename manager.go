@@ -84,7 +84,7 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	}
 	m.ctx, m.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	m.closing = m.ctx.Done()
-	m.handlers.init(opts)
+	m.handlers.init(opts, &m.limits)
 	m.limits.init(opts)
 	m.ticks.Init(tickPeriod(opts, opts.StreamPingInterval))
 	m.untold.Init("", "", math.MaxInt, nil, nil)
