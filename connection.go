@@ -46,11 +46,13 @@ type Connection struct {
 	closing       <-chan struct{} // of ctx
 	managerEnds   <-chan struct{} // closed when the manager is
 	draining      *atomic.Bool    // the manager takes nothing new
-	start         func(func())    // starts a goroutine that the manager's Close waits for
+	hosts         *atomic.Pointer[hostSet]
+	start         func(func()) // starts a goroutine that the manager's Close waits for
 	began         time.Time
 
 	lastMux atomic.Uint64 // see session.nextMuxID; never reset, so no ID is used twice
 
+	accepted      atomic.Bool // it is a host only because AcceptHost has taken it in
 	session       atomic.Pointer[session]
 	attempt       atomic.Pointer[progress] // to connect, that is under way on this side
 	redial        redial
@@ -58,6 +60,7 @@ type Connection struct {
 	errors        errlog.Log // of connections that were lost or could not be made
 	refused       errlog.Log // of handshakes that were refused, perhaps beside a connection
 	departures    errlog.Log // of peers that shut down
+	twins         errlog.Log // of hosts that are one process
 	panics        errlog.Log // of interceptors
 	attemptPanics errlog.Log // of functions that take part in an attempt to connect
 	leftBehind    leftBehind
@@ -98,6 +101,7 @@ func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
 		phase:     float64(xxh3.HashString(m.opts.Local+" "+remote)) / (1 << 64),
 		caller:    RemoteClient{Name: remote},
 		draining:  &m.draining,
+		hosts:     &m.hosts,
 		start:     m.start,
 		limits:    make(map[string]*errlog.Log),
 		began:     time.Now(),

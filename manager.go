@@ -103,6 +103,9 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	if err := m.SetHosts(opts.Hosts); err != nil {
 		return nil, err
 	}
+	if opts.AcceptHost != nil && opts.ForgetAfter > 0 {
+		m.start(m.keepForgetting)
+	}
 	m.unwatch = context.AfterFunc(ctx, m.close)
 	return m, nil
 }
