@@ -115,6 +115,7 @@ func TestStrangers_NamesOfOneProcessAreLogged(t *testing.T) {
 		require.True(t, stranger(a, names[0]).Accepted)
 		require.Empty(t, a.Book.About("two hosts are one process"))
 		require.True(t, stranger(a, names[1]).Accepted)
+		synctest.Wait() // until it is written
 		require.Len(t, a.Book.About("level=WARN", "grid: two hosts are one process", "remote="+names[1], "it is connected as "+names[0]), 1)
 	})
 }
