@@ -51,11 +51,13 @@ type Connection struct {
 	draining      *atomic.Bool    // the manager is shutting down: no new link
 	refuses       *atomic.Bool    // nothing that the remote begins is taken any more
 	ended         *atomic.Bool    // nothing is begun here any more
-	start         func(func())    // starts a goroutine that the manager's Close waits for
+	hosts         *atomic.Pointer[hostSet]
+	start         func(func()) // starts a goroutine that the manager's Close waits for
 	began         time.Time
 
 	lastMux atomic.Uint64 // see session.nextMuxID; never reset, so no ID is used twice
 
+	accepted      atomic.Bool // it is a host only because AcceptHost has taken it in
 	session       atomic.Pointer[session]
 	attempt       atomic.Pointer[progress] // to connect, that is under way on this side
 	redial        redial
@@ -63,6 +65,7 @@ type Connection struct {
 	errors        errlog.Log // of connections that were lost or could not be made
 	refused       errlog.Log // of handshakes that were refused, perhaps beside a connection
 	departures    errlog.Log // of peers that shut down
+	twins         errlog.Log // of hosts that are one process
 	panics        errlog.Log // of interceptors
 	attemptPanics errlog.Log // of functions that take part in an attempt to connect
 	leftBehind    leftBehind
@@ -106,6 +109,7 @@ func newConnection(m *Manager, remote string, taken *hostLimits) *Connection {
 		draining:  &m.draining,
 		refuses:   &m.draining,
 		ended:     &m.noCalls,
+		hosts:     &m.hosts,
 		start:     m.start,
 		limits:    make(map[string]*errlog.Log),
 		began:     time.Now(),

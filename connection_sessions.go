@@ -3,6 +3,7 @@ package grid
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 )
 
@@ -48,7 +49,22 @@ func (c *Connection) adopt(s *session) error {
 		if old != nil {
 			old.close(errReplaced)
 		}
+		c.warnOfTwin(s)
 		return nil
+	}
+}
+
+// warnOfTwin logs that the process which s leads to is connected under another name as well: it has
+// the limits of two hosts, and whoever counts hosts counts it twice.
+func (c *Connection) warnOfTwin(s *session) {
+	if s.peerID == [16]byte{} {
+		return
+	}
+	for name, other := range c.hosts.Load().conns {
+		if link := other.session.Load(); other != c && link != nil && link.peerID == s.peerID {
+			c.twins.WarnReason(c.log, "grid: two hosts are one process", fmt.Errorf("it is connected as %s, too", name))
+			return
+		}
 	}
 }
 

@@ -131,7 +131,8 @@ func IsRemoteErr(err error) bool {
 }
 
 // ErrorCode returns the [RemoteErr.Code] of the first [RemoteErr] that err is or wraps; empty if
-// there is none, and for nil.
+// there is none, and for nil. It is what the remote host has sent, and may have control characters and
+// bytes that are no UTF-8: compare it with your own, and quote it where you show it.
 func ErrorCode(err error) string {
 	var r RemoteErr
 	if !errors.As(notNilRemote(err), &r) {
@@ -145,7 +146,8 @@ func (r RemoteErr) Error() string { return r.text }
 
 // Code returns the code that the handler has given the error by [NewRemoteErrCode]; empty if none,
 // or if one of the two hosts does not know the extension. It is the application's: nothing in this
-// package sets or reads one. It has 64 bytes at most, and is the remote's word like the text.
+// package sets or reads one. It has 64 bytes at most, and is the remote's word like the text, with
+// whatever bytes it has sent: see [ErrorCode].
 func (r RemoteErr) Code() string {
 	if r.more == nil {
 		return ""

@@ -148,7 +148,9 @@ func rawStreamEntry(h StreamHandler) (*streamEntry, error) {
 
 // registry holds the handlers of a manager. Reading it takes no lock.
 type registry struct {
-	opts *ManagerOptions // set once
+	// Set once.
+	opts   *ManagerOptions
+	limits *totals
 	// Those without a subroute, and those with one.
 	plain [256]atomic.Pointer[handler]
 	sub   *xsync.Map[subHandlerID, handler]
@@ -205,8 +207,8 @@ func (h handler) subroute() string {
 	return h.stream.subroute
 }
 
-func (r *registry) init(o *ManagerOptions) {
-	r.opts = o
+func (r *registry) init(o *ManagerOptions, limits *totals) {
+	r.opts, r.limits = o, limits
 	r.sub = xsync.NewMap[subHandlerID, handler]()
 }
 
@@ -234,17 +236,27 @@ func (r *registry) add(id HandlerID, subroute string, h handler) error {
 		h.stream.retired = &r.retired
 	}
 	own := r.opts.handlerOptions(id, subroute)
-	h.calls().max, h.calls().timeout = own.MaxRunning, own.Timeout
-	if subroute == "" {
-		if !r.plain[id].CompareAndSwap(nil, &h) {
+	calls := h.calls()
+	calls.timeout = own.Timeout
+	calls.bound(own.MaxRunning)
+	r.limits.addCalls(calls)
+	if !r.publish(id, subroute, h) {
+		r.limits.removeCalls(calls)
+		if subroute == "" {
 			return fmt.Errorf("%w: ID %s", ErrHandlerAlreadyExists, label)
 		}
-		return nil
-	}
-	if _, taken := r.sub.LoadOrStore(newSubHandlerID(id, subroute), h); taken {
 		return fmt.Errorf("%w: ID %s, subroute %q", ErrHandlerAlreadyExists, label, subroute)
 	}
 	return nil
+}
+
+// publish makes a handler that is complete one that is found, unless there is one.
+func (r *registry) publish(id HandlerID, subroute string, h handler) bool {
+	if subroute == "" {
+		return r.plain[id].CompareAndSwap(nil, &h)
+	}
+	_, taken := r.sub.LoadOrStore(newSubHandlerID(id, subroute), h)
+	return !taken
 }
 
 // remove takes a handler away. It reports whether there was one.
@@ -271,6 +283,7 @@ func (r *registry) remove(id HandlerID, subroute string) bool {
 
 // retire is called before the handler is taken away, so that all of its successors know of it.
 func (r *registry) retire(h handler) {
+	r.limits.removeCalls(h.calls())
 	if h.stream == nil {
 		return
 	}

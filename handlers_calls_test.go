@@ -13,13 +13,21 @@ import (
 // However many begin and end at a time, there are never more than may be, and where there is room for
 // one of two, one of them gets it.
 func TestHandlerCalls_HoldUnderContention(t *testing.T) {
-	c := handlerCalls{max: 3}
+	var host hostLimits
+	limited := func(n int) *handlerCalls {
+		c := new(handlerCalls)
+		c.bound(n)
+		host.join(c)
+		c.pool.Divide()
+		return c
+	}
+	c := limited(3)
 	var running, refused atomic.Int64
 	var all sync.WaitGroup
 	for range 4 {
 		all.Go(func() {
 			for range 10_000 {
-				if !c.begin() {
+				if c.begin(&host) != nil {
 					refused.Add(1)
 					continue
 				}
@@ -27,7 +35,7 @@ func TestHandlerCalls_HoldUnderContention(t *testing.T) {
 					t.Error("more run than may")
 				}
 				running.Add(-1)
-				c.end(false)
+				c.end(&host, false)
 			}
 		})
 	}
@@ -35,7 +43,7 @@ func TestHandlerCalls_HoldUnderContention(t *testing.T) {
 	require.Equal(t, c.began.Load(), c.ended.Load())
 	require.Equal(t, int64(4*10_000), c.began.Load()+refused.Load())
 
-	one := handlerCalls{max: 1}
+	one := limited(1)
 	for range 10_000 {
 		var got atomic.Int32
 		var both sync.WaitGroup
@@ -43,7 +51,7 @@ func TestHandlerCalls_HoldUnderContention(t *testing.T) {
 		for range 2 {
 			both.Go(func() {
 				<-start
-				if one.begin() {
+				if one.begin(&host) == nil {
 					got.Add(1)
 				}
 			})
@@ -51,7 +59,7 @@ func TestHandlerCalls_HoldUnderContention(t *testing.T) {
 		close(start)
 		both.Wait()
 		require.EqualValues(t, 1, got.Load())
-		one.end(true)
+		one.end(&host, true)
 	}
 	require.EqualValues(t, 10_000, one.failed.Load())
 }

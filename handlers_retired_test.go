@@ -12,7 +12,7 @@ import (
 func TestRegistry_HandlerKnowsOfTheOneBeforeIt(t *testing.T) {
 	for _, subroute := range []string{"", "a"} {
 		var r registry
-		r.init(new(ManagerOptions))
+		r.init(new(ManagerOptions), new(totals))
 		const id = 7
 		entry := func(in int) handler { return handler{stream: &streamEntry{inCapacity: in}} }
 		for in := range 5000 {

@@ -87,7 +87,7 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	}
 	m.ctx, m.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	m.closing = m.ctx.Done()
-	m.handlers.init(opts)
+	m.handlers.init(opts, &m.limits)
 	m.limits.init(opts)
 	m.ticks.Init(tickPeriod(opts, opts.StreamPingInterval))
 	m.untold.Init("", "", math.MaxInt, nil, nil)
@@ -100,6 +100,9 @@ func NewManager(ctx context.Context, o ManagerOptions) (*Manager, error) {
 	m.hold.init(opts)
 	if opts.LocalCalls {
 		m.self = newSelfLink(m)
+	}
+	if opts.AcceptHost != nil && opts.ForgetAfter > 0 {
+		m.start(m.keepForgetting)
 	}
 	m.unwatch = context.AfterFunc(ctx, m.close)
 	if err := m.open(); err != nil {

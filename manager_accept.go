@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid/internal/clip"
+	"github.com/gridrpc/grid/internal/httpbody"
 	"github.com/gridrpc/grid/internal/token"
 	"github.com/gridrpc/grid/internal/wsconn"
 )
@@ -25,8 +26,13 @@ import (
 //
 // The functions run on a goroutine of grid's, concurrently for different requests; a panic, or
 // HandshakeTimeout without an answer, refuses the request.
+//
+// No host sends a body. One that is announced has a second to come, so that nobody keeps a
+// connection by one that never does: by a read deadline of w, or of the ResponseWriter that it has
+// an Unwrap method for. Where there is none the ReadTimeout of the server has to bound it.
 func (m *Manager) Handler(authReq ...func(r *http.Request) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
+		httpbody.Unread(w, r)
 		upgrade := wsconn.IsUpgrade(r)
 		if !upgrade && !isKnock(r) {
 			respondUpgradeRequired(w, r)

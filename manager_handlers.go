@@ -14,13 +14,12 @@ type HandlerStats struct {
 	Subroute string
 	// Stream tells a handler of streams from one of single requests.
 	Stream bool
-	// Running are the calls that have begun and not ended: until the handler has returned, and from
-	// when a slot was taken, so those that wait for a payload in fragments or for a goroutine are
-	// among them.
+	// Running are the calls that have begun and not ended: from when the whole payload was there,
+	// until the handler has returned; so those that wait for a goroutine are among them.
 	Running int
 	// MaxRunning is how many there may be; 0 for no limit.
 	MaxRunning int
-	// Calls is how many have come, Failed how many of them have ended with an error or a panic of
+	// Calls is how many have come as a whole, or were refused; Failed how many of them have ended with an error or a panic of
 	// the handler, and Refused how many a limit has kept from it.
 	Calls, Failed, Refused int64
 }

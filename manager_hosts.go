@@ -74,18 +74,21 @@ func (o *ManagerOptions) checkScheme(host string) error {
 // An error says what is wrong with the name; after Shutdown or Close it wraps [ErrDisconnected].
 // AddHost, RemoveHost and SetHosts may be called concurrently, and while calls are made.
 func (m *Manager) AddHost(host string) error {
-	if m.hosts.Load().conns[host] != nil && m.ctx.Err() == nil && !m.draining.Load() {
+	if c := m.hosts.Load().conns[host]; c != nil && !c.accepted.Load() && m.ctx.Err() == nil && !m.draining.Load() {
 		return nil // without the work in proportion to all hosts: it may be called for each of them
 	}
 	normal, err := normalHost(host)
 	if err != nil {
 		return err
 	}
-	return m.changeHosts("", func(hosts []string) []string {
-		if slices.Contains(hosts, normal) {
-			return hosts
-		}
-		return append(hosts, normal)
+	return m.changeHosts(hostsChange{
+		to: func(hosts []string) []string {
+			if slices.Contains(hosts, normal) {
+				return hosts
+			}
+			return append(hosts, normal)
+		},
+		named: func(host string) bool { return host == normal },
 	})
 }
 
@@ -96,34 +99,50 @@ func (m *Manager) AddHost(host string) error {
 // Its [Connection] is of no use any more, nor what was made of it by Subroute, With or WithTimeout,
 // also when the host is added again: [Manager.Connection] returns another one then. Calls over the
 // old one fail with [ErrHostRemoved], and so does WaitForConnect.
+// One that AcceptHost is being asked about is refused, whatever it says.
 //
 // It is an error to remove the local host, and after Shutdown or Close, as for AddHost.
 func (m *Manager) RemoveHost(host string) error {
 	if normal, err := hostname.Normalize(host); err == nil {
 		host = normal // else there is none
 	}
-	return m.changeHosts("", func(hosts []string) []string {
+	return m.changeHosts(hostsChange{to: func(hosts []string) []string {
+		m.strangers.remove(host)
 		return slices.DeleteFunc(hosts, func(h string) bool { return h == host })
-	})
+	}})
 }
 
 // SetHosts adds and removes hosts, so that they are those that are given, in any order, the local
-// one among them: ManagerOptions.Hosts anew. Hosts that stay keep their connections. With an error,
-// as of [NewManager], nothing has changed.
+// one among them: ManagerOptions.Hosts anew. Hosts that stay keep their connections. AcceptHost is
+// asked again about a host that it is being asked about, as its answer may be from before. With an
+// error, as of [NewManager], nothing has changed.
 func (m *Manager) SetHosts(hosts []string) error {
-	return m.changeHosts("", func([]string) []string { return hosts })
+	return m.changeHosts(hostsChange{
+		to: func([]string) []string {
+			m.strangers.outdate()
+			return hosts
+		},
+		named: func(string) bool { return true },
+	})
 }
 
-// changeHosts makes the hosts what change makes of them. One that is arriving, if it is not empty,
-// is not asked to dial.
-func (m *Manager) changeHosts(arriving string, change func(hosts []string) []string) error {
+// hostsChange is a change of the hosts.
+type hostsChange struct {
+	to       func(hosts []string) []string // is called with m.hostsMu locked
+	named    func(host string) bool        // reports whether the application has named it now; may be nil
+	accepted string                        // is arriving, and AcceptHost takes it in; empty for none
+}
+
+// changeHosts makes the hosts what the change makes of them. One that is arriving is not asked to
+// dial.
+func (m *Manager) changeHosts(change hostsChange) error {
 	// Close takes the lock after its end has been decided, so it finds all those that are added
 	// here, and waits until those that are removed have ended.
 	if !m.begin() {
 		return disconnected("", errClosed)
 	}
 	defer m.work.Done()
-	removed, err := m.replaceHosts(arriving, change)
+	removed, err := m.replaceHosts(change)
 	for _, c := range removed {
 		c.shutdown(errRemoved)
 	}
@@ -133,14 +152,14 @@ func (m *Manager) changeHosts(arriving string, change func(hosts []string) []str
 	return err
 }
 
-func (m *Manager) replaceHosts(arriving string, change func(hosts []string) []string) (removed map[string]*Connection, err error) {
+func (m *Manager) replaceHosts(change hostsChange) (removed map[string]*Connection, err error) {
 	m.hostsMu.Lock()
 	defer m.hostsMu.Unlock()
 	if m.draining.Load() {
 		return nil, disconnected("", errShuttingDown)
 	}
 	old := m.hosts.Load()
-	hosts, err := m.opts.normalHosts(change(append(slices.Clone(old.targets), m.opts.Local)))
+	hosts, err := m.opts.normalHosts(change.to(append(slices.Clone(old.targets), m.opts.Local)))
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +174,10 @@ func (m *Manager) replaceHosts(arriving string, change func(hosts []string) []st
 		if c == nil {
 			c = newConnection(m, host, m.limits.of(host))
 			c.state.host, c.state.hook = host, m.stateHook
+			c.accepted.Store(host == change.accepted)
 			added = append(added, c)
+		} else if change.named != nil && change.named(host) {
+			c.accepted.Store(false)
 		}
 		delete(removed, host)
 		next.conns[host] = c
@@ -172,7 +194,7 @@ func (m *Manager) replaceHosts(arriving string, change func(hosts []string) []st
 	for _, c := range added {
 		if c.dials {
 			m.start(func() { c.keepDialling(c.ctx) })
-		} else if c.remote != arriving {
+		} else if c.remote != change.accepted {
 			c.knock(0)
 		}
 	}

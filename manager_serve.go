@@ -15,19 +15,25 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid/internal/clip"
+	"github.com/gridrpc/grid/internal/httpbody"
 )
 
 // ServeOptions are the options of [Manager.Serve] and [Manager.ListenAndServe]. The zero value
 // serves the grid alone.
 type ServeOptions struct {
-	// Handler answers what does not go to RoutePath. By default, that is answered 404.
+	// Handler answers what does not go to RoutePath. By default, that is answered 404. How long it
+	// takes is not bounded, and neither is the whole body of a request; but a read of that which
+	// gets nothing for 2 minutes fails, with [os.ErrDeadlineExceeded], and what it has not read when
+	// it returns has a second to come. It may set the deadlines of [http.ResponseController]; each
+	// read of the body sets that of reading anew.
 	Handler http.Handler
 
 	// Authorize are the functions of [Manager.Handler].
 	Authorize []func(r *http.Request) error
 
 	// CertFile and KeyFile are those of [http.Server.ServeTLS]: the certificate of this host with what
-	// vouches for it, and its key, in PEM. They go before the certificates of TLSConfig.
+	// vouches for it, and its key, in PEM. They go before the Certificates of TLSConfig. As in package
+	// http, what its GetCertificate and GetConfigForClient return goes before both.
 	CertFile, KeyFile string
 
 	// TLSConfig is used where Local is https. The default has what concerns a server of
@@ -60,7 +66,8 @@ func (m *Manager) ListenAndServe(ctx context.Context, addr string, o ServeOption
 // called for several listeners.
 //
 // The server bounds the time for the header of a request by HandshakeTimeout, its size by 128 KiB,
-// and the time of an idle connection by 2 minutes. Nothing else is bounded, since requests of
+// and the time of an idle connection by 2 minutes. A body that no handler reads has a second to come,
+// and each part of one that Handler reads 2 minutes. Nothing else is bounded, since requests of
 // Handler may take long; links last as long as they are good.
 //
 // When ctx ends Serve shuts down the Manager, while other requests are still answered, then the
@@ -121,21 +128,23 @@ func (m *Manager) Serve(ctx context.Context, l net.Listener, o ServeOptions) err
 
 const (
 	idleTimeout = 2 * time.Minute
+	bodyPause   = 2 * time.Minute
 	// maxHeader is more than two tokens and the headers of UpgradeHeader may take.
 	maxHeader = 128 << 10
 )
 
 // route serves the grid at its path, and all else by Handler.
 func (m *Manager) route(o *ServeOptions) http.Handler {
-	links, others := m.Handler(o.Authorize...), o.Handler
-	if others == nil {
-		others = http.NotFoundHandler()
-	}
+	links := m.Handler(o.Authorize...)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == m.opts.RoutePath {
+		switch {
+		case r.URL.Path == m.opts.RoutePath:
 			links(w, r)
-		} else {
-			others.ServeHTTP(w, r)
+		case o.Handler != nil:
+			httpbody.Serve(o.Handler, w, r, bodyPause)
+		default:
+			httpbody.Unread(w, r)
+			http.NotFound(w, r)
 		}
 	})
 }
@@ -172,7 +181,6 @@ func (o *ManagerOptions) serverTLS(s *ServeOptions) (*tls.Config, error) {
 			return nil, fmt.Errorf("grid: CertFile and KeyFile: %w", err)
 		}
 		c.Certificates = append([]tls.Certificate{cert}, c.Certificates...)
-		c.GetCertificate = nil
 	}
 	if len(c.Certificates) == 0 && c.GetCertificate == nil && c.GetConfigForClient == nil {
 		return nil, errors.New("grid: Local is https, and there is no certificate: give CertFile and KeyFile, or a TLSConfig")
@@ -192,15 +200,25 @@ func (o *ManagerOptions) defaultAddr() string {
 	return ":" + port
 }
 
-// serverLog takes the lines of an HTTP server. Whoever reaches its port can have it write one for
-// each TLS handshake that fails.
+// serverLog takes the lines of an HTTP server.
 type serverLog struct{ log *slog.Logger }
+
+// byStrangers are how those lines begin that whoever reaches the port can have the server write, one
+// for each connection: of failed handshakes of TLS, and of what breaks the rules of HTTP/2.
+var byStrangers = [][]byte{
+	[]byte("http: TLS handshake error"),
+	[]byte("http2: server"),
+	[]byte("http2: received GOAWAY"),
+	[]byte("timeout waiting for "),
+}
 
 // Write implements io.Writer, for one line at a time.
 func (s serverLog) Write(line []byte) (int, error) {
 	level := slog.LevelWarn
-	if bytes.HasPrefix(line, []byte("http: TLS handshake error")) {
-		level = slog.LevelDebug
+	for _, begin := range byStrangers {
+		if bytes.HasPrefix(line, begin) {
+			level = slog.LevelDebug
+		}
 	}
 	s.log.Log(context.Background(), level, "grid: HTTP server", "error", clip.Bytes(bytes.TrimSpace(line)))
 	return len(line), nil

@@ -2,6 +2,7 @@ package grid_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/tls"
@@ -16,6 +17,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -232,6 +234,127 @@ func TestServe_BoundsTheHeaderAndIdleConnections(t *testing.T) {
 	})
 }
 
+// roundTrip sends request as it is, and returns what comes until the connection ends.
+func (s *served) roundTrip(t *testing.T, request string) (answer string) {
+	t.Helper()
+	c, err := s.net.Dialer("client:1")(t.Context(), "tcp", rig.HostAddr(s.hosts[0]))
+	require.NoError(t, err)
+	defer c.Close()
+	_, err = io.WriteString(c, request)
+	require.NoError(t, err)
+	b, _ := io.ReadAll(c)
+	return string(b)
+}
+
+// A body that is announced and never comes keeps no connection, and does not hold up the end.
+func TestServe_BodyThatNeverComes(t *testing.T) {
+	never := func(method, path, header string) string {
+		return method + " " + path + " HTTP/1.1\r\nHost: x\r\n" + header + "\r\n"
+	}
+	const length, chunks = "Content-Length: 10\r\n", "Transfer-Encoding: chunked\r\n"
+	upgrade := length + "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+	for name, c := range map[string]struct {
+		request, want string
+		within        time.Duration
+	}{
+		"post":             {never("POST", grid.RoutePath, length), "426 ", 2 * time.Second},
+		"get":              {never("GET", grid.RoutePath, length), "426 ", 2 * time.Second},
+		"chunks":           {never("POST", grid.RoutePath, chunks), "426 ", 2 * time.Second},
+		"continue":         {never("POST", grid.RoutePath, length+"Expect: 100-continue\r\n"), "426 ", 2 * time.Second},
+		"knock":            {never("POST", grid.RoutePath, length+"Grid-Knock: http://x:1\r\n"), "403 ", 2 * time.Second},
+		"upgrade":          {never("GET", grid.RoutePath, upgrade), "403 ", 2 * time.Second},
+		"large":            {never("POST", grid.RoutePath, "Content-Length: 1000000\r\n"), "426 ", 2 * time.Second},
+		"ready":            {never("GET", "/ready", length), "503 ", 2 * time.Second},
+		"unread":           {never("PUT", "/unread", length), "200 ", 2 * time.Second},
+		"long":             {never("PUT", "/long", length), "200 ", 2*time.Minute + 2*time.Second},
+		"read":             {never("PUT", "/read", length), "408 ", 2*time.Minute + 2*time.Second},
+		"read, continue":   {never("PUT", "/read", length+"Expect: 100-continue\r\n"), "408 ", 2*time.Minute + 2*time.Second},
+		"unread, continue": {never("PUT", "/unread", length+"Expect: 100-continue\r\n"), "200 ", 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rig.InBubble(t, func(t *testing.T) {
+				var s *served
+				mux := http.NewServeMux()
+				mux.HandleFunc("/ready", func(w http.ResponseWriter, r *http.Request) {
+					s.m[0].Ready(func([]grid.HostLink) bool { return false })(w, r)
+				})
+				mux.HandleFunc("/unread", func(http.ResponseWriter, *http.Request) {})
+				mux.HandleFunc("/long", func(w http.ResponseWriter, r *http.Request) { w.Write(make([]byte, 64<<10)) })
+				mux.HandleFunc("/read", func(w http.ResponseWriter, r *http.Request) {
+					if _, err := io.ReadAll(r.Body); errors.Is(err, os.ErrDeadlineExceeded) {
+						w.WriteHeader(http.StatusRequestTimeout)
+					}
+				})
+				s = serveTwo(t, grid.ServeOptions{Handler: mux, ShutdownTimeout: 5 * time.Second}, nil)
+				var answer string
+				took := rig.Elapsed(func() { answer = s.roundTrip(t, c.request) })
+				require.Contains(t, answer, "HTTP/1.1 "+c.want)
+				require.LessOrEqual(t, took, c.within)
+
+				if c.within < time.Minute {
+					go s.roundTrip(t, c.request)
+					synctest.Wait()
+					s.stop[0]()
+					require.NoError(t, <-s.ended[0])
+				}
+			})
+		})
+	}
+	t.Run("nowhere", func(t *testing.T) {
+		rig.InBubble(t, func(t *testing.T) {
+			s := serveTwo(t, grid.ServeOptions{}, nil)
+			took := rig.Elapsed(func() { require.Contains(t, s.roundTrip(t, never("POST", "/x", length)), "404 ") })
+			require.LessOrEqual(t, took, 2*time.Second)
+		})
+	})
+	t.Run("server of the application's", func(t *testing.T) {
+		rig.InBubble(t, func(t *testing.T) {
+			s := serveTwo(t, grid.ServeOptions{}, nil)
+			l, err := s.net.Listen("own:1")
+			require.NoError(t, err)
+			server := &http.Server{Handler: s.m[0].Handler()}
+			go server.Serve(l)
+			defer server.Close()
+			s.hosts[0] = "http://own:1"
+			took := rig.Elapsed(func() { require.Contains(t, s.roundTrip(t, never("POST", "/x", length)), "426 ") })
+			require.LessOrEqual(t, took, 2*time.Second)
+		})
+	})
+}
+
+// A body that comes slowly is read to its end, and the context of its request is not ended by what
+// bounds the reading.
+func TestServe_BodyThatComesSlowly(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		type read struct {
+			body     string
+			err, ctx error
+		}
+		got := make(chan read, 1)
+		s := serveTwo(t, grid.ServeOptions{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			b, err := io.ReadAll(r.Body)
+			time.Sleep(time.Hour)
+			got <- read{string(b), err, r.Context().Err()}
+		})}, nil)
+		c, err := s.net.Dialer("client:1")(t.Context(), "tcp", rig.HostAddr(s.hosts[0]))
+		require.NoError(t, err)
+		defer c.Close()
+		for range 2 {
+			_, err = io.WriteString(c, "PUT / HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+			require.NoError(t, err)
+			for range 10 {
+				time.Sleep(time.Minute)
+				_, err = io.WriteString(c, "x")
+				require.NoError(t, err)
+			}
+			require.Equal(t, read{body: "xxxxxxxxxx"}, <-got)
+			resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+			require.NoError(t, err)
+			require.Equal(t, http.StatusOK, resp.StatusCode, "and another request may follow")
+		}
+	})
+}
+
 type brokenListener struct{ net.Listener }
 
 func (brokenListener) Accept() (net.Conn, error) { return nil, errors.New("out of order") }
@@ -333,6 +456,47 @@ func TestServe_TLS(t *testing.T) {
 	}
 }
 
+// Which certificate is shown, as by http.Server.ServeTLS: the files' before those of the
+// configuration, and what its functions return before all.
+func TestServe_WhichCertificateIsShown(t *testing.T) {
+	cert, _ := rig.Certificate(t)
+	other, _ := rig.Certificate(t)
+	certFile, keyFile := certificateFiles(t, cert)
+	one := func(c tls.Certificate) func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		return func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &c, nil }
+	}
+	for name, c := range map[string]struct {
+		config *tls.Config
+		want   tls.Certificate
+	}{
+		"files alone":    {nil, cert},
+		"Certificates":   {&tls.Config{Certificates: []tls.Certificate{other}}, cert},
+		"GetCertificate": {&tls.Config{GetCertificate: one(other)}, other},
+		"GetConfigForClient": {&tls.Config{GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			return &tls.Config{Certificates: []tls.Certificate{other}}, nil
+		}}, other},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			local := "https://" + l.Addr().String()
+			m, err := grid.NewManager(context.Background(), rig.Options(local, []string{local}))
+			require.NoError(t, err)
+			ctx, stop := context.WithCancel(t.Context())
+			ended := make(chan error, 1)
+			go func() {
+				ended <- m.Serve(ctx, l, grid.ServeOptions{CertFile: certFile, KeyFile: keyFile, TLSConfig: c.config})
+			}()
+			conn, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{InsecureSkipVerify: true, ServerName: "localhost"})
+			require.NoError(t, err)
+			require.Equal(t, c.want.Certificate[0], conn.ConnectionState().PeerCertificates[0].Raw)
+			conn.Close()
+			stop()
+			require.NoError(t, <-ended)
+		})
+	}
+}
+
 func certificateFiles(t *testing.T, cert tls.Certificate) (certFile, keyFile string) {
 	dir := t.TempDir()
 	key, err := x509.MarshalECPrivateKey(cert.PrivateKey.(*ecdsa.PrivateKey))
@@ -357,12 +521,14 @@ func TestReady_SaysWhetherThereAreEnoughLinks(t *testing.T) {
 		}}.Start(t)
 		g.Start(0)
 		m := g.Manager(0)
-		all := func(connected, others int) bool { return connected == others }
-		none := func(int, int) bool { return true }
-		check := func(enough func(int, int) bool, status int, text string) {
+		all := func(others []grid.HostLink) bool {
+			return !slices.ContainsFunc(others, func(l grid.HostLink) bool { return !l.Connected })
+		}
+		none := func([]grid.HostLink) bool { return true }
+		check := func(enough func([]grid.HostLink) bool, status int, text string) {
 			t.Helper()
 			w := httptest.NewRecorder()
-			m.Ready(enough)(w, nil)
+			m.Ready(enough)(w, httptest.NewRequest("GET", "/ready", nil))
 			require.Equal(t, status, w.Code)
 			require.Equal(t, text+"\n", w.Body.String())
 			require.Equal(t, "no-store", w.Header().Get("Cache-Control"))
@@ -418,8 +584,35 @@ func TestServe_LogsWhatTheServerSays(t *testing.T) {
 	client := &http.Client{Transport: &http.Transport{TLSClientConfig: o.TLSConfig, DisableKeepAlives: true}}
 	_, err = client.Get(local + "/")
 	require.Error(t, err)
+	client.Transport = &http.Transport{TLSClientConfig: o.TLSConfig, DisableKeepAlives: true, ForceAttemptHTTP2: true}
+	_, err = client.Get(local + "/")
+	require.Error(t, err)
+	// What strangers say who have agreed on HTTP/2.
+	frame := func(size, kind byte) []byte {
+		return append([]byte{0, 0, size, kind, 0, 0, 0, 0, 0}, bytes.Repeat([]byte{1}, int(size))...)
+	}
+	const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+	const settings, ping, goAway = 4, 6, 7
+	for _, say := range []string{
+		"level=WARN disk lost",
+		preface + string(frame(4, ping)),
+		preface + string(frame(0, settings)) + string(frame(3, settings)),
+		preface + string(frame(0, settings)) + string(frame(48, goAway)),
+	} {
+		c, err := tls.Dial("tcp", l.Addr().String(), &tls.Config{RootCAs: pool, NextProtos: []string{"h2"}})
+		require.NoError(t, err)
+		_, err = io.WriteString(c, say)
+		require.NoError(t, err)
+		require.NoError(t, c.CloseWrite())
+		_, _ = io.Copy(io.Discard, c)
+		c.Close()
+	}
 	stop()
 	require.NoError(t, <-ended)
 	require.Len(t, book.About("level=DEBUG", "grid: HTTP server", "TLS handshake error"), 1)
 	require.Len(t, book.About("level=WARN", "grid: HTTP server", "http: panic serving", "from inside"), 1)
+	require.Len(t, book.About("level=WARN", "grid: HTTP server", "http2: panic serving", "from inside"), 1)
+	require.Len(t, book.About("level=WARN", "grid: HTTP server"), 2, "%v", book.About("level=WARN"))
+	require.NotEmpty(t, book.About("level=DEBUG", "grid: HTTP server", "http2: server"), "%v", book.About("level=DEBUG"))
+	require.NotEmpty(t, book.About("level=DEBUG", "grid: HTTP server", "received GOAWAY"))
 }

@@ -1,6 +1,7 @@
 package grid
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,11 @@ type claimant struct {
 	// Of one that is no host yet.
 	manager *Manager
 	at      *progress // of the arrival
-	holders int       // the arrival, and functions of the application's that have not returned; under strangers.mu
+
+	// Under strangers.mu.
+	holders  int  // the arrival, and functions of the application's that have not returned
+	removed  bool // by RemoveHost, since it has arrived
+	outdated bool // by SetHosts, since AcceptHost was asked
 }
 
 // strangers are those on their way in that are no hosts: of each name one, so that AcceptHost is not
@@ -100,6 +105,38 @@ func (who *claimant) leave() {
 	}
 }
 
+// remove has a host that is on its way in not be taken in.
+func (s *strangers) remove(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if who := s.m[name]; who != nil {
+		who.removed = true
+	}
+}
+
+// outdate has AcceptHost be asked again about those that are on their way in.
+func (s *strangers) outdate() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, who := range s.m {
+		who.outdated = true
+	}
+}
+
+// isOutdated reports whether what AcceptHost says of who has come before the hosts were changed, and
+// does so once for each time; an error says that it does not matter.
+func (who *claimant) isOutdated() (bool, error) {
+	s := &who.manager.strangers
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if who.removed {
+		return false, errRemoved
+	}
+	was := who.outdated
+	who.outdated = false
+	return was, nil
+}
+
 // ask asks a function of the application's about an arrival that claims to be who.
 func (who *claimant) ask(a *arrival, at *progress, f func() error) error {
 	if who.manager == nil {
@@ -121,31 +158,48 @@ func (m *Manager) takeIn(who *claimant, r *http.Request, a *arrival, at *progres
 	// Of a knock it would not end with the manager.
 	defer context.AfterFunc(a.ctx, func() { cancel(context.Cause(a.ctx)) })()
 	shown := a.show(r)
-	if err := who.ask(a, at, func() error { return m.opts.AcceptHost(ctx, who.name, shown) }); err != nil {
-		return err
-	}
-	var full error
-	err := m.changeHosts(who.name, func(hosts []string) []string {
-		switch {
-		case slices.Contains(hosts, who.name):
-		case len(hosts) >= m.opts.MaxHosts:
-			full = m.opts.fullOfHosts(len(hosts))
-		default:
-			return append(hosts, who.name)
+	for added := false; !added; {
+		if _, err := who.isOutdated(); err != nil {
+			return err
 		}
-		return hosts
-	})
-	if err == nil {
-		err = full
-	}
-	if err != nil {
-		return err
+		if err := who.ask(a, at, func() error { return m.opts.AcceptHost(ctx, who.name, shown) }); err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		var err error
+		if added, err = m.addAccepted(who); err != nil {
+			return err
+		}
 	}
 	if who.conn = m.peer(who.name); who.conn == nil {
 		return errRemoved // at once
 	}
 	m.opts.Logger.Info("grid: host accepted", "remote", who.name, "addr", addrOf(r))
 	return nil
+}
+
+// addAccepted adds who to the hosts, unless AcceptHost has to be asked again.
+func (m *Manager) addAccepted(who *claimant) (added bool, err error) {
+	var refused error
+	added = true
+	err = m.changeHosts(hostsChange{accepted: who.name, to: func(hosts []string) []string {
+		outdated, err := who.isOutdated()
+		switch {
+		case slices.Contains(hosts, who.name):
+		case err != nil:
+			refused = err
+		case outdated:
+			added = false
+		case len(hosts) >= m.opts.MaxHosts:
+			refused = m.opts.fullOfHosts(len(hosts))
+		default:
+			return append(hosts, who.name)
+		}
+		return hosts
+	}})
+	return added, cmp.Or(err, refused)
 }
 
 // addPass remembers the pass of a knock. known is the host that has signed it, or nil.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"slices"
 	"strings"
@@ -524,5 +525,198 @@ func TestAcceptHost_SeedThatWasRestartedInOrder(t *testing.T) {
 			rig.WaitState(t, g.Conn(guest, door), grid.StateConnected)
 			connected(t, g, door, guest)
 		}
+	})
+}
+
+// A host that is removed while AcceptHost is being asked about it is refused, whatever that says.
+func TestAcceptHost_HostThatIsRemovedMeanwhileIsRefused(t *testing.T) {
+	var hold, asking atomic.Pointer[chan struct{}]
+	roles(t, func(context.Context, string, *http.Request) error {
+		*asking.Load() <- struct{}{}
+		<-*hold.Load()
+		return nil
+	}, func(i int, o *grid.ManagerOptions) {
+		if i == 0 {
+			holds, asks := make(chan struct{}), make(chan struct{}, 100)
+			hold.Store(&holds)
+			asking.Store(&asks)
+		}
+	}, func(t *testing.T, g *rig.Grid, door, guest int) {
+		require.NoError(t, g.Manager(guest).AddHost(g.Host(door)))
+		<-*asking.Load()
+		require.NoError(t, g.Manager(door).RemoveHost(strings.ToUpper(g.Host(guest))))
+		*hold.Load() <- struct{}{}
+		synctest.Wait()
+		require.Empty(t, g.Manager(door).Targets())
+		require.Contains(t, g.Conn(guest, door).Stats().LastError, "is not accepted: the host was removed")
+		// It is asked about again when it comes again.
+		<-*asking.Load()
+		close(*hold.Load())
+		connected(t, g, guest, door)
+	})
+}
+
+// What AcceptHost has said before SetHosts does not count.
+func TestAcceptHost_IsAskedAgainAfterSetHosts(t *testing.T) {
+	var hold, asking atomic.Pointer[chan struct{}]
+	var no atomic.Bool
+	roles(t, func(context.Context, string, *http.Request) error {
+		refused := no.Load()
+		*asking.Load() <- struct{}{}
+		<-*hold.Load()
+		if refused {
+			return errors.New("not any more")
+		}
+		return nil
+	}, func(i int, o *grid.ManagerOptions) {
+		if i == 0 {
+			holds, asks := make(chan struct{}), make(chan struct{}, 100)
+			hold.Store(&holds)
+			asking.Store(&asks)
+		}
+	}, func(t *testing.T, g *rig.Grid, door, guest int) {
+		no.Store(false)
+		require.NoError(t, g.Manager(guest).AddHost(g.Host(door)))
+		<-*asking.Load()
+		require.NoError(t, g.Manager(door).SetHosts([]string{g.Host(door)}))
+		no.Store(true)
+		*hold.Load() <- struct{}{}
+		<-*asking.Load() // at once
+		require.Empty(t, g.Manager(door).Targets())
+		close(*hold.Load())
+		synctest.Wait()
+		require.Empty(t, g.Manager(door).Targets())
+		require.Contains(t, g.Conn(guest, door).Stats().LastError, "not any more")
+		no.Store(false)
+		require.NoError(t, g.Conn(guest, door).WaitForConnect(t.Context()))
+	})
+}
+
+// A host that was taken in and has gone is let go after ForgetAfter; one that comes back before, and
+// one that the application has named, stay.
+func TestForgetAfter_LetsHostsGo(t *testing.T) {
+	const after = 20 * time.Minute
+	log, book := rig.NewLogBook()
+	roles(t, func(context.Context, string, *http.Request) error { return nil }, func(_ int, o *grid.ManagerOptions) {
+		o.ForgetAfter, o.Logger = after, log
+	}, func(t *testing.T, g *rig.Grid, door, guest int) {
+		hosts := func() []string { return g.Manager(door).Targets() }
+		join := func() {
+			require.NoError(t, g.Manager(guest).AddHost(g.Host(door)))
+			connected(t, g, guest, door)
+		}
+		leave := func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			require.NoError(t, g.Manager(guest).Shutdown(ctx))
+			g.Stop(guest)
+		}
+		join()
+		time.Sleep(10 * after)
+		require.Len(t, hosts(), 1, "it is connected")
+		leave()
+		time.Sleep(after - time.Second)
+		require.Len(t, hosts(), 1)
+		g.Start(guest)
+		join()
+		leave()
+		time.Sleep(after - time.Second)
+		require.Len(t, hosts(), 1, "it was connected meanwhile")
+		time.Sleep(2*time.Minute + time.Second)
+		require.Empty(t, hosts())
+		require.NotEmpty(t, book.About("level=INFO", "grid: host forgotten", g.Host(guest)))
+
+		// It is taken in again; and once it was named it stays.
+		g.Start(guest)
+		join()
+		require.NoError(t, g.Manager(door).AddHost(g.Host(guest)))
+		leave()
+		time.Sleep(2 * after)
+		require.Len(t, hosts(), 1)
+	})
+}
+
+// Without it they stay, and those of Hosts do with it.
+func TestForgetAfter_IsForHostsThatWereTakenInOnly(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		g := rig.Setup{Hosts: rig.Names("http", 3), Stopped: true, Edit: func(_ int, o *grid.ManagerOptions) {
+			o.AcceptHost = func(context.Context, string, *http.Request) error { return nil }
+			o.ForgetAfter = time.Millisecond
+		}}.Start(t)
+		g.Start(0)
+		require.NoError(t, g.Manager(0).AddHost("http://another:1"))
+		time.Sleep(10 * time.Second)
+		require.Len(t, g.Manager(0).Targets(), 3)
+		require.NoError(t, g.Manager(0).SetHosts([]string{g.Host(0), g.Host(1)}))
+		time.Sleep(10 * time.Second)
+		require.Len(t, g.Manager(0).Targets(), 1)
+	})
+	roles(t, func(context.Context, string, *http.Request) error { return nil }, nil, func(t *testing.T, g *rig.Grid, door, guest int) {
+		require.NoError(t, g.Manager(guest).AddHost(g.Host(door)))
+		connected(t, g, guest, door)
+		g.Stop(guest)
+		time.Sleep(10 * time.Hour)
+		require.Len(t, g.Manager(door).Targets(), 1)
+	})
+}
+
+// Hosts that were taken in, and have gone, make no host unready; and one that knows nobody is not
+// ready before somebody has come.
+func TestReady_CountsHostsThatWereTakenInApart(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		g := rig.Setup{Hosts: rig.Names("http", 6), Stopped: true, Edit: func(i int, o *grid.ManagerOptions) {
+			o.AcceptHost = func(context.Context, string, *http.Request) error { return nil }
+			if o.Hosts = o.Hosts[:2]; i > 1 {
+				o.Hosts = []string{o.Local}
+			}
+		}}.Start(t)
+		ready := func(i int, enough func([]grid.HostLink) bool) (bool, string) {
+			w := httptest.NewRecorder()
+			g.Manager(i).Ready(enough)(w, httptest.NewRequest("GET", "/ready", nil))
+			return w.Code == http.StatusOK, w.Body.String()
+		}
+		check := func(i int, want bool, text string) {
+			t.Helper()
+			ok, body := ready(i, nil)
+			require.Equal(t, want, ok)
+			require.Contains(t, body, ": "+text+"\n")
+		}
+		g.Start(0)
+		g.Start(1)
+		connected(t, g, 0, 1)
+		for i := 2; i < 6; i++ {
+			g.Start(i)
+			check(i, false, "0 of 0 other hosts connected")
+			require.NoError(t, g.Manager(i).AddHost(g.Host(0)))
+			connected(t, g, i, 0)
+			check(i, true, "1 of 1 other hosts connected")
+		}
+		check(0, true, "1 of 1 other hosts connected, and 4 of 4 that AcceptHost has taken in")
+		for i := 2; i < 6; i++ {
+			g.Stop(i)
+		}
+		synctest.Wait()
+		check(0, true, "1 of 1 other hosts connected, and 0 of 4 that AcceptHost has taken in")
+		require.NoError(t, g.Manager(0).AddHost(g.Host(2)))
+		require.NoError(t, g.Manager(0).AddHost(g.Host(3)))
+		check(0, false, "1 of 3 other hosts connected, and 0 of 2 that AcceptHost has taken in")
+		_, _ = ready(0, func(others []grid.HostLink) bool {
+			want := []grid.HostLink{{g.Host(1), true, false}, {g.Host(2), false, false}, {g.Host(3), false, false}, {g.Host(4), false, true}, {g.Host(5), false, true}}
+			slices.SortFunc(want, func(a, b grid.HostLink) int { return strings.Compare(a.Host, b.Host) })
+			require.Equal(t, want, others)
+			return true
+		})
+
+		// The first host of a cluster that all others join.
+		g.Start(4)
+		g.Start(5)
+		require.NoError(t, g.Manager(5).AddHost(g.Host(4)))
+		connected(t, g, 5, 4)
+		check(4, true, "0 of 0 other hosts connected, and 1 of 1 that AcceptHost has taken in")
+		g.Stop(5)
+		synctest.Wait()
+		check(4, false, "0 of 0 other hosts connected, and 0 of 1 that AcceptHost has taken in")
+		ok, _ := ready(4, func([]grid.HostLink) bool { return true })
+		require.True(t, ok)
 	})
 }

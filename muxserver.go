@@ -63,6 +63,7 @@ type muxServer struct {
 	seen     *observed    // nil if nobody wants to know
 	metadata []byte       // as it came; nil for none
 	slot     *limit.Slots // the handler's, until all is sent; for who sends the result
+	taken    *hostLimits  // what the client's host takes up
 
 	// The reader's own.
 	recvSeq  uint32
@@ -178,7 +179,7 @@ func (m *muxServer) handled(recovered any) {
 	defer close(m.returned)
 	m.charge.Release()
 	m.result = handlerResult(recovered, m.result, m.handler.label, m.host.logger(), &m.handler.panics)
-	m.handler.calls.end(m.result != nil)
+	m.handler.calls.end(m.taken, m.result != nil)
 }
 
 // hasReturned reports whether the handler has.

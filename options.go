@@ -116,7 +116,8 @@ type ManagerOptions struct {
 	// one or asked to be dialled (protocol sections 3 and 10). By default such a host is refused.
 	// Where AcceptHost returns nil the host is added, as by [Manager.AddHost], and let in. An error
 	// refuses it, and is sent to it; there its errors are [ErrNotAccepted]. A host that was added
-	// stays until it is removed, and is asked about again if it comes back after that.
+	// stays until it is removed (see ForgetAfter), and is asked about again if it comes back after
+	// that.
 	//
 	// host is the name that it claims, in the form in which names are compared, and r the request with
 	// which it came. Its token or proof is valid by then, and VerifyPeer has agreed, if there is one.
@@ -300,6 +301,14 @@ type ManagerOptions struct {
 	// the default is 4096.
 	MaxHosts int
 
+	// ForgetAfter is how long a host that AcceptHost has taken in may be without a link: then it is
+	// removed, as by [Manager.RemoveHost], within an eighth of that more, or a minute if that is less.
+	// If it comes back AcceptHost is asked about it again. One that was given to [Manager.AddHost] or
+	// [Manager.SetHosts] since stays. It should be longer than a restart of a host takes, and than a
+	// cut of the network that is to be survived: what this host dials it does not look for any more.
+	// From 1 ms to 30 days; by default they stay until they are removed.
+	ForgetAfter time.Duration
+
 	// MaxPings is how many pings of each host are answered in a second, those of its connection and
 	// of its streams together. The other host is told in the handshake, and does not send more, so
 	// its streams are pinged less often where they are too many. Further ones are dropped: a peer
@@ -439,6 +448,9 @@ func (o ManagerOptions) withDefaults() (*ManagerOptions, error) {
 		if !isInterval(*d.d) {
 			return nil, fmt.Errorf("grid: %s is %v, must be %v to %v, or 0 for the default", d.name, *d.d, minInterval, maxInterval)
 		}
+	}
+	if o.ForgetAfter != 0 && !isInterval(o.ForgetAfter) {
+		return nil, fmt.Errorf("grid: ForgetAfter is %v, must be %v to %v, or 0 for the default", o.ForgetAfter, minInterval, maxInterval)
 	}
 	if o.MinBackoff > o.MaxBackoff {
 		return nil, fmt.Errorf("grid: MinBackoff is %v, must be no more than MaxBackoff, which is %v", o.MinBackoff, o.MaxBackoff)

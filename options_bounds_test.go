@@ -35,6 +35,7 @@ func OptionBounds(size int) map[string]OptionBound {
 		"MaxQueuedBytes":     {4 << 10, math.MaxInt, "At least 4 KiB"},
 		"MaxHandshakes":      {1, math.MaxInt, "At least 1"},
 		"MaxHosts":           {1, math.MaxInt, "At least 1"},
+		"ForgetAfter":        interval,
 		"MaxPings":           {2, math.MaxInt, "At least 2"},
 		"RequestTimeout":     interval,
 		"PingInterval":       interval,

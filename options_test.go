@@ -259,6 +259,10 @@ func TestOptions_DefaultsAreTheDocumentedOnes(t *testing.T) {
 			}
 			require.Equal(t, want, fmt.Sprint(f), name)
 		case time.Duration:
+			if f == 0 {
+				require.Contains(t, doc, "by default", name)
+				continue
+			}
 			if want == fmt.Sprintf("%d ms", f.Milliseconds()) {
 				continue
 			}

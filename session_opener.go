@@ -85,6 +85,9 @@ func (o *opener) open(p parcel) (workers.Task, error) {
 		return nil, nil
 	}
 	if p.Flags&flagMore != 0 {
+		if full := h.calls().isFull(); full != nil { // rather than take in the rest, for which it is early
+			return nil, o.turnAway(as, p, h, o.callsFull(h, full))
+		}
 		return nil, o.collect(p, h, as)
 	}
 	payload, err := p.whole()
@@ -94,9 +97,14 @@ func (o *opener) open(p parcel) (workers.Task, error) {
 	return o.begin(as, p, h, payload, p.deadline(p.now))
 }
 
-// begin makes the task of an opening that is complete, and has a slot, or refuses it.
+// begin makes the task of an opening that is complete, and has a slot, or refuses it. Only now does
+// it count as a call of its handler, so that none can be kept from others by what never comes.
 func (o *opener) begin(as *admission, p parcel, h handler, payload arrived, deadline time.Time) (workers.Task, error) {
-	if err := payload.decodes(h.decodes(), o.keptMetadata(p.message, h)); err != nil {
+	err := payload.decodes(h.decodes(), o.keptMetadata(p.message, h))
+	if err == nil {
+		err = o.count(h)
+	}
+	if err != nil {
 		payload.drop()
 		return nil, o.turnAway(as, p, h, err)
 	}
@@ -115,10 +123,26 @@ func (o *opener) keptMetadata(m *message, h handler) int {
 	return 0
 }
 
-// turnAway refuses an opening that has a slot if err is that of a limit. It returns any other
-// error.
+// count counts a call of a handler, or says why it may not run.
+func (o *opener) count(h handler) error {
+	if full := h.calls().begin(o.s.conn.taken); full != nil {
+		return o.callsFull(h, full)
+	}
+	return nil
+}
+
+func (o *opener) callsFull(h handler, full *callsFull) error {
+	most := h.calls().max
+	if full.running < int64(most) {
+		return overloadedf("MaxRunning", "handler %s refused: %d calls of it are running for this host, its share of MaxRunning, %d, is now %d", h.label(), full.running, most, full.share)
+	}
+	return overloadedf("MaxRunning", "handler %s refused: %d calls of it are running, the limit of its MaxRunning", h.label(), full.running)
+}
+
+// turnAway refuses an opening that has a slot, and has not begun, if err is that of a limit. It
+// returns any other error.
 func (o *opener) turnAway(as *admission, p parcel, h handler, err error) error {
-	h.calls().turnAway()
+	h.calls().refused.Add(1)
 	as.slots.Release()
 	return o.refuseOverload(p.message, err)
 }
@@ -129,7 +153,7 @@ func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.
 	s := o.s
 	deadline, timesOut := h.stream.calls.deadline(deadline, 0)
 	c := newMuxServer(s, p.message, h.stream, payload, deadline, s.caps, &s.conn.caller, s.terms.sendSize.of(s.conn.local), p.now)
-	c.slot, c.timesOut = &s.conn.taken.streams, timesOut
+	c.slot, c.taken, c.timesOut = &s.conn.taken.streams, s.conn.taken, timesOut
 	c.in.maxBytes, c.in.maxMessage = s.opts.MaxStreamBytes, s.opts.MaxMessageSize
 	if len(s.opts.ServeInterceptors) > 0 {
 		c.seen = new(observed)
@@ -138,7 +162,7 @@ func (o *opener) streamTask(p parcel, h handler, payload arrived, deadline time.
 	if !s.served.add(c.id, c) {
 		c.cancel(s.endError())
 		payload.drop()
-		h.calls().end(false)
+		h.calls().end(s.conn.taken, false)
 		c.slot.Release()
 		return nil
 	}
@@ -159,10 +183,6 @@ func (o *opener) admit(h handler, slots *limit.Slots) error {
 	if s.conn.refuses.Load() {
 		slots.Release()
 		return fmt.Errorf("grid: %w", errShuttingDown)
-	}
-	if calls := h.calls(); !calls.begin() {
-		slots.Release()
-		return o.atLimit(h, overloadedf("MaxRunning", "handler %s refused: %d calls of it are running, the limit of its MaxRunning", h.label(), calls.max))
 	}
 	return nil
 }
@@ -301,10 +321,7 @@ func (g *opening) dischargeLocked() {
 }
 
 // release frees the slot of an opening that will not be one.
-func (g *opening) release() {
-	g.found.calls().end(false)
-	g.as.slots.Release()
-}
+func (g *opening) release() { g.as.slots.Release() }
 
 // checkUnopened checks that m, a first fragment or a whole, does not come amid another opening of
 // its mux.
@@ -363,7 +380,7 @@ func (o *opener) resume(p parcel) (workers.Task, error) {
 	payload, whole, err := pending.add(p)
 	if err != nil {
 		if o.giveUp(pending.id) {
-			pending.found.calls().turnedAway.Add(1)
+			pending.found.calls().refused.Add(1)
 		}
 		return nil, o.refuseOverload(p.message, err)
 	}

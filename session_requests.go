@@ -91,7 +91,7 @@ func (t *singleTask) Refuse() {
 	s.overload(err)
 	s.opener.refuse(&message{MuxID: t.id, Handler: t.handler, Flags: flagEOF, Op: opRequest}, err.Error())
 	t.payload.drop()
-	t.entry.calls.turnAway()
+	t.entry.calls.turnAway(s.conn.taken)
 	t.free()
 	s.conn.taken.handlers.Release()
 }
@@ -115,9 +115,9 @@ func (t *singleTask) Run() {
 		result = handlerResult(recover(), result, t.entry.label, s.logger(), &t.entry.panics)
 		t.charge.Release()
 		if t.refused != nil {
-			t.entry.calls.turnAway()
+			t.entry.calls.turnAway(s.conn.taken)
 		} else {
-			t.entry.calls.end(result != nil)
+			t.entry.calls.end(s.conn.taken, result != nil)
 		}
 		buf := resp
 		resp = nil // nothing here must hold what sendResponse gives back

@@ -32,6 +32,9 @@ var (
 //	...
 //	members, err := gate.Join(m, nil, "10.0.0.1:7946", "10.0.0.2:7946")
 //
+// Hosts that the gossip has brought are named hosts for [grid.Manager.Ready], and are not subject to
+// ForgetAfter of [grid.ManagerOptions]: they go when the gossip says so.
+//
 // The zero value is ready, and belongs to one Manager. Its methods may be called concurrently.
 type Gate struct {
 	mu     sync.Mutex    // guards what follows

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/internal/httpbody"
 )
 
 // Options are those of [New]; their zero value stands for the defaults.
@@ -82,6 +83,7 @@ func New(m *grid.Manager, id grid.HandlerID, o Options) (*Status, error) {
 // ?node= and the base URL of a host chooses whose links the page lists one by one; it is this host
 // by default.
 func (s *Status) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	httpbody.Unread(w, r)
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")

@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 const (
@@ -44,23 +46,32 @@ func (n *node) serve(op string) http.HandlerFunc {
 			c.ID = rand.Text()
 		}
 		var err error
-		switch match, none := r.Header.Get("If-Match"), r.Header.Get("If-None-Match"); {
-		case len(c.ID) > maxID:
-			http.Error(w, "Idempotency-Key is too long", http.StatusBadRequest)
+		match, matches := one(r.Header, "If-Match")
+		none, isNone := one(r.Header, "If-None-Match")
+		switch {
+		case len(c.ID) > maxID || !utf8.ValidString(c.ID):
+			http.Error(w, "the Idempotency-Key is too long, or not UTF-8", http.StatusBadRequest)
 			return
-		case op == "get" || match == "" && none == "":
-		case match == "" && none == "*":
+		case !utf8.ValidString(c.Key): // which JSON would make another one of
+			http.Error(w, "the key is not UTF-8", http.StatusBadRequest)
+			return
+		case op == "get" || !matches && !isNone:
+		case !matches && none == "*":
 			c.If = new(uint64)
 		default:
 			version, err := strconv.ParseUint(strings.Trim(match, `"`), 10, 64)
-			if err != nil || version == 0 || none != "" {
+			if err != nil || version == 0 || isNone {
 				http.Error(w, "the condition is not a version", http.StatusBadRequest)
 				return
 			}
 			c.If = &version
 		}
-		if c.Value, err = io.ReadAll(http.MaxBytesReader(w, r.Body, maxValue)); err != nil {
-			http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
+		if c.Value, err = readBody(w, r); err != nil {
+			status := http.StatusRequestTimeout
+			if large := new(http.MaxBytesError); errors.As(err, &large) {
+				status = http.StatusRequestEntityTooLarge
+			}
+			http.Error(w, err.Error(), status)
 			return
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), requestTime)
@@ -75,6 +86,8 @@ func (n *node) serve(op string) http.HandlerFunc {
 			w.Header().Set("ETag", strconv.Quote(strconv.FormatUint(got.Version, 10)))
 		}
 		switch {
+		case got.Other:
+			http.Error(w, "the Idempotency-Key is that of another request", http.StatusUnprocessableEntity)
 		case !got.Held:
 			http.Error(w, "the key has another version", http.StatusPreconditionFailed)
 		case op != "get":
@@ -86,4 +99,20 @@ func (n *node) serve(op string) http.HandlerFunc {
 			_, _ = w.Write(got.Value)
 		}
 	}
+}
+
+// one is the header of a name, and whether there is any: an empty condition is one that never holds.
+func one(h http.Header, name string) (value string, is bool) {
+	values := h.Values(name)
+	return strings.Join(values, ","), len(values) > 0
+}
+
+// readBody reads the body of a request, which must come in a time: else a client that never sends it
+// would hold up the end of the server.
+func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+	c := http.NewResponseController(w)
+	_ = c.SetReadDeadline(time.Now().Add(requestTime))
+	// It would end the context of the request as well.
+	defer func() { _ = c.SetReadDeadline(time.Time{}) }()
+	return io.ReadAll(http.MaxBytesReader(w, r.Body, maxValue))
 }

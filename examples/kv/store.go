@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"io"
 	"maps"
@@ -24,8 +26,15 @@ type command struct {
 // result is what became of a command.
 type result struct {
 	Held    bool   // the condition did, if there was one
+	Other   bool   // another command had the same ID
 	Version uint64 // of the key now, 0 if it is not there: the index of the entry that put it
 	Value   []byte // for a get
+}
+
+// done is the result of a command, and a hash by which that is told from another one of the same ID.
+type done struct {
+	result
+	Of string
 }
 
 // item is the value of a key.
@@ -47,12 +56,12 @@ type store struct {
 // state is what a snapshot has.
 type state struct {
 	Items   map[string]item
-	Results map[string]result // by ID
-	IDs     []string          // of these, the oldest first
+	Results map[string]done // by ID
+	IDs     []string        // of these, the oldest first
 }
 
 func newStore() *store {
-	return &store{state: state{Items: map[string]item{}, Results: map[string]result{}}}
+	return &store{state: state{Items: map[string]item{}, Results: map[string]done{}}}
 }
 
 // Apply implements [raft.FSM].
@@ -63,11 +72,16 @@ func (s *store) Apply(l *raft.Log) any {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if r, ok := s.state.Results[c.ID]; ok {
-		return r // it was done before, and its answer was lost
+	sum := sha256.Sum256(l.Data)
+	of := hex.EncodeToString(sum[:])
+	switch was, ok := s.state.Results[c.ID]; {
+	case ok && was.Of != of:
+		return result{Other: true}
+	case ok:
+		return was.result // it was done before, and its answer was lost
 	}
 	r := s.state.do(c, l.Index)
-	s.state.Results[c.ID] = r
+	s.state.Results[c.ID] = done{r, of}
 	if s.state.IDs = append(s.state.IDs, c.ID); len(s.state.IDs) > remembered {
 		delete(s.state.Results, s.state.IDs[0])
 		s.state.IDs = s.state.IDs[1:]

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -89,4 +90,28 @@ func TestTotals_HostThatTakesAllLeavesOthersTheirShare(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Openings that are begun and never completed take nothing of what a handler may have running.
+func TestMaxRunning_IsNotTakenByFirstFragments(t *testing.T) {
+	rig.InAttackByDialler(t, rawpeer.Config{Caps: rig.AllCaps}, func(o *grid.ManagerOptions) {
+		o.HandlerOptions = map[grid.HandlerKey]grid.HandlerOptions{{ID: rig.Echo}: {MaxRunning: 8, Timeout: time.Second}}
+	}, func(a *rig.Attacked) {
+		p := a.Next()
+		for id := range uint64(100) {
+			p.Send(rawpeer.Fragment(rawpeer.OpRequest, 1+id, 0, rig.Echo))
+		}
+		synctest.Wait()
+		require.Equal(a, 100, a.Conn.Stats().Handlers, "they have slots of their host's")
+		for range 100 {
+			_, err := a.Grid.Conn(1, 0).SingleRequest(a.Context(), rig.Echo, []byte("x"))
+			require.NoError(a, err)
+		}
+		for _, st := range a.Node.HandlerStats() {
+			if st.ID == rig.Echo {
+				require.Zero(a, st.Running)
+				require.Zero(a, st.Refused)
+			}
+		}
+	})
 }

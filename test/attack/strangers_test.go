@@ -105,6 +105,21 @@ func TestStrangers_InventedNamesAreBounded(t *testing.T) {
 	})
 }
 
+// One process that comes in under several names is told about.
+func TestStrangers_NamesOfOneProcessAreLogged(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := rig.NewAttacked(t, true, rawpeer.Config{}, func(o *grid.ManagerOptions) {
+			o.AcceptHost = func(context.Context, string, *http.Request) error { return nil }
+		})
+		names := inventedNames(2)
+		require.True(t, stranger(a, names[0]).Accepted)
+		require.Empty(t, a.Book.About("two hosts are one process"))
+		require.True(t, stranger(a, names[1]).Accepted)
+		synctest.Wait() // until it is written
+		require.Len(t, a.Book.About("level=WARN", "grid: two hosts are one process", "remote="+names[1], "it is connected as "+names[0]), 1)
+	})
+}
+
 // Those who ask to be dialled are bounded too.
 func TestStrangers_InventedNamesThatKnockAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

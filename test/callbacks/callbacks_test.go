@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"runtime/debug"
 	"strings"
@@ -75,6 +76,46 @@ var callbacks = map[string]callback{
 	"InterceptServe, of a stream":      {install: serving(true), trigger: served(stream), stuckClose: true},
 	"InterceptServe, end of a request": {install: serving(false), trigger: served(request), stuckClose: true},
 	"InterceptServe, end of a stream":  {install: serving(false), trigger: served(stream), stuckClose: true},
+	"the function given to Ready": {trigger: func(r *room) {
+		r.m.Ready(func([]grid.HostLink) bool { r.call(); return true })(httptest.NewRecorder(), httptest.NewRequest("GET", "/ready", nil))
+	}, panicsAreTheCallers: true, stuckClose: true},
+	"ServeOptions.Handler": {trigger: func(r *room) {
+		l, err := r.Net.Listen("serves:1")
+		require.NoError(r.t, err)
+		ctx, stop := context.WithCancel(context.Background())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			_ = r.m.Serve(ctx, l, grid.ServeOptions{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) { r.call() })})
+		}()
+		r.t.Cleanup(func() { stop(); <-ended })
+		client := &http.Client{Transport: &http.Transport{DialContext: r.Net.Dialer("client:1"), DisableKeepAlives: true}}
+		if resp, err := client.Get("http://serves:1/"); err == nil {
+			resp.Body.Close()
+		}
+	}, stuckClose: true},
+	"CodecOf, at the caller": {trigger: func(r *room) {
+		h, codec := coded(func() { r.call() }, nil)
+		_, _ = h.Call(context.Background(), r.Conn(r.it, r.peer), codec.NewWith(new(int)))
+	}, panicsAreTheCallers: true, stuckClose: true},
+	"CodecOf, at the handler": {trigger: func(r *room) {
+		h, _ := coded(nil, func() { r.call() })
+		require.NoError(r.t, h.Register(r.m, func(n *grid.Coded[int]) (*grid.Coded[int], *grid.RemoteErr) { return n, nil }))
+		_, _ = r.Conn(r.peer, r.it).SingleRequest(context.Background(), rig.Handler, []byte{0xc4, 0}) // no bytes, as MessagePack
+	}, panicsAreTheCallers: true, stuckClose: true},
+}
+
+// coded is a handler whose payloads have an encoding that calls these functions, which may be nil.
+func coded(marshals, unmarshals func()) (*grid.SingleHandler[*grid.Coded[int], *grid.Coded[int]], *grid.Codec[int]) {
+	call := func(f func()) {
+		if f != nil {
+			f()
+		}
+	}
+	codec := grid.CodecOf(
+		func(*int) ([]byte, error) { call(marshals); return nil, nil },
+		func(*int, []byte) error { call(unmarshals); return nil })
+	return grid.NewSingleHandler(rig.Handler, codec.New, codec.New), codec
 }
 
 // room is three nodes: the first has the callback, which is called because of the second, while the
@@ -87,6 +128,7 @@ type room struct {
 	m               *grid.Manager // of it
 
 	armed atomic.Bool
+	call  func() // the callback, where it is part of what triggers it
 	stuck chan struct{}
 	done  chan error // when the function has done what it does, if it returns
 }
@@ -133,6 +175,7 @@ func newRoom(t *testing.T, c callback, do func(r *room) error) *room {
 	}
 	r.other = 3 - r.it - r.peer
 	act := func() { r.act(do) }
+	r.call = act
 	r.Grid = rig.Setup{Hosts: hosts, Edit: func(i int, o *grid.ManagerOptions) {
 		if i == r.it {
 			o.Logger, r.log = rig.NewLogBook()

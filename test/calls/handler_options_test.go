@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -107,6 +108,79 @@ func TestHandlerOptions_ASlowHandlerLeavesSlotsToOthers(t *testing.T) {
 	})
 }
 
+// A host has its share of a handler's limit, as of the totals: alone it can't take all, and those that
+// come later find something. Hosts that come and go have it divided anew.
+func TestHandlerOptions_HostsShareMaxRunning(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		g := rig.New(t, 4, func(i int, o *grid.ManagerOptions) {
+			o.HandlerOptions = handlerOptions{{ID: rig.Unused}: {Name: "slow", MaxRunning: 12}}
+		})
+		m := g.Manager(3)
+		release, let := rig.Gate(t)
+		register := func() {
+			require.NoError(t, m.RegisterSingleHandler(rig.Unused, func(b []byte) ([]byte, *grid.RemoteErr) { <-release; return b, nil }))
+		}
+		register()
+		var running []<-chan error
+		// fill makes calls until one is refused, and returns how many were not.
+		fill := func(i int, text string) (n int) {
+			for ; ; n++ {
+				call := rig.InBackground(func() error {
+					_, err := g.Conn(i, 3).SingleRequest(t.Context(), rig.Unused, nil)
+					return err
+				})
+				synctest.Wait()
+				select {
+				case err := <-call:
+					require.ErrorIs(t, err, grid.ErrOverloaded)
+					require.ErrorContains(t, err, text)
+					return n
+				default:
+					running = append(running, call)
+				}
+			}
+		}
+		end := func() {
+			let()
+			for _, call := range running {
+				require.NoError(t, <-call)
+			}
+			running = nil
+			synctest.Wait()
+			release, let = rig.Gate(t)
+		}
+		share := func(n int) string {
+			return fmt.Sprintf("handler 8 (slow) refused: %d calls of it are running for this host, its share of MaxRunning, 12, is now %d", n, n)
+		}
+		// Half is divided among three, and who comes may borrow half of what is left of the other.
+		require.Equal(t, 5, fill(0, share(5)))
+		require.Equal(t, 4, fill(1, share(4)))
+		require.Equal(t, 3, fill(2, "12 calls of it are running, the limit of its MaxRunning"))
+		end()
+
+		require.NoError(t, m.RemoveHost(g.Host(1)))
+		require.NoError(t, m.RemoveHost(g.Host(2)))
+		rig.WaitState(t, g.Conn(0, 3), grid.StateConnected)
+		require.Equal(t, 12, fill(0, "12 calls of it are running, the limit of its MaxRunning"))
+		// What is added now has no more than what is free.
+		require.NoError(t, m.AddHost(g.Host(1)))
+		rig.WaitState(t, g.Conn(1, 3), grid.StateConnected)
+		require.Zero(t, fill(1, "12 calls of it are running, the limit of its MaxRunning"))
+		end()
+		require.Equal(t, 6, fill(0, share(6)))
+		// A handler that takes the place of another counts by itself.
+		require.True(t, m.Unregister(rig.Unused))
+		register()
+		require.Equal(t, 6, fill(0, share(6)))
+		end()
+		require.NoError(t, m.RemoveHost(g.Host(0)))
+		require.NoError(t, m.AddHost(g.Host(0)))
+		synctest.Wait()
+		rig.WaitState(t, g.Conn(0, 3), grid.StateConnected)
+		require.Equal(t, 6, fill(0, share(6)), "nothing was lost count of")
+	})
+}
+
 // However calls end, none of them stays in the count of its handler.
 func TestHandlerStats_CountAllAndKeepNone(t *testing.T) {
 	rig.InBubble(t, func(t *testing.T) {
@@ -161,12 +235,9 @@ func TestHandlerStats_CountAllAndKeepNone(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		lost := rig.InBackground(func() error { return call(t.Context(), "well ", 1<<19) })
 		time.Sleep(3 * time.Second)
-		require.Equal(t, 1, stat(rig.Unused).Running)
 		g.Cut(0, 1)
 		require.Error(t, <-lost)
-		st := stat(rig.Unused)
-		require.Zero(t, st.Running)
-		require.EqualValues(t, 6, st.Calls)
+		require.Equal(t, grid.HandlerStats{ID: rig.Unused, Name: "8", Calls: 4, Failed: 2}, stat(rig.Unused), "neither was one")
 		g.Net.Rate(g.Addr(0), g.Addr(1), 0)
 		require.NoError(t, c.WaitForConnect(t.Context()))
 
