@@ -546,7 +546,7 @@ func (s *fuzzStream) serve(ctx context.Context, end fuzzEnd) (result *RemoteErr)
 				_ = w.CloseWithError(broken)
 			}
 			if broken != nil && isWriter {
-				s.result = NewRemoteErrString(fmt.Sprintf("grid: handler %d has written a part only: %v", s.handler(), broken))
+				s.result = NewRemoteErr(fmt.Errorf("grid: handler %d has written a part only: %w", s.handler(), broken))
 			}
 			return nil
 		case 2:
@@ -559,7 +559,7 @@ func (s *fuzzStream) serve(ctx context.Context, end fuzzEnd) (result *RemoteErr)
 	}
 	s.returned.Store(true)
 	if _, isWriter := end.w.(*StreamWriter); isWriter && broken != nil {
-		s.result = NewRemoteErrString(fmt.Sprintf("grid: handler %d has written a part only: %v", s.handler(), broken))
+		s.result = NewRemoteErr(fmt.Errorf("grid: handler %d has written a part only: %w", s.handler(), broken))
 	}
 	return nil
 }
@@ -692,9 +692,8 @@ func (s *fuzzStream) checkEnd() {
 	case s.result != nil && s.err.Error() == s.result.Error():
 		require.True(t, IsRemoteErr(s.err))
 		details := s.r.caps&capErrors != 0
-		wraps := details && strings.HasPrefix(s.result.Error(), "handler ")
-		require.Equal(t, wraps, errors.Is(s.err, errFuzzFailed), "stream %d", s.i)
-		require.Equal(t, wraps, ErrorCode(s.err) == "failed", "stream %d", s.i)
+		require.Equal(t, details && errors.Is(s.result, errFuzzFailed), errors.Is(s.err, errFuzzFailed), "stream %d", s.i)
+		require.Equal(t, details && ErrorCode(s.result) == "failed", ErrorCode(s.err) == "failed", "stream %d", s.i)
 		require.True(t, s.left.Load() || s.down.isComplete(), "messages before the handler's error are lost")
 	case !s.disturbed():
 		require.Failf(t, "wrong end", "stream %d ended with %v, its handler with %v", s.i, s.err, s.result)

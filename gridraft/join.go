@@ -98,6 +98,7 @@ func (t *Transport) Join(ctx context.Context, id raft.ServerID, host string) err
 		at = host // which may know a leader by then
 		select {
 		case <-time.After(joinPause):
+		case <-t.life.Load().ctx.Done():
 		case <-ctx.Done():
 			return fmt.Errorf("gridraft: join by %s: %w, last: %w", host, context.Cause(ctx), last)
 		}

@@ -115,7 +115,12 @@ func (c *client) quorum(first *call, calls []*call, conns []grid.Requester, req 
 			m.violation("%d answers make a quorum of %d", len(answers), need)
 		}
 	case errors.As(err, &failed):
-		if failed.Need != need || failed.Of != len(conns) || len(failed.Errs) <= len(conns)-need || len(answers) >= need {
+		if failed.Cause != nil {
+			c.judgeContext(first, err)
+		}
+		if failed.Need != need || failed.Of != len(conns) || len(answers) >= need ||
+			failed.Cause == nil && len(failed.Errs) <= len(conns)-need ||
+			len(failed.Errs)+len(answers)+len(failed.Unanswered) != len(conns) {
 			m.violation("%d of %d have failed, and %d answered: %v", len(failed.Errs), len(conns), len(answers), err)
 		}
 		if grid.CanRetry(err) {
