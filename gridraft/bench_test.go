@@ -200,7 +200,9 @@ func BenchmarkPipeline(b *testing.B) {
 			defer p.Close()
 			req := appendRequest(256)
 			for len(req.Entries) < 64 {
-				req.Entries = append(req.Entries, req.Entries[0])
+				next := *req.Entries[0]
+				next.Index += uint64(len(req.Entries))
+				req.Entries = append(req.Entries, &next)
 			}
 			b.ReportAllocs()
 			b.ResetTimer()

@@ -85,7 +85,9 @@ func (t *Transport) callInParts(ctx context.Context, to *grid.Caller, b []byte, 
 	if err != nil {
 		return err
 	}
-	_ = sendParts(stream.Send, b, t.opts.PartSize) // the stream's end says why
+	if err := sendParts(stream.Send, b, t.opts.PartSize); errors.Is(err, grid.ErrMessageTooLarge) {
+		return err // any other is the stream's end, of which the answer tells
+	}
 	return answered(ctx, stream, resp)
 }
 

@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/go-msgpack/v2/codec"
+	"github.com/hashicorp/raft"
+	"github.com/tinylib/msgp/msgp"
 
 	"github.com/gridrpc/grid"
 )
@@ -71,6 +74,11 @@ func decode(b []byte, v any) error {
 	if b == nil {
 		b = []byte{} // else it would be the message before
 	}
+	if _, ok := v.(*raft.AppendEntriesRequest); ok {
+		if err := checkEntries(b); err != nil {
+			return err
+		}
+	}
 	d.ResetBytes(b)
 	if err := d.Decode(v); err != nil {
 		return fmt.Errorf("gridraft: decode: %w", err)
@@ -115,11 +123,22 @@ var errBadPart = errors.New("gridraft: message of a pipeline is not a part of a 
 // partReader receives requests.
 type partReader struct {
 	recv func() ([]byte, error)
-	max  int // bytes of a request
+	max  int // bytes of a request, and of all in parts that a host has sent
+
+	host *hostParts
+	held int // bytes of the present request that count towards those of its host
 }
 
-// next decodes the next request into v. It returns io.EOF where there is none.
+// release has the present request not count any more.
+func (p *partReader) release() {
+	p.host.add(-p.held)
+	p.held = 0
+}
+
+// next decodes the next request into v. It returns io.EOF where there is none. The request counts
+// until the next call, or release.
 func (p *partReader) next(v any) error {
+	p.release()
 	whole, more, err := p.part(nil)
 	for more && err == nil {
 		if whole, more, err = p.part(whole); err == io.EOF {
@@ -146,10 +165,82 @@ func (p *partReader) part(before []byte) (b []byte, more bool, err error) {
 		return nil, false, ErrRequestTooLarge
 	}
 	more = msg[last] == morePart
+	if more || before != nil {
+		p.held += last
+		if all := p.host.add(last); all > int64(p.max) {
+			return nil, false, fmt.Errorf("%w: those of this host would take %d bytes, MaxRequestSize is %d", ErrRequestTooLarge, all, p.max)
+		}
+	}
 	if before == nil {
 		return msg[:last], more, nil
 	}
 	before = append(before, msg[:last]...)
 	grid.PutByteBuffer(msg)
 	return before, more, nil
+}
+
+// hostParts is how many bytes of requests in parts a host has sent that have not been answered.
+type hostParts struct {
+	bytes     atomic.Int64
+	pipelines int // the transport's lock guards it
+}
+
+func (h *hostParts) add(n int) (all int64) { return h.bytes.Add(int64(n)) }
+
+// beginPipeline returns the parts of a host, which endPipeline is to be called with.
+func (t *Transport) beginPipeline(host string) *hostParts {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h := t.parts[host]
+	if h == nil {
+		h = new(hostParts)
+		t.parts[host] = h
+	}
+	h.pipelines++
+	return h
+}
+
+func (t *Transport) endPipeline(host string, h *hostParts) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if h.pipelines--; h.pipelines == 0 {
+		delete(t.parts, host)
+	}
+}
+
+// maxEntries is how many entries raft sends in a request at most.
+const maxEntries = 1024
+
+// checkEntries refuses a request with more entries than raft sends, before it is decoded: an entry
+// of one byte becomes a raft.Log.
+func checkEntries(b []byte) error {
+	fields, b, err := msgp.ReadMapHeaderBytes(b)
+	for ; err == nil && fields > 0; fields-- {
+		var key []byte
+		if key, b, err = readKey(b); err != nil {
+			break
+		}
+		if string(key) == "Entries" && msgp.NextType(b) != msgp.NilType {
+			n, _, err := msgp.ReadArrayHeaderBytes(b)
+			if err != nil {
+				return fmt.Errorf("gridraft: decode: entries: %w", err)
+			}
+			if n > maxEntries {
+				return fmt.Errorf("gridraft: request with %d entries, raft sends %d at most", n, maxEntries)
+			}
+		}
+		b, err = msgp.Skip(b)
+	}
+	if err != nil {
+		return fmt.Errorf("gridraft: decode: %w", err)
+	}
+	return nil
+}
+
+// readKey reads the name of a field, which may have either form.
+func readKey(b []byte) (key, rest []byte, err error) {
+	if msgp.NextType(b) == msgp.BinType {
+		return msgp.ReadBytesZC(b)
+	}
+	return msgp.ReadStringZC(b)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"testing"
 
@@ -72,18 +73,18 @@ func TestParts_OfAllSizes(t *testing.T) {
 			require.NoError(t, err)
 			messages, recv := parted(t, b, size)
 			require.Len(t, messages, (len(b)+size-1)/size)
-			p := partReader{recv: recv, max: len(b)}
+			p := partReader{host: new(hostParts), recv: recv, max: len(b)}
 			got := new(raft.AppendEntriesRequest)
 			require.NoError(t, p.next(got))
 			require.Equal(t, want, got)
 			require.Equal(t, io.EOF, p.next(got))
 
 			_, recv = parted(t, b, size)
-			require.ErrorIs(t, (&partReader{recv: recv, max: len(b) - 1}).next(got), ErrRequestTooLarge)
+			require.ErrorIs(t, (&partReader{host: new(hostParts), recv: recv, max: len(b) - 1}).next(got), ErrRequestTooLarge)
 
 			if len(messages) > 1 {
 				recv = receiver(messages[:len(messages)-1])
-				require.ErrorIs(t, (&partReader{recv: recv, max: len(b)}).next(got), io.ErrUnexpectedEOF)
+				require.ErrorIs(t, (&partReader{host: new(hostParts), recv: recv, max: len(b)}).next(got), io.ErrUnexpectedEOF)
 			}
 		}
 	}
@@ -91,7 +92,7 @@ func TestParts_OfAllSizes(t *testing.T) {
 
 func TestParts_ThatAreNone(t *testing.T) {
 	for _, m := range []string{"", "\x02", "x\x02", "\x01", "\x00", "\xc0\xc0\x00", "\xc1\x00"} {
-		p := partReader{recv: receiver([][]byte{[]byte(m)}), max: 100}
+		p := partReader{host: new(hostParts), recv: receiver([][]byte{[]byte(m)}), max: 100}
 		require.Error(t, p.next(new(raft.AppendEntriesRequest)), "%q", m)
 	}
 }
@@ -100,8 +101,8 @@ func TestParts_ThatAreNone(t *testing.T) {
 func TestCheck_RefusesWhatRaftPanicsAt(t *testing.T) {
 	good := raft.EncodeConfiguration(raft.Configuration{Servers: []raft.Server{{ID: "a", Address: "b"}}})
 	for i, c := range []any{
-		&raft.AppendEntriesRequest{Entries: []*raft.Log{{Type: raft.LogConfiguration, Data: good}}},
-		&raft.AppendEntriesRequest{Entries: []*raft.Log{{Data: []byte("\xff")}}},
+		&raft.AppendEntriesRequest{Entries: []*raft.Log{{Index: 1, Type: raft.LogConfiguration, Data: good}}},
+		&raft.AppendEntriesRequest{Entries: []*raft.Log{{Index: 1, Data: []byte("\xff")}}},
 		&raft.InstallSnapshotRequest{SnapshotVersion: 1, Configuration: good},
 		&raft.InstallSnapshotRequest{},
 		&raft.RequestVoteRequest{},
@@ -109,9 +110,9 @@ func TestCheck_RefusesWhatRaftPanicsAt(t *testing.T) {
 		require.NoError(t, check(c), i)
 	}
 	for i, c := range []any{
-		&raft.AppendEntriesRequest{Entries: []*raft.Log{{}, nil}},
-		&raft.AppendEntriesRequest{Entries: []*raft.Log{{Type: raft.LogConfiguration}}},
-		&raft.AppendEntriesRequest{Entries: []*raft.Log{{Type: raft.LogConfiguration, Data: good[1:]}}},
+		&raft.AppendEntriesRequest{Entries: []*raft.Log{{Index: 1}, nil}},
+		&raft.AppendEntriesRequest{Entries: []*raft.Log{{Index: 1, Type: raft.LogConfiguration}}},
+		&raft.AppendEntriesRequest{Entries: []*raft.Log{{Index: 1, Type: raft.LogConfiguration, Data: good[1:]}}},
 		&raft.InstallSnapshotRequest{SnapshotVersion: 1},
 		&raft.InstallSnapshotRequest{SnapshotVersion: 1, Configuration: []byte("\xc1")},
 		&raft.InstallSnapshotRequest{Size: -1},
@@ -141,7 +142,7 @@ func FuzzRequest(f *testing.F) {
 		}
 		_, recv := parted(t, b, int(size)+1)
 		got := new(raft.AppendEntriesRequest)
-		partErr := (&partReader{recv: recv, max: len(b)}).next(got)
+		partErr := (&partReader{host: new(hostParts), recv: recv, max: len(b)}).next(got)
 		if (err == nil) != (partErr == nil) {
 			t.Fatalf("whole: %v; in parts: %v", err, partErr)
 		}
@@ -152,4 +153,92 @@ func FuzzRequest(f *testing.F) {
 			t.Fatal("in parts it is another request")
 		}
 	})
+}
+
+// A request with more entries than raft sends is refused before it is decoded, however it says so.
+func TestDecode_RefusesMoreEntriesThanRaftSends(t *testing.T) {
+	request := func(key []byte, entries ...byte) []byte {
+		return slices.Concat([]byte{0x82, 0xa4}, []byte("Term"), []byte{7}, key, entries)
+	}
+	str, bin := []byte("\xa7Entries"), []byte("\xc4\x07Entries")
+	many := append([]byte{0xdc, 0x04, 0x01}, bytes.Repeat([]byte{0x80}, maxEntries+1)...)
+	for name, c := range map[string]struct {
+		b   []byte
+		err string
+	}{
+		"as many as there may be": {request(str, append([]byte{0xdc, 0x04, 0x00}, bytes.Repeat([]byte{0x80}, maxEntries)...)...), ""},
+		"one more":                {request(str, many...), "1025 entries"},
+		"a name of bytes":         {request(bin, many...), "1025 entries"},
+		"a lie":                   {request(str, 0xdd, 0xff, 0xff, 0xff, 0xff), "4294967295 entries"},
+		"a map":                   {request(str, 0xde, 0x04, 0x00), "entries: "},
+		"none":                    {request(str, 0xc0), ""},
+		"twice":                   {slices.Concat([]byte{0x82}, str, []byte{0x90}, str, many), "1025 entries"},
+		"an array of fields":      {[]byte{0x91, 0x90}, "decode"},
+		"cut off":                 {request(str, 0xdc, 0x04), "decode"},
+		"a key that is a number":  {[]byte{0x81, 0x07, 0x90}, "decode"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := decode(c.b, new(raft.AppendEntriesRequest))
+			if c.err == "" {
+				require.NoError(t, err)
+			} else {
+				require.ErrorContains(t, err, c.err)
+			}
+		})
+	}
+}
+
+// What raft would panic at is refused.
+func TestCheck_RefusesEntriesThatRaftPanicsAt(t *testing.T) {
+	entry := func(index uint64, kind raft.LogType) *raft.Log { return &raft.Log{Index: index, Type: kind} }
+	for name, c := range map[string]struct {
+		previous uint64
+		entries  []*raft.Log
+		err      string
+	}{
+		"in order":        {4, []*raft.Log{entry(5, raft.LogCommand), entry(6, raft.LogNoop), entry(7, raft.LogBarrier)}, ""},
+		"from the first":  {0, []*raft.Log{entry(1, raft.LogCommand)}, ""},
+		"nil":             {4, []*raft.Log{entry(5, raft.LogCommand), nil}, "entry 1 of 2 is nil"},
+		"a gap":           {4, []*raft.Log{entry(5000, raft.LogCommand)}, "entry 0 of 1 has index 5000, behind 4"},
+		"a gap in them":   {4, []*raft.Log{entry(5, raft.LogCommand), entry(7, raft.LogCommand)}, "entry 1 of 2 has index 7"},
+		"one twice":       {4, []*raft.Log{entry(5, raft.LogCommand), entry(5, raft.LogCommand)}, "entry 1 of 2 has index 5"},
+		"index 0":         {math.MaxUint64, []*raft.Log{entry(0, raft.LogCommand)}, "has index 0"},
+		"an unknown type": {4, []*raft.Log{entry(5, 77)}, "entry 0 of 1 is of type 77"},
+		"a configuration": {4, []*raft.Log{{Index: 5, Type: raft.LogConfiguration, Data: []byte{1}}}, "configuration"},
+		"a huge one":      {4, []*raft.Log{{Index: 5, Type: raft.LogConfiguration, Data: make([]byte, maxConfiguration+1)}}, "configuration of 1048577 bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := check(&raft.AppendEntriesRequest{PrevLogEntry: c.previous, Entries: c.entries})
+			if c.err == "" {
+				require.NoError(t, err)
+			} else {
+				require.ErrorContains(t, err, c.err)
+			}
+		})
+	}
+}
+
+// Requests in parts count towards one limit for each host, until they are answered.
+func TestParts_OfOneHostAreBoundedTogether(t *testing.T) {
+	host := new(hostParts)
+	part := func(b ...byte) func() ([]byte, error) {
+		return func() ([]byte, error) { return append(make([]byte, 60), b...), nil }
+	}
+	one := partReader{host: host, max: 100, recv: part(morePart)}
+	other := partReader{host: host, max: 100, recv: part(morePart)}
+	_, more, err := one.part(nil)
+	require.True(t, more)
+	require.NoError(t, err)
+	_, _, err = other.part(nil)
+	require.ErrorIs(t, err, ErrRequestTooLarge)
+	require.ErrorContains(t, err, "would take 120 bytes, MaxRequestSize is 100")
+	other.release()
+	require.EqualValues(t, 60, host.add(0))
+	one.release()
+	require.Zero(t, host.add(0))
+	whole := partReader{host: host, max: 100, recv: part(lastPart)}
+	_, more, err = whole.part(nil)
+	require.False(t, more)
+	require.NoError(t, err)
+	require.Zero(t, host.add(0), "a request in one message is bounded by its size")
 }

@@ -25,6 +25,10 @@
 // should be go in parts, over a stream. Payloads are those of [raft.NetworkTransport], encoded by
 // the same codec; what is around them is grid's, so that the two can't be mixed in one cluster.
 //
+// What raft would panic at is refused: entries that do not follow each other, of unknown types, or
+// more than the 1024 that raft sends in a request, and configurations that can't be decoded. All
+// else that a host of the manager sends is trusted, as raft trusts its peers.
+//
 // A heartbeat waits for nothing that is under way for the same server, be it entries that its disk
 // is busy with, or a snapshot.
 //

@@ -36,7 +36,7 @@ func (t *Transport) ServeJoin(r *raft.Raft) error {
 			err = decodeMessage(payload, &req)
 		}
 		if err == nil {
-			*answer, err = join(r, req.ID, raft.ServerAddress(grid.GetCaller(ctx).Name), t.opts.Timeout)
+			*answer, err = join(r, req.ID, raft.ServerAddress(callerOf(ctx)), t.opts.Timeout)
 		}
 		if err != nil {
 			return nil, grid.NewRemoteErr(err)
@@ -122,6 +122,9 @@ func (t *Transport) askToJoin(ctx context.Context, id raft.ServerID, host string
 	answer, err := to.SingleRequest(ctx, t.opts.FirstID+joinID, b)
 	if err != nil {
 		return "", err
+	}
+	if len(answer) > maxConfiguration {
+		return "", fmt.Errorf("gridraft: answer of %d bytes, more than %d", len(answer), maxConfiguration)
 	}
 	var a joinAnswer
 	if err := decodeMessage(answer, &a); err != nil {

@@ -1,8 +1,8 @@
 package gridraft
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
@@ -108,6 +108,14 @@ func (t *Transport) admit(ctx context.Context) (context.Context, error) {
 	return life, context.Cause(life)
 }
 
+// callerOf is the host that has called a handler; empty if it is not known.
+func callerOf(ctx context.Context) string {
+	if c := grid.GetCaller(ctx); c != nil {
+		return c.Name
+	}
+	return ""
+}
+
 // process has raft answer a command, until ctx ends, which is the handler's, or life.
 func (t *Transport) process(ctx, life context.Context, command any, reader io.Reader) (any, error) {
 	if err := check(command); err != nil {
@@ -146,20 +154,23 @@ func (t *Transport) servePipeline(ctx context.Context, _ []byte, s *grid.ServerS
 	if err != nil {
 		return grid.NewRemoteErr(err)
 	}
-	// What waits for a request can't be told to stop but by returning from the handler.
-	ended := make(chan error, 1)
-	go func() { ended <- t.appendAll(ctx, life, s) }()
-	select {
-	case err = <-ended:
-	case <-life.Done():
-		err = context.Cause(life)
-	}
-	return grid.NewRemoteErr(err)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(life, cancel)()
+	err = t.appendAll(ctx, life, s)
+	return grid.NewRemoteErr(cmp.Or(context.Cause(life), err))
 }
 
 // appendAll serves a pipeline until its input ends.
 func (t *Transport) appendAll(ctx, life context.Context, s *grid.ServerStream) error {
-	requests := partReader{recv: s.Recv, max: t.opts.MaxRequestSize}
+	host := callerOf(ctx)
+	requests := partReader{
+		recv: func() ([]byte, error) { return s.RecvContext(ctx) },
+		max:  t.opts.MaxRequestSize,
+		host: t.beginPipeline(host),
+	}
+	defer t.endPipeline(host, requests.host)
+	defer requests.release()
 	for {
 		command := new(raft.AppendEntriesRequest)
 		if err := requests.next(command); err == io.EOF {
@@ -198,16 +209,20 @@ func (t *Transport) serveSnapshot(ctx context.Context, payload []byte, s *grid.S
 	return grid.NewRemoteErr(err)
 }
 
-// check refuses what raft would panic at: entries that are missing, and configurations that can't
-// be decoded.
+// check refuses what raft would panic at: entries that are missing, do not follow each other or are
+// of no type that it knows, and configurations that can't be decoded.
 func check(command any) error {
 	switch c := command.(type) {
 	case *raft.AppendEntriesRequest:
-		for _, e := range c.Entries {
-			if e == nil {
-				return errors.New("gridraft: request with an entry that is nil")
-			}
-			if e.Type == raft.LogConfiguration {
+		for i, e := range c.Entries {
+			switch {
+			case e == nil:
+				return fmt.Errorf("gridraft: entry %d of %d is nil", i, len(c.Entries))
+			case e.Index == 0 || e.Index != c.PrevLogEntry+1+uint64(i):
+				return fmt.Errorf("gridraft: entry %d of %d has index %d, behind %d", i, len(c.Entries), e.Index, c.PrevLogEntry)
+			case e.Type > raft.LogConfiguration:
+				return fmt.Errorf("gridraft: entry %d of %d is of type %d", i, len(c.Entries), e.Type)
+			case e.Type == raft.LogConfiguration:
 				if err := checkConfiguration(e.Data); err != nil {
 					return err
 				}
@@ -224,8 +239,14 @@ func check(command any) error {
 	return nil
 }
 
+// maxConfiguration is the largest configuration, in bytes: some ten thousand servers.
+const maxConfiguration = 1 << 20
+
 // checkConfiguration decodes a configuration as raft does, which panics where it can't.
 func checkConfiguration(b []byte) error {
+	if len(b) > maxConfiguration {
+		return fmt.Errorf("gridraft: configuration of %d bytes, more than %d", len(b), maxConfiguration)
+	}
 	if err := codec.NewDecoderBytes(b, handle).Decode(new(raft.Configuration)); err != nil {
 		return fmt.Errorf("gridraft: configuration: %w", err)
 	}

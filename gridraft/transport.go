@@ -83,6 +83,8 @@ type Options struct {
 	// a larger one fails with [ErrRequestTooLarge], or ends its pipeline, so it must have room for
 	// raft's MaxAppendEntries, 64 by default, of the largest commands. At least PartSize; the
 	// default is 256 MiB.
+	// Those in parts that one host has sent, and that raft has not answered, may have as many
+	// together.
 	MaxRequestSize int
 
 	// ServerAddressProvider, if there is one, says at which host a server is, in place of the
@@ -143,6 +145,7 @@ type Transport struct {
 	mu         sync.Mutex // guards changes of cut and life as well
 	closed     bool
 	registered []grid.HandlerID // offsets
+	parts      map[string]*hostParts
 }
 
 // life is what calls and handlers run in: until the streams are closed, or the transport is.
@@ -166,7 +169,7 @@ func New(m *grid.Manager, o Options) (*Transport, error) {
 	if err := o.fill(m.MaxMessageSize()); err != nil {
 		return nil, err
 	}
-	t := &Transport{manager: m, opts: o, consumer: make(chan raft.RPC)}
+	t := &Transport{manager: m, opts: o, consumer: make(chan raft.RPC), parts: make(map[string]*hostParts)}
 	t.life.Store(newLife())
 	if err := t.register(); err != nil {
 		t.Close()

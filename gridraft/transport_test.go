@@ -1037,6 +1037,6 @@ func TestHandlers_RefuseWhatIsNoRequest(t *testing.T) {
 			}
 		}
 		_, err := c.SingleRequest(t.Context(), firstID+1, nilEntry)
-		require.ErrorContains(t, err, "entry that is nil")
+		require.ErrorContains(t, err, "entry 0 of 1 is nil")
 	})
 }
