@@ -209,7 +209,11 @@ func (snd *sender) trySend(m *message, seq *sequence) (full bool, err error) {
 	if !snd.canTry {
 		return snd.out.trySend(m, seq)
 	}
-	lone, full, err := snd.out.trySendLone(m, seq, snd.s.reader.frames.Load())
+	var heard int64
+	if seq != nil { // else the reader's cache line is left alone
+		heard = snd.s.reader.frames.Load()
+	}
+	lone, full, err := snd.out.trySendLone(m, seq, heard)
 	if lone.count > 0 {
 		snd.writeLone(lone)
 	}
