@@ -53,20 +53,29 @@
 // A stream carries any number of messages, in either direction or both, in order.
 // [Manager.RegisterStreamingHandler] registers what serves it, [Connection.NewStream] opens one.
 //
-// The handler reads its input from one channel and sends its output to another. The client sends
-// with [Stream.Send] and [Stream.CloseSend], or through the channel [Stream].Requests, and receives
-// with [Stream.Results] or the iterator [Stream.All]. A sender that is ahead of its receiver by
-// more than the capacities of the [StreamHandler] blocks: a slow consumer slows down its own
-// stream, and nothing else. Between two hosts of this implementation the window grows from there
-// with a consumer that keeps up, to 2048 messages or 1 MiB, whichever is less.
+// A handler is a function, Serve of the [StreamHandler], that gets a [ServerStream]: it receives with
+// [ServerStream.Recv] or the iterator [ServerStream.All], sends with [ServerStream.Send], and ends
+// the stream by its return. The client sends with [Stream.Send] and [Stream.CloseSend], and receives
+// with [Stream.Recv], [Stream.Results] or the iterator [Stream.All]. Both ends are an io.Reader and
+// an io.Writer as well, by their methods Reader and Writer, for files and other bytes. Either end
+// can have channels in place of these methods: a handler by Handle in place of Serve, the client by
+// [Stream].Requests.
+//
+// A sender that is ahead of its receiver by more than the capacities of the StreamHandler blocks: a
+// slow consumer slows down its own stream, and nothing else. Between two hosts of this
+// implementation the window grows from there with a consumer that keeps up, to 2048 messages or
+// 1 MiB, whichever is less.
 //
 // A stream ends once and says how. Results returns nil only if the handler returned nil, and then
-// everything that it sent has been delivered. A handler can tell the end of its input from an
-// abort: in both cases its input channel is closed, and after an abort its context has ended
-// before.
+// everything that it sent has been delivered. Recv of a handler returns io.EOF where the client has
+// ended its input, and another error where the stream was given up, so half an input can't be taken
+// for a whole one. With channels the input channel is closed in both cases, and after an abort the
+// handler's context has ended before.
 //
-// A stream must be consumed to its end, or its context be cancelled; otherwise it holds resources
-// on both hosts.
+// A stream must be consumed to its end, or be finished, or its context be cancelled; otherwise it
+// holds resources on both hosts. [Stream.Finish] ends the input, throws away the answers that are
+// left, and says how the handler has ended: what was sent before arrives. Cancelling drops what
+// the handler has not taken yet.
 //
 // # Typed calls
 //
@@ -82,8 +91,8 @@
 //
 // # Options of calls, and retries
 //
-// [Connection.With] returns what makes calls with [CallOptions]: with a timeout, or with a wait for
-// the link. [CanRetry] says of an error that the call has certainly not run, and [NewRetrier] makes
+// [Connection.With] returns what makes calls with [CallOptions]: with a timeout, a wait for the
+// link, or metadata. [CanRetry] says of an error that the call has certainly not run, and [NewRetrier] makes
 // such calls again, at another host first and within a budget.
 //
 // # Concurrency
