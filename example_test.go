@@ -629,6 +629,31 @@ func ExampleConnection_With() {
 	// Output: a key <nil>
 }
 
+func ExampleMetadata() {
+	server, conn, stop := pair()
+	defer stop()
+	ctx := context.Background()
+
+	const quota grid.HandlerID = 1
+	// On one host:
+	err := server.RegisterSingleHandlerContext(quota, func(ctx context.Context, disk []byte) ([]byte, *grid.RemoteErr) {
+		return fmt.Appendf(nil, "quota of %s on %s", grid.Metadata(ctx)["tenant"], disk), nil
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// On any other:
+	for _, tenant := range []string{"blue", "red"} {
+		to := conn.With(grid.CallOptions{Metadata: map[string]string{"tenant": tenant}})
+		answer, err := to.SingleRequest(ctx, quota, []byte("/data"))
+		fmt.Println(string(answer), err)
+	}
+	// Output:
+	// quota of blue on /data <nil>
+	// quota of red on /data <nil>
+}
+
 func ExampleSingleHandler_CallEach() {
 	hosts, stop := several(4, func(*grid.ManagerOptions) {})
 	defer stop()
