@@ -53,13 +53,13 @@
 // A stream carries any number of messages, in either direction or both, in order.
 // [Manager.RegisterStreamingHandler] registers what serves it, [Connection.NewStream] opens one.
 //
-// A handler is a function, Serve of the [StreamHandler], that gets a [ServerStream]: it receives with
-// [ServerStream.Recv] or the iterator [ServerStream.All], sends with [ServerStream.Send], and ends
-// the stream by its return. The client sends with [Stream.Send] and [Stream.CloseSend], and receives
-// with [Stream.Recv], [Stream.Results] or the iterator [Stream.All]. Both ends are an io.Reader and
-// an io.Writer as well, by their methods Reader and Writer, for files and other bytes. Either end
-// can have channels in place of these methods: a handler by Handle in place of Serve, the client by
-// [Stream].Requests.
+// A handler is a function, Serve of the [StreamHandler], that gets a [ServerStream]: it receives
+// with [ServerStream.Recv] or the iterator [ServerStream.All], sends with [ServerStream.Send], and
+// ends the stream by its return. The client sends with [Stream.Send] and [Stream.CloseSend], and
+// receives with [Stream.Recv], [Stream.Results] or the iterator [Stream.All]. Both ends are an
+// io.Reader and an io.Writer as well, by their methods Reader and Writer, for files and other
+// bytes. Either end can have channels in place of these methods: a handler by Handle in place of
+// Serve, the client by [Stream].Requests.
 //
 // A sender that is ahead of its receiver by more than the capacities of the StreamHandler blocks: a
 // slow consumer slows down its own stream, and nothing else. Between two hosts of this
@@ -92,8 +92,8 @@
 // # Options of calls, and retries
 //
 // [Connection.With] returns what makes calls with [CallOptions]: with a timeout, a wait for the
-// link, or metadata. [CanRetry] says of an error that the call has certainly not run, and [NewRetrier] makes
-// such calls again, at another host first and within a budget.
+// link, or metadata. [CanRetry] says of an error that the call has certainly not run, and
+// [NewRetrier] makes such calls again, at another host first and within a budget.
 //
 // # Concurrency
 //

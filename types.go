@@ -17,11 +17,11 @@ import (
 // that is also a [Recycler] recycles itself. Any other that is a pointer may be reused by the typed
 // handlers, which set what it points to to its zero value before. So a field that a message leaves
 // out, such as one that an older peer does not know, is zero, and never that of an earlier call;
-// UnmarshalMsg, such as the code of msgp, need not overwrite it. The constructor that a typed handler
-// is made with should set no defaults, since a reused value does not have them.
+// UnmarshalMsg, such as the code of msgp, need not overwrite it. The constructor that a typed
+// handler is made with should set no defaults, since a reused value does not have them.
 //
-// What such a value has, such as its slices and maps, is not reused. So a handler may keep req.Body,
-// say, when it has returned, but not req itself. Of a Recycler it may keep neither.
+// What such a value has, such as its slices and maps, is not reused. So a handler may keep
+// req.Body, say, when it has returned, but not req itself. Of a Recycler it may keep neither.
 //
 // A decoded value takes more memory than its bytes on the wire: see [Array] and [JSON] for how much
 // a peer can make of little.
