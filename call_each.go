@@ -280,10 +280,14 @@ func isOfEnded(ctx context.Context, err error) bool {
 	return ctx.Err() != nil && !IsRemoteErr(err) && errors.Is(err, ctx.Err())
 }
 
-// checkDistinct returns an error if conns names a host twice, or a subroute of one.
+// checkDistinct returns an error if conns names a host twice, or a subroute of one, or has one that
+// may ask any host.
 func checkDistinct(conns []Requester) error {
 	first := make(map[any]int, len(conns))
 	for i, conn := range conns {
+		if _, ok := conn.(*Retrier); ok {
+			return fmt.Errorf("grid: CallQuorum: Requester %d of %d is a Retrier, which may ask any of its hosts", i+1, len(conns))
+		}
 		who, ok := identity(conn)
 		if !ok {
 			continue
@@ -338,7 +342,7 @@ func (h *SingleHandler[Req, Resp]) CallFirst(ctx context.Context, conns []Reques
 }
 
 // CallAll returns the answers of all of conns, in the order of conns; the first error ends the rest.
-// Its error is that of CallQuorum for all of them.
+// Its error is that of CallQuorum for all of them. Without conns nobody is asked, and both are nil.
 func (h *SingleHandler[Req, Resp]) CallAll(ctx context.Context, conns []Requester, req Req) ([]Answer[Resp], error) {
 	n := h.countAsked(conns)
 	if n == 0 {

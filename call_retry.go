@@ -248,7 +248,7 @@ func (r *Retrier) SingleRequest(ctx context.Context, id HandlerID, payload []byt
 		switch {
 		case errors.Is(err, ErrNoHandler):
 			lacking = append(lacking, conns[next])
-			if len(lacking) == len(conns) {
+			if allAmong(conns, lacking) {
 				return nil, err
 			}
 		case errors.Is(err, ErrOverloaded) || IsRemoteErr(err): // sent
@@ -262,7 +262,7 @@ func (r *Retrier) SingleRequest(ctx context.Context, id HandlerID, payload []byt
 				if err := r.pause(ctx, pauses.Next(), err); err != nil {
 					return nil, err
 				}
-				if next, conns = 0, r.conns(); !slices.ContainsFunc(conns, func(c Requester) bool { return !isAmong(c, lacking) }) {
+				if next, conns = 0, r.conns(); allAmong(conns, lacking) {
 					return nil, err
 				}
 			}
@@ -272,6 +272,10 @@ func (r *Retrier) SingleRequest(ctx context.Context, id HandlerID, payload []byt
 		}
 		r.retries.Add(1)
 	}
+}
+
+func allAmong(conns, some []Requester) bool {
+	return !slices.ContainsFunc(conns, func(c Requester) bool { return !isAmong(c, some) })
 }
 
 // isAmong reports whether conn asks what one of some asks.

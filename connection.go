@@ -155,24 +155,20 @@ func (c *Connection) SingleRequest(ctx context.Context, id HandlerID, payload []
 
 // request makes a single request under a subroute, whose name is route; sub is nil for none.
 func (c *Connection) request(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, o callOptions) ([]byte, error) {
-	answer, err := c.requestUnnamed(ctx, id, route, sub, payload, o)
-	if err != nil {
-		return nil, callName{c, route, id}.error(err)
-	}
-	return answer, nil
-}
-
-func (c *Connection) requestUnnamed(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, o callOptions) ([]byte, error) {
 	if c != nil && c.intercepts() {
 		return c.interceptRequest(ctx, id, route, sub, payload, o)
 	}
 	metadata, err := encodeMetadata(o.metadata)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		var answer []byte
+		if answer, err = c.single(ctx, id, sub, payload, metadata, o); err == nil {
+			return answer, nil
+		}
 	}
-	return c.single(ctx, id, sub, payload, metadata, o)
+	return nil, callName{c, route, id}.error(err)
 }
 
+// interceptRequest is request with interceptors, whose own errors it leaves as they are.
 func (c *Connection) interceptRequest(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, o callOptions) (answer []byte, err error) {
 	seen := new(observed)
 	seen.init(c, time.Now())
@@ -239,24 +235,24 @@ func rawStream(m *muxClient, err error) (*Stream, error) {
 // open opens a stream under a subroute, whose name is route; sub is nil for none.
 func (c *Connection) open(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, caps capacities) (*muxClient, error) {
 	caps.name = callName{c, route, id}
-	m, err := c.openUnnamed(ctx, id, route, sub, payload, caps)
-	if err != nil {
-		return nil, caps.name.error(err)
+	if c != nil && c.intercepts() {
+		return c.interceptOpen(ctx, id, route, sub, payload, caps)
 	}
-	return m, nil
+	metadata, err := encodeMetadata(caps.options.metadata)
+	if err == nil {
+		var m *muxClient
+		if m, err = c.openObserved(ctx, id, sub, payload, metadata, nil, caps); err == nil {
+			return m, nil
+		}
+	}
+	return nil, caps.name.error(err)
 }
 
-func (c *Connection) openUnnamed(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, caps capacities) (*muxClient, error) {
-	if c == nil || !c.intercepts() {
-		metadata, err := encodeMetadata(caps.options.metadata)
-		if err != nil {
-			return nil, err
-		}
-		return c.openObserved(ctx, id, sub, payload, metadata, nil, caps)
-	}
+// interceptOpen is open with interceptors, whose own errors it leaves as they are.
+func (c *Connection) interceptOpen(ctx context.Context, id HandlerID, route string, sub *subHandlerID, payload []byte, caps capacities) (*muxClient, error) {
 	if err := c.taken.endings.checkStreams(c.opts); err != nil {
 		c.overload(err)
-		return nil, err
+		return nil, caps.name.error(err)
 	}
 	seen, caller := new(observed), ctx
 	seen.init(c, time.Now())

@@ -209,7 +209,7 @@ func withoutHost(err error) error {
 	case *waitError:
 		return &waitError{err: e.err, reason: e.reason}
 	case *callError:
-		return &callError{name: e.name, err: withoutHost(e.err), noHost: true}
+		return &callError{name: e.name, err: withoutHost(e.err), placed: true}
 	}
 	return err
 }

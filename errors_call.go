@@ -30,8 +30,8 @@ func nameOf(conn any, id HandlerID) callName {
 	return callName{}
 }
 
-// error is err, of the call, with host and handler in its text, each once. It leaves alone what the
-// remote host has said, a RemoteErr, and io.EOF, which is no error. The caller makes sure that it
+// error is err, of the call, with host and handler in its text, each once. It leaves alone what a
+// handler has said, a RemoteErr, and io.EOF, which is no error. The caller makes sure that it
 // is asked only where there is an error, so that a good end costs nothing.
 func (n callName) error(err error) error {
 	switch err.(type) {
@@ -74,13 +74,19 @@ func (n callName) nesting() int {
 type callError struct {
 	name   callName
 	err    error
-	noHost bool // the host is named anyway
+	placed bool // host and subroute are named anyway
 }
 
 // Error is the text of err, and in brackets behind it what that does not have of the name.
 func (e *callError) Error() string {
 	text := e.err.Error()
-	host := !e.noHost && !hasHost(e.err)
+	if e.placed {
+		if hasHandler(text, e.name.id) {
+			return text
+		}
+		return text + " (handler " + e.name.label() + ")"
+	}
+	host := !hasHost(e.err) && !strings.Contains(text, e.name.conn.remote)
 	switch named := hasHandler(text, e.name.id); {
 	case host && named:
 		return text + " (" + e.name.conn.remote + ")"
@@ -109,9 +115,10 @@ func hasHost(err error) bool {
 // of a host without it.
 func hasHandler(text string, id HandlerID) bool {
 	for _, before := range []string{"handler ", "handler with ID "} {
-		_, rest, ok := strings.Cut(text, before+strconv.Itoa(int(id)))
-		if ok && (rest == "" || rest[0] < '0' || rest[0] > '9') {
-			return true
+		for _, rest, ok := strings.Cut(text, before+strconv.Itoa(int(id))); ok; _, rest, ok = strings.Cut(rest, before+strconv.Itoa(int(id))) {
+			if rest == "" || rest[0] < '0' || rest[0] > '9' {
+				return true
+			}
 		}
 	}
 	return false

@@ -19,8 +19,8 @@ type HandlerStats struct {
 	Running int
 	// MaxRunning is how many there may be; 0 for no limit.
 	MaxRunning int
-	// Calls is how many have come as a whole, or were refused; Failed how many of them have ended with an error or a panic of
-	// the handler, and Refused how many a limit has kept from it.
+	// Calls is how many have come as a whole, or were refused; Failed how many of them have ended
+	// with an error or a panic of the handler, and Refused how many a limit has kept from it.
 	Calls, Failed, Refused int64
 }
 

@@ -47,7 +47,7 @@ func (m *Manager) answerKnock(w http.ResponseWriter, r *http.Request, a *arrival
 		respondUnavailable(w, err)
 	case err == errWithdrawn:
 		return // nobody waits for an answer
-	case err == errShuttingDown:
+	case err == errShuttingDown, err == errRegistering:
 		respondUnavailable(w, err)
 		return // which is no fault of anybody's
 	default:
@@ -62,6 +62,9 @@ func (m *Manager) takeKnock(r *http.Request, a *arrival, authReq []func(*http.Re
 	// Also once the manager is closed, of which a stranger learns nothing.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), m.opts.HandshakeTimeout)
 	defer cancel()
+	if m.hold.isRegistering() {
+		return false, errRegistering // so the host knocks again; nobody is asked about it before
+	}
 	c, err := m.checkKnock(r, a, m.opts.newProgress(ctx), authReq)
 	if err != nil {
 		return false, err

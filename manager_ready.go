@@ -20,9 +20,8 @@ type HostLink struct {
 
 // Ready returns an HTTP handler that says whether this host is ready for requests of clients, for a
 // probe of Kubernetes or a load balancer: 200 where enough links are up, else 503, and so once the
-// Manager is shutting down or closed, and until
-// Register has returned and BlockConnect is closed. The body is a line of text
-// that says which it is, with the number of hosts and no names.
+// Manager is shutting down or closed, and until Register has returned and BlockConnect is closed.
+// The body is a line of text that says which it is, with the number of hosts and no names.
 //
 // enough is told of all other hosts, sorted by name, and is called for each request, on its
 // goroutine. nil is for a majority of the hosts that the application has named, by

@@ -2,6 +2,7 @@ package grid
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/gridrpc/grid/internal/clip"
@@ -31,6 +32,9 @@ func (h *holdBack) wait(ctx context.Context) bool {
 	}
 	return true
 }
+
+// errRegistering is why nothing is taken that could wait.
+var errRegistering = errors.New("Register has not returned")
 
 // isRegistering reports whether Register has not returned.
 func (h *holdBack) isRegistering() bool { return !isClosed(h.registered) }

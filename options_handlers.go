@@ -31,9 +31,8 @@ type HandlerOptions struct {
 	// together, those of callers that have gone included. The hosts share it as they do
 	// MaxTotalHandlers: half is divided among them, at least one each where there are so many, and
 	// who calls more may have half of what is left of the rest. A call counts once its whole payload
-	// is there. A call beyond is refused at once; its
-	// caller gets [ErrOverloaded]. So a handler that has become slow leaves the slots of MaxHandlers
-	// and MaxTotalHandlers to the others. Each handler counts by itself, also where the options are
+	// is there. A call beyond is refused at once; its caller gets [ErrOverloaded]. So a handler that
+	// has become slow leaves the slots of MaxHandlers and MaxTotalHandlers to the others. Each handler counts by itself, also where the options are
 	// those of several. At least 1; by default there is no limit.
 	MaxRunning int
 

@@ -115,7 +115,7 @@ func servedMetric(name, help string, kind prometheus.ValueType, value func(s *ha
 
 var (
 	handlerMetrics = []handlerMetric{
-		servedMetric("running", "Calls that the handler serves here, from when they have a slot until it has returned.",
+		servedMetric("running", "Calls that the handler serves here, from when the whole request is there until it has returned.",
 			prometheus.GaugeValue, func(s *handlerSum) int64 { return int64(s.running) }),
 		servedMetric("calls_total", "Calls that have come for the handler, those refused included.",
 			prometheus.CounterValue, func(s *handlerSum) int64 { return s.calls }),

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -58,18 +59,33 @@ func join(r *raft.Raft, id raft.ServerID, addr raft.ServerAddress, timeout time.
 		a.Leader, _ = r.LeaderWithID()
 		return a, nil
 	}
-	if err := r.AddVoter(id, addr, 0, timeout).Error(); err != nil {
+	f := r.GetConfiguration()
+	if err := f.Error(); err != nil {
 		return a, err
 	}
-	f := r.GetConfiguration()
-	for _, s := range f.Configuration().Servers {
+	servers := f.Configuration().Servers
+	at := slices.IndexFunc(servers, func(s raft.Server) bool { return s.ID == id })
+	if at >= 0 && servers[at].Address != addr {
+		return a, fmt.Errorf("%w: %s is at %s", ErrServerExists, id, servers[at].Address)
+	}
+	if at < 0 || servers[at].Suffrage != raft.Voter {
+		if err := r.AddVoter(id, addr, f.Index(), timeout).Error(); err != nil {
+			return a, err
+		}
+		servers = append(servers, raft.Server{Address: addr})
+	}
+	for _, s := range servers {
 		a.Servers = append(a.Servers, s.Address)
 	}
-	return a, f.Error()
+	return a, nil
 }
 
 // joinPause is between two attempts to join.
 const joinPause = 100 * time.Millisecond
+
+// ErrServerExists is returned by Join where the group has a server of that ID at another address,
+// which a join would unseat. A server that has moved is removed first, by [raft.Raft.RemoveServer].
+var ErrServerExists = errors.New("gridraft: the group has a server of that ID already")
 
 var errNoLeader = errors.New("there is no leader")
 
@@ -90,7 +106,7 @@ func (t *Transport) Join(ctx context.Context, id raft.ServerID, host string) err
 		case err == nil && at == host && next != host:
 			at = next
 			continue
-		case errors.Is(err, raft.ErrTransportShutdown) && t.IsShutdown():
+		case errors.Is(err, raft.ErrTransportShutdown) && t.IsShutdown(), errors.Is(err, ErrServerExists):
 			return err
 		case last == nil || !errors.Is(err, context.DeadlineExceeded): // that may be of ctx
 			last = cmp.Or(err, errNoLeader)

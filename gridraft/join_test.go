@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gridrpc/grid"
+	"github.com/gridrpc/grid/gridraft"
 	"github.com/gridrpc/grid/gridtest"
 )
 
@@ -97,5 +98,25 @@ func TestJoin_EndsWithItsContextAndTheTransport(t *testing.T) {
 		require.ErrorIs(t, r.at(2).Join(t.Context(), "two", r.Host(1)), raft.ErrTransportShutdown)
 		require.Equal(t, time.Second, time.Since(begin))
 		require.Equal(t, raft.ErrTransportShutdown, r.at(2).ServeJoin(nil))
+	})
+}
+
+// A join by the ID of a server that is in already takes nobody's place.
+func TestJoin_ByAnIDThatIsTakenIsRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 4, nil, strangers())
+		var servers []*raft.Raft
+		for i := range 4 {
+			servers = append(servers, startAlone(t, r, i))
+		}
+		for i := 1; i < 3; i++ {
+			require.NoError(t, r.at(i).Join(t.Context(), raft.ServerID(r.Host(i)), r.Host(0)))
+		}
+		before := servers[0].GetConfiguration().Configuration()
+		for _, taken := range []int{0, 1} {
+			require.ErrorIs(t, r.at(3).Join(t.Context(), raft.ServerID(r.Host(taken)), r.Host(0)), gridraft.ErrServerExists)
+		}
+		require.Equal(t, before, servers[0].GetConfiguration().Configuration())
+		require.NoError(t, r.at(3).Join(t.Context(), raft.ServerID(r.Host(3)), r.Host(1)))
 	})
 }

@@ -5,6 +5,7 @@ package httpbody
 import (
 	"io"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -30,7 +31,7 @@ func Serve(h http.Handler, w http.ResponseWriter, r *http.Request, pause time.Du
 		h.ServeHTTP(w, r)
 		return
 	}
-	b := &body{r.Body, http.NewResponseController(w), pause, r.ProtoMajor < 2}
+	b := &body{ReadCloser: r.Body, c: http.NewResponseController(w), pause: pause, keeps: r.ProtoMajor < 2}
 	if b.keeps {
 		// An answer that is longer than package http buffers waits for a body that h has not read.
 		b.bound(time.Now().Add(pause))
@@ -39,6 +40,7 @@ func Serve(h http.Handler, w http.ResponseWriter, r *http.Request, pause time.Du
 	shown.Body = b
 	defer func() {
 		r.MultipartForm = shown.MultipartForm // whose files package http removes
+		b.end()
 		Unread(w, r)
 	}()
 	h.ServeHTTP(w, shown)
@@ -52,9 +54,24 @@ type body struct {
 	// keeps is whether the deadline stays between reads: in HTTP/1, where it is looked at only in
 	// one, and not in HTTP/2, where it would end a body that is not read meanwhile.
 	keeps bool
+
+	mu   sync.Mutex
+	over bool // the handler has returned: the connection is the next request's
 }
 
-func (b *body) bound(t time.Time) { _ = b.c.SetReadDeadline(t) }
+func (b *body) bound(t time.Time) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.over {
+		_ = b.c.SetReadDeadline(t)
+	}
+}
+
+func (b *body) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.over = true
+}
 
 func (b *body) Read(p []byte) (int, error) {
 	b.bound(time.Now().Add(b.pause))

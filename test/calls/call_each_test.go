@@ -401,3 +401,13 @@ func TestCallEach_OverTCP(t *testing.T) {
 		require.NoError(t, err)
 	}
 }
+
+func TestCallQuorum_OfARetrierIsRefused(t *testing.T) {
+	rig.InPair(t, nil, func(t *testing.T, g *rig.Grid, c *grid.Connection) {
+		r, err := grid.NewRetrier(grid.RetryOptions{}, c)
+		require.NoError(t, err)
+		h := grid.NewSingleHandler(rig.Echo, grid.NewBytes, grid.NewBytes)
+		_, err = h.CallQuorum(t.Context(), 2, []grid.Requester{c, r}, grid.NewBytes())
+		require.ErrorContains(t, err, "Requester 2 of 2 is a Retrier")
+	})
+}

@@ -201,3 +201,38 @@ func TestErrors_OfOthersAreNotRenamed(t *testing.T) {
 		require.NotErrorIs(t, err, failed)
 	})
 }
+
+// An interceptor's own error is the caller's as it is, and that of a call which it makes names its
+// host once.
+func TestErrors_OfInterceptorsAreTheirOwn(t *testing.T) {
+	mine := errors.New("mine")
+	rig.InBubble(t, func(t *testing.T) {
+		var g *rig.Grid
+		login := interceptsBy(func(ctx context.Context, c *grid.CallInfo) error {
+			switch c.Handler {
+			case rig.Handler:
+				return mine
+			case rig.Unused:
+				_, err := g.Conn(0, 1).SingleRequest(ctx, rig.Unused+1, nil)
+				return fmt.Errorf("login: %w", err)
+			}
+			return nil
+		})
+		g = rig.New(t, 2, func(_ int, o *grid.ManagerOptions) { o.CallInterceptors = []grid.CallInterceptor{login} })
+		c := g.Conn(0, 1)
+		_, err := c.SingleRequest(t.Context(), rig.Handler, nil)
+		require.Equal(t, mine, err)
+		_, err = c.NewStream(t.Context(), rig.Handler, nil)
+		require.Equal(t, mine, err)
+		g.Stop(1)
+		_, err = c.SingleRequest(t.Context(), rig.Unused, nil)
+		require.ErrorIs(t, err, grid.ErrDisconnected)
+		require.Equal(t, 1, strings.Count(err.Error(), g.Host(1)), "%v", err)
+	})
+}
+
+type interceptsBy func(ctx context.Context, c *grid.CallInfo) error
+
+func (f interceptsBy) InterceptCall(ctx context.Context, c *grid.CallInfo) (context.Context, func(grid.CallResult), error) {
+	return ctx, nil, f(ctx, c)
+}

@@ -416,3 +416,44 @@ func TestRetrier_NilIsAHostThatCannotBeReached(t *testing.T) {
 	_, err = whoAmI.Call(t.Context(), r, ask(""))
 	rig.RequireKind(t, err, rig.IsDisconnected, "typed")
 }
+
+// Hosts without the handler are left out, and those that come later are asked all the same.
+func TestRetrier_LeavesOutHostsWithoutTheHandlerAlone(t *testing.T) {
+	rig.InBubble(t, func(t *testing.T) {
+		g := rig.New(t, 2, nil)
+		_, lacks := g.Conn(0, 1).SingleRequest(t.Context(), rig.Unused, nil)
+		require.ErrorIs(t, lacks, grid.ErrNoHandler)
+		_, away := (*grid.Connection)(nil).SingleRequest(t.Context(), 1, nil)
+		a, b, c, d := &answers{err: lacks}, &answers{err: away}, &answers{err: lacks}, &answers{}
+		rounds := [][]grid.Requester{{a, b}, {c, d}}
+		r, err := grid.NewRetrierFunc(grid.RetryOptions{Attempts: 10}, func() []grid.Requester {
+			now := rounds[0]
+			rounds = rounds[1:]
+			return now
+		})
+		require.NoError(t, err)
+		_, err = r.SingleRequest(t.Context(), 1, nil)
+		require.NoError(t, err)
+		require.Equal(t, 1, d.asked)
+
+		twice, other := &answers{err: lacks}, &answers{err: lacks}
+		r, err = grid.NewRetrier(grid.RetryOptions{Attempts: 10, MinBackoff: time.Second, MaxBackoff: time.Second}, twice, twice, other)
+		require.NoError(t, err)
+		require.Zero(t, rig.Elapsed(func() {
+			_, err = r.SingleRequest(t.Context(), 1, nil)
+			require.ErrorIs(t, err, grid.ErrNoHandler)
+		}))
+		require.Equal(t, 1, twice.asked)
+	})
+}
+
+// answers is a Requester that answers alike.
+type answers struct {
+	err   error
+	asked int
+}
+
+func (a *answers) SingleRequest(context.Context, grid.HandlerID, []byte) ([]byte, error) {
+	a.asked++
+	return nil, a.err
+}
