@@ -50,7 +50,7 @@ const (
 func (r *streamsRun) registerCalls(i int) {
 	h := r.hosts[i]
 	require.NoError(r.t, h.RegisterSingleHandler(plainCalls, func(b []byte) ([]byte, *RemoteErr) {
-		return r.calls[b[0]].serve(nil, b)
+		return r.calls[b[0]].serve(context.Background(), b)
 	}))
 	require.NoError(r.t, h.RegisterSingleHandlerContext(contextCalls, func(ctx context.Context, b []byte) ([]byte, *RemoteErr) {
 		return r.calls[b[0]].serve(ctx, b)
@@ -124,7 +124,7 @@ func (c *fuzzCall) serve(ctx context.Context, b []byte) ([]byte, *RemoteErr) {
 	}
 	defer running.Add(-1)
 	stop := func() bool { return true }
-	if ctx != nil {
+	if c.hasContext {
 		r.checkMetadata(ctx, c.metadata)
 		stop = context.AfterFunc(ctx, func() { c.aborted.Store(true) })
 	}
@@ -132,7 +132,7 @@ func (c *fuzzCall) serve(ctx context.Context, b []byte) ([]byte, *RemoteErr) {
 	stop()
 	r.quiet.pass()
 	c.how = how
-	c.silent = ctx != nil && context.Cause(ctx) == context.Canceled && c.cancelled
+	c.silent = c.hasContext && context.Cause(ctx) == context.Canceled && c.cancelled
 	c.returned.Store(true)
 	switch {
 	case how == 2:
@@ -210,7 +210,6 @@ func (c *fuzzCall) checkEnd() {
 type requestRules struct {
 	call            *fuzzCall
 	whole, dropped  bool // by its client
-	answers, amid   bool // by its server
 	answered, other bool // in whole; by a refusal
 }
 
