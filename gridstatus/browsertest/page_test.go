@@ -367,7 +367,7 @@ func TestBrowser_PageForAScreenReader(t *testing.T) {
 	require.Len(t, names["main"], 1)
 	require.Len(t, names["status"], 1)
 	require.Equal(t, []string{"test mesh", "Who is connected to whom", "Last errors", "Hosts"}, names["heading"][:4])
-	require.Len(t, names["table"], 4)
+	require.Len(t, names["table"], 5)
 	for _, role := range []string{"table", "region", "link", "heading", "rowheader", "columnheader"} {
 		require.NotContains(t, names[role], "", "a %s without a name", role)
 	}
