@@ -105,7 +105,13 @@ func TestShutdown_HandlersMayCallOverTCP(t *testing.T) {
 	for range 10 {
 		served = append(served, callBoth(t.Context(), g.Conn(0, 1)))
 	}
-	for g.Conn(1, 0).Stats().Handlers < 20 {
+	running := func() (n int) { // not the slots, which are taken before a shutdown is looked for
+		for _, h := range g.Manager(1).HandlerStats() {
+			n += h.Running
+		}
+		return n
+	}
+	for running() < 20 {
 		time.Sleep(time.Millisecond)
 	}
 	down := rig.InBackground(func() error { return g.Manager(1).Shutdown(context.Background()) })
