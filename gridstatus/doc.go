@@ -20,9 +20,9 @@
 //
 // Nothing happens while nobody looks. However many pages are open on a host, it asks each other
 // host once in Options.Every, with one small request. The answer has 200 to 400 bytes for each
-// link and 50 to 150 for each handler, and a host makes it anew twice in Options.Every at most, in a time that is in proportion to
-// its open streams. So for 100 hosts, of which one is looked at, 3 MB come to that one in 2 s, and
-// 30 KB go out from each other. Its page has 630 KB then, some 30 KB of them with gzip, and takes
+// link and 50 to 150 for each handler, and a host makes it anew twice in Options.Every at most, in a
+// time that is in proportion to its open streams. So for 100 hosts, of which one is looked at, 3 MB
+// come to that one in 2 s, and 30 KB go out from each other. Its page has 630 KB then, some 30 KB of them with gzip, and takes
 // some 50 ms of one core, once for all readers who have chosen the same host; the JSON has 2 to 4
 // MB.
 //
