@@ -2,6 +2,7 @@ package chaos
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -82,7 +83,7 @@ func (h *hooks) call(c callback) {
 	switch t := h[c].Load(); {
 	case t == nil:
 	case t.panics:
-		panic(planned{c})
+		panic(plannedError{planned{c}})
 	default:
 		<-t.over
 	}
@@ -137,13 +138,15 @@ func (i interceptor) InterceptServe(ctx context.Context, _ *grid.CallInfo) (cont
 // intercepted makes a call whose interceptor may panic.
 func intercepted[T any](f func() (T, error)) (v T, err error) {
 	defer func() {
-		switch p := recover().(type) {
-		case nil:
-		case planned:
-			err = plannedError{p}
-		default:
+		p := recover()
+		if p == nil {
+			return
+		}
+		var why plannedError // perhaps in that of one of many calls
+		if e, ok := p.(error); !ok || !errors.As(e, &why) {
 			panic(p)
 		}
+		err = why
 	}()
 	return f()
 }
