@@ -328,14 +328,17 @@ func TestRedial_KnockIsWithdrawnByTheConnection(t *testing.T) {
 	t.Parallel()
 	t.Run("by who knocks", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			ended := make(chan error, 1)
+			ended, knocking := make(chan error, 1), make(chan struct{})
 			g := rig.Setup{Hosts: pairNames(), Edit: func(i int, o *grid.ManagerOptions) {
-				if i == 1 {
-					o.Dialer = func(ctx context.Context, _, _ string) (net.Conn, error) {
-						<-ctx.Done()
-						ended <- ctx.Err()
-						return nil, ctx.Err()
-					}
+				if i == 0 {
+					o.BlockConnect = knocking // else it may dial before there is a knock
+					return
+				}
+				o.Dialer = func(ctx context.Context, _, _ string) (net.Conn, error) {
+					close(knocking)
+					<-ctx.Done()
+					ended <- ctx.Err()
+					return nil, ctx.Err()
 				}
 			}}.Start(t)
 			begin := time.Now()
