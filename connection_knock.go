@@ -89,7 +89,7 @@ func (c *Connection) knock(after time.Duration) {
 		}
 		rest := max(heardPause, c.opts.MaxBackoff)
 		pauses, heard := backoff.New(c.opts.MinBackoff, c.opts.MaxBackoff), backoff.New(rest, rest)
-		for k.wait(ctx, after) && !c.draining.Load() {
+		for sleep(ctx, after, k.wanted) && !c.draining.Load() {
 			answer, err := c.sendKnock(ctx)
 			if err != nil && err != errWithdrawn {
 				c.log.Debug("grid: knock failed", "error", err)
@@ -102,7 +102,7 @@ func (c *Connection) knock(after time.Duration) {
 			case knockHeard:
 				pauses.Reset()
 				after = heard.Next()
-				if !k.rest(ctx) { // the host dials now
+				if !sleep(ctx, earlyInterval, nil) { // the host dials now
 					return
 				}
 			}
@@ -127,21 +127,9 @@ func (c *Connection) withdrawKnockLocked() {
 	}
 }
 
-// rest waits for earlyInterval, whoever wants the connection. It reports false once ctx has ended.
-func (k *knocking) rest(ctx context.Context) bool {
-	timer := time.NewTimer(earlyInterval)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-// wait waits for a time, or until somebody wants the connection. It reports false once ctx has
-// ended.
-func (k *knocking) wait(ctx context.Context, d time.Duration) bool {
+// sleep waits for a time, or until cut, which may be nil, cuts that short. It reports false once
+// ctx has ended.
+func sleep(ctx context.Context, d time.Duration, cut <-chan struct{}) bool {
 	if d == 0 {
 		return ctx.Err() == nil
 	}
@@ -149,7 +137,7 @@ func (k *knocking) wait(ctx context.Context, d time.Duration) bool {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-	case <-k.wanted:
+	case <-cut:
 	case <-ctx.Done():
 	}
 	return ctx.Err() == nil
