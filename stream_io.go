@@ -201,8 +201,8 @@ func (s *Stream) Writer(ctx context.Context) *StreamWriter {
 	return &StreamWriter{end: s.mux, ctx: ctx}
 }
 
-// Writer returns a writer to the client, which sends as SendContext does with ctx. That may be the
-// handler's own.
+// Writer returns a writer to the client, which sends as Send does with ctx. That may be the handler's
+// own.
 func (s *ServerStream) Writer(ctx context.Context) *StreamWriter {
 	return &StreamWriter{end: &s.serverEnd, ctx: ctx}
 }
